@@ -1,0 +1,23 @@
+//! Builds the eBPF object that `loader.rs` embeds.
+
+#[path = "../xtask/src/toolchain.rs"]
+mod toolchain;
+
+use anyhow::{Context as _, Result, bail};
+
+fn main() -> Result<()> {
+    println!("cargo:rerun-if-changed=../xtask/src/toolchain.rs");
+    let Some(name) = toolchain::find() else {
+        bail!("no toolchain can build the eBPF object: run `cargo xtask setup`");
+    };
+    if name == toolchain::LINKED {
+        // SAFETY: a build script has one thread at this point.
+        unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    }
+    let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../slb-ebpf");
+    aya_build::build_ebpf(
+        [aya_build::Package { name: "slb-ebpf", root_dir, ..Default::default() }],
+        aya_build::Toolchain::Custom(name),
+    )
+    .context("building the eBPF object (`cargo xtask setup` installs what it needs)")
+}

@@ -1,0 +1,232 @@
+//! The configuration file, and the model it is parsed into.
+//!
+//! A [`Config`] cannot hold a contradiction: [`parse`] is the only way in, and it reports every
+//! mistake of a file at once.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+pub use report::{Mistake, Report};
+
+mod parse;
+mod report;
+
+pub use parse::{load, parse};
+
+/// Where the agent looks for its file.
+pub const DEFAULT_PATH: &str = "/etc/slb/slb.toml";
+
+/// A whole, valid configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `[gateway]`.
+    pub gateway: Gateway,
+    /// `[[instance]]`, in the order of the file.
+    pub instances: Vec<Instance>,
+}
+
+/// `[gateway]`: the host that runs `slb`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Where XDP is attached; at least one, none twice.
+    pub interfaces: Vec<String>,
+    /// How it is attached.
+    pub xdp_mode: XdpMode,
+    /// A backend that names another region is refused.
+    pub region: Option<String>,
+    /// Capacity of the flow table, in flows.
+    pub flows: u32,
+    /// Who holds and announces the VIPs.
+    pub announce: Announce,
+    /// The local API's unix socket.
+    pub api: PathBuf,
+    /// Directory on bpffs for everything pinned.
+    pub pins: PathBuf,
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// Native where the driver has it, generic otherwise.
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the kernel's stack, on any interface.
+    Generic,
+}
+
+/// Who holds and announces the VIPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announce {
+    /// The agent: as /32 and /128 addresses, with gratuitous ARP and unsolicited NA.
+    Arp,
+    /// Somebody else.
+    None,
+}
+
+/// One load balancer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Unique in the file.
+    pub name: String,
+    /// At least one; no VIP belongs to two instances.
+    pub vips: Vec<IpAddr>,
+    /// The default group first, if there is one.
+    pub groups: Vec<Group>,
+    /// 1 to 50; protocol and port unique in the instance.
+    pub listeners: Vec<Listener>,
+}
+
+/// A server group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// `None` for the default group.
+    pub name: Option<String>,
+    /// Default, VServer, or primary/secondary.
+    pub kind: GroupKind,
+    /// How a packet reaches a backend.
+    pub forwarding: Forwarding,
+    /// Names unique in the group. Primary/secondary: exactly two, the primary first.
+    pub backends: Vec<Backend>,
+}
+
+/// The three kinds of server group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupKind {
+    /// The instance's own; its backends have no port.
+    Default,
+    /// Named; each backend with its own port.
+    VServer,
+    /// Exactly two backends; the second only while the first is unhealthy.
+    PrimarySecondary,
+}
+
+/// How a packet reaches a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Destination address and port are rewritten; replies come back through the gateway.
+    Nat,
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Unique in its group.
+    pub name: String,
+    /// One address, or one per family.
+    pub addresses: Vec<IpAddr>,
+    /// `None` in the default group only: the listener's `backend_port` is used.
+    pub port: Option<u16>,
+    /// 0 to 100; 0: no new flows.
+    pub weight: u8,
+    /// As written, if at all.
+    pub region: Option<String>,
+}
+
+/// Transport protocol of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+/// Protocol and port on the instance's VIPs, and where they lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port on the VIPs.
+    pub port: u16,
+    /// Index into [`Instance::groups`].
+    pub group: usize,
+    /// `Some` exactly when the group is the default group.
+    pub backend_port: Option<u16>,
+    /// How a backend is chosen for a new flow.
+    pub scheduler: Scheduler,
+    /// After this long without a packet a flow is forgotten.
+    pub idle_timeout: Duration,
+    /// What new flows get when no backend is healthy.
+    pub all_unhealthy: AllUnhealthy,
+    /// A disabled listener is not balanced.
+    pub enabled: bool,
+    /// `None`: switched off, every backend counts as healthy.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// How a backend is chosen for a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheduler {
+    /// Weighted consistent hash of the 4-tuple (Maglev).
+    Tch,
+    /// Weighted round robin.
+    Wrr,
+}
+
+/// What new flows get when no backend is healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllUnhealthy {
+    /// Nothing.
+    FailClosed,
+    /// The backends, as if all were healthy.
+    FailOpen,
+}
+
+/// Active probe of a backend on behalf of a listener.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HealthCheck {
+    /// What is sent, and what is a success.
+    pub probe: ProbeKind,
+    /// `None`: the backend's own.
+    pub port: Option<u16>,
+    /// From the start of one probe to the start of the next.
+    pub interval: Duration,
+    /// A probe without an answer for this long has failed.
+    pub timeout: Duration,
+    /// Consecutive successes that make a backend healthy, 1 to 10.
+    pub healthy: u8,
+    /// Consecutive failures that make a backend unhealthy, 1 to 10.
+    pub unhealthy: u8,
+}
+
+/// What a probe sends, and what it takes for a success.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ProbeKind {
+    /// The handshake completes.
+    Tcp,
+    /// The response's status is one of those expected.
+    Http(HttpProbe),
+    /// See [`UdpProbe`].
+    Udp(UdpProbe),
+}
+
+/// An HTTP/1.1 request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HttpProbe {
+    /// Request method.
+    pub method: HttpMethod,
+    /// Request target in origin form; begins with `/`.
+    pub path: String,
+    /// `Host` header; `None`: the backend's address.
+    pub host: Option<String>,
+    /// Statuses that count as success, as inclusive ranges within 100..=599.
+    pub expect: Vec<(u16, u16)>,
+}
+
+/// Method of an HTTP probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HttpMethod {
+    /// RFC 9110, section 9.3.2.
+    Head,
+    /// RFC 9110, section 9.3.1.
+    Get,
+}
+
+/// A datagram. Without `receive` a backend is healthy unless ICMP says that the port is unreachable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UdpProbe {
+    /// Payload; empty if not configured.
+    pub send: String,
+    /// What the answer must contain.
+    pub receive: Option<String>,
+}
