@@ -1,2 +1,190 @@
-//! x
-fn main() {}
+//! The packet path: one XDP program on every interface of the gateway.
+//!
+//! ```text
+//! parse ─► known ───────────────────────────────────────────────────────┬─► rewrite ─► count ─► out
+//!            └─ no ─► unknown ─┬─ to a VIP: choose ───┬─► flows::create ─┘
+//!                              └─ to a backend: direct ┘
+//! ```
+//!
+//! Every stage returns the [`Verdict`] of the packets that end there, and [`slb`] counts it: the
+//! single exit. `docs/architecture.md` has the picture.
+
+#![no_std]
+#![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+mod choose;
+mod direct;
+mod flows;
+mod hops;
+mod maps;
+mod stats;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use slb_common::{
+    abi::{
+        BACKEND_USABLE, FLOW_FORWARD, FLOW_REPLY, Flow, Hop, ROLE_BACKEND, ROLE_VIP, Roles, Translation, UDP,
+    },
+    frame::Frame,
+    parse::{self, Packet, Reject},
+    rewrite,
+    verdict::{Action, Verdict},
+};
+
+/// A frame on its way through the stages.
+struct Work<'a> {
+    ctx: &'a XdpContext,
+    frame: Frame<'a>,
+    packet: Packet,
+    /// Low half of the jiffies.
+    now: u32,
+}
+
+/// What is done to a packet that does not end here.
+#[derive(Default)]
+struct Sent {
+    to: Translation,
+    hop: Hop,
+}
+
+/// The single entry and the single exit.
+#[xdp]
+pub fn slb(ctx: XdpContext) -> u32 {
+    // SAFETY: the kernel vouches for `data..data_end` while the program runs.
+    let frame = unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) };
+    let bytes = frame.len() as u64;
+    let (verdict, ifindex) = match balance(&ctx, frame) {
+        Ok(sent) => sent,
+        Err(verdict) => (verdict, 0),
+    };
+    stats::count(verdict, bytes);
+    match verdict.action() {
+        Action::Pass => xdp_action::XDP_PASS,
+        Action::Drop => xdp_action::XDP_DROP,
+        Action::Transmit => hops::transmit(&ctx, ifindex),
+    }
+}
+
+/// The stages. Gives the verdict on a packet that was translated, and the interface that it leaves
+/// through; an `Err` is the verdict on any other.
+#[inline(always)]
+fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict> {
+    let packet = match parse::packet(&frame) {
+        Ok(packet) => packet,
+        Err(Reject::To(dst, verdict)) if role(&dst) & ROLE_VIP != 0 => return Err(verdict),
+        Err(_) => return Err(Verdict::NotOurs),
+    };
+    let mut work = Work { ctx, frame, packet, now: flows::now() };
+    let mut sent = Sent::default();
+    let ended = match flows::find(&work.packet.key) {
+        Some(flow) if !starts_anew(&work, flow) => known(&mut work, flow, &mut sent),
+        _ => unknown(&mut work, &mut sent),
+    };
+    if let Some(verdict) = ended {
+        return Err(verdict);
+    }
+    let Sent { to, hop } = sent;
+    rewrite::translate(&mut work.frame, &work.packet, &to, hop)?;
+    let verdict = match (to.is_reply, hop.is_known()) {
+        (false, true) => Verdict::Forwarded,
+        (true, true) => Verdict::Replied,
+        (false, false) => Verdict::ForwardedByKernel,
+        (true, false) => Verdict::RepliedByKernel,
+    };
+    Ok((verdict, hop.ifindex))
+}
+
+/// Whether a packet begins a flow anew although an entry for its tuple is there; that is then gone.
+///
+/// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
+/// none: both are better off elsewhere.
+#[inline(always)]
+fn starts_anew(work: &Work<'_>, flow: &Flow) -> bool {
+    let is_syn = work.packet.is_syn();
+    if flow.kind != FLOW_FORWARD || !(is_syn || work.packet.key.proto == UDP) {
+        return false;
+    }
+    let backend = maps::backend(flow.backend).copied().unwrap_or_default();
+    let anew = backend.flags & BACKEND_USABLE == 0
+        || work.now.wrapping_sub(flow.last_seen) > backend.idle_jiffies
+        || (is_syn && flows::has_ended(&work.packet.key, flow));
+    if anew {
+        flows::forget(&work.packet.key, flow);
+    }
+    anew
+}
+
+/// A packet of a known flow: fills `sent`, or gives the verdict if it ends here.
+#[inline(always)]
+fn known(work: &mut Work<'_>, flow: &mut Flow, sent: &mut Sent) -> Option<Verdict> {
+    flows::note(work, flow);
+    sent.to = flow.translation();
+    let bytes = work.frame.len() as u64;
+    match flow.kind {
+        FLOW_FORWARD => {
+            let Some(backend) = maps::backend(flow.backend) else {
+                return Some(Verdict::Inconsistent);
+            };
+            stats::forward(flow.backend, bytes);
+            sent.hop = backend.hop;
+            None
+        }
+        FLOW_REPLY => {
+            stats::reply(flow.backend, bytes);
+            match hops::to_client(work, flow) {
+                Ok(hop) => sent.hop = hop,
+                Err(verdict) => return Some(verdict),
+            }
+            None
+        }
+        _ => Some(Verdict::Direct),
+    }
+}
+
+/// A packet of no known flow: fills `sent`, or gives the verdict if it ends here.
+///
+/// Has a stack frame of its own, off the way of known flows. It returns one register and fills a
+/// plain struct: a larger result would leave a pointer to the caller's stack in r0, and an enum's
+/// unused payload uninitialised bytes on it, both of which the verifier refuses.
+#[inline(never)]
+fn unknown(work: &mut Work<'_>, sent: &mut Sent) -> Option<Verdict> {
+    begin(work, sent).err()
+}
+
+#[inline(always)]
+fn begin(work: &mut Work<'_>, sent: &mut Sent) -> Result<(), Verdict> {
+    let roles = role(&work.packet.key.dst);
+    let id = if roles & ROLE_VIP != 0 {
+        choose::backend(work)?
+    } else if roles & ROLE_BACKEND != 0 {
+        direct::conflict(work)?
+    } else {
+        return Err(Verdict::NotOurs);
+    };
+    let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
+    flows::create(work, id, backend, &mut sent.to)?;
+    if roles & ROLE_VIP != 0 {
+        stats::new_flow(id);
+    }
+    stats::forward(id, work.frame.len() as u64);
+    sent.hop = backend.hop;
+    Ok(())
+}
+
+/// What an address is to us.
+#[inline(always)]
+fn role(addr: &slb_common::abi::Address) -> u32 {
+    // SAFETY: copied out at once.
+    unsafe { maps::SLB_ADDRESSES.get(addr) }.copied().unwrap_or(Roles { roles: 0 }).roles
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel lets only programs under a GPL-compatible licence call some helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

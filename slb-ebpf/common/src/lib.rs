@@ -1,1 +1,18 @@
-//! Shared.
+//! What the packet path and the agent agree on, and all code that touches only bytes.
+//!
+//! Compiled for the BPF target by `slb-ebpf` and for the host by `slb-user` and by the tests, so
+//! that a parser bug found by `cargo test` is the parser bug of the datapath. No map is touched
+//! here: stages that need one live in `slb-ebpf`.
+
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod abi;
+pub mod checksum;
+pub mod frame;
+pub mod hash;
+pub mod parse;
+pub mod rewrite;
+pub mod verdict;

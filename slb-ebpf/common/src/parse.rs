@@ -1,0 +1,234 @@
+//! Bytes → [`Packet`]: Ethernet, IPv4 with options, IPv6 with extension headers, TCP, UDP.
+
+use core::mem::offset_of;
+
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+use crate::{
+    abi::{Address, FlowKey, TCP, UDP},
+    checksum,
+    frame::{Frame, Header},
+    verdict::Verdict,
+};
+
+/// Where the network header begins.
+pub const L3: usize = EthHdr::LEN;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+/// How many IPv6 extension headers are followed; RFC 8200, section 4.1, lists six in a sensible
+/// packet, one of which (AH) rules out translation.
+const MAX_EXTENSION_HEADERS: usize = 6;
+
+/// Offset of the flags in a TCP header, and the flags (RFC 9293, section 3.1).
+const TCP_FLAGS: usize = 13;
+/// No more data from the sender.
+pub const FIN: u8 = 0x01;
+/// Synchronise sequence numbers.
+pub const SYN: u8 = 0x02;
+/// Reset the connection.
+pub const RST: u8 = 0x04;
+/// The acknowledgement number is valid.
+pub const ACK: u8 = 0x10;
+
+/// What later stages need to know of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Addresses, ports and protocol.
+    pub key: FlowKey,
+    /// Offset of the transport header.
+    pub l4: usize,
+    /// TCP's flags; 0 for UDP.
+    pub flags: u8,
+    /// IPv4, otherwise IPv6.
+    pub is_v4: bool,
+}
+
+impl Packet {
+    /// Whether this asks for a new connection: SYN and none of ACK, FIN, RST.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        self.flags & (SYN | ACK | FIN | RST) == SYN
+    }
+}
+
+/// Why a frame is no [`Packet`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// It is not IP, or too short to say where it goes, or multicast.
+    NotIp,
+    /// Its destination is known, and this is its verdict if that is a VIP.
+    To(Address, Verdict),
+}
+
+/// Parses a frame.
+///
+/// # Errors
+///
+/// [`Reject`], for every frame that cannot be balanced.
+#[inline(always)]
+pub fn packet(frame: &Frame<'_>) -> Result<Packet, Reject> {
+    let eth = frame.header::<{ EthHdr::LEN }>(0).ok_or(Reject::NotIp)?;
+    let is_group = eth.get::<u8>(0) & 1 != 0;
+    if is_group {
+        return Err(Reject::NotIp);
+    }
+    match eth.number(offset_of!(EthHdr, ether_type)) {
+        ETHERTYPE_IPV4 => v4(frame),
+        ETHERTYPE_IPV6 => v6(frame),
+        _ => Err(Reject::NotIp),
+    }
+}
+
+#[inline(always)]
+fn v4(frame: &Frame<'_>) -> Result<Packet, Reject> {
+    let ip = frame.header::<{ Ipv4Hdr::LEN }>(L3).ok_or(Reject::NotIp)?;
+    let src = Address::from_v4_word(ip.get(offset_of!(Ipv4Hdr, src_addr)));
+    let dst = Address::from_v4_word(ip.get(offset_of!(Ipv4Hdr, dst_addr)));
+    let reject = |verdict| Reject::To(dst, verdict);
+
+    let version_and_length = ip.get::<u8>(offset_of!(Ipv4Hdr, vihl));
+    let header_len = usize::from(version_and_length & 0x0f) * 4;
+    let total_len = usize::from(ip.number(offset_of!(Ipv4Hdr, tot_len)));
+    if version_and_length >> 4 != 4 || header_len < Ipv4Hdr::LEN || total_len < header_len {
+        return Err(reject(Verdict::Malformed));
+    }
+    if L3 + total_len > frame.len() {
+        return Err(reject(Verdict::Truncated));
+    }
+    if !v4_checksum_holds(frame, &ip, header_len) {
+        return Err(reject(Verdict::BadChecksum));
+    }
+    let more_or_later_fragments = 0x3fff;
+    if ip.number(offset_of!(Ipv4Hdr, frags)) & more_or_later_fragments != 0 {
+        return Err(reject(Verdict::Fragment));
+    }
+    let proto = ip.get::<u8>(offset_of!(Ipv4Hdr, proto));
+    transport(frame, proto, src, dst, L3 + header_len, total_len - header_len, true)
+}
+
+/// RFC 1812, section 5.2.2: a router must verify the header checksum. Were it only updated, a
+/// corrupt header would be forwarded to whatever address it now shows.
+#[inline(always)]
+fn v4_checksum_holds(
+    frame: &Frame<'_>,
+    ip: &Header<'_, { Ipv4Hdr::LEN }>,
+    header_len: usize,
+) -> bool {
+    let mut sum = u64::from(ip.get::<u32>(0))
+        + u64::from(ip.get::<u32>(4))
+        + u64::from(ip.get::<u32>(8))
+        + u64::from(ip.get::<u32>(12))
+        + u64::from(ip.get::<u32>(16));
+    if header_len > Ipv4Hdr::LEN {
+        // Ten words of options at most.
+        let mut at = Ipv4Hdr::LEN;
+        for _ in 0..10 {
+            if at >= header_len {
+                break;
+            }
+            let Some(option) = frame.header::<4>(L3 + at) else { return false };
+            sum += u64::from(option.get::<u32>(0));
+            at += 4;
+        }
+    }
+    checksum::fold(sum) == 0xffff
+}
+
+#[inline(always)]
+fn v6(frame: &Frame<'_>) -> Result<Packet, Reject> {
+    let ip = frame.header::<{ Ipv6Hdr::LEN }>(L3).ok_or(Reject::NotIp)?;
+    let src = v6_address(&ip, offset_of!(Ipv6Hdr, src_addr));
+    let dst = v6_address(&ip, offset_of!(Ipv6Hdr, dst_addr));
+    let reject = |verdict| Reject::To(dst, verdict);
+
+    if ip.get::<u8>(0) >> 4 != 6 {
+        return Err(reject(Verdict::Malformed));
+    }
+    let end = L3 + Ipv6Hdr::LEN + usize::from(ip.number(offset_of!(Ipv6Hdr, payload_len)));
+    if end > frame.len() {
+        return Err(reject(Verdict::Truncated));
+    }
+
+    let mut proto = ip.get::<u8>(offset_of!(Ipv6Hdr, next_hdr));
+    let mut l4 = L3 + Ipv6Hdr::LEN;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !matches!(proto, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
+            break;
+        }
+        let extension = frame.header::<8>(l4).ok_or(reject(Verdict::Truncated))?;
+        let mut len = 8 + usize::from(extension.get::<u8>(1)) * 8;
+        if proto == FRAGMENT {
+            // A fragment header of a whole packet is allowed (RFC 6946); its length is fixed.
+            let more_or_later_fragments = 0xfff9;
+            if extension.number(2) & more_or_later_fragments != 0 {
+                return Err(reject(Verdict::Fragment));
+            }
+            len = 8;
+        }
+        let segments_left = extension.get::<u8>(3);
+        if proto == ROUTING && segments_left != 0 {
+            // Not at its destination yet.
+            return Err(reject(Verdict::OtherProtocol));
+        }
+        proto = extension.get::<u8>(0);
+        l4 += len;
+    }
+    if l4 > end {
+        return Err(reject(Verdict::Malformed));
+    }
+    transport(frame, proto, src, dst, l4, end - l4, false)
+}
+
+#[inline(always)]
+fn v6_address(ip: &Header<'_, { Ipv6Hdr::LEN }>, at: usize) -> Address {
+    Address::from_words([ip.get(at), ip.get(at + 4), ip.get(at + 8), ip.get(at + 12)])
+}
+
+/// `len` is that of the transport header and its payload.
+#[inline(always)]
+fn transport(
+    frame: &Frame<'_>,
+    proto: u8,
+    src: Address,
+    dst: Address,
+    l4: usize,
+    len: usize,
+    is_v4: bool,
+) -> Result<Packet, Reject> {
+    let reject = |verdict| Reject::To(dst, verdict);
+    let proto = u32::from(proto);
+    let flags = match proto {
+        TCP => {
+            let tcp = frame.header::<{ TcpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
+            let header_len = usize::from(tcp.get::<u8>(12) >> 4) * 4;
+            if header_len < TcpHdr::LEN || header_len > len {
+                return Err(reject(Verdict::Malformed));
+            }
+            tcp.get::<u8>(TCP_FLAGS)
+        }
+        UDP => {
+            let udp = frame.header::<{ UdpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
+            let stated = usize::from(udp.number(offset_of!(UdpHdr, len)));
+            if stated < UdpHdr::LEN || stated > len {
+                return Err(reject(Verdict::Malformed));
+            }
+            0
+        }
+        _ => return Err(reject(Verdict::OtherProtocol)),
+    };
+    // Both transports begin with their ports.
+    let ports = frame.header::<4>(l4).ok_or(reject(Verdict::Truncated))?;
+    let key = FlowKey { src, dst, sport: ports.number(0), dport: ports.number(2), proto };
+    Ok(Packet { key, l4, flags, is_v4 })
+}

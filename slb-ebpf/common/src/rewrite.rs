@@ -1,0 +1,143 @@
+//! Writes a flow's translation into a frame, checksums included.
+
+use core::mem::offset_of;
+
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+use crate::{
+    abi::{Hop, TCP, Translation},
+    checksum::Delta,
+    frame::Frame,
+    parse::{L3, Packet},
+    verdict::Verdict,
+};
+
+/// Translates addresses and ports of `packet` as `to` says, and makes it ready for the wire: TTL one
+/// less, and the MAC addresses of `hop`. Both are the kernel's business if it has to find the hop.
+///
+/// # Errors
+///
+/// [`Verdict::TtlExpired`], with the frame unchanged. [`Verdict::Truncated`] cannot happen to a packet
+/// that [`crate::parse::packet`] has accepted, but the verifier does not know.
+#[inline(always)]
+pub fn translate(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    to: &Translation,
+    hop: Hop,
+) -> Result<(), Verdict> {
+    let mut transport = Delta::default();
+    if packet.is_v4 {
+        network_v4(frame, to, hop.is_known(), &mut transport)?;
+    } else {
+        network_v6(frame, to, hop.is_known(), &mut transport)?;
+    }
+    ports(frame, packet, to, transport)?;
+    if hop.is_known() {
+        let mut eth = frame.header_mut::<12>(0).ok_or(Verdict::Truncated)?;
+        let [a, b, c] = hop.mac_words();
+        eth.set(0, a);
+        eth.set(4, b);
+        eth.set(8, c);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn network_v4(
+    frame: &mut Frame<'_>,
+    to: &Translation,
+    is_sent: bool,
+    transport: &mut Delta,
+) -> Result<(), Verdict> {
+    let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
+    let mut header = Delta::default();
+    if is_sent {
+        let ttl = ip.get::<u8>(offset_of!(Ipv4Hdr, ttl));
+        if ttl <= 1 {
+            return Err(Verdict::TtlExpired);
+        }
+        let old: u16 = ip.get(offset_of!(Ipv4Hdr, ttl));
+        ip.set(offset_of!(Ipv4Hdr, ttl), ttl - 1);
+        header.replace16(old, ip.get(offset_of!(Ipv4Hdr, ttl)));
+    }
+    let at = if to.is_reply {
+        offset_of!(Ipv4Hdr, src_addr)
+    } else {
+        offset_of!(Ipv4Hdr, dst_addr)
+    };
+    let [_, _, _, new] = to.addr.words();
+    let old: u32 = ip.get(at);
+    ip.set(at, new);
+    header.replace32(old, new);
+    transport.replace32(old, new);
+    let checksum = ip.get(offset_of!(Ipv4Hdr, check));
+    ip.set(offset_of!(Ipv4Hdr, check), header.apply(checksum));
+    Ok(())
+}
+
+#[inline(always)]
+fn network_v6(
+    frame: &mut Frame<'_>,
+    to: &Translation,
+    is_sent: bool,
+    transport: &mut Delta,
+) -> Result<(), Verdict> {
+    let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
+    if is_sent {
+        let hop_limit = ip.get::<u8>(offset_of!(Ipv6Hdr, hop_limit));
+        if hop_limit <= 1 {
+            return Err(Verdict::TtlExpired);
+        }
+        ip.set(offset_of!(Ipv6Hdr, hop_limit), hop_limit - 1);
+    }
+    let at = if to.is_reply {
+        offset_of!(Ipv6Hdr, src_addr)
+    } else {
+        offset_of!(Ipv6Hdr, dst_addr)
+    };
+    let [a, b, c, d] = to.addr.words();
+    for (at, new) in [(at, a), (at + 4, b), (at + 8, c), (at + 12, d)] {
+        transport.replace32(ip.get(at), new);
+        ip.set(at, new);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn ports(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    to: &Translation,
+    mut delta: Delta,
+) -> Result<(), Verdict> {
+    let mut ports = frame.header_mut::<4>(packet.l4).ok_or(Verdict::Truncated)?;
+    let new = u32::from_ne_bytes(concat(to.sport.to_be_bytes(), to.dport.to_be_bytes()));
+    delta.replace32(ports.get(0), new);
+    ports.set(0, new);
+    if packet.key.proto == TCP {
+        let at = offset_of!(TcpHdr, check);
+        let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(packet.l4).ok_or(Verdict::Truncated)?;
+        let checksum = tcp.get(at);
+        tcp.set(at, delta.apply(checksum));
+    } else {
+        let at = offset_of!(UdpHdr, check);
+        let mut udp = frame.header_mut::<{ UdpHdr::LEN }>(packet.l4).ok_or(Verdict::Truncated)?;
+        let checksum: u16 = udp.get(at);
+        // RFC 768: 0 says that the sender made none, and a sum of 0 is sent as its complement.
+        if checksum != 0 {
+            let checksum = delta.apply(checksum);
+            udp.set(at, if checksum == 0 { 0xffff } else { checksum });
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+const fn concat([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
+    [a, b, c, d]
+}

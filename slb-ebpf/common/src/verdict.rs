@@ -1,0 +1,106 @@
+//! Every way in which a packet can leave the program.
+//!
+//! One row is the variant, the slot of its counter, the XDP action and the label in metrics, so none
+//! of them can drift from the others. Slots are append-only: a counter keeps its meaning across
+//! upgrades.
+
+/// What the driver is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Out of an interface, by `XDP_TX` or `XDP_REDIRECT`.
+    Transmit,
+    /// On to the kernel's own stack.
+    Pass,
+    /// Freed.
+    Drop,
+}
+
+macro_rules! verdicts {
+    ($($(#[doc = $doc:literal])+ $name:ident = $slot:literal, $action:ident, $label:literal;)+) => {
+        /// What became of a packet.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Verdict {
+            $($(#[doc = $doc])+ $name = $slot,)+
+        }
+
+        impl Verdict {
+            /// All of them, in the order of their slots.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// What the driver is told.
+            #[must_use]
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self { $(Self::$name => Action::$action,)+ }
+            }
+
+            /// Name in metrics and in `slb status`.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+
+            /// What it means, for tables and help texts.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+verdicts! {
+    /// To a backend.
+    Forwarded = 0, Transmit, "forwarded";
+    /// From a backend to a client.
+    Replied = 1, Transmit, "replied";
+    /// Addressed to a backend, then left to the kernel: the next hop is not known yet.
+    ForwardedByKernel = 2, Pass, "forwarded_by_kernel";
+    /// Addressed to a client, then left to the kernel: the next hop is not known yet.
+    RepliedByKernel = 3, Pass, "replied_by_kernel";
+    /// Neither to nor from a listener.
+    NotOurs = 4, Pass, "not_ours";
+    /// Between a client and a backend without a listener.
+    Direct = 5, Pass, "direct";
+    /// To a VIP, on a port without a listener.
+    NoListener = 6, Pass, "no_listener";
+    /// To a VIP, but neither TCP nor UDP.
+    OtherProtocol = 7, Pass, "other_protocol";
+    /// No backend of the listener takes new flows.
+    NoBackend = 8, Drop, "no_backend";
+    /// TCP in the middle of a connection that is not known, on a listener that counts.
+    NoFlow = 9, Drop, "no_flow";
+    /// To a VIP, and shorter than its headers say.
+    Truncated = 10, Drop, "truncated";
+    /// To a VIP, and its headers contradict themselves.
+    Malformed = 11, Drop, "malformed";
+    /// To a VIP, with a wrong IPv4 header checksum.
+    BadChecksum = 12, Drop, "bad_checksum";
+    /// To a VIP, and a fragment: only the first one has ports.
+    Fragment = 13, Drop, "fragment";
+    /// Its TTL or hop limit ends here.
+    TtlExpired = 14, Drop, "ttl_expired";
+    /// To a listener, from an address that cannot be a client's.
+    Martian = 15, Drop, "martian";
+    /// The kernel has no route to the client, or one that forbids it.
+    NoRoute = 16, Drop, "no_route";
+    /// The backend knows the client's port from another flow, and no free one was found.
+    NoPort = 17, Drop, "no_port";
+    /// The flow could not be remembered.
+    TableFull = 18, Drop, "table_full";
+    /// The maps contradict each other: a bug.
+    Inconsistent = 19, Drop, "inconsistent";
+}
+
+/// How many there are: the capacity of `SLB_VERDICTS`.
+pub const COUNT: usize = Verdict::ALL.len();
+
+// Slots have neither gaps nor duplicates.
+const _: () = {
+    let mut slot = 0;
+    while slot < COUNT {
+        assert!(Verdict::ALL[slot] as usize == slot);
+        slot += 1;
+    }
+};
