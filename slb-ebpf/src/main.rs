@@ -11,6 +11,7 @@
 
 #![no_std]
 #![no_main]
+#![allow(missing_docs, reason = "the `xdp` macro drops the documentation of what it wraps")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod choose;

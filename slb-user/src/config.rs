@@ -3,17 +3,48 @@
 //! A [`Config`] cannot hold a contradiction: [`parse`] is the only way in, and it reports every
 //! mistake of a file at once.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
-pub use report::{Mistake, Report};
+pub use parse::{load, parse};
+pub use report::{LoadError, Mistake, Report};
 
 mod parse;
 mod report;
 
-pub use parse::{load, parse};
-
 /// Where the agent looks for its file.
 pub const DEFAULT_PATH: &str = "/etc/slb/slb.toml";
+
+/// Gives an enum the words that the file, the commands and the metrics use for its values.
+macro_rules! words {
+    ($type:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
+        impl $type {
+            /// Every value, with its word.
+            pub const WORDS: &[(&str, Self)] = &[$(($word, Self::$variant)),+];
+
+            /// The word for this value.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+words!(XdpMode { Auto = "auto", Native = "native", Generic = "generic" });
+words!(Announce { Arp = "arp", None = "none" });
+words!(Forwarding { Nat = "nat" });
+words!(Protocol { Tcp = "tcp", Udp = "udp" });
+words!(Scheduler { Tch = "tch", Wrr = "wrr" });
+words!(AllUnhealthy { FailClosed = "fail-closed", FailOpen = "fail-open" });
+words!(HttpMethod { Head = "HEAD", Get = "GET" });
 
 /// A whole, valid configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]

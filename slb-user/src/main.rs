@@ -1,2 +1,16 @@
-//! x
-fn main() {}
+//! The command `slb`.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use slb_user::cli::{Cli, Exit};
+
+fn main() -> ExitCode {
+    match Cli::parse().execute() {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("slb: {error:#}");
+            Exit::Failed.into()
+        }
+    }
+}

@@ -1,1 +1,25 @@
-//! The lab.
+//! The lab: a client side, a gateway and backends, each a network namespace of this host.
+//!
+//! `cargo xtask run` and the tests that need a kernel stand on it. Nothing here touches the host's
+//! own network: every device is born in a namespace of the lab and dies with it. Everything is a
+//! guard, so that an error or a panic leaves nothing behind; what a killed process left is removed
+//! by the next [`Topology::build`].
+
+pub use client::{Client, Download, Failure, Load, Outcome, Session, Sessions};
+pub use gateway::Gateway;
+pub use netns::Netns;
+pub use server::{Server, Service};
+pub use topology::{BACKENDS, CLIENTS, Host, Topology};
+
+pub mod client;
+pub mod gateway;
+mod http;
+pub mod interrupt;
+mod naming;
+pub mod netns;
+mod scratch;
+pub mod server;
+pub mod topology;
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,61 @@
-//! Developer commands.
-fn main() {}
+//! Everything a developer runs: `cargo xtask setup | run | test | lint`.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+mod lint;
+mod process;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+
+/// Developer's commands of slb.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Finds or installs what the build and the lab need; the other commands begin with it
+    Setup(setup::Options),
+    /// Balances real traffic in network namespaces of this host, and shows what comes of it
+    Run(run::Options),
+    /// Runs all tests; as root also those that need a kernel
+    Test,
+    /// Checks format, lints, and licences of the dependencies
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    extend_path();
+    let result = match arguments.command {
+        Task::Setup(options) => setup::ensure(&options),
+        Task::Run(options) => run::run(&options),
+        Task::Test => test::run(),
+        Task::Lint => lint::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Adds the directories where what [`setup`] installs ends up; a shell may have left them out.
+fn extend_path() {
+    let present = std::env::var_os("PATH").unwrap_or_default();
+    let mut path: Vec<PathBuf> = std::env::split_paths(&present).collect();
+    path.extend(process::cargo_home().map(|home| home.join("bin")));
+    path.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let extended: OsString = std::env::join_paths(path).unwrap_or(present);
+    // SAFETY: `main` has started no thread yet.
+    unsafe { std::env::set_var("PATH", extended) };
+}

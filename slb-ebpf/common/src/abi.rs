@@ -205,7 +205,7 @@ pub struct Backend {
     pub addr: Address,
     /// Port that packets are sent to.
     pub port: u32,
-    /// [`BACKEND_IN_USE`] and [`BACKEND_USABLE`].
+    /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`] and [`BACKEND_UNHEALTHY`].
     pub flags: u32,
     /// A flow without a packet for this many jiffies is forgotten.
     pub idle_jiffies: u32,
@@ -218,8 +218,12 @@ const _: () = assert!(size_of::<Backend>() == 48);
 
 /// The configuration knows this backend.
 pub const BACKEND_IN_USE: u32 = 1;
-/// The backend is healthy as far as the agent knows.
+/// New flows may go there, and connectionless ones stay.
 pub const BACKEND_USABLE: u32 = 2;
+/// A probe has found it healthy. Not for the program: a restarted agent goes on from here.
+pub const BACKEND_HEALTHY: u32 = 4;
+/// A probe has found it unhealthy. Not for the program either.
+pub const BACKEND_UNHEALTHY: u32 = 8;
 
 /// Value of `SLB_ADDRESSES`: what an address is to us.
 #[repr(C)]

@@ -1,6 +1,6 @@
 //! The hash that chooses a slot: the same on every gateway and in the agent.
 
-use crate::abi::FlowKey;
+use crate::abi::{Address, FlowKey};
 
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 const MULTIPLIER: u64 = 0xff51_afd7_ed55_8ccd;
@@ -20,6 +20,13 @@ pub const fn flow(key: &FlowKey) -> u32 {
         hash = mix(hash, dst_high.to_le());
     }
     (hash >> 32) as u32
+}
+
+/// Stable number for an address and port: what a backend is known by in every gateway's tables.
+#[must_use]
+pub const fn identity(addr: Address, port: u16) -> u64 {
+    let [high, low] = addr.halves();
+    mix(mix(mix(SEED, high.to_le()), low.to_le()), port as u64)
 }
 
 /// One of `slots` by `hash`, each as likely as the others (Lemire, "Fast random integer generation

@@ -1,0 +1,81 @@
+//! The command's end of the socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Request, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+/// The agent cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("no agent answers on {}; is `slb run` running, and with this `gateway.api`?", path.display())]
+    NoAgent {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The conversation broke off.
+    #[error("the agent broke off")]
+    Http(#[from] hyper::Error),
+    /// The agent said no.
+    #[error("the agent answers {status}: {reason}")]
+    Refused {
+        /// HTTP status.
+        status: StatusCode,
+        /// In its words.
+        reason: String,
+    },
+    /// Not what this version understands.
+    #[error("the agent's answer is not understood; is it of another version?")]
+    Answer(#[from] serde_json::Error),
+}
+
+/// To a running agent.
+#[derive(Debug)]
+pub struct Connection {
+    requests: http1::SendRequest<Empty<Bytes>>,
+}
+
+impl Connection {
+    /// Connects to the agent's socket.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::NoAgent`] above all.
+    pub async fn open(path: &Path) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(path)
+            .await
+            .map_err(|source| ClientError::NoAgent { path: path.to_owned(), source })?;
+        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self { requests })
+    }
+
+    /// Asks for `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn get<T: DeserializeOwned>(&mut self, path: &'static str) -> Result<T, ClientError> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = hyper::Uri::from_static(path);
+        request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("slb"));
+        let response = self.requests.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        if !status.is_success() {
+            let reason = String::from_utf8_lossy(&body).into_owned();
+            return Err(ClientError::Refused { status, reason });
+        }
+        Ok(serde_json::from_slice(&body)?)
+    }
+}

@@ -1,0 +1,120 @@
+//! What `GET /v1/status` answers, and `slb status --json` prints.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A running agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the agent.
+    pub version: String,
+    /// Of the agent.
+    pub pid: u32,
+    /// The configuration file.
+    pub config: String,
+    /// Counts configurations; the first is 1.
+    pub generation: u64,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    /// Where XDP is attached.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// The flow table.
+    pub flow_table: FlowTableStatus,
+    /// In the order of the file.
+    pub instances: Vec<InstanceStatus>,
+    /// By label; those of which there were none are left out.
+    pub verdicts: BTreeMap<String, VerdictCount>,
+    /// What an operator should see to, in words.
+    pub problems: Vec<String>,
+}
+
+/// An interface of the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// The kernel's number for it.
+    pub index: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Why, if the mode was not the first choice.
+    pub reason: Option<String>,
+}
+
+/// The flow table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowTableStatus {
+    /// In flows.
+    pub capacity: u32,
+    /// Kernel memory that it takes.
+    pub bytes: u64,
+}
+
+/// An instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its virtual addresses.
+    pub vips: Vec<String>,
+    /// In the order of the file.
+    pub listeners: Vec<ListenerStatus>,
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Port on the VIPs.
+    pub port: u16,
+    /// Name of its group; `default` for the default group.
+    pub group: String,
+    /// How a backend is chosen.
+    pub scheduler: String,
+    /// A disabled listener is not balanced.
+    pub enabled: bool,
+    /// One per backend and address.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A backend of a listener, at one of its addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its name.
+    pub name: String,
+    /// `primary` or `secondary` in a group of that kind.
+    pub role: Option<String>,
+    /// Address and port that packets are sent to.
+    pub endpoint: String,
+    /// Configured weight.
+    pub weight: u32,
+    /// `healthy`, `unhealthy`, `unknown` (not probed yet) or `unchecked` (never probed).
+    pub health: String,
+    /// Why the last failed probe failed, while the backend is not healthy.
+    pub reason: Option<String>,
+    /// Whether it gets new flows.
+    pub active: bool,
+    /// Its part of new flows, 0 to 1, among the backends of its address family.
+    pub expected_share: f64,
+    /// Flows that it was given.
+    pub flows: u64,
+    /// Frames sent to it.
+    pub packets: u64,
+    /// Bytes sent to it.
+    pub bytes: u64,
+    /// Frames from it to clients.
+    pub reply_packets: u64,
+    /// Bytes from it to clients.
+    pub reply_bytes: u64,
+}
+
+/// How often a verdict was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictCount {
+    /// Frames.
+    pub packets: u64,
+    /// Their bytes, as they arrived.
+    pub bytes: u64,
+}

@@ -1,0 +1,44 @@
+//! `slb run`.
+
+use anyhow::Context as _;
+use tracing_subscriber::EnvFilter;
+
+use super::{ConfigFile, Exit, load};
+use crate::agent;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// What to log: error, warn, info, debug or trace, or a filter such as `slb_user::net=debug`.
+    #[arg(long, env = "SLB_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
+    let filter = match EnvFilter::try_new(&arguments.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("--log '{}': {error}; write e.g. --log debug", arguments.log);
+            return Ok(Exit::Invalid);
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let config = match load(&arguments.file.config) {
+        Ok(config) => config,
+        Err(exit) => return Ok(exit),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(agent::run(config, &arguments.file.config, || {
+        // Without systemd there is nobody to tell.
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!(%error, "cannot tell systemd that the agent is ready");
+        }
+        tracing::info!("ready");
+    }))?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,154 @@
+//! `slb status`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{ConfigFile, Exit, load};
+use crate::api::{BackendStatus, ClientError, Connection, ListenerStatus, Status};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The agent's socket; by default the one that the configuration file names.
+    #[arg(long, value_name = "SOCKET")]
+    api: Option<PathBuf>,
+    /// For programs.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn status(arguments: &Arguments) -> anyhow::Result<Exit> {
+    let socket = match &arguments.api {
+        Some(socket) => socket.clone(),
+        None => match load(&arguments.file.config) {
+            Ok(config) => config.gateway.api,
+            Err(exit) => return Ok(exit),
+        },
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let answer = runtime.block_on(async {
+        Connection::open(&socket).await?.get::<Status>("/v1/status").await
+    });
+    let status = match answer {
+        Ok(status) => status,
+        Err(error @ ClientError::NoAgent { .. }) => {
+            eprintln!("{error}");
+            return Ok(Exit::NoAgent);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", render(&status));
+    }
+    Ok(Exit::Done)
+}
+
+fn render(status: &Status) -> String {
+    let mut text = format!(
+        "slb {} (pid {}), up {}, configuration {} (generation {})\n",
+        status.version,
+        status.pid,
+        humantime::format_duration(std::time::Duration::from_secs(status.uptime_seconds)),
+        status.config,
+        status.generation
+    );
+    for interface in &status.interfaces {
+        let reason = interface.reason.as_ref().map(|reason| format!(" ({reason})"));
+        text += &format!(
+            "XDP on {}: {}{}\n",
+            interface.name,
+            interface.mode,
+            reason.unwrap_or_default()
+        );
+    }
+    text += &format!(
+        "flow table: {} flows, {} MiB\n",
+        status.flow_table.capacity,
+        status.flow_table.bytes >> 20
+    );
+    for problem in &status.problems {
+        text += &format!("PROBLEM: {problem}\n");
+    }
+    for instance in &status.instances {
+        text += &format!("\ninstance {}: {}\n", instance.name, instance.vips.join(", "));
+        for listener in &instance.listeners {
+            text += &format!(
+                "\n  {}/{} to group {} by {}{}\n",
+                listener.protocol,
+                listener.port,
+                listener.group,
+                listener.scheduler,
+                if listener.enabled { "" } else { " (disabled)" }
+            );
+            if !listener.backends.is_empty() {
+                text += &indent(&backends(listener).to_string());
+            }
+        }
+    }
+    if !status.verdicts.is_empty() {
+        let mut table = table(&["verdict", "packets", "bytes"]);
+        for (verdict, count) in &status.verdicts {
+            table.add_row([verdict.clone(), count.packets.to_string(), count.bytes.to_string()]);
+        }
+        align(&mut table, &[1, 2]);
+        text += &format!("\n{table}\n");
+    }
+    text
+}
+
+fn backends(listener: &ListenerStatus) -> Table {
+    let mut table = table(&["backend", "address", "weight", "health", "share", "flows", "packets"]);
+    for backend in &listener.backends {
+        table.add_row([
+            name(backend),
+            backend.endpoint.clone(),
+            backend.weight.to_string(),
+            health(backend),
+            format!("{:.1} %", backend.expected_share * 100.0),
+            backend.flows.to_string(),
+            backend.packets.to_string(),
+        ]);
+    }
+    align(&mut table, &[2, 4, 5, 6]);
+    table
+}
+
+fn name(backend: &BackendStatus) -> String {
+    match &backend.role {
+        Some(role) => format!("{} ({role})", backend.name),
+        None => backend.name.clone(),
+    }
+}
+
+fn health(backend: &BackendStatus) -> String {
+    match &backend.reason {
+        Some(reason) => format!("{}: {reason}", backend.health),
+        None => backend.health.clone(),
+    }
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    table
+}
+
+fn align(table: &mut Table, numbers: &[usize]) {
+    for &column in numbers {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("    {}\n", line.trim_end())).collect()
+}

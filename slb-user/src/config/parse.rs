@@ -1,0 +1,103 @@
+//! From the text of a file to a [`Config`], or to every mistake in it.
+//!
+//! Each table is read into a draft that may have gaps; a gap always comes with a mistake that says
+//! why. Rules that compare drafts skip the gaps, so that one slip is reported once. Only a file
+//! without mistakes becomes a `Config`.
+
+use std::{fs, path::Path};
+
+use toml::de::DeTable;
+
+use self::{
+    gateway::gateway,
+    instance::Instance,
+    read::{Field, Keys, Raw},
+};
+use super::{
+    Config,
+    report::{Findings, LoadError, Mistake, Places, Report},
+};
+
+mod gateway;
+mod group;
+mod health_check;
+mod instance;
+mod listener;
+mod read;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod values;
+
+/// Reads and parses the file at `path`; the second value is the warnings.
+///
+/// # Errors
+///
+/// The file cannot be read, or is wrong.
+pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), LoadError> {
+    let bytes =
+        fs::read(path).map_err(|why| LoadError::Unreadable { path: path.to_owned(), why })?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let (valid, rest) = bytes.split_at(error.valid_up_to());
+        let valid = String::from_utf8_lossy(valid);
+        let message = format!("byte 0x{:02x} is not UTF-8; save the file as UTF-8", rest[0]);
+        Report::one(Places::new(path, &valid).mistake(valid.len(), message))
+    })?;
+    Ok(parse(path, text)?)
+}
+
+/// Parses `text`; the second value is the warnings. `path` only names the file in messages.
+///
+/// # Errors
+///
+/// Every mistake in `text`.
+pub fn parse(path: &Path, text: &str) -> Result<(Config, Vec<Mistake>), Report> {
+    let places = Places::new(path, text);
+    let readable = syntax::readable(text);
+    let findings = Findings::new(readable.errors, readable.broken, readable.lost);
+    let (tree, _) = DeTable::parse_recoverable(&readable.text);
+
+    let config = file(Raw::new(tree.get_ref(), 0, &findings));
+    let warnings = findings.finish(&places)?;
+    Ok((config.expect("a file without mistakes has no gaps"), warnings))
+}
+
+const FILE: Keys = Keys { known: &["gateway", "instance"], later: &[] };
+
+fn file(raw: Raw<'_>) -> Option<Config> {
+    let table = raw.open(String::new(), &FILE);
+    let gateway = match table.table("gateway", "[gateway]") {
+        Field::Absent => {
+            let example = "[gateway] with interfaces = [\"eth0\"]";
+            table.report_absent("gateway", example);
+            None
+        }
+        Field::Bad => None,
+        Field::Good(found) => Some(gateway(found.value)),
+    };
+    let instances = match table.tables("instance", "[[instance]]") {
+        Field::Bad => None,
+        Field::Good(found) if !found.value.is_empty() => Some(found.value),
+        _ => {
+            table.report_absent("instance", "[[instance]] with name, vips, backends and listeners");
+            None
+        }
+    };
+    let instances: Vec<Instance<'_>> = instances?
+        .into_iter()
+        .enumerate()
+        .map(|(index, raw)| Instance::read(raw, index + 1))
+        .collect();
+
+    instance::check_together(&instances);
+    if let Some(gateway) = &gateway {
+        let backends = instances.iter().flat_map(Instance::backends);
+        backends.for_each(|backend| backend.check_region(&gateway.region));
+    }
+
+    let instances: Vec<_> = instances.into_iter().map(Instance::build).collect();
+    Some(Config {
+        gateway: gateway?.build()?,
+        instances: instances.into_iter().collect::<Option<_>>()?,
+    })
+}

@@ -1,0 +1,94 @@
+//! `[gateway]`.
+
+use std::{collections::HashSet, ops::RangeInclusive, path::PathBuf};
+
+use super::{
+    read::{Field, Keys, List, Raw, Table},
+    values,
+};
+use crate::config::{self, Announce, XdpMode};
+
+const KEYS: Keys = Keys {
+    known: &["interfaces", "xdp_mode", "region", "flows", "announce", "no_listener", "api", "pins"],
+    later: &[("http", "metrics and dashboard")],
+};
+
+const FLOWS: RangeInclusive<u32> = 1024..=64 * 1024 * 1024;
+const DEFAULT_FLOWS: u32 = 1024 * 1024;
+const DEFAULT_API: &str = "/run/slb/api.sock";
+const DEFAULT_PINS: &str = "/sys/fs/bpf/slb";
+/// `sockaddr_un.sun_path` without its NUL.
+const LONGEST_API: usize = 107;
+/// Leaves room below `PATH_MAX` for what is pinned there.
+const LONGEST_PINS: usize = 255;
+/// What a VIP's other ports get.
+const NO_LISTENER: &[(&str, ())] = &[("pass", ())];
+
+/// `[gateway]` as read.
+pub(super) struct Gateway {
+    interfaces: Option<Vec<String>>,
+    xdp_mode: Option<XdpMode>,
+    pub(super) region: Field<String>,
+    flows: Option<u32>,
+    announce: Option<Announce>,
+    api: Option<PathBuf>,
+    pins: Option<PathBuf>,
+}
+
+pub(super) fn gateway(raw: Raw<'_>) -> Gateway {
+    let table = raw.open("gateway".to_owned(), &KEYS);
+    let _: Field<()> = table.field("no_listener", values::choice(NO_LISTENER, &["drop", "reset"]));
+    Gateway {
+        interfaces: interfaces(&table),
+        xdp_mode: table.field("xdp_mode", values::choice(XdpMode::WORDS, &[])).or(XdpMode::Auto),
+        region: table.field("region", values::name),
+        flows: table.field("flows", values::integer(FLOWS)).or(DEFAULT_FLOWS),
+        announce: table.field("announce", values::choice(Announce::WORDS, &[])).or(Announce::Arp),
+        api: table
+            .field("api", values::absolute_path(LONGEST_API, DEFAULT_API))
+            .or(DEFAULT_API.into()),
+        pins: table
+            .field("pins", values::absolute_path(LONGEST_PINS, DEFAULT_PINS))
+            .or(DEFAULT_PINS.into()),
+    }
+}
+
+fn interfaces(table: &Table<'_>) -> Option<Vec<String>> {
+    const EXAMPLE: &str = "interfaces = [\"eth0\"]";
+    let List { items, complete } = match table.list("interfaces", "[\"eth0\"]", values::interface) {
+        Field::Absent => {
+            table.report_absent("interfaces", EXAMPLE);
+            return None;
+        }
+        Field::Bad => return None,
+        Field::Good(found) if found.value.items.is_empty() && found.value.complete => {
+            table.mistake(found.at, format_args!("'interfaces' is empty; write {EXAMPLE}"));
+            return None;
+        }
+        Field::Good(found) => found.value,
+    };
+    let mut seen = HashSet::new();
+    for interface in &items {
+        if !seen.insert(&interface.value) {
+            let message =
+                format_args!("interface {:?} is listed twice; write it once", interface.value);
+            table.mistake(interface.at, message);
+        }
+    }
+    complete.then(|| items.into_iter().map(|interface| interface.value).collect())
+}
+
+impl Gateway {
+    /// Nothing if there is a gap.
+    pub(super) fn build(self) -> Option<config::Gateway> {
+        Some(config::Gateway {
+            interfaces: self.interfaces?,
+            xdp_mode: self.xdp_mode?,
+            region: self.region.optional()?,
+            flows: self.flows?,
+            announce: self.announce?,
+            api: self.api?,
+            pins: self.pins?,
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! What is wrong with a file: every mistake, each with its place.
+
+use std::{cell::RefCell, error::Error, fmt, io, ops::Range, path::Path, path::PathBuf, sync::Arc};
+
+/// One mistake, or one warning: where it is, what was found, and what to write instead.
+///
+/// `Display` is one line, `FILE:LINE:COLUMN: MESSAGE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The file, as it was named to the parser.
+    pub file: Arc<Path>,
+    /// Counts from 1.
+    pub line: usize,
+    /// In characters, counts from 1.
+    pub column: usize,
+    /// What was found, and what to write; no line breaks.
+    pub message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: {}", self.file.display(), self.line, self.column, self.message)
+    }
+}
+
+/// Every mistake of a file, at least one, in the order of the file.
+///
+/// `Display` is one line for each, without a line break after the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    mistakes: Vec<Mistake>,
+}
+
+impl Report {
+    /// In the order of the file; never empty.
+    #[must_use]
+    pub fn mistakes(&self) -> &[Mistake] {
+        &self.mistakes
+    }
+
+    /// A single mistake.
+    pub(super) fn one(mistake: Mistake) -> Self {
+        Self { mistakes: vec![mistake] }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, mistake) in self.mistakes.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            mistake.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Report {}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file could not be read.
+    // The reason is part of the message, not a source: this is one line in a log, like a mistake.
+    #[error("cannot read '{}': {why}", path.display())]
+    Unreadable {
+        /// The file, as it was named.
+        path: PathBuf,
+        /// What the system said.
+        why: io::Error,
+    },
+    /// The file was read, and is wrong.
+    #[error(transparent)]
+    Invalid(#[from] Report),
+}
+
+/// Turns byte offsets of one text into mistakes.
+pub(super) struct Places<'a> {
+    file: Arc<Path>,
+    text: &'a str,
+    /// Offset of each line's first byte.
+    lines: Vec<usize>,
+}
+
+impl<'a> Places<'a> {
+    pub(super) fn new(file: &Path, text: &'a str) -> Self {
+        let after_breaks = text.match_indices('\n').map(|(at, _)| at + 1);
+        let lines = std::iter::once(0).chain(after_breaks).collect();
+        Self { file: file.into(), text, lines }
+    }
+
+    /// The mistake `message` at byte `at`; past the end is the end.
+    pub(super) fn mistake(&self, at: usize, message: String) -> Mistake {
+        let at = self.text.floor_char_boundary(at);
+        let line = self.lines.partition_point(|&start| start <= at);
+        let column = self.text[self.lines[line - 1]..at].chars().count() + 1;
+        Mistake { file: self.file.clone(), line, column, message }
+    }
+}
+
+/// Collects what is found while a file is read.
+///
+/// A shared reference is enough to report, so that readers can be nested freely.
+#[derive(Default)]
+pub(super) struct Findings {
+    mistakes: RefCell<Vec<Finding>>,
+    warnings: RefCell<Vec<Finding>>,
+    /// Where syntax errors made values unreadable; each is reported already.
+    broken: Vec<Range<usize>>,
+    /// Whether syntax errors hide a part of the file.
+    lost: bool,
+}
+
+/// Byte offset and message.
+pub(super) type Finding = (usize, String);
+
+impl Findings {
+    /// Starts with the file's syntax errors.
+    pub(super) fn new(syntax: Vec<Finding>, broken: Vec<Range<usize>>, lost: bool) -> Self {
+        Self { mistakes: RefCell::new(syntax), broken, lost, ..Self::default() }
+    }
+
+    /// Something is there that must not be.
+    pub(super) fn mistake(&self, at: usize, message: String) {
+        self.mistakes.borrow_mut().push((at, message));
+    }
+
+    /// Something is not there that must be.
+    ///
+    /// Not reported when it may be in a part of the file that could not be read.
+    pub(super) fn missing(&self, at: usize, message: String) {
+        if !self.lost {
+            self.mistake(at, message);
+        }
+    }
+
+    /// Something is allowed, but hardly meant.
+    pub(super) fn warning(&self, at: usize, message: String) {
+        self.warnings.borrow_mut().push((at, message));
+    }
+
+    /// Whether a syntax error made the value at `span` unreadable.
+    pub(super) fn is_broken(&self, span: &Range<usize>) -> bool {
+        self.broken.contains(span)
+    }
+
+    /// The warnings of a file without mistakes, or the mistakes.
+    pub(super) fn finish(self, places: &Places<'_>) -> Result<Vec<Mistake>, Report> {
+        let placed = |findings: RefCell<Vec<Finding>>| {
+            let mut findings = findings.into_inner();
+            // Sorted, and one error that the TOML parser meets twice is one mistake.
+            findings.sort();
+            findings.dedup();
+            findings.into_iter().map(|(at, message)| places.mistake(at, message)).collect()
+        };
+        let mistakes: Vec<Mistake> = placed(self.mistakes);
+        if mistakes.is_empty() { Ok(placed(self.warnings)) } else { Err(Report { mistakes }) }
+    }
+}

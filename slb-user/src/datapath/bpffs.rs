@@ -1,0 +1,65 @@
+//! The file system that pins live on.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+/// Where distributions mount it.
+const USUAL: &str = "/sys/fs/bpf";
+
+/// bpffs cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BpffsError {
+    /// The directory cannot be looked at or made.
+    #[error("cannot make directory {}", path.display())]
+    Directory {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody has mounted it, and neither could we.
+    #[error("cannot mount bpffs on {}; try `mount -t bpf bpf {}`", path.display(), path.display())]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: nix::Error,
+    },
+}
+
+/// Makes the directory `path` on bpffs, which is mounted if nobody has done so.
+///
+/// # Errors
+///
+/// [`BpffsError`].
+pub fn ensure(path: &Path) -> Result<(), BpffsError> {
+    if !is_bpffs(path) {
+        let at = if path.starts_with(USUAL) { Path::new(USUAL) } else { path };
+        if at == path {
+            make(at)?;
+        }
+        mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .map_err(|source| BpffsError::Mount { path: at.to_owned(), source })?;
+        tracing::info!(path = %at.display(), "mounted bpffs");
+    }
+    make(path)
+}
+
+fn make(path: &Path) -> Result<(), BpffsError> {
+    fs::create_dir_all(path)
+        .map_err(|source| BpffsError::Directory { path: path.to_owned(), source })
+}
+
+/// Whether `path`, or the nearest of its parents that is there, is on bpffs.
+fn is_bpffs(path: &Path) -> bool {
+    path.ancestors()
+        .find_map(|path| statfs(path).ok())
+        .is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}

@@ -1,0 +1,315 @@
+//! The adapter on aya: reads the maps into a [`State`], and carries out [`Step`]s.
+//!
+//! What it has read or written it remembers, so that nothing is written that is already right.
+
+use std::{collections::BTreeMap, io, ops::Range, sync::Arc, time::Instant};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use slb_common::{
+    abi::{
+        Address, Backend, CHUNK_SLOTS, Chunk, Counter, DirectEndpoint, Endpoint, Interface,
+        Listener, Roles, Settings, Traffic,
+    },
+    verdict::Verdict,
+};
+
+use super::{loader::Pins, slots::Chunks};
+use crate::{
+    plan::Step,
+    state::{Schedule, Service, State},
+};
+
+/// A map could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// The kernel refused.
+    #[error("map {map}")]
+    Map {
+        /// Which one.
+        map: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// Too many schedules for the capacity that the map was made with.
+    #[error(
+        "SLB_SLOTS has no room for a schedule of {slots} slots; to make it larger, run `slb unload` and start the agent again"
+    )]
+    NoSlots {
+        /// What was wanted.
+        slots: usize,
+    },
+}
+
+/// The maps that the agent reads and writes.
+pub struct Maps {
+    listeners: HashMap<MapData, Endpoint, Listener>,
+    slots: Array<MapData, Chunk>,
+    backends: Array<MapData, Backend>,
+    addresses: HashMap<MapData, Address, Roles>,
+    endpoints: HashMap<MapData, Endpoint, DirectEndpoint>,
+    interfaces: HashMap<MapData, u32, Interface>,
+    settings: Array<MapData, Settings>,
+    verdicts: PerCpuArray<MapData, Counter>,
+    traffic: PerCpuArray<MapData, Traffic>,
+    installed: State,
+    chunks: Chunks,
+    /// Where each listener's schedule is in `slots`.
+    ranges: BTreeMap<Endpoint, Range<u32>>,
+}
+
+/// A pinned map knows its real capacity; one taken from the loader claims the object's.
+fn open<T: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<T, TableError> {
+    MapData::from_pin(pins.map(name))
+        .and_then(Map::from_map_data)
+        .and_then(T::try_from)
+        .map_err(at(name))
+}
+
+fn at(map: &'static str) -> impl Fn(MapError) -> TableError {
+    move |source| TableError::Map { map, source }
+}
+
+impl Maps {
+    /// Opens the pinned maps and reads what they hold.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let mut maps = Self {
+            listeners: open(pins, "SLB_LISTENERS")?,
+            slots: open(pins, "SLB_SLOTS")?,
+            backends: open(pins, "SLB_BACKENDS")?,
+            addresses: open(pins, "SLB_ADDRESSES")?,
+            endpoints: open(pins, "SLB_ENDPOINTS")?,
+            interfaces: open(pins, "SLB_INTERFACES")?,
+            settings: open(pins, "SLB_SETTINGS")?,
+            verdicts: open(pins, "SLB_VERDICTS")?,
+            traffic: open(pins, "SLB_TRAFFIC")?,
+            installed: State::default(),
+            chunks: Chunks::new(0),
+            ranges: BTreeMap::new(),
+        };
+        maps.read()?;
+        Ok(maps)
+    }
+
+    /// What the maps hold.
+    #[must_use]
+    pub const fn installed(&self) -> &State {
+        &self.installed
+    }
+
+    fn read(&mut self) -> Result<(), TableError> {
+        self.chunks = Chunks::new(self.slots.len());
+        let mut schedules = BTreeMap::<u32, Arc<Schedule>>::new();
+        for entry in self.listeners.iter() {
+            let (endpoint, listener) = entry.map_err(at("SLB_LISTENERS"))?;
+            let range = chunks_of(&listener);
+            self.chunks.reserve(range.clone());
+            self.ranges.insert(endpoint, range);
+            let schedule = match schedules.get(&listener.first_chunk) {
+                // VIPs of one listener share their slots; an empty schedule has none to share.
+                Some(schedule) if listener.slots > 0 => Arc::clone(schedule),
+                _ => Arc::new(self.schedule(&listener)?),
+            };
+            if listener.slots > 0 {
+                schedules.insert(listener.first_chunk, Arc::clone(&schedule));
+            }
+            self.installed.listeners.insert(endpoint, Service { id: listener.id, schedule });
+        }
+        for (id, backend) in self.backends.iter().enumerate() {
+            let backend = backend.map_err(at("SLB_BACKENDS"))?;
+            if backend != Backend::default() {
+                self.installed.backends.insert(id as u32, backend);
+            }
+        }
+        self.installed.addresses = contents(&self.addresses).map_err(at("SLB_ADDRESSES"))?;
+        self.installed.endpoints = contents(&self.endpoints).map_err(at("SLB_ENDPOINTS"))?;
+        self.installed.interfaces = contents(&self.interfaces).map_err(at("SLB_INTERFACES"))?;
+        Ok(())
+    }
+
+    fn schedule(&self, listener: &Listener) -> Result<Schedule, TableError> {
+        let mut slots = Vec::with_capacity(listener.slots as usize);
+        for chunk in chunks_of(listener) {
+            slots.extend(self.slots.get(&chunk, 0).map_err(at("SLB_SLOTS"))?.backends);
+        }
+        slots.truncate(listener.slots as usize);
+        Ok(Schedule { scheduler: listener.scheduler, slots })
+    }
+
+    /// Carries out one step.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]; the maps are then as they were before the step.
+    pub fn apply(&mut self, step: Step) -> Result<(), TableError> {
+        match step {
+            Step::PutInterface(index, interface) => {
+                self.interfaces.insert(index, interface, 0).map_err(at("SLB_INTERFACES"))?;
+                self.installed.interfaces.insert(index, interface);
+            }
+            Step::RemoveInterface(index) => {
+                absent_is_fine(self.interfaces.remove(&index)).map_err(at("SLB_INTERFACES"))?;
+                self.installed.interfaces.remove(&index);
+            }
+            Step::PutBackend(id, backend) => {
+                self.backends.set(id, backend, 0).map_err(at("SLB_BACKENDS"))?;
+                self.installed.backends.insert(id, backend);
+            }
+            Step::PutListener(endpoint, service) => self.put_listener(endpoint, service)?,
+            Step::RemoveListener(endpoint) => {
+                absent_is_fine(self.listeners.remove(&endpoint)).map_err(at("SLB_LISTENERS"))?;
+                self.installed.listeners.remove(&endpoint);
+                if let Some(range) = self.ranges.remove(&endpoint) {
+                    self.release(range);
+                }
+            }
+            Step::PutEndpoint(endpoint, value) => {
+                self.endpoints.insert(endpoint, value, 0).map_err(at("SLB_ENDPOINTS"))?;
+                self.installed.endpoints.insert(endpoint, value);
+            }
+            Step::RemoveEndpoint(endpoint) => {
+                absent_is_fine(self.endpoints.remove(&endpoint)).map_err(at("SLB_ENDPOINTS"))?;
+                self.installed.endpoints.remove(&endpoint);
+            }
+            Step::PutAddress(addr, roles) => {
+                self.addresses.insert(addr, roles, 0).map_err(at("SLB_ADDRESSES"))?;
+                self.installed.addresses.insert(addr, roles);
+            }
+            Step::RemoveAddress(addr) => {
+                absent_is_fine(self.addresses.remove(&addr)).map_err(at("SLB_ADDRESSES"))?;
+                self.installed.addresses.remove(&addr);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_listener(&mut self, endpoint: Endpoint, service: Service) -> Result<(), TableError> {
+        let range = match self.range_of(&service) {
+            Some(range) => range,
+            None => self.write_slots(&service.schedule)?,
+        };
+        let listener = Listener {
+            id: service.id,
+            scheduler: service.schedule.scheduler,
+            first_chunk: range.start,
+            slots: service.schedule.slots.len() as u32,
+        };
+        self.listeners.insert(endpoint, listener, 0).map_err(at("SLB_LISTENERS"))?;
+        self.installed.listeners.insert(endpoint, service);
+        if let Some(old) = self.ranges.insert(endpoint, range) {
+            self.release(old);
+        }
+        Ok(())
+    }
+
+    /// Where this schedule is already, written for another VIP of the same listener.
+    fn range_of(&self, service: &Service) -> Option<Range<u32>> {
+        let (endpoint, _) =
+            self.installed.listeners.iter().find(|(_, installed)| *installed == service)?;
+        self.ranges.get(endpoint).cloned()
+    }
+
+    fn write_slots(&mut self, schedule: &Schedule) -> Result<Range<u32>, TableError> {
+        let slots = &schedule.slots;
+        if slots.is_empty() {
+            return Ok(0..0);
+        }
+        let chunks = slots.len().div_ceil(CHUNK_SLOTS) as u32;
+        let range = self
+            .chunks
+            .take(chunks, Instant::now())
+            .ok_or(TableError::NoSlots { slots: slots.len() })?;
+        for (index, part) in range.clone().zip(slots.chunks(CHUNK_SLOTS)) {
+            let mut chunk = Chunk { backends: [0; CHUNK_SLOTS] };
+            chunk.backends[..part.len()].copy_from_slice(part);
+            if let Err(error) = self.slots.set(index, chunk, 0) {
+                self.chunks.release(range, Instant::now());
+                return Err(at("SLB_SLOTS")(error));
+            }
+        }
+        Ok(range)
+    }
+
+    fn release(&mut self, range: Range<u32>) {
+        if !self.ranges.values().any(|used| *used == range) {
+            self.chunks.release(range, Instant::now());
+        }
+    }
+
+    /// Makes the program look up the way to every client anew.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn next_route_epoch(&mut self) -> Result<(), TableError> {
+        let settings = self.settings.get(&0, 0).map_err(at("SLB_SETTINGS"))?;
+        let next = Settings { route_epoch: settings.route_epoch.wrapping_add(1) };
+        self.settings.set(0, next, 0).map_err(at("SLB_SETTINGS"))
+    }
+
+    /// How many frames, and bytes, have ended in each verdict.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn verdicts(&self) -> Result<Vec<(Verdict, Counter)>, TableError> {
+        Verdict::ALL
+            .iter()
+            .map(|&verdict| {
+                let per_cpu =
+                    self.verdicts.get(&(verdict as u32), 0).map_err(at("SLB_VERDICTS"))?;
+                let sum = per_cpu.iter().fold(Counter::default(), |sum, cpu| Counter {
+                    packets: sum.packets + cpu.packets,
+                    bytes: sum.bytes + cpu.bytes,
+                });
+                Ok((verdict, sum))
+            })
+            .collect()
+    }
+
+    /// What a backend has got.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn traffic(&self, backend: u32) -> Result<Traffic, TableError> {
+        let per_cpu = self.traffic.get(&backend, 0).map_err(at("SLB_TRAFFIC"))?;
+        Ok(per_cpu.iter().fold(Traffic::default(), |sum, cpu| Traffic {
+            flows: sum.flows + cpu.flows,
+            packets: sum.packets + cpu.packets,
+            bytes: sum.bytes + cpu.bytes,
+            reply_packets: sum.reply_packets + cpu.reply_packets,
+            reply_bytes: sum.reply_bytes + cpu.reply_bytes,
+        }))
+    }
+}
+
+fn chunks_of(listener: &Listener) -> Range<u32> {
+    if listener.slots == 0 {
+        return 0..0;
+    }
+    let chunks = listener.slots.div_ceil(CHUNK_SLOTS as u32);
+    listener.first_chunk..listener.first_chunk + chunks
+}
+
+fn contents<K: aya::Pod + Ord, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+) -> Result<BTreeMap<K, V>, MapError> {
+    map.iter().collect()
+}
+
+/// Removing what is not there succeeds: a retry must not trip over its own past.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}

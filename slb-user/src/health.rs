@@ -1,0 +1,12 @@
+//! Whether backends are fit to get new flows, found out by probing them.
+//!
+//! [`probe()`] asks once, [`Tracker`] turns outcomes into a state, and [`Checkers`] does both for all
+//! targets, for as long as it lives. Health is that of one address on behalf of one listener.
+
+mod checker;
+mod machine;
+mod probe;
+
+pub use checker::{Checkers, Event, LastFailure, Status, Target};
+pub use machine::{Health, Tracker};
+pub use probe::{Failure, probe};

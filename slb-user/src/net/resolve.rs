@@ -1,0 +1,338 @@
+//! Where the kernel would send a packet: the route from the kernel, the MAC from the neighbours.
+//!
+//! Routes are asked for once per address and kept until routing changes, so a neighbour that comes
+//! or goes costs no look-up.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::IpAddr,
+    sync::{MutexGuard, PoisonError},
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+};
+
+use super::{
+    Error, Network,
+    tables::{Mac, NeighbourKey, Tables},
+};
+
+/// Look-ups on their way at the same time; the kernel answers them one by one anyhow.
+const IN_FLIGHT: usize = 64;
+
+/// How a packet leaves for an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// By this frame.
+    Resolved {
+        /// Output interface.
+        ifindex: u32,
+        /// The gateway, or the address itself if it is on the link.
+        neighbour: IpAddr,
+        /// MAC of the neighbour.
+        dst_mac: Mac,
+        /// MAC of the output interface.
+        src_mac: Mac,
+        /// Largest packet that can be sent, from the IP header on, in bytes.
+        mtu: u32,
+    },
+    /// The way is known, but not the neighbour's MAC (yet).
+    Unresolved {
+        /// Output interface.
+        ifindex: u32,
+        /// The gateway, or the address itself if it is on the link.
+        neighbour: IpAddr,
+    },
+    /// It cannot be sent from XDP.
+    Unreachable(Unreachable),
+    /// It is an address of this host.
+    Local,
+}
+
+impl NextHop {
+    /// Interface index and address of the neighbour to keep resolved, if there is one.
+    #[must_use]
+    pub fn neighbour(&self) -> Option<(u32, IpAddr)> {
+        match self {
+            Self::Resolved { ifindex, neighbour, .. } | Self::Unresolved { ifindex, neighbour } => {
+                Some((*ifindex, *neighbour))
+            }
+            Self::Unreachable(_) | Self::Local => None,
+        }
+    }
+}
+
+/// Why a packet cannot leave for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unreachable {
+    /// No route.
+    NoRoute,
+    /// A route of type `unreachable`.
+    Rejected,
+    /// A route of type `blackhole`.
+    Blackhole,
+    /// A route or rule of type `prohibit`.
+    Prohibited,
+    /// A broadcast or multicast address.
+    NotUnicast,
+    /// The output interface is down, or gone.
+    LinkDown,
+    /// The way leads through a tunnel or another link without Ethernet headers; the kernel can
+    /// take it, XDP cannot.
+    NotEthernet,
+}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoRoute => "no route",
+            Self::Rejected => "the route says unreachable",
+            Self::Blackhole => "the route is a blackhole",
+            Self::Prohibited => "the route says prohibited",
+            Self::NotUnicast => "not a unicast address",
+            Self::LinkDown => "the output interface is down",
+            Self::NotEthernet => "the output interface is not Ethernet",
+        })
+    }
+}
+
+/// The kernel's answer to a route look-up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    Via { ifindex: u32, neighbour: IpAddr, mtu: Option<u32> },
+    Unreachable(Unreachable),
+    Local,
+}
+
+/// Answers, all of one state of routing.
+#[derive(Debug, Default)]
+pub(super) struct RouteCache {
+    routing: u64,
+    answers: HashMap<IpAddr, Route>,
+}
+
+#[cfg(test)]
+impl RouteCache {
+    pub(super) fn state_and_size(&self) -> (u64, usize) {
+        (self.routing, self.answers.len())
+    }
+}
+
+impl Network {
+    /// The next hop of one address; see [`resolve_all`](Self::resolve_all).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Route`].
+    pub async fn resolve(&self, address: IpAddr) -> Result<NextHop, Error> {
+        let routes = self.routes(&[address]).await?;
+        let tables = self.shared.tables();
+        Ok(next_hop(&tables, routes.get(&address).expect("every address asked for has a route")))
+    }
+
+    /// The next hops of addresses, as far as the kernel knows them now.
+    ///
+    /// Starts no neighbour resolution: that is [`Keeper`](super::Keeper)'s work. Routes are those
+    /// of packets that this host sends: rules that match on a source, a mark or an input interface
+    /// do not count.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Route`].
+    pub async fn resolve_all(
+        &self,
+        addresses: &[IpAddr],
+    ) -> Result<HashMap<IpAddr, NextHop>, Error> {
+        let routes = self.routes(addresses).await?;
+        let tables = self.shared.tables();
+        Ok(routes.iter().map(|(&address, route)| (address, next_hop(&tables, route))).collect())
+    }
+
+    /// The routes of these addresses: remembered ones, and the kernel's answers for the others.
+    async fn routes(&self, addresses: &[IpAddr]) -> Result<HashMap<IpAddr, Route>, Error> {
+        let routing = self.shared.routing();
+        let (mut routes, mut missing) = (HashMap::with_capacity(addresses.len()), Vec::new());
+        {
+            let mut cache = self.cache();
+            if cache.routing != routing {
+                *cache = RouteCache { routing, answers: HashMap::new() };
+            }
+            for &address in addresses {
+                match cache.answers.get(&address) {
+                    Some(route) => drop(routes.insert(address, route.clone())),
+                    None => missing.push(address),
+                }
+            }
+        }
+        let answers: Vec<(IpAddr, Route)> = stream::iter(missing)
+            .map(|address| async move { Ok((address, self.ask_route(address).await?)) })
+            .buffer_unordered(IN_FLIGHT)
+            .try_collect()
+            .await?;
+
+        // A change during the look-ups outdates what is stored here: `routing` was read before.
+        let mut cache = self.cache();
+        if cache.routing == routing {
+            cache.answers.extend(answers.iter().cloned());
+        }
+        routes.extend(answers);
+        Ok(routes)
+    }
+
+    async fn ask_route(&self, address: IpAddr) -> Result<Route, Error> {
+        let question = RouteNetlinkMessage::GetRoute(question(address));
+        match self.rtnl.ask(question, 0).await {
+            Ok(answers) => answers
+                .iter()
+                .find_map(|answer| match answer {
+                    RouteNetlinkMessage::NewRoute(route) => Some(parse(route, address)),
+                    _ => None,
+                })
+                .ok_or_else(|| Error::Route { address, source: io::ErrorKind::InvalidData.into() }),
+            Err(source) => match refusal(&source) {
+                Some(reason) => Ok(Route::Unreachable(reason)),
+                None => Err(Error::Route { address, source }),
+            },
+        }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, RouteCache> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn next_hop(tables: &Tables, route: &Route) -> NextHop {
+    match route {
+        Route::Via { ifindex, neighbour, mtu } => through(tables, (*ifindex, *neighbour), *mtu),
+        Route::Unreachable(reason) => NextHop::Unreachable(*reason),
+        Route::Local => NextHop::Local,
+    }
+}
+
+fn through(tables: &Tables, (ifindex, neighbour): NeighbourKey, mtu: Option<u32>) -> NextHop {
+    let Some(interface) = tables.interfaces.get(&ifindex).filter(|interface| interface.up) else {
+        return NextHop::Unreachable(Unreachable::LinkDown);
+    };
+    if !interface.is_ethernet {
+        return NextHop::Unreachable(Unreachable::NotEthernet);
+    }
+    match tables.neighbours.get(&(ifindex, neighbour)).and_then(|neighbour| neighbour.mac) {
+        Some(dst_mac) => NextHop::Resolved {
+            ifindex,
+            neighbour,
+            dst_mac,
+            src_mac: interface.mac,
+            mtu: mtu.map_or(interface.mtu, |mtu| mtu.min(interface.mtu)),
+        },
+        None => NextHop::Unresolved { ifindex, neighbour },
+    }
+}
+
+fn question(address: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    (message.header.address_family, message.header.destination_prefix_length) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.attributes.push(RouteAttribute::Destination(address.into()));
+    message
+}
+
+/// The IPv4 side says these by error codes, the IPv6 side mostly by route types.
+fn refusal(error: &io::Error) -> Option<Unreachable> {
+    match error.raw_os_error()? {
+        libc::ENETUNREACH => Some(Unreachable::NoRoute),
+        libc::EHOSTUNREACH => Some(Unreachable::Rejected),
+        libc::EACCES => Some(Unreachable::Prohibited),
+        libc::EINVAL => Some(Unreachable::Blackhole),
+        libc::ENETDOWN | libc::ENODEV => Some(Unreachable::LinkDown),
+        _ => None,
+    }
+}
+
+fn parse(message: &RouteMessage, address: IpAddr) -> Route {
+    match message.header.kind {
+        RouteType::Local | RouteType::Anycast => return Route::Local,
+        RouteType::Unreachable => return Route::Unreachable(Unreachable::Rejected),
+        RouteType::BlackHole => return Route::Unreachable(Unreachable::Blackhole),
+        RouteType::Prohibit => return Route::Unreachable(Unreachable::Prohibited),
+        RouteType::Broadcast | RouteType::Multicast => {
+            return Route::Unreachable(Unreachable::NotUnicast);
+        }
+        _ => {}
+    }
+    let (mut output, mut neighbour, mut mtu, mut learned) = (None, address, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) => output = Some(*ifindex),
+            RouteAttribute::Gateway(RouteAddress::Inet(v4))
+            | RouteAttribute::Via(RouteVia::Inet(v4)) => neighbour = IpAddr::V4(*v4),
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6))
+            | RouteAttribute::Via(RouteVia::Inet6(v6)) => neighbour = IpAddr::V6(*v6),
+            RouteAttribute::EncapType(_) => return Route::Unreachable(Unreachable::NotEthernet),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            RouteAttribute::CacheInfo(info) => learned = info.expires != 0,
+            _ => {}
+        }
+    }
+    match output {
+        // An MTU that expires was learnt from ICMP about this host's own packets; the kernel does
+        // not hold forwarded packets to it either.
+        Some(ifindex) => Route::Via { ifindex, neighbour, mtu: mtu.filter(|_| !learned) },
+        None => Route::Unreachable(Unreachable::NoRoute),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 1);
+
+    #[test]
+    fn given_answers_of_the_kernel_when_parsed_then_the_way_is_the_kernels() {
+        let on_link = Route::Via { ifindex: 7, neighbour: ADDRESS, mtu: None };
+        let gateway = RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY));
+        let via6 = "fe80::1".parse().unwrap();
+        let oif = RouteAttribute::Oif(7);
+        let cases = [
+            ("on link", RouteType::Unicast, vec![oif.clone()], on_link),
+            (
+                "gateway and MTU",
+                RouteType::Unicast,
+                vec![gateway, RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]), oif.clone()],
+                Route::Via { ifindex: 7, neighbour: GATEWAY.into(), mtu: Some(1400) },
+            ),
+            (
+                "IPv6 gateway of an IPv4 route",
+                RouteType::Unicast,
+                vec![RouteAttribute::Via(RouteVia::Inet6(via6)), oif.clone()],
+                Route::Via { ifindex: 7, neighbour: via6.into(), mtu: None },
+            ),
+            ("own", RouteType::Local, vec![oif.clone()], Route::Local),
+            (
+                "blackhole",
+                RouteType::BlackHole,
+                vec![oif],
+                Route::Unreachable(Unreachable::Blackhole),
+            ),
+        ];
+        for (case, kind, attributes, expected) in cases {
+            let mut message = RouteMessage::default();
+            message.header.kind = kind;
+            message.attributes = attributes;
+
+            assert_eq!(parse(&message, ADDRESS), expected, "{case}");
+        }
+    }
+}

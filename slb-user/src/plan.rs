@@ -1,0 +1,107 @@
+//! (Desired, installed) → the writes that lead from one to the other, in the only safe order. Pure.
+//!
+//! A packet may be in the program between any two writes, and the agent may die there:
+//!
+//! - a backend's record is there before a schedule names it, and no schedule names it any more when
+//!   it is marked unusable;
+//! - a listener is there before its VIP is one.
+
+use slb_common::abi::{Address, Backend, DirectEndpoint, Endpoint, Interface, Roles};
+
+use crate::state::{Service, State};
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To `SLB_INTERFACES`.
+    PutInterface(u32, Interface),
+    /// To `SLB_BACKENDS`.
+    PutBackend(u32, Backend),
+    /// To `SLB_SLOTS`, then to `SLB_LISTENERS`.
+    PutListener(Endpoint, Service),
+    /// From `SLB_LISTENERS`.
+    RemoveListener(Endpoint),
+    /// To `SLB_ENDPOINTS`.
+    PutEndpoint(Endpoint, DirectEndpoint),
+    /// From `SLB_ENDPOINTS`.
+    RemoveEndpoint(Endpoint),
+    /// To `SLB_ADDRESSES`.
+    PutAddress(Address, Roles),
+    /// From `SLB_ADDRESSES`.
+    RemoveAddress(Address),
+    /// From `SLB_INTERFACES`.
+    RemoveInterface(u32),
+}
+
+/// The writes that lead from `installed` to `desired`.
+#[must_use]
+pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
+    let (backends_first, backends_last): (Vec<_>, Vec<_>) =
+        changed(&desired.backends, &installed.backends)
+            .map(|(&id, &backend)| (id, backend))
+            .partition(|(id, backend)| gains(backend, installed.backends.get(id)));
+    // Flows may still refer to it: where it is stays known.
+    let retired = gone(&desired.backends, &installed.backends)
+        .filter(|(_, backend)| backend.flags != 0)
+        .map(|(&id, &backend)| (id, Backend { flags: 0, ..backend }));
+
+    let mut steps = Vec::new();
+    steps.extend(
+        changed(&desired.interfaces, &installed.interfaces)
+            .map(|(&index, &interface)| Step::PutInterface(index, interface)),
+    );
+    steps.extend(backends_first.into_iter().map(|(id, backend)| Step::PutBackend(id, backend)));
+    steps.extend(
+        changed(&desired.listeners, &installed.listeners)
+            .map(|(&endpoint, service)| Step::PutListener(endpoint, service.clone())),
+    );
+    steps.extend(
+        gone(&desired.listeners, &installed.listeners)
+            .map(|(&endpoint, _)| Step::RemoveListener(endpoint)),
+    );
+    steps.extend(
+        backends_last.into_iter().chain(retired).map(|(id, backend)| Step::PutBackend(id, backend)),
+    );
+    steps.extend(
+        changed(&desired.endpoints, &installed.endpoints)
+            .map(|(&endpoint, &value)| Step::PutEndpoint(endpoint, value)),
+    );
+    steps.extend(
+        gone(&desired.endpoints, &installed.endpoints)
+            .map(|(&endpoint, _)| Step::RemoveEndpoint(endpoint)),
+    );
+    steps.extend(
+        changed(&desired.addresses, &installed.addresses)
+            .map(|(&addr, &roles)| Step::PutAddress(addr, roles)),
+    );
+    steps.extend(
+        gone(&desired.addresses, &installed.addresses).map(|(&addr, _)| Step::RemoveAddress(addr)),
+    );
+    steps.extend(
+        gone(&desired.interfaces, &installed.interfaces)
+            .map(|(&index, _)| Step::RemoveInterface(index)),
+    );
+    steps
+}
+
+/// Whether the program may do more with the backend afterwards.
+fn gains(backend: &Backend, installed: Option<&Backend>) -> bool {
+    let usable = |backend: &Backend| backend.flags & slb_common::abi::BACKEND_USABLE != 0;
+    usable(backend) || !installed.is_some_and(usable)
+}
+
+type Map<K, V> = std::collections::BTreeMap<K, V>;
+
+fn changed<'a, K: Ord, V: PartialEq>(
+    desired: &'a Map<K, V>,
+    installed: &'a Map<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    desired.iter().filter(|(key, value)| installed.get(key) != Some(value))
+}
+
+fn gone<'a, K: Ord, V>(
+    desired: &'a Map<K, V>,
+    installed: &'a Map<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    installed.iter().filter(|(key, _)| !desired.contains_key(key))
+}

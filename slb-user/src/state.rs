@@ -1,0 +1,51 @@
+//! What the BPF maps hold: as it should be, and as it is.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use slb_common::abi::{Address, Backend, DirectEndpoint, Endpoint, Interface, Roles};
+
+/// The content of every map that the agent writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// `SLB_LISTENERS` and `SLB_SLOTS`.
+    pub listeners: BTreeMap<Endpoint, Service>,
+    /// `SLB_BACKENDS`, without the elements that were never used.
+    pub backends: BTreeMap<u32, Backend>,
+    /// `SLB_ADDRESSES`.
+    pub addresses: BTreeMap<Address, Roles>,
+    /// `SLB_ENDPOINTS`.
+    pub endpoints: BTreeMap<Endpoint, DirectEndpoint>,
+    /// `SLB_INTERFACES`.
+    pub interfaces: BTreeMap<u32, Interface>,
+}
+
+/// What a listener's VIPs of one family share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// [`slb_common::abi::Listener::id`].
+    pub id: u32,
+    /// Who gets new flows.
+    pub schedule: Arc<Schedule>,
+}
+
+/// Who gets new flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// [`slb_common::abi::Listener::scheduler`].
+    pub scheduler: u32,
+    /// Indices into `SLB_BACKENDS`; empty: nobody.
+    pub slots: Vec<u32>,
+}
+
+impl Schedule {
+    /// The part of new flows that each backend is to get, by its index in `SLB_BACKENDS`.
+    #[must_use]
+    pub fn shares(&self) -> BTreeMap<u32, f64> {
+        let mut slots = BTreeMap::<u32, u32>::new();
+        for &backend in &self.slots {
+            *slots.entry(backend).or_default() += 1;
+        }
+        let all = self.slots.len() as f64;
+        slots.into_iter().map(|(backend, slots)| (backend, f64::from(slots) / all)).collect()
+    }
+}

@@ -1,0 +1,172 @@
+//! `cargo xtask run`: the lab, with real traffic through the balancer.
+
+use std::{net::SocketAddr, thread, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use slb_tests::{Client, Gateway, Server, Service, Topology, gateway, interrupt};
+
+use crate::{process, setup};
+use report::Report;
+
+mod failover;
+mod plan;
+mod report;
+mod shares;
+
+/// Options of `cargo xtask run`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// End when everything has been shown, with exit code 0 only if all of it held
+    #[arg(long)]
+    once: bool,
+    /// New connections (TCP) and exchanges (UDP) per table
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1000..))]
+    connections: u32,
+}
+
+/// Bound on what the agent notices: a start, a backend that is down, one that is up again.
+const NOTICED: Duration = Duration::from_secs(10);
+
+/// Everything that runs. The order of the fields is the order in which it ends.
+struct Lab {
+    gateway: Gateway,
+    servers: Vec<Server>,
+    client: Client,
+    topology: Topology,
+}
+
+/// Sets up, builds, and shows.
+///
+/// # Errors
+///
+/// Something did not work, or something that was shown did not hold.
+pub fn run(options: &Options) -> Result<()> {
+    if !process::is_root() {
+        bail!(
+            "network namespaces and XDP take root: sudo env PATH=\"$PATH\" HOME=\"$HOME\" cargo \
+             xtask run"
+        );
+    }
+    setup::ensure(&setup::Options::default())?;
+    let slb = process::build_slb()?;
+    interrupt::install()?;
+    // SAFETY: this program has only one thread so far.
+    unsafe { std::env::set_var(gateway::BINARY_VARIABLE, slb) };
+
+    let mut report = Report::default();
+    let mut lab = build(&mut report)?;
+    shares::show(&lab, &mut report, options.connections)?;
+    failover::primary_and_secondary(&mut lab, &mut report)?;
+    failover::weighted(&mut lab, &mut report)?;
+
+    let failures = report.close();
+    if !options.once {
+        explain(&lab);
+        while !interrupt::requested() {
+            thread::sleep(Duration::from_millis(100));
+        }
+        println!("\nCleaning up.");
+    }
+    drop(lab);
+    match failures {
+        0 => Ok(()),
+        1 => bail!("one thing did not hold"),
+        n => bail!("{n} things did not hold"),
+    }
+}
+
+fn build(report: &mut Report) -> Result<Lab> {
+    report.step("Building the lab: 2 clients, a gateway, 4 backends, each a network namespace");
+    let topology = Topology::build()?;
+    report.seen(
+        "clients 192.0.2.0/24 and 2001:db8:1::/64 on wan0, backends 10.0.0.0/24 and \
+                 2001:db8:10::/64 on lan0",
+    );
+    let mut servers = Vec::new();
+    for host in &topology.backends {
+        for service in plan::SERVICES {
+            servers.push(Server::start(host, service)?);
+        }
+    }
+    let last = topology.backends.last().context("the lab has backends")?;
+    servers.push(Server::start_as(last, Service::Http(plan::SPARE_PORT), plan::SPARE)?);
+    report.seen(&format!("{} servers: HTTP and UDP, on IPv4 and IPv6", servers.len()));
+
+    report.step("Starting slb on the gateway");
+    let mut gateway = Gateway::new(&topology, &plan::instances(&topology))?;
+    report.seen(&format!(
+        "{} run --config {}",
+        gateway.binary().display(),
+        gateway.config().display()
+    ));
+    gateway.start()?;
+    let status = gateway.status()?;
+    for interface in status["interfaces"].as_array().into_iter().flatten() {
+        report.seen(&format!(
+            "{}: XDP {}{}",
+            interface["name"].as_str().unwrap_or("?"),
+            interface["mode"].as_str().unwrap_or("?"),
+            interface["reason"].as_str().map(|why| format!(" ({why})")).unwrap_or_default()
+        ));
+    }
+    let took = gateway.wait("all backends healthy", NOTICED, plan::all_healthy)?;
+    report.seen(&format!("all backends healthy after {} ms", took.as_millis()));
+    let client = Client::new(topology.clients.first().context("the lab has clients")?);
+    Ok(Lab { gateway, servers, client, topology })
+}
+
+impl Lab {
+    /// The server of `service` that answers as `name`.
+    fn server(&mut self, name: &str, service: Service) -> Result<&mut Server> {
+        self.servers
+            .iter_mut()
+            .find(|server| server.name() == name && server.service() == service)
+            .with_context(|| format!("no {service:?} at {name}"))
+    }
+
+    /// Waits until the backend `name` of a TCP listener has `health`, at all its addresses.
+    fn wait_health(&self, port: u16, name: &str, health: &str) -> Result<Duration> {
+        let host = self
+            .topology
+            .backends
+            .iter()
+            .find(|host| host.name == name)
+            .with_context(|| format!("no backend {name}"))?;
+        self.gateway.wait(&format!("{name} {health} on tcp/{port}"), NOTICED, |status| {
+            host.addresses()
+                .into_iter()
+                .all(|address| gateway::health(status, "tcp", port, name, address) == Some(health))
+        })
+    }
+}
+
+/// How to look into the lab while it is up.
+fn explain(lab: &Lab) {
+    let Topology { clients, gateway, fabric, .. } = &lab.topology;
+    let inside = |path: std::path::PathBuf| format!("nsenter --net={}", path.display());
+    let on_gateway = inside(gateway.path());
+    let slb = format!("{on_gateway} {}", lab.gateway.binary().display());
+    let config = lab.gateway.config();
+    let config = config.display();
+    let [v4, v6] = plan::vips().map(|vip| SocketAddr::new(vip, plan::WEB_PORT));
+    let client = clients.first().map(|host| inside(host.netns.path())).unwrap_or_default();
+    println!("\nThe lab stays up until Ctrl-C. To look into it, as root in another terminal:");
+    let hints = [
+        ("what slb says", format!("{slb} status --config {config}")),
+        ("its log", format!("tail -f {}", lab.gateway.log().display())),
+        ("a request as a client, IPv4", format!("{client} curl -i http://{v4}/")),
+        ("a request as a client, IPv6", format!("{client} curl -i 'http://{v6}/'")),
+        ("what is attached", format!("{on_gateway} bpftool net list")),
+        ("what is pinned", format!("find {}", lab.gateway.pins().display())),
+        (
+            "a map",
+            format!("bpftool map dump pinned {}/<one of those>", lab.gateway.pins().display()),
+        ),
+        ("a backend dies silently", format!("ip -n {} link set web-2 down", fabric.name())),
+        ("and comes back", format!("ip -n {} link set web-2 up", fabric.name())),
+    ];
+    for (what, command) in hints {
+        println!("  {what}:\n      {command}");
+    }
+}

@@ -1,0 +1,99 @@
+//! `cargo xtask setup`: finds or installs what the build and the lab need.
+//!
+//! What is there is used as it is: in particular, a nightly toolchain is never updated, because
+//! other projects build with it. What cannot be installed is not the end: every line is worked
+//! through, and the commands that are left to the user are listed last.
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::process;
+
+mod apt;
+mod compiler;
+mod linker;
+
+/// Options of `cargo xtask setup`.
+#[derive(Debug, Default, Args)]
+pub struct Options {
+    /// Where a toolchain comes from if none is found
+    #[arg(long, value_enum, default_value_t)]
+    from: Origin,
+}
+
+/// Where a toolchain comes from if none is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Origin {
+    /// rustup, and if that fails the distribution
+    #[default]
+    Auto,
+    /// The distribution's packages only
+    Distribution,
+}
+
+/// A program that is not Rust's.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+    /// `None`: a nicety; setup succeeds without it.
+    needed_by: Option<&'static str>,
+}
+
+const TOOLS: [Tool; 4] = [
+    Tool { program: "ip", package: "iproute2", needed_by: Some("the lab") },
+    Tool { program: "ethtool", package: "ethtool", needed_by: Some("the lab") },
+    Tool { program: "bpftool", package: "bpftool", needed_by: None },
+    Tool { program: "curl", package: "curl", needed_by: None },
+];
+
+/// Prints one line per thing, and installs what is missing.
+///
+/// # Errors
+///
+/// Something is missing that could not be installed; what to do about it has been printed.
+pub fn ensure(options: &Options) -> Result<()> {
+    let mut left = Vec::new();
+    let found = compiler::ensure(options.from, &mut left);
+    linker::ensure(found, &mut left);
+    tools(&mut left);
+    if left.is_empty() {
+        return Ok(());
+    }
+    println!("\nWhat is left to do:");
+    for command in &left {
+        println!("    {command}");
+    }
+    bail!("set-up is not complete; the commands above finish it");
+}
+
+fn tools(left: &mut Vec<String>) {
+    let (present, missing): (Vec<_>, Vec<_>) =
+        TOOLS.iter().partition(|tool| process::find(tool.program).is_some());
+    if !present.is_empty() {
+        let names: Vec<_> = present.iter().map(|tool| tool.program).collect();
+        say("tools", &format!("found: {}", names.join(", ")));
+    }
+    if missing.is_empty() {
+        return;
+    }
+    let packages: Vec<_> = missing.iter().map(|tool| tool.package).collect();
+    let Err(why) = apt::install(&packages) else {
+        say("tools", &format!("done: {}", packages.join(", ")));
+        return;
+    };
+    for tool in missing {
+        let install = apt::command(&[tool.package]);
+        match tool.needed_by {
+            Some(user) => {
+                say("tools", &format!("{} is missing, {user} needs it: {why}", tool.program));
+                left.push(install);
+            }
+            None => say("tools", &format!("{} is missing, do without: {why}", tool.program)),
+        }
+    }
+}
+
+/// One line of the report.
+fn say(thing: &str, what: &str) {
+    println!("setup: {thing:<10} {what}");
+}

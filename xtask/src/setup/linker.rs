@@ -1,0 +1,142 @@
+//! `bpf-linker`, built against an LLVM that reads what the toolchain writes.
+//!
+//! Bitcode is read by the same LLVM or a newer one, never by an older one.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use super::{apt, compiler, say};
+use crate::process;
+
+const NAME: &str = "bpf-linker";
+const VERSION: &str = "0.13.0";
+/// Releases of this series take the same arguments.
+const SERIES: &str = "0.13.";
+/// The LLVM versions that it can be built against, oldest first.
+const SUPPORTED: [u32; 3] = [21, 22, 23];
+/// The LLVM inside the binaries that the project publishes.
+const PUBLISHED: u32 = 23;
+/// Bound on the download of a published binary.
+const LIMIT: Duration = Duration::from_secs(300);
+const THING: &str = "linker";
+
+/// Finds or installs the linker for `toolchain`; without one there is nothing to match.
+pub fn ensure(toolchain: Option<&str>, left: &mut Vec<String>) {
+    let Some(wanted) = toolchain.and_then(compiler::llvm) else {
+        say(THING, "waits for the toolchain, whose LLVM it has to match");
+        left.push("cargo xtask setup    # again, for the linker".to_owned());
+        return;
+    };
+    match state(wanted) {
+        Ok(found) => {
+            say(THING, &format!("found: {found}"));
+            return;
+        }
+        Err(why) => say(THING, &why),
+    }
+    if let Err((why, command)) = install(wanted) {
+        say(THING, &format!("not installed: {why}"));
+        left.push(command);
+        return;
+    }
+    match state(wanted) {
+        Ok(found) => say(THING, &format!("done: {found}")),
+        Err(why) => {
+            say(THING, &format!("installed, but {why}"));
+            left.push(format!("remove the {NAME} that comes first in the PATH"));
+        }
+    }
+}
+
+/// What is there, or why it does not do.
+fn state(wanted: u32) -> Result<String, String> {
+    let path = process::find(NAME).ok_or("missing")?;
+    let version = process::output(&path.display().to_string(), &["--version"])
+        .ok_or_else(|| format!("{} does not run", path.display()))?;
+    let version = version.split_whitespace().last().unwrap_or_default();
+    if !version.starts_with(SERIES) {
+        return Err(format!("{} is {version}, {VERSION} is needed", path.display()));
+    }
+    let llvm = linked_llvm(&path).unwrap_or(PUBLISHED);
+    if llvm < wanted {
+        return Err(format!(
+            "{} has LLVM {llvm}, which cannot read the bitcode of the toolchain's LLVM {wanted}",
+            path.display()
+        ));
+    }
+    Ok(format!("{}, {version}, LLVM {llvm} for the toolchain's LLVM {wanted}", path.display()))
+}
+
+/// Major version of the `libLLVM.so.N.M` or `libLLVM-N.so` that a program needs; `None` if LLVM is
+/// part of the program itself.
+fn linked_llvm(program: &Path) -> Option<u32> {
+    const LIBRARY: &[u8] = b"libLLVM";
+    let bytes = fs::read(program).ok()?;
+    let names = bytes.windows(LIBRARY.len()).enumerate().filter(|(_, window)| *window == LIBRARY);
+    names
+        .filter_map(|(at, _)| {
+            let digits: String = bytes[at + LIBRARY.len()..]
+                .iter()
+                .take(16)
+                .skip_while(|byte| !byte.is_ascii_digit())
+                .take_while(|byte| byte.is_ascii_digit())
+                .map(|&byte| char::from(byte))
+                .collect();
+            digits.parse().ok()
+        })
+        .find(|version| (10..100).contains(version))
+}
+
+/// Installs a linker with LLVM `wanted` or newer; an error has a reason and a command for the user.
+fn install(wanted: u32) -> Result<(), (String, String)> {
+    let installed = SUPPORTED.into_iter().find(|&llvm| llvm >= wanted && has_llvm(llvm));
+    if let Some(llvm) = installed {
+        return from_source(llvm);
+    }
+    if wanted > PUBLISHED {
+        let why = format!("{NAME} {VERSION} knows no LLVM {wanted}; an older toolchain is needed");
+        return Err((why, "cargo xtask setup --from distribution".to_owned()));
+    }
+    say(THING, &format!("LLVM {wanted} is not installed here; trying the distribution's"));
+    let package = format!("llvm-{wanted}-dev");
+    match apt::install(&[&package]) {
+        Ok(()) => from_source(wanted),
+        Err(why) => {
+            say(THING, &format!("no {package}: {why}; trying the published binary"));
+            published()
+        }
+    }
+}
+
+fn has_llvm(llvm: u32) -> bool {
+    Path::new(&prefix(llvm)).join("bin/llvm-config").exists()
+}
+
+fn prefix(llvm: u32) -> String {
+    format!("/usr/lib/llvm-{llvm}")
+}
+
+fn from_source(llvm: u32) -> Result<(), (String, String)> {
+    let feature = format!("llvm-{llvm}");
+    let mut command =
+        process::cargo(["install", NAME, "--version", VERSION, "--locked", "--force"]);
+    command.args(["--no-default-features", "--features", &feature]);
+    command.env("LLVM_PREFIX", prefix(llvm));
+    // Its own place: a caller's target directory is for this repository.
+    command.env_remove("CARGO_TARGET_DIR");
+    say(THING, &format!("installing, against LLVM {llvm} (takes about a minute)"));
+    process::run(&mut command).map_err(|error| (format!("{error:#}"), process::text(&command)))
+}
+
+fn published() -> Result<(), (String, String)> {
+    let url = format!(
+        "https://github.com/aya-rs/{NAME}/releases/download/v{VERSION}/\
+         {NAME}-{}-unknown-linux-musl.tar.zst",
+        std::env::consts::ARCH
+    );
+    let home = process::cargo_home().unwrap_or_default();
+    let line =
+        format!("curl -fsSL '{url}' | tar --zstd -xf - -C '{}' {NAME}", home.join("bin").display());
+    let mut command = Command::new("bash");
+    command.args(["-o", "pipefail", "-c", &line]);
+    process::run_within(&mut command, LIMIT).map_err(|error| (format!("{error:#}"), line))
+}
