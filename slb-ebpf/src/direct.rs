@@ -20,9 +20,8 @@ use crate::{Work, flows, maps};
 pub fn conflict(work: &Work<'_>) -> Result<u32, Verdict> {
     let key = &work.packet.key;
     // SAFETY: copied out at once.
-    let endpoint = unsafe { maps::SLB_ENDPOINTS.get(key.destination()) }
-        .copied()
-        .ok_or(Verdict::NotOurs)?;
+    let endpoint =
+        unsafe { maps::SLB_ENDPOINTS.get(key.destination()) }.copied().ok_or(Verdict::NotOurs)?;
     let begins = key.proto == UDP || work.packet.is_syn();
     let reply_key = key.reversed();
     if let Some(known) = flows::find(&reply_key)

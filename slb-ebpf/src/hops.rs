@@ -2,9 +2,9 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as FibLookup,
-        xdp_action,
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
+        bpf_fib_lookup as FibLookup, xdp_action,
     },
     helpers::{bpf_fib_lookup, bpf_redirect},
     programs::XdpContext,
@@ -95,8 +95,7 @@ fn look_up(work: &Work<'_>, flow: &mut Flow) -> Option<Verdict> {
     } as u32;
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS if can_redirect(query.ifindex) => {
-            flow.hop =
-                Hop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
+            flow.hop = Hop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
         }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
             return Some(Verdict::NoRoute);

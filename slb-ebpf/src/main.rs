@@ -24,7 +24,8 @@ mod stats;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use slb_common::{
     abi::{
-        BACKEND_USABLE, FLOW_FORWARD, FLOW_REPLY, Flow, Hop, ROLE_BACKEND, ROLE_VIP, Roles, Translation, UDP,
+        BACKEND_USABLE, FLOW_FORWARD, FLOW_REPLY, Flow, Hop, ROLE_BACKEND, ROLE_VIP, Roles,
+        Translation, UDP,
     },
     frame::Frame,
     parse::{self, Packet, Reject},

@@ -96,11 +96,7 @@ pub struct Agent {
 /// # Errors
 ///
 /// [`AgentError`]; what an earlier agent has set up goes on as it is.
-pub async fn run(
-    config: Config,
-    path: &Path,
-    ready: impl FnOnce(),
-) -> Result<(), AgentError> {
+pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<(), AgentError> {
     let lock = Lock::take(&config.gateway.api)?;
     let (requests, mut requested) = mpsc::channel(16);
     let (events, mut transitions) = mpsc::unbounded_channel();
@@ -209,8 +205,10 @@ impl Agent {
     async fn attach(&mut self) -> Result<(), AgentError> {
         self.datapath.detach_others(&self.config.gateway.interfaces)?;
         for name in self.config.gateway.interfaces.clone() {
-            let interface =
-                self.network.interface(&name).ok_or_else(|| LoadError::NoInterface(name.clone()))?;
+            let interface = self
+                .network
+                .interface(&name)
+                .ok_or_else(|| LoadError::NoInterface(name.clone()))?;
             let attached = self.network.xdp(interface.index).await?;
             let mode = self.config.gateway.xdp_mode;
             let fresh = self.datapath.attach(&name, mode, attached.map(|xdp| xdp.program))?;
@@ -221,7 +219,12 @@ impl Agent {
                     reason: Some("attached by an earlier agent".to_owned()),
                 },
             };
-            info!(interface = name, mode = attachment.mode, reason = attachment.reason, "XDP attached");
+            info!(
+                interface = name,
+                mode = attachment.mode,
+                reason = attachment.reason,
+                "XDP attached"
+            );
             self.attachments.push((name, interface.index, attachment));
         }
         Ok(())
@@ -366,10 +369,10 @@ impl Agent {
                 }
             }
             Err(error) => {
-                let causes = std::iter::successors(
-                    Some(&error as &dyn std::error::Error),
-                    |error| error.source(),
-                );
+                let causes =
+                    std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
+                        error.source()
+                    });
                 let text = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
                 if self.failures.get(what) != Some(&text) {
                     error!("{what}: {text}; trying again");

@@ -90,7 +90,10 @@ fn load(path: &std::path::Path) -> Result<Config, Exit> {
         Err(LoadError::Invalid(report)) => {
             eprintln!("{report}");
             let mistakes = report.mistakes().len();
-            eprintln!("{mistakes} mistake{}; nothing was changed", if mistakes == 1 { "" } else { "s" });
+            eprintln!(
+                "{mistakes} mistake{}; nothing was changed",
+                if mistakes == 1 { "" } else { "s" }
+            );
             Err(Exit::Invalid)
         }
     }

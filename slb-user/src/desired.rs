@@ -60,8 +60,7 @@ impl Planner {
             let health = &now.health[service.targets.clone()];
             for ((target, &health), &usable) in targets.iter().zip(health).zip(&usable) {
                 let backend = backend(service, target, health, usable, &now);
-                let endpoint =
-                    Endpoint { addr: backend.addr, port: backend.port, proto };
+                let endpoint = Endpoint { addr: backend.addr, port: backend.port, proto };
                 state.backends.insert(target.id, backend);
                 state.endpoints.entry(endpoint).or_insert(DirectEndpoint { backend: target.id });
                 state.addresses.entry(endpoint.addr).or_default().roles |= ROLE_BACKEND;
@@ -70,7 +69,12 @@ impl Planner {
         state
     }
 
-    fn schedule(&mut self, service: &Service, targets: &[Target], usable: &[bool]) -> Arc<Schedule> {
+    fn schedule(
+        &mut self,
+        service: &Service,
+        targets: &[Target],
+        usable: &[bool],
+    ) -> Arc<Schedule> {
         let usable: Vec<&Target> = targets
             .iter()
             .zip(usable)

@@ -123,7 +123,8 @@ impl Layout {
                         let addresses = backend.addresses.iter();
                         for &addr in addresses.filter(|addr| addr.is_ipv4() == is_v4) {
                             // The parser sees to it that one of them is there.
-                            let port = backend.port.or(listener.backend_port).unwrap_or(listener.port);
+                            let port =
+                                backend.port.or(listener.backend_port).unwrap_or(listener.port);
                             let role = match (group.kind, index) {
                                 (GroupKind::PrimarySecondary, 0) => Role::Primary,
                                 (GroupKind::PrimarySecondary, _) => Role::Secondary,
@@ -203,8 +204,7 @@ impl<'a> Ids<'a> {
         let listeners =
             installed.listeners.iter().filter(kept).map(|(_, service)| service.id).collect();
         let known: BTreeMap<u32, _> = installed.backends.iter().map(|(&id, b)| (id, b)).collect();
-        let backends =
-            known.iter().map(|(&id, b)| ((b.listener, b.addr, b.port), id)).collect();
+        let backends = known.iter().map(|(&id, b)| ((b.listener, b.addr, b.port), id)).collect();
         let retired: Vec<u32> = known
             .iter()
             .filter(|(_, backend)| backend.flags & abi::BACKEND_IN_USE == 0)

@@ -32,9 +32,8 @@ pub(super) fn status(arguments: &Arguments) -> anyhow::Result<Exit> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let answer = runtime.block_on(async {
-        Connection::open(&socket).await?.get::<Status>("/v1/status").await
-    });
+    let answer = runtime
+        .block_on(async { Connection::open(&socket).await?.get::<Status>("/v1/status").await });
     let status = match answer {
         Ok(status) => status,
         Err(error @ ClientError::NoAgent { .. }) => {

@@ -25,9 +25,7 @@ use aya::{
 };
 use slb_common::abi::ABI_VERSION;
 
-use super::{
-    BpffsError, Maps, TableError, bpffs,
-};
+use super::{BpffsError, Maps, TableError, bpffs};
 use crate::config::XdpMode;
 
 /// The program, as compiled by the build script.
@@ -63,7 +61,9 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The kernel refused the object. aya puts the verifier's last lines into its message.
-    #[error("cannot load the eBPF object; it needs Linux 6.1 with BTF, and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    #[error(
+        "cannot load the eBPF object; it needs Linux 6.1 with BTF, and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
     Object(#[source] Box<EbpfError>),
     /// The kernel refused the program.
     #[error("cannot load the XDP program")]
@@ -112,7 +112,9 @@ pub enum LoadError {
     #[error("no interface {0}; `ip link` lists those that are there")]
     NoInterface(String),
     /// Somebody else's program is there.
-    #[error("{interface}: XDP program '{name}' (id {id}) is attached already; it was left alone. Detach it with `ip link set {interface} xdp off`, or take {interface} out of gateway.interfaces")]
+    #[error(
+        "{interface}: XDP program '{name}' (id {id}) is attached already; it was left alone. Detach it with `ip link set {interface} xdp off`, or take {interface} out of gateway.interfaces"
+    )]
     Occupied {
         /// Where.
         interface: String,
@@ -230,6 +232,15 @@ impl Loaded {
         self.flows
     }
 
+    /// The loaded program, for whatever else aya can do with it.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::NoProgram`] cannot happen after [`Loaded::open`] has succeeded.
+    pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
+        program(&mut self.ebpf)
+    }
+
     /// Attaches the program to `interface`, or puts it into the link that is pinned for it.
     ///
     /// `attached` is the id of the XDP program that the interface has now.
@@ -276,9 +287,9 @@ impl Loaded {
         if is_same_program(&info, pinned.program).map_err(refused)? {
             return Ok(());
         }
-        let link: XdpLink = FdLink::from(pinned.link).try_into().map_err(|error| {
-            LoadError::Link { path: path.to_owned(), source: Box::new(error) }
-        })?;
+        let link: XdpLink = FdLink::from(pinned.link)
+            .try_into()
+            .map_err(|error| LoadError::Link { path: path.to_owned(), source: Box::new(error) })?;
         let id = program.attach_to_link(link).map_err(refused)?;
         // Owned by its pin, not by this process.
         drop(program.take_link(id).map_err(refused)?);
@@ -389,8 +400,7 @@ struct OpenLink {
 }
 
 fn open_link(path: &Path) -> Result<OpenLink, LoadError> {
-    let broken =
-        |error| LoadError::Link { path: path.to_owned(), source: Box::new(error) };
+    let broken = |error| LoadError::Link { path: path.to_owned(), source: Box::new(error) };
     let link = PinnedLink::from_pin(path).map_err(broken)?;
     let link = FdLink::from(link);
     let program = link.info().map_err(broken)?.program_id();
@@ -402,9 +412,9 @@ fn open_link(path: &Path) -> Result<OpenLink, LoadError> {
 /// Whether the program with this id is the one described by `new`: the same instructions on the same
 /// maps.
 fn is_same_program(new: &ProgramInfo, id: u32) -> Result<bool, ProgramError> {
-    let Some(old) = aya::programs::loaded_programs().find_map(|info| {
-        info.ok().filter(|info| info.id() == id)
-    }) else {
+    let Some(old) =
+        aya::programs::loaded_programs().find_map(|info| info.ok().filter(|info| info.id() == id))
+    else {
         return Ok(false);
     };
     let sorted = |info: &ProgramInfo| -> Result<_, ProgramError> {

@@ -58,7 +58,10 @@ pub struct Maps {
 }
 
 /// A pinned map knows its real capacity; one taken from the loader claims the object's.
-fn open<T: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<T, TableError> {
+fn open<T: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    name: &'static str,
+) -> Result<T, TableError> {
     MapData::from_pin(pins.map(name))
         .and_then(Map::from_map_data)
         .and_then(T::try_from)
@@ -305,9 +308,7 @@ fn contents<K: aya::Pod + Ord, V: aya::Pod>(
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error))
-            if error.io_error.kind() == io::ErrorKind::NotFound =>
-        {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
             Ok(())
         }
         other => other,

@@ -109,10 +109,14 @@ pub async fn probe(kind: &ProbeKind, addr: SocketAddr, timeout: Duration) -> Res
         match kind {
             ProbeKind::Tcp => connect(addr).await.map(drop),
             ProbeKind::Http(http) => ask_http(http, addr).await,
-            ProbeKind::Udp(udp) => ask_udp(udp, addr, timeout).await,
+            ProbeKind::Udp(udp) => ask_udp(udp, addr).await,
         }
     };
-    time::timeout(timeout, attempt).await.unwrap_or(Err(Failure::Timeout(timeout)))
+    let (patience, silence) = match kind {
+        ProbeKind::Udp(UdpProbe { receive: None, .. }) => (timeout.min(SILENCE), Ok(())),
+        _ => (timeout, Err(Failure::Timeout(timeout))),
+    };
+    time::timeout(patience, attempt).await.unwrap_or(silence)
 }
 
 /// A connection that ends with RST when it is dropped.
@@ -175,26 +179,23 @@ fn answer(error: hyper::Error) -> Failure {
     }
 }
 
-async fn ask_udp(probe: &UdpProbe, addr: SocketAddr, timeout: Duration) -> Result<(), Failure> {
+async fn ask_udp(probe: &UdpProbe, addr: SocketAddr) -> Result<(), Failure> {
     let any: IpAddr =
         if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     // Only a connected socket hears of ICMP errors.
     socket.connect(addr).await?;
 
-    let exchange = async {
+    let answer =
         exchange(&socket, probe.send.as_bytes()).await.map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => Failure::PortUnreachable,
             _ => error.into(),
-        })
-    };
+        })?;
     match &probe.receive {
-        None => match time::timeout(timeout.min(SILENCE), exchange).await {
-            Ok(answer) => answer.map(drop),
-            Err(_silence) => Ok(()),
-        },
-        Some(expected) if contains(&exchange.await?, expected.as_bytes()) => Ok(()),
-        Some(expected) => Err(Failure::Answer(expected.clone())),
+        Some(expected) if !contains(&answer, expected.as_bytes()) => {
+            Err(Failure::Answer(expected.clone()))
+        }
+        _ => Ok(()),
     }
 }
 

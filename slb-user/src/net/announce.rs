@@ -1,6 +1,6 @@
 //! Holds the VIPs as addresses of this host, and tells the links where they are.
 //!
-//! An address that this program adds carries its mark ([`OWNER`](super::OWNER)); an address
+//! An address that this program adds carries its mark ([`OWNER`]); an address
 //! without the mark is somebody else's and is never touched. (Kernels before 5.18 do not store
 //! the mark: there, only the process that added an address removes it.)
 //!

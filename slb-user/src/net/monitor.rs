@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::{
     MulticastGroup,
@@ -20,7 +21,7 @@ use rtnetlink::{
 };
 use tokio::{
     sync::Notify,
-    task::JoinHandle,
+    task::{JoinHandle, unconstrained},
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
@@ -162,7 +163,7 @@ impl Monitor {
                 Ok(change) => untold.merge(change),
                 Err(error) => {
                     warn!(%error, "network events were lost; reading the kernel's tables anew");
-                    self.recover().await;
+                    self.recover(&mut buffer).await;
                     untold = NetworkChange::EVERYTHING;
                 }
             }
@@ -229,7 +230,13 @@ impl Monitor {
         Ok(change)
     }
 
-    async fn recover(&self) {
+    async fn recover(&self, buffer: &mut Vec<u8>) {
+        // What is queued is older than the loss: read after the tables, it would undo them. And
+        // the kernel sends nothing more before the queue is empty.
+        let mut queued = true;
+        while queued {
+            queued = unconstrained(self.receive(buffer)).now_or_never().is_some();
+        }
         while let Err(error) = self.read_tables().await {
             warn!(error = &error as &dyn std::error::Error, "trying again");
             sleep(RETRY).await;

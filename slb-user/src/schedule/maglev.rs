@@ -118,7 +118,10 @@ impl FreeSlots {
         let word = &mut self.0[(slot / u64::BITS) as usize];
         let bit = 1 << (slot % u64::BITS);
         let free = *word & bit != 0;
-        *word &= !bit;
+        // Only then: a store per look would hold up the next look at the same word.
+        if free {
+            *word ^= bit;
+        }
         free
     }
 }
@@ -140,7 +143,9 @@ const fn hash(identity: u64, salt: u64) -> u64 {
 fn is_prime(number: u32) -> bool {
     // Also keeps the sum in `Walk::step` from wrapping.
     (2..1 << 31).contains(&number)
-        && (2..).take_while(|divisor| divisor * divisor <= number).all(|d| number % d != 0)
+        && (2..)
+            .take_while(|divisor| divisor * divisor <= number)
+            .all(|d| !number.is_multiple_of(d))
 }
 
 #[cfg(test)]
