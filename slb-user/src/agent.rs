@@ -3,38 +3,40 @@
 //! It owns all state; everything else is asked by message. Nothing that it does is undone when it
 //! ends: the datapath goes on, and the next agent starts from what it finds in the maps.
 
+mod failures;
+mod follow;
 mod lock;
 mod status;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use slb_common::abi::{
-    BACKEND_HEALTHY, BACKEND_UNHEALTHY, CHUNK_SLOTS, DEFAULT_CHUNKS, Hop, Interface,
-};
+use slb_common::abi::{self, BACKEND_HEALTHY, BACKEND_UNHEALTHY, CHUNK_SLOTS, DEFAULT_CHUNKS};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::MissedTickBehavior,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 pub use lock::{Lock, LockError};
 
+use self::{
+    failures::Failures,
+    follow::{Follower, Surroundings},
+};
 use crate::{
     api::{self, ApiError, Request},
     clock::Jiffies,
-    config::{Announce, Config, Scheduler},
+    config::{Config, Scheduler},
     datapath::{Attachment, Capacities, LoadError, Loaded, Pins, TableError},
     desired::{Circumstances, Planner},
     health::{self, Checkers, Health},
     layout::{Layout, LayoutError},
-    net::{Announcer, KEEP_INTERVAL, Keeper, Network, NextHop, forwarding_problems},
+    net::{Interface, NetworkChange},
     plan::plan,
     schedule::maglev,
     state::State,
@@ -81,14 +83,9 @@ pub struct Agent {
     /// One per target of the layout.
     health: Vec<Health>,
     checkers: Checkers<usize>,
-    network: Network,
-    keeper: Keeper,
-    announcer: Announcer,
-    hops: HashMap<IpAddr, Hop>,
-    interfaces: BTreeMap<u32, Interface>,
-    attachments: Vec<(String, u32, Attachment)>,
-    /// What could not be done and is tried again, by what it is.
-    failures: BTreeMap<&'static str, String>,
+    surroundings: Surroundings,
+    attachments: Vec<(Interface, Attachment)>,
+    failures: Failures,
 }
 
 /// Runs the agent until it is told to stop. `ready` is called when packets are balanced.
@@ -97,41 +94,41 @@ pub struct Agent {
 ///
 /// [`AgentError`]; what an earlier agent has set up goes on as it is.
 pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<(), AgentError> {
-    let lock = Lock::take(&config.gateway.api)?;
+    let _lock = Lock::take(&config.gateway.api)?;
     let (requests, mut requested) = mpsc::channel(16);
     let (events, mut transitions) = mpsc::unbounded_channel();
+    let (news, mut followed) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let mut agent = Agent::start(config, path.to_owned(), Checkers::new(events)).await?;
+    let (mut agent, follower) =
+        Agent::start(config, path.to_owned(), Checkers::new(events)).await?;
+    let following = tokio::spawn(follower.run(news));
     api::serve(&agent.config.gateway.api, requests)?;
     ready();
 
-    let mut housekeeping = tokio::time::interval(KEEP_INTERVAL);
-    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Nothing in here waits: a failed backend is out of the maps before anything else is done.
     loop {
         tokio::select! {
-            // A failed backend does not wait for anything else.
             biased;
             Some(event) = transitions.recv() => {
-                agent.transition(event);
+                agent.transition(&event);
                 while let Ok(event) = transitions.try_recv() {
-                    agent.transition(event);
+                    agent.transition(&event);
                 }
                 agent.reconcile();
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            change = agent.network.changed() => agent.network_changed(change).await,
+            Some(surroundings) = followed.recv() => agent.surroundings_changed(surroundings),
             Some(request) = requested.recv() => agent.answer(request),
-            _ = housekeeping.tick() => agent.keep_neighbours().await,
-            _ = retry.tick(), if !agent.failures.is_empty() => agent.retry().await,
+            _ = retry.tick(), if !agent.failures.is_empty() => agent.reconcile(),
         }
     }
+    following.abort();
     info!("stopping; packets are balanced on, `slb unload` ends that");
-    drop(lock);
     Ok(())
 }
 
@@ -140,92 +137,71 @@ impl Agent {
         config: Config,
         path: PathBuf,
         checkers: Checkers<usize>,
-    ) -> Result<Self, AgentError> {
+    ) -> Result<(Self, Follower), AgentError> {
         let datapath = Loaded::open(Pins::new(&config.gateway.pins), capacities(&config))?;
         let layout = Layout::new(&config, datapath.maps.installed())?;
-        let health = restored(&layout, datapath.maps.installed());
-        let network = Network::open().await?;
+        let mut follower = Follower::open(&config, &layout).await?;
         let mut agent = Self {
             started: Instant::now(),
-            layout,
+            health: restored(&layout, datapath.maps.installed()),
             planner: Planner::default(),
             jiffies: Jiffies::from_kernel()?,
-            health,
             checkers,
-            keeper: Keeper::new(&network),
-            announcer: Announcer::new(&network),
-            network,
-            hops: HashMap::new(),
-            interfaces: BTreeMap::new(),
+            // What changed while no agent was looking, nobody has told the program.
+            surroundings: follower.look(NetworkChange::EVERYTHING).await,
             attachments: Vec::new(),
-            failures: BTreeMap::new(),
+            failures: Failures::default(),
             datapath,
+            layout,
             config,
             path,
         };
         agent.log_flow_table();
-        agent.look_at_interfaces();
-        agent.resolve().await?;
-        // What changed while no agent was looking, nobody has told the program.
         agent.datapath.maps.next_route_epoch()?;
         agent.apply()?;
-        agent.attach().await?;
-        agent.announce().await;
+        agent.attach(&follower).await?;
+        follower.announce().await;
         agent.check_health();
-        Ok(agent)
+        Ok((agent, follower))
     }
 
     fn log_flow_table(&self) {
         let (entries, bytes) = self.datapath.flow_table();
         info!(flows = entries / 2, mebibytes = bytes >> 20, "flow table");
-        if entries / 2 != self.config.gateway.flows {
-            warn!("{}", self.flow_table_problem());
+        if let Some(problem) = self.flow_table_problem() {
+            warn!("{problem}");
         }
     }
 
-    fn flow_table_problem(&self) -> String {
-        format!(
-            "the flow table was made for {} flows; gateway.flows = {} takes effect after `slb unload`",
-            self.datapath.flow_table().0 / 2,
-            self.config.gateway.flows
-        )
+    fn flow_table_problem(&self) -> Option<String> {
+        let (made, wanted) = (self.datapath.flow_table().0 / 2, self.config.gateway.flows);
+        (made != wanted).then(|| {
+            format!(
+                "the flow table was made for {made} flows; gateway.flows = {wanted} takes effect \
+                 after `slb unload`"
+            )
+        })
     }
 
-    fn look_at_interfaces(&mut self) {
-        self.interfaces = self
-            .config
-            .gateway
-            .interfaces
-            .iter()
-            .filter_map(|name| self.network.interface(name))
-            .map(|found| (found.index, Interface { mac: found.mac, redirect: 1 }))
-            .collect();
-    }
-
-    async fn attach(&mut self) -> Result<(), AgentError> {
+    async fn attach(&mut self, follower: &Follower) -> Result<(), AgentError> {
         self.datapath.detach_others(&self.config.gateway.interfaces)?;
-        for name in self.config.gateway.interfaces.clone() {
+        for name in &self.config.gateway.interfaces {
             let interface = self
-                .network
-                .interface(&name)
+                .surroundings
+                .interfaces
+                .iter()
+                .find(|interface| interface.name == *name)
                 .ok_or_else(|| LoadError::NoInterface(name.clone()))?;
-            let attached = self.network.xdp(interface.index).await?;
+            let attached = follower.xdp(interface).await?;
             let mode = self.config.gateway.xdp_mode;
-            let fresh = self.datapath.attach(&name, mode, attached.map(|xdp| xdp.program))?;
-            let attachment = match (fresh, attached) {
-                (Some(fresh), _) => fresh,
-                (None, attached) => Attachment {
-                    mode: attached.map_or("native", |xdp| xdp.mode),
-                    reason: Some("attached by an earlier agent".to_owned()),
-                },
-            };
-            info!(
-                interface = name,
-                mode = attachment.mode,
-                reason = attachment.reason,
-                "XDP attached"
-            );
-            self.attachments.push((name, interface.index, attachment));
+            let fresh = self.datapath.attach(name, mode, attached.map(|xdp| xdp.program))?;
+            let attachment = fresh.unwrap_or_else(|| Attachment {
+                mode: attached.map_or("native", |xdp| xdp.mode),
+                reason: Some("attached by an earlier agent".to_owned()),
+            });
+            let Attachment { mode, reason } = &attachment;
+            info!(interface = name, mode, reason, "XDP attached");
+            self.attachments.push((interface.clone(), attachment));
         }
         Ok(())
     }
@@ -236,17 +212,16 @@ impl Agent {
             let (check, initial) = (Arc::new(check.clone()), self.health[index]);
             Some((index, health::Target { addr: *addr, check, initial }))
         });
-        self.checkers.set(targets.collect::<Vec<_>>());
+        self.checkers.set(targets);
     }
 
-    fn transition(&mut self, event: health::Event<usize>) {
+    fn transition(&mut self, event: &health::Event<usize>) {
         self.health[event.key] = event.health;
         let (listener, backend) = self.describe(event.key);
-        match event.health {
-            Health::Unhealthy => {
-                warn!(listener, backend, reason = event.reason, "backend is unhealthy");
-            }
-            _ => info!(listener, backend, "backend is healthy"),
+        if event.health == Health::Unhealthy {
+            warn!(listener, backend, reason = event.reason, "backend is unhealthy");
+        } else {
+            info!(listener, backend, "backend is healthy");
         }
     }
 
@@ -264,82 +239,32 @@ impl Agent {
         )
     }
 
-    async fn network_changed(&mut self, change: crate::net::NetworkChange) {
-        debug!(?change, "the kernel's network has changed");
-        self.look_at_interfaces();
-        if change.outdates_answers() {
-            let result = self.datapath.maps.next_route_epoch();
-            self.note("route epoch", result);
+    fn surroundings_changed(&mut self, surroundings: Surroundings) {
+        self.surroundings = surroundings;
+        if self.surroundings.outdates_clients {
+            self.failures.note("route epoch", self.datapath.maps.next_route_epoch());
         }
-        let result = self.resolve().await;
-        self.note("next hops", result);
-        self.reconcile();
-        if change.links || change.addresses {
-            self.announce().await;
-        }
-    }
-
-    /// Asks the kernel for the way to every backend.
-    async fn resolve(&mut self) -> Result<(), crate::net::Error> {
-        let addresses: HashSet<IpAddr> =
-            self.layout.targets.iter().map(|target| target.addr.ip()).collect();
-        let answers = self.network.resolve_all(&addresses.into_iter().collect::<Vec<_>>()).await?;
-        self.hops = answers
-            .iter()
-            .filter_map(|(&addr, hop)| match *hop {
-                NextHop::Resolved { ifindex, dst_mac, src_mac, .. } => {
-                    Some((addr, Hop { ifindex, dst_mac, src_mac }))
-                }
-                _ => None,
-            })
-            .collect();
-        let neighbours = answers
-            .values()
-            .filter_map(NextHop::neighbour)
-            .filter(|(index, _)| self.interfaces.contains_key(index))
-            .collect();
-        let result = self.keeper.keep(&neighbours).await;
-        self.note("neighbours", result);
-        Ok(())
-    }
-
-    async fn keep_neighbours(&mut self) {
-        let result = self.resolve().await;
-        self.note("next hops", result);
         self.reconcile();
     }
 
-    async fn announce(&mut self) {
-        let vips: Vec<IpAddr> = match self.config.gateway.announce {
-            Announce::Arp => {
-                self.config.instances.iter().flat_map(|instance| instance.vips.clone()).collect()
-            }
-            Announce::None => Vec::new(),
-        };
-        let names = &self.config.gateway.interfaces;
-        let interfaces: Vec<_> =
-            names.iter().filter_map(|name| self.network.interface(name)).collect();
-        let result = self.announcer.set(&vips, &interfaces).await;
-        if let Ok(done) = &result
-            && !done.announced.is_empty()
-        {
-            info!(vips = ?done.announced, "announced");
-        }
-        self.note("VIPs", result.map(drop));
-    }
-
-    async fn retry(&mut self) {
-        self.network_changed(crate::net::NetworkChange::EVERYTHING).await;
-    }
-
-    /// Brings the maps in line; what fails is tried again later.
+    /// Brings the maps in line; what fails is tried again.
     fn reconcile(&mut self) {
         let result = self.apply();
-        self.note("maps", result);
+        self.failures.note("maps", result);
     }
 
     fn apply(&mut self) -> Result<(), TableError> {
-        let desired = self.desired();
+        let interfaces = self.surroundings.interfaces.iter();
+        let interfaces = interfaces
+            .map(|found| (found.index, abi::Interface { mac: found.mac, redirect: 1 }))
+            .collect();
+        let now = Circumstances {
+            health: &self.health,
+            hops: &self.surroundings.hops,
+            interfaces: &interfaces,
+            jiffies: self.jiffies,
+        };
+        let desired = self.planner.desired(&self.layout, now);
         let steps = plan(&desired, self.datapath.maps.installed());
         let writes = steps.len();
         for step in steps {
@@ -351,46 +276,10 @@ impl Agent {
         Ok(())
     }
 
-    fn desired(&mut self) -> State {
-        let now = Circumstances {
-            health: &self.health,
-            hops: &self.hops,
-            interfaces: &self.interfaces,
-            jiffies: self.jiffies,
-        };
-        self.planner.desired(&self.layout, now)
-    }
-
-    fn note<E: std::error::Error>(&mut self, what: &'static str, result: Result<(), E>) {
-        match result {
-            Ok(()) => {
-                if self.failures.remove(what).is_some() {
-                    info!("{what}: all right again");
-                }
-            }
-            Err(error) => {
-                let causes =
-                    std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
-                        error.source()
-                    });
-                let text = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-                if self.failures.get(what) != Some(&text) {
-                    error!("{what}: {text}; trying again");
-                }
-                self.failures.insert(what, text);
-            }
-        }
-    }
-
     fn problems(&self) -> Vec<String> {
-        let names = &self.config.gateway.interfaces;
-        let interfaces: Vec<_> =
-            names.iter().filter_map(|name| self.network.interface(name)).collect();
-        let mut problems = forwarding_problems(&interfaces);
-        if self.datapath.flow_table().0 / 2 != self.config.gateway.flows {
-            problems.push(self.flow_table_problem());
-        }
-        problems.extend(self.failures.iter().map(|(what, text)| format!("{what}: {text}")));
+        let mut problems = self.surroundings.problems.clone();
+        problems.extend(self.flow_table_problem());
+        problems.extend(self.failures.texts());
         problems
     }
 

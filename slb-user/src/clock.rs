@@ -28,7 +28,6 @@ impl Jiffies {
 
     /// Rounded up, so that nothing ends early.
     #[must_use]
-    #[expect(clippy::wrong_self_convention, reason = "converts with a rate, not from self")]
     pub fn from_duration(self, duration: Duration) -> u32 {
         let jiffies = (duration.as_nanos() * u128::from(self.per_second)).div_ceil(1_000_000_000);
         u32::try_from(jiffies).unwrap_or(u32::MAX)

@@ -121,7 +121,12 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
     let healthy: Vec<bool> = targets
         .iter()
         .zip(health)
-        .map(|(target, &health)| target.check.is_none() || health == Health::Healthy)
+        .map(|(target, &health)| match (target.role, health) {
+            _ if target.check.is_none() => true,
+            // The secondary is for when the primary has failed, not for when nobody has looked yet.
+            (Role::Primary, health) => health != Health::Unhealthy,
+            (_, health) => health == Health::Healthy,
+        })
         .collect();
     if service.all_unhealthy == AllUnhealthy::FailOpen && !healthy.contains(&true) {
         return vec![true; targets.len()];

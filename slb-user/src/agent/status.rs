@@ -30,9 +30,9 @@ impl Agent {
             interfaces: self
                 .attachments
                 .iter()
-                .map(|(name, index, attachment)| InterfaceStatus {
-                    name: name.clone(),
-                    index: *index,
+                .map(|(interface, attachment)| InterfaceStatus {
+                    name: interface.name.clone(),
+                    index: interface.index,
                     mode: attachment.mode.to_owned(),
                     reason: attachment.reason.clone(),
                 })

@@ -26,7 +26,7 @@ use aya::{
 use slb_common::abi::ABI_VERSION;
 
 use super::{BpffsError, Maps, TableError, bpffs};
-use crate::config::XdpMode;
+use crate::{causes::causes, config::XdpMode};
 
 /// The program, as compiled by the build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/slb"));
@@ -307,7 +307,7 @@ impl Loaded {
             XdpMode::Generic => self.attach_as(interface, AyaMode::Skb, "generic", None),
             XdpMode::Auto => match self.attach_as(interface, AyaMode::Driver, "native", None) {
                 Err(LoadError::Attach { source, .. }) => {
-                    let reason = format!("native mode refused: {}", chain(&*source));
+                    let reason = format!("native mode refused: {}", causes(&*source));
                     self.attach_as(interface, AyaMode::Skb, "generic", Some(reason))
                 }
                 other => other,
@@ -517,10 +517,4 @@ fn remove_directory(path: &Path) -> Result<(), LoadError> {
         }
         _ => Ok(()),
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -1,0 +1,139 @@
+//! Follows the kernel's network on behalf of the agent, in a task of its own: asking the kernel for
+//! the way to thousands of backends takes longer than a failed backend may wait.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use slb_common::abi::Hop;
+use tokio::sync::mpsc;
+use tracing::{debug, info};
+
+use super::{RETRY, failures::Failures};
+use crate::{
+    config::{Announce, Config},
+    layout::Layout,
+    net::{
+        self, Announcer, AttachedXdp, Interface, KEEP_INTERVAL, Keeper, Network, NetworkChange,
+        NextHop, forwarding_problems,
+    },
+};
+
+/// The network as it was a moment ago.
+#[derive(Debug, Default)]
+pub(super) struct Surroundings {
+    /// Those of the configured interfaces that are there.
+    pub interfaces: Vec<Interface>,
+    /// The way to each backend, where the kernel knows it.
+    pub hops: HashMap<IpAddr, Hop>,
+    /// Whether the program may remember ways to clients that are wrong now.
+    pub outdates_clients: bool,
+    /// What an operator should see to.
+    pub problems: Vec<String>,
+}
+
+/// Knows the way to the backends, keeps it known, and holds the VIPs.
+pub(super) struct Follower {
+    network: Network,
+    keeper: Keeper,
+    announcer: Announcer,
+    names: Vec<String>,
+    backends: Vec<IpAddr>,
+    vips: Vec<IpAddr>,
+    hops: HashMap<IpAddr, Hop>,
+    failures: Failures,
+}
+
+impl Follower {
+    pub async fn open(config: &Config, layout: &Layout) -> Result<Self, net::Error> {
+        let network = Network::open().await?;
+        let backends: HashSet<IpAddr> =
+            layout.targets.iter().map(|target| target.addr.ip()).collect();
+        let vips = match config.gateway.announce {
+            Announce::Arp => config.instances.iter().flat_map(|i| i.vips.clone()).collect(),
+            Announce::None => Vec::new(),
+        };
+        Ok(Self {
+            keeper: Keeper::new(&network),
+            announcer: Announcer::new(&network),
+            network,
+            names: config.gateway.interfaces.clone(),
+            backends: backends.into_iter().collect(),
+            vips,
+            hops: HashMap::new(),
+            failures: Failures::default(),
+        })
+    }
+
+    /// Reports every change to `agent`, until that is gone.
+    pub async fn run(mut self, agent: mpsc::Sender<Surroundings>) {
+        let mut change = NetworkChange::default();
+        loop {
+            let surroundings = self.look(change).await;
+            self.announce().await;
+            if agent.send(surroundings).await.is_err() {
+                return;
+            }
+            let pause = if self.failures.is_empty() { KEEP_INTERVAL } else { RETRY };
+            change = tokio::time::timeout(pause, self.network.changed()).await.unwrap_or_default();
+            if change.any() {
+                debug!(?change, "the kernel's network has changed");
+            }
+        }
+    }
+
+    /// Asks the kernel for the way to every backend, and to keep it known.
+    pub async fn look(&mut self, change: NetworkChange) -> Surroundings {
+        let interfaces = self.interfaces();
+        match self.network.resolve_all(&self.backends).await {
+            Ok(answers) => {
+                self.failures.note("next hops", Ok::<_, net::Error>(()));
+                self.hops =
+                    answers.iter().filter_map(|(&addr, hop)| Some((addr, frame(hop)?))).collect();
+                let ours = |index| interfaces.iter().any(|interface| interface.index == index);
+                let neighbours = answers.values().filter_map(NextHop::neighbour);
+                let wanted = neighbours.filter(|(index, _)| ours(*index)).collect();
+                self.failures.note("neighbours", self.keeper.keep(&wanted).await);
+            }
+            Err(error) => self.failures.note("next hops", Err(error)),
+        }
+        let mut problems = forwarding_problems(&interfaces);
+        problems.extend(self.failures.texts());
+        Surroundings {
+            interfaces,
+            hops: self.hops.clone(),
+            outdates_clients: change.outdates_answers(),
+            problems,
+        }
+    }
+
+    /// Makes this host hold the VIPs, and tells its neighbours.
+    pub async fn announce(&mut self) {
+        let result = self.announcer.set(&self.vips, &self.interfaces()).await;
+        if let Ok(done) = &result
+            && !done.announced.is_empty()
+        {
+            info!(vips = ?done.announced, "announced");
+        }
+        self.failures.note("VIPs", result.map(drop));
+    }
+
+    /// The XDP program that an interface has, whoever put it there.
+    pub async fn xdp(&self, interface: &Interface) -> Result<Option<AttachedXdp>, net::Error> {
+        self.network.xdp(interface.index).await
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        self.names.iter().filter_map(|name| self.network.interface(name)).collect()
+    }
+}
+
+fn frame(hop: &NextHop) -> Option<Hop> {
+    match *hop {
+        NextHop::Resolved { ifindex, dst_mac, src_mac, .. } => {
+            Some(Hop { ifindex, dst_mac, src_mac })
+        }
+        _ => None,
+    }
+}

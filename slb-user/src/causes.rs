@@ -1,0 +1,12 @@
+//! Errors on one line.
+
+use std::error::Error;
+
+/// An error and what caused it, separated by colons.
+#[must_use]
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    std::iter::successors(Some(error), |&error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
