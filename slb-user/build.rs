@@ -14,9 +14,11 @@ fn main() -> Result<()> {
         // SAFETY: a build script has one thread at this point.
         unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
     }
+    let features: &[&str] =
+        if std::env::var_os("CARGO_FEATURE_TRACE").is_some() { &["trace"] } else { &[] };
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../slb-ebpf");
     aya_build::build_ebpf(
-        [aya_build::Package { name: "slb-ebpf", root_dir, ..Default::default() }],
+        [aya_build::Package { name: "slb-ebpf", root_dir, features, ..Default::default() }],
         aya_build::Toolchain::Custom(name),
     )
     .context("building the eBPF object (`cargo xtask setup` installs what it needs)")

@@ -60,6 +60,8 @@ pub fn slb(ctx: XdpContext) -> u32 {
         Err(verdict) => (verdict, 0),
     };
     stats::count(verdict, bytes);
+    #[cfg(feature = "trace")]
+    aya_log_ebpf::info!(&ctx, "{} bytes: {}", bytes, verdict.label());
     match verdict.action() {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,

@@ -100,6 +100,7 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     let (news, mut followed) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
 
     let (mut agent, follower) =
         Agent::start(config, path.to_owned(), Checkers::new(events)).await?;
@@ -122,6 +123,9 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                warn!("SIGHUP: reloading is not supported yet; restart the agent, no flow is lost");
+            }
             Some(surroundings) = followed.recv() => agent.surroundings_changed(surroundings),
             Some(request) = requested.recv() => agent.answer(request),
             _ = retry.tick(), if !agent.failures.is_empty() => agent.reconcile(),
@@ -159,7 +163,8 @@ impl Agent {
         agent.log_flow_table();
         agent.datapath.maps.next_route_epoch()?;
         agent.apply()?;
-        agent.attach(&follower).await?;
+        agent.datapath.detach_others(&agent.config.gateway.interfaces)?;
+        agent.attach()?;
         follower.announce().await;
         agent.check_health();
         Ok((agent, follower))
@@ -183,16 +188,19 @@ impl Agent {
         })
     }
 
-    async fn attach(&mut self, follower: &Follower) -> Result<(), AgentError> {
-        self.datapath.detach_others(&self.config.gateway.interfaces)?;
+    /// Attaches the program to each interface that does not have it yet: all of them at first, and
+    /// later those that were deleted and made again.
+    fn attach(&mut self) -> Result<(), LoadError> {
         for name in &self.config.gateway.interfaces {
-            let interface = self
+            let (interface, attached) = self
                 .surroundings
                 .interfaces
                 .iter()
-                .find(|interface| interface.name == *name)
+                .find(|(interface, _)| interface.name == *name)
                 .ok_or_else(|| LoadError::NoInterface(name.clone()))?;
-            let attached = follower.xdp(interface).await?;
+            if self.attachments.iter().any(|(known, _)| known.index == interface.index) {
+                continue;
+            }
             let mode = self.config.gateway.xdp_mode;
             let fresh = self.datapath.attach(name, mode, attached.map(|xdp| xdp.program))?;
             let attachment = fresh.unwrap_or_else(|| Attachment {
@@ -201,6 +209,7 @@ impl Agent {
             });
             let Attachment { mode, reason } = &attachment;
             info!(interface = name, mode, reason, "XDP attached");
+            self.attachments.retain(|(known, _)| known.name != *name);
             self.attachments.push((interface.clone(), attachment));
         }
         Ok(())
@@ -244,6 +253,8 @@ impl Agent {
         if self.surroundings.outdates_clients {
             self.failures.note("route epoch", self.datapath.maps.next_route_epoch());
         }
+        let result = self.attach();
+        self.failures.note("XDP", result);
         self.reconcile();
     }
 
@@ -256,7 +267,7 @@ impl Agent {
     fn apply(&mut self) -> Result<(), TableError> {
         let interfaces = self.surroundings.interfaces.iter();
         let interfaces = interfaces
-            .map(|found| (found.index, abi::Interface { mac: found.mac, redirect: 1 }))
+            .map(|(found, _)| (found.index, abi::Interface { mac: found.mac, redirect: 1 }))
             .collect();
         let now = Circumstances {
             health: &self.health,

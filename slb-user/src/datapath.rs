@@ -4,6 +4,8 @@ mod bpffs;
 mod loader;
 mod maps;
 mod slots;
+#[cfg(feature = "trace")]
+mod trace;
 
 pub use bpffs::BpffsError;
 pub use loader::{Attachment, Capacities, LoadError, Loaded, OBJECT, Pins, unload};

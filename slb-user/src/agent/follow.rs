@@ -23,8 +23,9 @@ use crate::{
 /// The network as it was a moment ago.
 #[derive(Debug, Default)]
 pub(super) struct Surroundings {
-    /// Those of the configured interfaces that are there.
-    pub interfaces: Vec<Interface>,
+    /// Those of the configured interfaces that are there, and the XDP program on each, whoever put
+    /// it there.
+    pub interfaces: Vec<(Interface, Option<AttachedXdp>)>,
     /// The way to each backend, where the kernel knows it.
     pub hops: HashMap<IpAddr, Hop>,
     /// Whether the program may remember ways to clients that are wrong now.
@@ -99,6 +100,7 @@ impl Follower {
             Err(error) => self.failures.note("next hops", Err(error)),
         }
         let mut problems = forwarding_problems(&interfaces);
+        let interfaces = self.with_xdp(interfaces).await;
         problems.extend(self.failures.texts());
         Surroundings {
             interfaces,
@@ -119,9 +121,20 @@ impl Follower {
         self.failures.note("VIPs", result.map(drop));
     }
 
-    /// The XDP program that an interface has, whoever put it there.
-    pub async fn xdp(&self, interface: &Interface) -> Result<Option<AttachedXdp>, net::Error> {
-        self.network.xdp(interface.index).await
+    async fn with_xdp(
+        &mut self,
+        interfaces: Vec<Interface>,
+    ) -> Vec<(Interface, Option<AttachedXdp>)> {
+        let mut with_xdp = Vec::new();
+        let mut result = Ok(());
+        for interface in interfaces {
+            match self.network.xdp(interface.index).await {
+                Ok(xdp) => with_xdp.push((interface, xdp)),
+                Err(error) => result = Err(error),
+            }
+        }
+        self.failures.note("interfaces", result);
+        with_xdp
     }
 
     fn interfaces(&self) -> Vec<Interface> {

@@ -1,10 +1,13 @@
 //! `slb unload`.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
 
 use super::{ConfigFile, Exit, load};
 use crate::{
     agent::Lock,
+    config::Config,
     datapath::{self, Pins},
     net::{Announcer, Network},
 };
@@ -13,15 +16,24 @@ use crate::{
 pub(super) struct Arguments {
     #[command(flatten)]
     file: ConfigFile,
+    /// Where it is pinned, if there is no valid configuration file to say so.
+    #[arg(long, value_name = "DIRECTORY", requires = "api")]
+    pins: Option<PathBuf>,
+    /// The agent's socket, likewise.
+    #[arg(long, value_name = "SOCKET", requires = "pins")]
+    api: Option<PathBuf>,
 }
 
 pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
-    let gateway = match load(&arguments.file.config) {
-        Ok(config) => config.gateway,
-        Err(exit) => return Ok(exit),
+    let (pins, api) = match (&arguments.pins, &arguments.api) {
+        (Some(pins), Some(api)) => (pins.clone(), api.clone()),
+        _ => match load(&arguments.file.config) {
+            Ok(Config { gateway, .. }) => (gateway.pins, gateway.api),
+            Err(exit) => return Ok(exit),
+        },
     };
-    let _lock = Lock::take(&gateway.api)?;
-    let removed = datapath::unload(&Pins::new(&gateway.pins))?;
+    let _lock = Lock::take(&api)?;
+    let removed = datapath::unload(&Pins::new(&pins))?;
     for path in &removed {
         println!("removed {}", path.display());
     }

@@ -209,7 +209,7 @@ impl Loaded {
             let path = pins.version().join(directory);
             fs::create_dir_all(&path).map_err(|source| LoadError::Path { path, source })?;
         }
-        let is_new = !pins.map("SLB_SLOTS").exists();
+        check_layouts(&pins)?;
         let mut loader = EbpfLoader::new();
         for name in MAPS {
             loader.map_pin_path(name, pins.map(name));
@@ -217,9 +217,8 @@ impl Loaded {
         loader.map_max_entries("SLB_FLOWS", capacities.flow_entries);
         loader.map_max_entries("SLB_SLOTS", capacities.chunks);
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-        if !is_new {
-            check_layouts(&pins)?;
-        }
+        #[cfg(feature = "trace")]
+        super::trace::start(&mut ebpf);
         let program = program(&mut ebpf)?;
         program.load().map_err(|error| LoadError::Program(Box::new(error)))?;
         let flows = flow_table(&pins)?;
@@ -445,6 +444,9 @@ fn check_layouts(pins: &Pins) -> Result<(), LoadError> {
     let object = layouts();
     for name in MAPS {
         let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
         let info = MapInfo::from_pin(&path)
             .map_err(|error| LoadError::Map { name, source: Box::new(error) })?;
         let found = (info.key_size(), info.value_size());

@@ -77,7 +77,7 @@ fn one(
     let total: u32 = plan::WEIGHTS.iter().sum();
 
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING);
     table.set_header(["backend", "weight", "expected", "actual", "answers", "state", ""]);
     for column in 1..=4 {
         if let Some(column) = table.column_mut(column) {

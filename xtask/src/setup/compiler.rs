@@ -28,6 +28,8 @@ pub fn ensure(from: Origin, left: &mut Vec<String>) -> Option<&'static str> {
             say(THING, "none has the sources of core; rustup's is not wanted (--from)");
             false
         }
+        // Nothing to download: it only has to be made known to rustup.
+        Origin::Auto if is_installed() => false,
         Origin::Auto => {
             say(THING, "none has the sources of core; trying rustup");
             rustup().inspect_err(|why| say(THING, &format!("not from rustup: {why}"))).is_ok()
@@ -85,14 +87,17 @@ fn rustup() -> Result<(), String> {
 }
 
 fn distribution() -> Result<(), String> {
-    // Already there if only the link is missing.
-    if !Path::new("/usr/lib/rustlib/src/rust/library/core/src/lib.rs").exists()
-        || !Path::new("/usr/bin/cargo").exists()
-    {
+    if !is_installed() {
         say(THING, "installing the distribution's");
         apt::install(&PACKAGES)?;
     }
     process::run(&mut link()).map_err(|error| format!("{error:#}"))
+}
+
+/// Whether the distribution's compiler is there, with its sources.
+fn is_installed() -> bool {
+    Path::new("/usr/lib/rustlib/src/rust/library/core/src/lib.rs").exists()
+        && Path::new("/usr/bin/cargo").exists()
 }
 
 /// Makes the distribution's compiler known to rustup, through which the build calls it.

@@ -2,7 +2,7 @@
 //!
 //! Bitcode is read by the same LLVM or a newer one, never by an older one.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command};
 
 use super::{apt, compiler, say};
 use crate::process;
@@ -15,8 +15,6 @@ const SERIES: &str = "0.13.";
 const SUPPORTED: [u32; 3] = [21, 22, 23];
 /// The LLVM inside the binaries that the project publishes.
 const PUBLISHED: u32 = 23;
-/// Bound on the download of a published binary.
-const LIMIT: Duration = Duration::from_secs(300);
 const THING: &str = "linker";
 
 /// Finds or installs the linker for `toolchain`; without one there is nothing to match.
@@ -92,19 +90,18 @@ fn install(wanted: u32) -> Result<(), (String, String)> {
     if let Some(llvm) = installed {
         return from_source(llvm);
     }
-    if wanted > PUBLISHED {
+    if SUPPORTED.last().is_some_and(|&newest| wanted > newest) {
         let why = format!("{NAME} {VERSION} knows no LLVM {wanted}; an older toolchain is needed");
         return Err((why, "cargo xtask setup --from distribution".to_owned()));
     }
     say(THING, &format!("LLVM {wanted} is not installed here; trying the distribution's"));
     let package = format!("llvm-{wanted}-dev");
-    match apt::install(&[&package]) {
-        Ok(()) => from_source(wanted),
-        Err(why) => {
-            say(THING, &format!("no {package}: {why}; trying the published binary"));
-            published()
-        }
-    }
+    apt::install(&[&package]).map_err(|why| {
+        let command = process::text(&cargo_install(wanted));
+        let llvm = prefix(wanted);
+        (format!("no {package}: {why}"), format!("{command}    # with LLVM {wanted} in {llvm}"))
+    })?;
+    from_source(wanted)
 }
 
 fn has_llvm(llvm: u32) -> bool {
@@ -116,6 +113,12 @@ fn prefix(llvm: u32) -> String {
 }
 
 fn from_source(llvm: u32) -> Result<(), (String, String)> {
+    let mut command = cargo_install(llvm);
+    say(THING, &format!("installing, against LLVM {llvm} (takes about a minute)"));
+    process::run(&mut command).map_err(|error| (format!("{error:#}"), process::text(&command)))
+}
+
+fn cargo_install(llvm: u32) -> Command {
     let feature = format!("llvm-{llvm}");
     let mut command =
         process::cargo(["install", NAME, "--version", VERSION, "--locked", "--force"]);
@@ -123,20 +126,5 @@ fn from_source(llvm: u32) -> Result<(), (String, String)> {
     command.env("LLVM_PREFIX", prefix(llvm));
     // Its own place: a caller's target directory is for this repository.
     command.env_remove("CARGO_TARGET_DIR");
-    say(THING, &format!("installing, against LLVM {llvm} (takes about a minute)"));
-    process::run(&mut command).map_err(|error| (format!("{error:#}"), process::text(&command)))
-}
-
-fn published() -> Result<(), (String, String)> {
-    let url = format!(
-        "https://github.com/aya-rs/{NAME}/releases/download/v{VERSION}/\
-         {NAME}-{}-unknown-linux-musl.tar.zst",
-        std::env::consts::ARCH
-    );
-    let home = process::cargo_home().unwrap_or_default();
-    let line =
-        format!("curl -fsSL '{url}' | tar --zstd -xf - -C '{}' {NAME}", home.join("bin").display());
-    let mut command = Command::new("bash");
-    command.args(["-o", "pipefail", "-c", &line]);
-    process::run_within(&mut command, LIMIT).map_err(|error| (format!("{error:#}"), line))
+    command
 }
