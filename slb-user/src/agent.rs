@@ -115,11 +115,14 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
         tokio::select! {
             biased;
             Some(event) = transitions.recv() => {
+                let decided = event.at;
                 agent.transition(&event);
                 while let Ok(event) = transitions.try_recv() {
                     agent.transition(&event);
                 }
                 agent.reconcile();
+                let after = decided.elapsed().unwrap_or_default();
+                info!(microseconds = after.as_micros(), "in effect after the deciding probe");
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
