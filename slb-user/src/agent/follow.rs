@@ -8,7 +8,7 @@ use std::{
 
 use slb_common::abi::Hop;
 use tokio::sync::mpsc;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{RETRY, failures::Failures};
 use crate::{
@@ -43,6 +43,10 @@ pub(super) struct Follower {
     backends: Vec<IpAddr>,
     vips: Vec<IpAddr>,
     hops: HashMap<IpAddr, Hop>,
+    /// Backends whose replies cannot come back through XDP, in words.
+    detours: Vec<String>,
+    /// What the log has been told that is not over yet.
+    told: Vec<String>,
     failures: Failures,
 }
 
@@ -63,6 +67,8 @@ impl Follower {
             backends: backends.into_iter().collect(),
             vips,
             hops: HashMap::new(),
+            detours: Vec::new(),
+            told: Vec::new(),
             failures: Failures::default(),
         })
     }
@@ -93,6 +99,7 @@ impl Follower {
                 self.hops =
                     answers.iter().filter_map(|(&addr, hop)| Some((addr, frame(hop)?))).collect();
                 let ours = |index| interfaces.iter().any(|interface| interface.index == index);
+                self.detours = detours(&self.network, &answers, &interfaces);
                 let neighbours = answers.values().filter_map(NextHop::neighbour);
                 let wanted = neighbours.filter(|(index, _)| ours(*index)).collect();
                 self.failures.note("neighbours", self.keeper.keep(&wanted).await);
@@ -100,6 +107,11 @@ impl Follower {
             Err(error) => self.failures.note("next hops", Err(error)),
         }
         let mut problems = forwarding_problems(&interfaces);
+        problems.extend(self.detours.clone());
+        for problem in problems.iter().filter(|problem| !self.told.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.told.clone_from(&problems);
         let interfaces = self.with_xdp(interfaces).await;
         problems.extend(self.failures.texts());
         Surroundings {
@@ -149,4 +161,41 @@ fn frame(hop: &NextHop) -> Option<Hop> {
         }
         _ => None,
     }
+}
+
+/// How many backends with the same trouble are told of.
+const DETOURS_SHOWN: usize = 5;
+
+/// The backends that the kernel reaches in a way that XDP does not see the replies of. Their health
+/// checks succeed all the same, so somebody has to say it.
+fn detours(
+    network: &Network,
+    answers: &HashMap<IpAddr, NextHop>,
+    interfaces: &[Interface],
+) -> Vec<String> {
+    let outside = |hop: &NextHop| match hop {
+        NextHop::Local => Some("it is an address of this host".to_owned()),
+        NextHop::Unreachable(why) => Some(why.to_string()),
+        NextHop::Resolved { ifindex, .. } | NextHop::Unresolved { ifindex, .. } => {
+            if interfaces.iter().any(|interface| interface.index == *ifindex) {
+                return None;
+            }
+            let name = network.interface_by_index(*ifindex).map(|interface| interface.name);
+            let name = name.unwrap_or_else(|| ifindex.to_string());
+            Some(format!("its interface, {name}, is not in gateway.interfaces"))
+        }
+    };
+    let mut found: Vec<String> = answers
+        .iter()
+        .filter_map(|(addr, hop)| {
+            Some(format!("backend {addr} gets no traffic by XDP: {}", outside(hop)?))
+        })
+        .collect();
+    found.sort();
+    let more = found.len().saturating_sub(DETOURS_SHOWN);
+    found.truncate(DETOURS_SHOWN);
+    if more > 0 {
+        found.push(format!("and {more} more backends"));
+    }
+    found
 }
