@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slb_common::abi::{self, BACKEND_HEALTHY, BACKEND_UNHEALTHY, CHUNK_SLOTS, DEFAULT_CHUNKS};
+use slb_common::{
+    abi::{self, BACKEND_HEALTHY, BACKEND_UNHEALTHY, CHUNK_SLOTS, DEFAULT_CHUNKS},
+    verdict::Verdict,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -31,12 +34,12 @@ use self::{
 use crate::{
     api::{self, ApiError, Request},
     clock::Jiffies,
-    config::{Config, Scheduler},
+    config::{Announce, Config, Scheduler},
     datapath::{Attachment, Capacities, LoadError, Loaded, Pins, TableError},
     desired::{Circumstances, Planner},
     health::{self, Checkers, Health},
     layout::{Layout, LayoutError},
-    net::{Interface, NetworkChange},
+    net::{Interface, NetworkChange, local_source_problems},
     plan::plan,
     schedule::maglev,
     state::State,
@@ -191,8 +194,8 @@ impl Agent {
         })
     }
 
-    /// Attaches the program to each interface that does not have it yet: all of them at first, and
-    /// later those that were deleted and made again.
+    /// Attaches the program to each interface that does not have it: all of them at first, and later
+    /// those that were deleted and made again, or that somebody has taken it from.
     fn attach(&mut self) -> Result<(), LoadError> {
         for name in &self.config.gateway.interfaces {
             let (interface, attached) = self
@@ -201,7 +204,8 @@ impl Agent {
                 .iter()
                 .find(|(interface, _)| interface.name == *name)
                 .ok_or_else(|| LoadError::NoInterface(name.clone()))?;
-            if self.attachments.iter().any(|(known, _)| known.index == interface.index) {
+            let is_known = self.attachments.iter().any(|(known, _)| known.index == interface.index);
+            if is_known && attached.is_some() {
                 continue;
             }
             let mode = self.config.gateway.xdp_mode;
@@ -293,8 +297,23 @@ impl Agent {
     fn problems(&self) -> Vec<String> {
         let mut problems = self.surroundings.problems.clone();
         problems.extend(self.flow_table_problem());
+        problems.extend(self.lost_replies());
         problems.extend(self.failures.texts());
         problems
+    }
+
+    /// A reply that is left to the kernel has the VIP as its source: if that is an address of this
+    /// host, IPv4 takes the packet for a forgery.
+    fn lost_replies(&self) -> Vec<String> {
+        let replies = self.datapath.maps.verdicts().unwrap_or_default();
+        let left = replies
+            .iter()
+            .any(|(verdict, count)| *verdict == Verdict::RepliedByKernel && count.packets > 0);
+        if !left || self.config.gateway.announce == Announce::None {
+            return Vec::new();
+        }
+        let interfaces = self.surroundings.interfaces.iter();
+        local_source_problems(interfaces.map(|(interface, _)| interface.name.as_str()))
     }
 
     fn answer(&self, request: Request) {

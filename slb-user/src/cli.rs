@@ -32,7 +32,7 @@ impl From<Exit> for ExitCode {
 
 /// Turns this Linux gateway into a server load balancer for TCP and UDP.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(name = "slb", version, about)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

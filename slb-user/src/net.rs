@@ -32,7 +32,7 @@ mod rtnl;
 mod tables;
 
 pub use announce::{Announced, Announcer};
-pub use forwarding::forwarding_problems;
+pub use forwarding::{forwarding_problems, local_source_problems};
 pub use keep::{KEEP_INTERVAL, Keeper};
 pub use resolve::{NextHop, Unreachable};
 pub use tables::{Interface, Mac, NetworkChange};

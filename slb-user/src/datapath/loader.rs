@@ -113,7 +113,9 @@ pub enum LoadError {
     NoInterface(String),
     /// Somebody else's program is there.
     #[error(
-        "{interface}: XDP program '{name}' (id {id}) is attached already; it was left alone. Detach it with `ip link set {interface} xdp off`, or take {interface} out of gateway.interfaces"
+        "{interface}: XDP program '{name}' (id {id}) is attached already; it was left alone. Take it \
+         off with `ip link set {interface} xdp off`, or `bpftool link detach` if a link holds it, or \
+         take {interface} out of gateway.interfaces"
     )]
     Occupied {
         /// Where.
@@ -283,7 +285,7 @@ impl Loaded {
         let refused = |error| LoadError::Program(Box::new(error));
         let program = program(&mut self.ebpf)?;
         let info = program.info().map_err(refused)?;
-        if is_same_program(&info, pinned.program).map_err(refused)? {
+        if is_same_program(&info, &self.pins.program(), pinned.program).map_err(refused)? {
             return Ok(());
         }
         let link: XdpLink = FdLink::from(pinned.link)
@@ -408,13 +410,14 @@ fn open_link(path: &Path) -> Result<OpenLink, LoadError> {
     Ok(OpenLink { link, program })
 }
 
-/// Whether the program with this id is the one described by `new`: the same instructions on the same
-/// maps.
-fn is_same_program(new: &ProgramInfo, id: u32) -> Result<bool, ProgramError> {
-    let Some(old) =
-        aya::programs::loaded_programs().find_map(|info| info.ok().filter(|info| info.id() == id))
-    else {
-        return Ok(false);
+/// Whether the pinned program is the one with this id, and does the same as the one described by
+/// `new`: the same instructions on the same maps.
+///
+/// Through the pin, because looking up a program by its id takes `CAP_SYS_ADMIN`.
+fn is_same_program(new: &ProgramInfo, pin: &Path, id: u32) -> Result<bool, ProgramError> {
+    let old = match ProgramInfo::from_pin(pin) {
+        Ok(old) if old.id() == id => old,
+        _ => return Ok(false),
     };
     let sorted = |info: &ProgramInfo| -> Result<_, ProgramError> {
         let mut ids = info.map_ids()?.unwrap_or_default();

@@ -17,6 +17,17 @@ pub fn forwarding_problems(interfaces: &[Interface]) -> Vec<String> {
     problems(Path::new(SYSCTLS), interfaces)
 }
 
+/// What keeps the kernel from forwarding IPv4 packets whose source is an address of this host, as
+/// replies have that XDP has to leave to it.
+#[must_use]
+pub fn local_source_problems<'a>(interfaces: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let paths = interfaces.map(|name| format!("net/ipv4/conf/{name}/accept_local"));
+    paths
+        .filter(|path| is_on(Path::new(SYSCTLS), path) == Some(false))
+        .map(|path| problem("the kernel drops IPv4 replies that were left to it", &path))
+        .collect()
+}
+
 /// Whether IPv6 treats the interface as a router's; its neighbours are told so.
 pub(super) fn is_router(interface: &str) -> bool {
     let path = format!("net/ipv6/conf/{interface}/forwarding");
