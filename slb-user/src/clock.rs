@@ -33,3 +33,50 @@ impl Jiffies {
         u32::try_from(jiffies).unwrap_or(u32::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn given_durations_when_converted_then_they_are_rounded_up() {
+        let cases = [
+            (250, Duration::ZERO, 0),
+            (250, Duration::from_nanos(1), 1),
+            (250, Duration::from_millis(4), 1),
+            (250, Duration::from_micros(4_001), 2),
+            (250, Duration::from_secs(900), 225_000),
+            (1_000, Duration::from_secs(90), 90_000),
+            (100, Duration::from_millis(15), 2),
+            (1_000, Duration::from_secs(4_294_967), 4_294_967_000),
+            (1_000, Duration::from_secs(4_294_968), u32::MAX),
+            (1_000, Duration::MAX, u32::MAX),
+        ];
+        for (rate, duration, expected) in cases {
+            let found = Jiffies::per_second(rate).from_duration(duration);
+            assert_eq!(found, expected, "{duration:?} at {rate} Hz");
+        }
+    }
+
+    #[test]
+    fn given_this_kernel_when_asked_then_its_rate_is_one_that_kernels_have() {
+        let Jiffies { per_second } = Jiffies::from_kernel().unwrap();
+        assert!([100, 250, 300, 1_000].contains(&per_second), "{per_second} Hz");
+    }
+
+    proptest! {
+        #[test]
+        fn given_any_duration_when_converted_then_nothing_ends_early_or_a_tick_late(
+            rate in prop_oneof![Just(100), Just(250), Just(300), Just(1_000)],
+            nanoseconds in 0..4_000_000_000_000_000_u64,
+        ) {
+            let found = Jiffies::per_second(rate).from_duration(Duration::from_nanos(nanoseconds));
+            let ticks = u128::from(found) * 1_000_000_000;
+            let wanted = u128::from(nanoseconds) * u128::from(rate);
+            prop_assert!(ticks >= wanted);
+            prop_assert!(ticks < wanted + 1_000_000_000);
+        }
+    }
+}

@@ -159,3 +159,6 @@ fn backend(
             .unwrap_or(Hop::KERNEL),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,7 +85,7 @@ pub enum Role {
 pub enum LayoutError {
     /// Of [`MAX_LISTENERS`].
     #[error(
-        "more than {MAX_LISTENERS} listeners, counted per family of VIPs; use fewer listeners per gateway"
+        "more than {MAX_LISTENERS} listeners, counted per VIP; use fewer listeners per gateway"
     )]
     TooManyListeners,
     /// Of [`MAX_BACKENDS`].
@@ -103,6 +103,7 @@ impl Layout {
     /// The configuration does not fit into the maps.
     pub fn new(config: &Config, installed: &State) -> Result<Self, LayoutError> {
         let mut ids = Ids::new(config, installed);
+        let mut endpoint_count = 0;
         let mut layout = Self::default();
         for (instance_index, instance) in config.instances.iter().enumerate() {
             for (listener_index, listener) in instance.listeners.iter().enumerate() {
@@ -115,6 +116,10 @@ impl Layout {
                         .collect();
                     if endpoints.is_empty() {
                         continue;
+                    }
+                    endpoint_count += endpoints.len();
+                    if endpoint_count > MAX_LISTENERS {
+                        return Err(LayoutError::TooManyListeners);
                     }
                     let id = ids.listener(&endpoints)?;
                     let group = &instance.groups[listener.group];
@@ -181,9 +186,10 @@ struct Ids<'a> {
     installed: &'a State,
     /// Of listeners, in use or about to be.
     listeners: HashSet<u32>,
+    given_listeners: HashSet<u32>,
     /// Backends that the maps know, in use or not: by listener, address and port.
     backends: HashMap<(u32, Address, u32), u32>,
-    given: HashSet<u32>,
+    given_backends: HashSet<u32>,
     next_listener: u32,
     /// Never used, then retired ones: a flow may still refer to those.
     free_backends: Box<dyn Iterator<Item = u32> + 'a>,
@@ -214,16 +220,19 @@ impl<'a> Ids<'a> {
         Self {
             installed,
             listeners,
+            given_listeners: HashSet::new(),
             backends,
-            given: HashSet::new(),
+            given_backends: HashSet::new(),
             next_listener: 0,
             free_backends: Box::new(never_used.chain(retired)),
         }
     }
 
     fn listener(&mut self, endpoints: &[Endpoint]) -> Result<u32, LayoutError> {
-        let known = endpoints.iter().find_map(|endpoint| self.installed.listeners.get(endpoint));
-        if let Some(service) = known {
+        let mut known =
+            endpoints.iter().filter_map(|endpoint| self.installed.listeners.get(endpoint));
+        // VIPs that shared a listener may have one each by now: only one of those inherits.
+        if let Some(service) = known.find(|service| self.given_listeners.insert(service.id)) {
             return Ok(service.id);
         }
         while self.listeners.contains(&self.next_listener) {
@@ -238,12 +247,17 @@ impl<'a> Ids<'a> {
 
     fn backend(&mut self, listener: u32, addr: IpAddr, port: u16) -> Result<u32, LayoutError> {
         let known = self.backends.get(&(listener, addr.into(), port.into())).copied();
-        if let Some(id) = known.filter(|id| self.given.insert(*id)) {
+        if let Some(id) = known.filter(|id| self.given_backends.insert(*id)) {
             return Ok(id);
         }
-        let free = self.free_backends.find(|id| !self.given.contains(id));
+        let free = self.free_backends.find(|id| !self.given_backends.contains(id));
         let id = free.ok_or(LayoutError::TooManyBackends)?;
-        self.given.insert(id);
+        self.given_backends.insert(id);
         Ok(id)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
+mod tests;

@@ -105,3 +105,8 @@ fn gone<'a, K: Ord, V>(
 ) -> impl Iterator<Item = (&'a K, &'a V)> {
     installed.iter().filter(|(key, _)| !desired.contains_key(key))
 }
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
+mod tests;

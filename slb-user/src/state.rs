@@ -49,3 +49,22 @@ impl Schedule {
         slots.into_iter().map(|(backend, slots)| (backend, f64::from(slots) / all)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_slots_when_asked_for_shares_then_each_backend_has_its_part() {
+        let cases = [
+            (vec![], vec![]),
+            (vec![7], vec![(7, 1.0)]),
+            (vec![1, 2, 1, 1], vec![(1, 0.75), (2, 0.25)]),
+            (vec![9, 8, 9, 8], vec![(8, 0.5), (9, 0.5)]),
+        ];
+        for (slots, expected) in cases {
+            let shares = Schedule { scheduler: 1, slots: slots.clone() }.shares();
+            assert_eq!(shares, expected.into_iter().collect(), "{slots:?}");
+        }
+    }
+}

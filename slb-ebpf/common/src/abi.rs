@@ -430,3 +430,6 @@ mod pod {
     pod! { Endpoint Listener Chunk Backend Address Roles DirectEndpoint Interface FlowKey Flow }
     pod! { Settings Counter Traffic }
 }
+
+#[cfg(test)]
+mod tests;

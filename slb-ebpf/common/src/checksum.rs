@@ -38,3 +38,101 @@ pub const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     sum as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{vec, vec::Vec};
+
+    use proptest::{collection::vec, prelude::*, sample::Index};
+
+    use super::*;
+
+    /// RFC 1071, word by word, with a carry at a time.
+    fn naive(words: &[u16]) -> u16 {
+        let mut sum = 0_u16;
+        for &word in words {
+            let (wrapped, carry) = sum.overflowing_add(word);
+            sum = wrapped + u16::from(carry);
+        }
+        !sum
+    }
+
+    proptest! {
+        #[test]
+        fn given_any_text_when_words_are_replaced_then_the_update_is_the_full_sum(
+            text in vec(any::<u16>(), 2..100),
+            changes in vec((any::<Index>(), any::<u32>(), any::<bool>()), 0..20),
+        ) {
+            // A text of zeros only has two checksums; no header is one.
+            let mut text: Vec<u16> = [vec![0x4500], text].concat();
+            let before = naive(&text);
+            let mut delta = Delta::default();
+            for (at, new, is_wide) in changes {
+                let at = 1 + at.index(text.len() - 2);
+                let [high, low] = [(new >> 16) as u16, new as u16];
+                if is_wide {
+                    let old = u32::from(text[at]) << 16 | u32::from(text[at + 1]);
+                    delta.replace32(old, new);
+                    text[at..at + 2].copy_from_slice(&[high, low]);
+                } else {
+                    delta.replace16(text[at], low);
+                    text[at] = low;
+                }
+            }
+            prop_assert_eq!(delta.apply(before), naive(&text));
+        }
+
+        #[test]
+        fn given_any_sum_of_words_when_folded_then_the_carries_come_round(
+            words in vec(prop_oneof![Just(u32::MAX), any::<u32>()], 0..200),
+        ) {
+            let halves: Vec<u16> =
+                words.iter().flat_map(|&word| [(word >> 16) as u16, word as u16]).collect();
+            let sum = words.iter().map(|&word| u64::from(word)).sum();
+            prop_assert_eq!(fold(sum), !naive(&halves));
+        }
+
+        #[test]
+        fn given_the_other_byte_order_when_updated_then_the_result_is_swapped(
+            text in vec(1..=u16::MAX, 1..20),
+            new in any::<u16>(),
+        ) {
+            let mut delta = Delta::default();
+            delta.replace16(text[0], new);
+            let mut swapped = Delta::default();
+            swapped.replace16(text[0].swap_bytes(), new.swap_bytes());
+            let checksum = naive(&text);
+            prop_assert_eq!(
+                delta.apply(checksum),
+                swapped.apply(checksum.swap_bytes()).swap_bytes()
+            );
+        }
+    }
+
+    #[test]
+    fn given_the_largest_sums_when_folded_then_no_carry_is_lost() {
+        let cases = [
+            (0, 0),
+            (1, 1),
+            (0xffff, 0xffff),
+            (0x1_0000, 1),
+            (0x1_fffe, 0xffff),
+            (0xffff_ffff, 0xffff),
+            (0x1_0000_0000, 1),
+            (0xffff * 0xffff_ffff, 0xffff),
+            (0xffff * 0xffff_ffff - 1, 0xfffe),
+            (0xffff * 0xffff_ffff + 1, 1),
+        ];
+        for (sum, expected) in cases {
+            assert_eq!(fold(sum), expected, "{sum:#x}");
+        }
+    }
+
+    #[test]
+    fn given_the_example_of_rfc_1624_when_updated_then_the_result_is_that_of_the_rfc() {
+        // Section 4: 0x5555 becomes 0x3285 under the checksum 0xdd2f.
+        let mut delta = Delta::default();
+        delta.replace16(0x5555, 0x3285);
+        assert_eq!(delta.apply(0xdd2f), 0x0000);
+    }
+}

@@ -139,3 +139,93 @@ unsafe fn store<T: Word>(at: *mut T, value: T) {
         unsafe { ptr::write_unaligned(at, value) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+
+    use super::*;
+
+    #[test]
+    fn given_a_frame_when_a_header_is_asked_for_then_it_is_there_only_if_it_fits() {
+        for len in 0..64 {
+            let mut bytes = vec![0; len];
+            let frame = Frame::from_slice(&mut bytes);
+            assert_eq!(frame.len(), len);
+            for offset in 0..80 {
+                let found = [
+                    frame.header::<1>(offset).is_some(),
+                    frame.header::<14>(offset).is_some(),
+                    frame.header::<20>(offset).is_some(),
+                ];
+                let expected = [1, 14, 20].map(|header| offset + header <= len);
+                assert_eq!(found, expected, "offset {offset} of {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn given_a_long_frame_when_a_header_is_far_then_reach_is_the_last_place() {
+        let mut bytes = vec![0; 2 * REACH];
+        let mut frame = Frame::from_slice(&mut bytes);
+        let cases = [(0, true), (REACH, true), (REACH + 1, false), (usize::MAX, false)];
+        for (offset, expected) in cases {
+            assert_eq!(frame.header::<40>(offset).is_some(), expected, "offset {offset}");
+            assert_eq!(frame.header_mut::<40>(offset).is_some(), expected, "offset {offset}");
+        }
+    }
+
+    #[test]
+    fn given_a_frame_that_ends_at_reach_when_a_header_is_asked_for_there_then_there_is_none() {
+        let mut bytes = vec![0; REACH];
+        assert!(Frame::from_slice(&mut bytes).header::<1>(REACH).is_none());
+    }
+
+    #[test]
+    fn given_a_header_when_words_are_loaded_then_they_are_as_they_stand_at_any_alignment() {
+        let mut bytes: [u8; 24] = core::array::from_fn(|at| at as u8);
+        let frame = Frame::from_slice(&mut bytes);
+        for offset in 0..8 {
+            let header = frame.header::<16>(offset).unwrap();
+            for at in 0..8 {
+                let first = (offset + at) as u8;
+                let eight: [u8; 8] = core::array::from_fn(|next| first + next as u8);
+                let [a, b, c, d, ..] = eight;
+                assert_eq!(header.get::<u8>(at), a);
+                assert_eq!(header.get::<u16>(at), u16::from_ne_bytes([a, b]));
+                assert_eq!(header.get::<u32>(at), u32::from_ne_bytes([a, b, c, d]));
+                assert_eq!(header.get::<u64>(at), u64::from_ne_bytes(eight));
+                assert_eq!(header.number(at), u16::from_be_bytes([a, b]));
+            }
+        }
+    }
+
+    #[test]
+    fn given_a_header_when_a_word_is_stored_then_its_neighbours_stay() {
+        for at in 0..=8 {
+            let mut bytes = [0xaa; 14];
+            let mut frame = Frame::from_slice(&mut bytes);
+            let mut header = frame.header_mut::<12>(1).unwrap();
+            header.set(at, 0x0102_0304_u32.to_be());
+            let mut expected = [0xaa; 14];
+            expected[1 + at..5 + at].copy_from_slice(&[1, 2, 3, 4]);
+            assert_eq!(bytes, expected, "at {at}");
+        }
+    }
+
+    #[test]
+    #[should_panic = "a header ends before this field"]
+    fn given_a_header_when_a_field_behind_it_is_loaded_then_it_panics() {
+        let mut bytes = [0; 64];
+        let frame = Frame::from_slice(&mut bytes);
+        let _: u32 = frame.header::<12>(0).unwrap().get(9);
+    }
+
+    #[test]
+    #[should_panic = "a header ends before this field"]
+    fn given_a_header_when_a_field_behind_it_is_stored_then_it_panics() {
+        let mut bytes = [0; 64];
+        let mut frame = Frame::from_slice(&mut bytes);
+        frame.header_mut::<12>(0).unwrap().set(11, 0_u16);
+    }
+}

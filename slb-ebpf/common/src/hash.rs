@@ -45,3 +45,151 @@ const fn mix(hash: u64, word: u64) -> u64 {
     hash = hash.wrapping_mul(MULTIPLIER);
     hash ^ (hash >> 29)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::IpAddr, vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::abi::{TCP, UDP};
+
+    const FLOWS: u32 = 65_536;
+    const BUCKETS: u32 = 64;
+
+    fn key(src: impl Into<IpAddr>, sport: u16, dst: &str) -> FlowKey {
+        let dst: IpAddr = dst.parse().unwrap();
+        FlowKey { src: src.into().into(), dst: dst.into(), sport, dport: 443, proto: TCP }
+    }
+
+    /// A client of 2001:db8::/32 with these subnet and host numbers.
+    fn v6(subnet: u16, host: u32) -> [u16; 8] {
+        [0x2001, 0xdb8, 0, subnet, 0, 0, (host >> 16) as u16, host as u16]
+    }
+
+    /// How far the flows are from an even spread; for an ideal hash around [`BUCKETS`] - 1.
+    fn chi_square(flows: impl Iterator<Item = FlowKey>) -> f64 {
+        let mut buckets = vec![0_u32; BUCKETS as usize];
+        for key in flows {
+            buckets[slot(flow(&key), BUCKETS) as usize] += 1;
+        }
+        let expected = f64::from(FLOWS / BUCKETS);
+        buckets.iter().map(|&found| (f64::from(found) - expected).powi(2) / expected).sum()
+    }
+
+    #[test]
+    fn given_regular_clients_when_hashed_then_the_buckets_are_filled_evenly() {
+        let v4 = |client: u32| (0x0a00_0000 + client).to_be_bytes();
+        let flows = || 0..FLOWS;
+        let vip6 = "2001:db8:113::10";
+        let vip4 = "203.0.113.10";
+        let cases: [(&str, Vec<FlowKey>); 8] = [
+            ("IPv4, ports", flows().map(|n| key(v4(1), n as u16, vip4)).collect()),
+            ("IPv4, clients", flows().map(|n| key(v4(n), 40_000, vip4)).collect()),
+            ("IPv4, networks", flows().map(|n| key(v4(n << 8), 40_000, vip4)).collect()),
+            (
+                "IPv4, clients and ports",
+                flows().map(|n| key(v4(n >> 8), 1024 + (n & 0xff) as u16, vip4)).collect(),
+            ),
+            ("IPv4, even ports", {
+                let client = |n| v4(n >> 15);
+                flows().map(|n| key(client(n), (n as u16) << 1, vip4)).collect()
+            }),
+            ("IPv6, ports", flows().map(|n| key(v6(0, 1), n as u16, vip6)).collect()),
+            ("IPv6, clients", flows().map(|n| key(v6(0, n), 40_000, vip6)).collect()),
+            ("IPv6, networks", flows().map(|n| key(v6(n as u16, 1), 40_000, vip6)).collect()),
+        ];
+        // 63 degrees of freedom: an ideal hash exceeds this once in 10^7.
+        let limit = 137.0;
+        for (case, flows) in cases {
+            let found = chi_square(flows.into_iter());
+            assert!(found < limit, "{case}: chi-square {found:.1}");
+        }
+    }
+
+    #[test]
+    fn given_a_tuple_when_any_bit_changes_then_half_of_the_hash_does() {
+        let vips =
+            [("203.0.113.10", IpAddr::from([198, 51, 100, 7])), ("2001:db8::10", v6(1, 1).into())];
+        for (vip, client) in vips {
+            let (mut changed, mut changes) = (0, 0);
+            for sport in 0..64 {
+                let base = key(client, sport, vip);
+                let first = if base.src.is_v4() { 12 } else { 0 };
+                let mut neighbours = Vec::new();
+                for bit in first * 8..128 {
+                    let mut src = base;
+                    src.src.bytes[bit / 8] ^= 1 << (bit % 8);
+                    let mut dst = base;
+                    dst.dst.bytes[bit / 8] ^= 1 << (bit % 8);
+                    neighbours.extend([src, dst]);
+                }
+                for bit in 0..16 {
+                    neighbours.push(FlowKey { sport: base.sport ^ 1 << bit, ..base });
+                    neighbours.push(FlowKey { dport: base.dport ^ 1 << bit, ..base });
+                }
+                neighbours.push(FlowKey { proto: UDP, ..base });
+                for neighbour in neighbours {
+                    let bits = (flow(&base) ^ flow(&neighbour)).count_ones();
+                    assert!(bits >= 2, "{base:?} and {neighbour:?} differ in {bits} bits");
+                    changed += bits;
+                    changes += 1;
+                }
+            }
+            let average = f64::from(changed) / f64::from(changes);
+            assert!((15.5..16.5).contains(&average), "{vip}: {average:.2} of 32 bits");
+        }
+    }
+
+    #[test]
+    fn given_known_tuples_when_hashed_then_the_numbers_are_those_of_every_gateway() {
+        let v4 = key([198, 51, 100, 7], 40_000, "203.0.113.10");
+        let v6 = key(v6(5, 7), 40_000, "2001:db8:113::10");
+        assert_eq!(flow(&v4), 0x576e_bfcd, "IPv4");
+        assert_eq!(flow(&v6), 0xb5a7_1477, "IPv6");
+        assert_eq!(identity(v4.dst, 80), 0xae27_8ce2_06bf_9fdf, "IPv4");
+        assert_eq!(identity(v6.dst, 80), 0x43aa_3f1f_a24a_e4d1, "IPv6");
+    }
+
+    #[test]
+    fn given_neighbouring_backends_when_identified_then_none_is_another() {
+        let mut identities: Vec<u64> = (0..=255_u8)
+            .flat_map(|host| {
+                let v4: Address = IpAddr::from([10, 0, 0, host]).into();
+                let v6: Address = IpAddr::from(v6(0, host.into())).into();
+                (8_000..8_100).flat_map(move |port| [identity(v4, port), identity(v6, port)])
+            })
+            .collect();
+        let all = identities.len();
+        identities.sort_unstable();
+        identities.dedup();
+        assert_eq!(identities.len(), all);
+    }
+
+    proptest! {
+        #[test]
+        fn given_any_hash_when_a_slot_is_chosen_then_it_is_one_of_them_and_order_is_kept(
+            a in any::<u32>(),
+            b in any::<u32>(),
+            slots in 1..=u32::MAX,
+        ) {
+            prop_assert!(slot(a, slots) < slots);
+            prop_assert!(slot(a.min(b), slots) <= slot(a.max(b), slots));
+            prop_assert_eq!(slot(0, slots), 0);
+            prop_assert_eq!(slot(u32::MAX, slots), slots - 1);
+        }
+    }
+
+    #[test]
+    fn given_few_slots_when_chosen_then_each_gets_an_equal_part_of_the_hashes() {
+        for slots in [1, 2, 3, 7, 16_381] {
+            for chosen in 0..slots {
+                // The first hash of a slot, and the last one of the slot before.
+                let first = ((u64::from(chosen) << 32).div_ceil(slots.into())) as u32;
+                assert_eq!(slot(first, slots), chosen, "of {slots}");
+                assert!(chosen == 0 || slot(first - 1, slots) == chosen - 1, "of {slots}");
+            }
+        }
+    }
+}

@@ -65,7 +65,8 @@ impl Packet {
 /// Why a frame is no [`Packet`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
-    /// It is not IP, or too short to say where it goes, or multicast.
+    /// It is not IP, or too short to say where it goes, or multicast, or IPv6 with an IPv4-mapped
+    /// address, which has no place on a wire.
     NotIp,
     /// Its destination is known, and this is its verdict if that is a VIP.
     To(Address, Verdict),
@@ -150,6 +151,10 @@ fn v6(frame: &Frame<'_>) -> Result<Packet, Reject> {
     let ip = frame.header::<{ Ipv6Hdr::LEN }>(L3).ok_or(Reject::NotIp)?;
     let src = v6_address(&ip, offset_of!(Ipv6Hdr, src_addr));
     let dst = v6_address(&ip, offset_of!(Ipv6Hdr, dst_addr));
+    // It would pass for an IPv4 packet everywhere behind this point.
+    if src.is_v4() || dst.is_v4() {
+        return Err(Reject::NotIp);
+    }
     let reject = |verdict| Reject::To(dst, verdict);
 
     if ip.get::<u8>(0) >> 4 != 6 {
@@ -232,3 +237,8 @@ fn transport(
     let key = FlowKey { src, dst, sport: ports.number(0), dport: ports.number(2), proto };
     Ok(Packet { key, l4, flags, is_v4 })
 }
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
+mod tests;

@@ -135,3 +135,6 @@ fn ports(
 const fn concat([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
     [a, b, c, d]
 }
+
+#[cfg(test)]
+mod tests;

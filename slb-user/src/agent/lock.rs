@@ -66,3 +66,77 @@ impl Lock {
         Ok(Self { _file: file })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_pid() -> String {
+        std::process::id().to_string()
+    }
+
+    #[test]
+    fn given_a_taken_lock_when_another_takes_it_then_it_is_refused_with_the_pid() {
+        let directory = tempfile::tempdir().unwrap();
+        let api = directory.path().join("api.sock");
+        let _first = Lock::take(&api).unwrap();
+
+        for attempt in 1..=2 {
+            match Lock::take(&api).unwrap_err() {
+                LockError::Held { pid } => assert_eq!(pid, own_pid(), "attempt {attempt}"),
+                other => panic!("attempt {attempt}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn given_a_lock_when_it_is_dropped_then_the_next_one_gets_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let api = directory.path().join("api.sock");
+        drop(Lock::take(&api).unwrap());
+
+        Lock::take(&api).unwrap();
+    }
+
+    #[test]
+    fn given_two_sockets_when_both_are_locked_then_neither_is_in_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = Lock::take(&directory.path().join("one.sock")).unwrap();
+
+        Lock::take(&directory.path().join("two.sock")).unwrap();
+    }
+
+    #[test]
+    fn given_no_directory_when_the_lock_is_taken_then_it_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let api = directory.path().join("run").join("slb").join("api.sock");
+
+        let _lock = Lock::take(&api).unwrap();
+
+        assert!(api.parent().unwrap().is_dir());
+    }
+
+    #[test]
+    fn given_a_file_of_a_dead_agent_when_the_lock_is_taken_then_only_the_new_pid_is_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let api = directory.path().join("api.sock");
+        fs::write(directory.path().join("api.lock"), "99999999999999\n").unwrap();
+
+        let _lock = Lock::take(&api).unwrap();
+
+        let content = fs::read_to_string(directory.path().join("api.lock")).unwrap();
+        assert_eq!(content, format!("{}\n", own_pid()));
+    }
+
+    #[test]
+    fn given_a_place_where_no_file_can_be_when_the_lock_is_taken_then_the_error_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+
+        match Lock::take(&file.join("api.sock")).unwrap_err() {
+            LockError::File { path, .. } => assert_eq!(path, file.join("api.lock")),
+            other => panic!("{other:?}"),
+        }
+    }
+}

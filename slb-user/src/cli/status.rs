@@ -88,7 +88,7 @@ fn render(status: &Status) -> String {
                 if listener.enabled { "" } else { " (disabled)" }
             );
             if !listener.backends.is_empty() {
-                text += &indent(&backends(listener).to_string());
+                text += &lines(&backends(listener), "    ");
             }
         }
     }
@@ -98,7 +98,7 @@ fn render(status: &Status) -> String {
             table.add_row([verdict.clone(), count.packets.to_string(), count.bytes.to_string()]);
         }
         align(&mut table, &[1, 2]);
-        text += &format!("\n{table}\n");
+        text += &format!("\n{}", lines(&table, ""));
     }
     text
 }
@@ -148,6 +148,69 @@ fn align(table: &mut Table, numbers: &[usize]) {
     }
 }
 
-fn indent(text: &str) -> String {
-    text.lines().map(|line| format!("    {}\n", line.trim_end())).collect()
+fn lines(table: &Table, indent: &str) -> String {
+    table.to_string().lines().map(|line| format!("{indent}{}\n", line.trim_end())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fixtures;
+
+    #[test]
+    fn given_a_status_when_rendered_then_it_reads_like_this() {
+        let expected = "\
+slb 1.2.3 (pid 4711), up 1h 2m 3s, configuration /etc/slb/slb.toml (generation 3)
+XDP on wan0: native
+XDP on lan0: generic (no XDP in the driver)
+flow table: 1048576 flows, 251 MiB
+PROBLEM: net.ipv4.ip_forward is 0
+
+instance shop: 203.0.113.10, 2001:db8:113::10
+
+  tcp/80 to group default by tch
+     backend            address             weight  health                          share  flows  packets
+     web-1              10.0.0.1:8080          100  healthy                        87.5 %     12      120
+     web-2 (secondary)  [2001:db8::2]:8080       7  unhealthy: connection refused  12.5 %      0        0
+
+ verdict    packets  bytes
+ forwarded      120  34567
+ not_ours         9    600
+";
+        assert_eq!(render(&fixtures::status()), expected);
+    }
+
+    #[test]
+    fn given_a_disabled_listener_when_rendered_then_it_says_so_and_has_no_table() {
+        let mut status = fixtures::status();
+        let listener = ListenerStatus { enabled: false, ..fixtures::listener(Vec::new()) };
+        status.instances[0].listeners = vec![listener];
+        let text = render(&status);
+
+        assert!(text.contains("  tcp/80 to group default by tch (disabled)\n"), "{text}");
+        assert!(!text.contains("address"), "{text}");
+    }
+
+    #[test]
+    fn given_no_traffic_when_rendered_then_there_is_no_table_of_verdicts() {
+        let status = Status { verdicts: [].into(), ..fixtures::status() };
+        let text = render(&status);
+        assert!(!text.contains("verdict"), "{text}");
+    }
+
+    #[test]
+    fn given_shares_when_rendered_then_they_are_percentages() {
+        for (share, expected) in [(0.0, "0.0 %"), (1.0 / 3.0, "33.3 %"), (1.0, "100.0 %")] {
+            let backend = BackendStatus { expected_share: share, ..fixtures::backend("web-1") };
+            let text = backends(&fixtures::listener(vec![backend])).to_string();
+            assert!(text.contains(expected), "{share}: {text}");
+        }
+    }
+
+    #[test]
+    fn given_any_table_when_rendered_then_no_line_ends_in_blanks() {
+        let text = render(&fixtures::status());
+        let bad: Vec<_> = text.lines().filter(|line| line.ends_with(' ')).collect();
+        assert!(bad.is_empty(), "{bad:?}");
+    }
 }

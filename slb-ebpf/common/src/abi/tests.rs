@@ -1,0 +1,183 @@
+use std::{
+    format,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn addresses() -> impl Strategy<Value = Address> {
+    prop_oneof![
+        any::<[u8; 16]>().prop_map(|bytes| Address { bytes }),
+        any::<[u8; 4]>().prop_map(|v4| IpAddr::from(v4).into()),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn given_any_ip_address_when_converted_and_back_then_it_is_the_same(
+        v4 in any::<[u8; 4]>(),
+        v6 in any::<[u8; 16]>(),
+    ) {
+        let v4 = IpAddr::from(v4);
+        let v6 = Ipv6Addr::from(v6);
+        prop_assert_eq!(IpAddr::from(Address::from(v4)), v4);
+        // A mapped address is an IPv4 address.
+        prop_assert_eq!(IpAddr::from(Address::from(IpAddr::from(v6))), v6.to_canonical());
+        prop_assert!(Address::from(v4).is_v4());
+        prop_assert_eq!(Address::from(IpAddr::from(v6)).is_v4(), v6.to_ipv4_mapped().is_some());
+    }
+
+    #[test]
+    fn given_two_addresses_when_compared_then_same_is_equality(
+        a in addresses(),
+        b in addresses(),
+        byte in 0..16_usize,
+        bit in 0..8_u32,
+    ) {
+        prop_assert_eq!(a.same(b), a == b);
+        prop_assert!(a.same(a));
+        let mut near = a;
+        near.bytes[byte] ^= 1 << bit;
+        prop_assert!(!a.same(near), "bit {} of byte {}", bit, byte);
+    }
+
+    #[test]
+    fn given_any_address_when_taken_apart_then_it_can_be_put_together(a in addresses()) {
+        prop_assert_eq!(Address::from_words(a.words()), a);
+        let [high, low] = a.halves();
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&high.to_ne_bytes());
+        bytes[8..].copy_from_slice(&low.to_ne_bytes());
+        prop_assert_eq!(Address { bytes }, a);
+        if a.is_v4() {
+            prop_assert_eq!(Address::from_v4_word(a.words()[3]), a);
+        }
+    }
+
+    #[test]
+    fn given_a_hop_when_written_to_a_frame_and_read_then_it_is_the_same(
+        ifindex in any::<u32>(),
+        dst_mac in any::<[u8; 6]>(),
+        src_mac in any::<[u8; 6]>(),
+    ) {
+        let hop = Hop { ifindex, dst_mac, src_mac };
+        let words = hop.mac_words();
+        let mut bytes = [0; 12];
+        for (part, word) in bytes.chunks_mut(4).zip(words) {
+            part.copy_from_slice(&word.to_ne_bytes());
+        }
+        prop_assert_eq!(&bytes[..6], &dst_mac, "a frame begins with its destination");
+        prop_assert_eq!(&bytes[6..], &src_mac);
+        prop_assert_eq!(Hop::from_mac_words(ifindex, words), hop);
+        prop_assert_eq!(hop.is_known(), ifindex != 0);
+    }
+
+    #[test]
+    fn given_both_entries_of_a_flow_when_asked_for_the_twin_then_each_names_the_other(
+        (client, vip, server) in (addresses(), addresses(), addresses()),
+        (client_port, vip_port, server_port, seen_port) in any::<(u16, u16, u16, u16)>(),
+        proto in prop_oneof![Just(TCP), Just(UDP)],
+    ) {
+        // As the client sends and as the backend answers; the backend sees `seen_port`.
+        let key = FlowKey { src: client, dst: vip, sport: client_port, dport: vip_port, proto };
+        let reply_key =
+            FlowKey { src: server, dst: client, sport: server_port, dport: seen_port, proto };
+        let forward = flow(FLOW_FORWARD, server, seen_port, server_port);
+        let reply = flow(FLOW_REPLY, vip, vip_port, client_port);
+
+        prop_assert_eq!(forward.twin(&key), reply_key);
+        prop_assert_eq!(reply.twin(&reply_key), key);
+        prop_assert_eq!(reply.twin(&forward.twin(&key)), key);
+
+        // What is written makes the packet of one side the answer of the other.
+        let sent = apply(&key, &forward.translation());
+        prop_assert_eq!(sent.reversed(), reply_key);
+        let answered = apply(&reply_key, &reply.translation());
+        prop_assert_eq!(answered.reversed(), key);
+    }
+}
+
+fn flow(kind: u32, addr: Address, sport: u16, dport: u16) -> Flow {
+    Flow {
+        addr,
+        sport,
+        dport,
+        backend: 0,
+        kind,
+        state: 0,
+        last_seen: 0,
+        epoch: 0,
+        hop: Hop::KERNEL,
+    }
+}
+
+fn apply(key: &FlowKey, to: &Translation) -> FlowKey {
+    let (src, dst) = if to.is_reply { (to.addr, key.dst) } else { (key.src, to.addr) };
+    FlowKey { src, dst, sport: to.sport, dport: to.dport, ..*key }
+}
+
+#[test]
+fn given_addresses_when_printed_then_they_read_as_usual() {
+    let cases = [
+        ("203.0.113.10", "203.0.113.10"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("::ffff:1.2.3.4", "1.2.3.4"),
+    ];
+    for (addr, expected) in cases {
+        let addr: IpAddr = addr.parse().unwrap();
+        assert_eq!(format!("{:?}", Address::from(addr)), expected);
+    }
+}
+
+#[test]
+fn given_addresses_near_the_mapped_prefix_when_asked_then_only_the_prefix_is_ipv4() {
+    let cases = [
+        ("::ffff:0.0.0.0", true),
+        ("::ffff:255.255.255.255", true),
+        ("::", false),
+        ("::1", false),
+        ("::fffe:1.2.3.4", false),
+        ("::1:ffff:1.2.3.4", false),
+        ("1::ffff:1.2.3.4", false),
+        ("64:ff9b::1.2.3.4", false),
+    ];
+    for (addr, expected) in cases {
+        let addr: Ipv6Addr = addr.parse().unwrap();
+        assert_eq!(Address::from(IpAddr::V6(addr)).is_v4(), expected, "{addr}");
+    }
+}
+
+#[test]
+fn given_an_ipv4_address_when_converted_then_it_is_in_network_order() {
+    let addr = Address::from(IpAddr::V4(Ipv4Addr::new(1, 2, 3, 4)));
+    assert_eq!(addr.bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 1, 2, 3, 4]);
+    assert_eq!(addr, Address::from_v4_word(u32::from_ne_bytes([1, 2, 3, 4])));
+}
+
+#[test]
+fn given_state_bits_when_asked_then_a_flow_ends_with_both_fins_or_a_reset() {
+    let cases = [
+        (0, false),
+        (FIN_FORWARD, false),
+        (FIN_REPLY, false),
+        (FIN_FORWARD | FIN_REPLY, true),
+        (RST, true),
+        (RST | FIN_FORWARD, true),
+        (RST | FIN_REPLY, true),
+        (RST | FIN_FORWARD | FIN_REPLY, true),
+    ];
+    for (state, expected) in cases {
+        assert_eq!(has_ended(state), expected, "state {state:#b}");
+    }
+}
+
+#[test]
+fn given_flow_keys_when_turned_around_then_twice_is_the_same() {
+    let [src, dst] = [[1, 2, 3, 4], [5, 6, 7, 8]].map(|addr| IpAddr::from(addr).into());
+    let key = FlowKey { src, dst, sport: 1, dport: 2, proto: TCP };
+    assert_eq!(key.reversed(), FlowKey { src: dst, dst: src, sport: 2, dport: 1, proto: TCP });
+    assert_eq!(key.reversed().reversed(), key);
+    assert_eq!(key.destination(), Endpoint { addr: dst, port: 2, proto: TCP });
+}

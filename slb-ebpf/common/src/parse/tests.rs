@@ -1,0 +1,345 @@
+use std::{vec, vec::Vec};
+
+use etherparse::{
+    IpFragOffset, IpNumber, Ipv6Extensions, Ipv6FragmentHeader, NetSlice, SlicedPacket,
+    TransportSlice,
+};
+use proptest::{collection::vec, prelude::*, sample::Index};
+
+use super::{
+    fixtures::{Sample, raw_extension, samples},
+    *,
+};
+
+fn parse(bytes: &mut [u8]) -> Result<Packet, Reject> {
+    packet(&Frame::from_slice(bytes))
+}
+
+/// Corrects the IPv4 header checksum after a change.
+fn seal(bytes: &mut [u8]) {
+    let len = usize::from(bytes[L3] & 0x0f) * 4;
+    bytes[L3 + 10..L3 + 12].fill(0);
+    let words =
+        bytes[L3..L3 + len].chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(word[1]));
+    let sum = !checksum::fold(words.sum());
+    bytes[L3 + 10..L3 + 12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The tuple as the other implementation sees it; `None`: it does not get as far as the ports.
+fn independent(bytes: &[u8]) -> Option<(FlowKey, bool)> {
+    let sliced = SlicedPacket::from_ethernet(bytes).ok()?;
+    let (src, dst, is_v4): (core::net::IpAddr, core::net::IpAddr, _) = match sliced.net? {
+        NetSlice::Ipv4(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into(), true)
+        }
+        NetSlice::Ipv6(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into(), false)
+        }
+        NetSlice::Arp(_) => return None,
+    };
+    let (sport, dport, proto) = match sliced.transport? {
+        TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port(), TCP),
+        TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port(), UDP),
+        _ => return None,
+    };
+    Some((FlowKey { src: src.into(), dst: dst.into(), sport, dport, proto }, is_v4))
+}
+
+/// What holds whatever the bytes are.
+fn check_any(bytes: &mut [u8]) -> Result<(), TestCaseError> {
+    let parsed = parse(bytes);
+    match parsed {
+        Ok(packet) => {
+            let header = if packet.key.proto == TCP { TcpHdr::LEN } else { UdpHdr::LEN };
+            prop_assert!(packet.l4 + header <= bytes.len(), "{packet:?}");
+            prop_assert_eq!(packet.is_v4, bytes[12..14] == [0x08, 0x00]);
+            if let Some((key, is_v4)) = independent(bytes) {
+                prop_assert_eq!((packet.key, packet.is_v4), (key, is_v4));
+            }
+        }
+        Err(Reject::To(_, verdict)) => prop_assert!(
+            matches!(
+                verdict,
+                Verdict::Truncated
+                    | Verdict::Malformed
+                    | Verdict::BadChecksum
+                    | Verdict::Fragment
+                    | Verdict::OtherProtocol
+            ),
+            "{verdict:?}"
+        ),
+        Err(Reject::NotIp) => {}
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn given_any_bytes_when_parsed_then_nothing_panics(
+        mut bytes in vec(any::<u8>(), 0..1600),
+        ethertype in prop_oneof![Just(None), Just(Some([0x08, 0x00])), Just(Some([0x86, 0xdd]))],
+        proto in prop_oneof![Just(0), Just(6), Just(17), Just(43), Just(44), Just(60), any::<u8>()],
+    ) {
+        if let (Some(ethertype), true) = (ethertype, bytes.len() > L3 + 20) {
+            bytes[0] &= !1;
+            bytes[12..14].copy_from_slice(&ethertype);
+            if ethertype == [0x08, 0x00] {
+                bytes[L3] = 0x40 | bytes[L3] & 0x0f;
+                bytes[L3 + 2] &= 0x03;
+                bytes[L3 + 9] = proto;
+                if bytes.len() > L3 + 60 {
+                    seal(&mut bytes);
+                }
+            } else {
+                bytes[L3] = 0x60 | bytes[L3] & 0x0f;
+                bytes[L3 + 4] &= 0x03;
+                bytes[L3 + 6] = proto;
+            }
+        }
+        check_any(&mut bytes)?;
+    }
+
+    #[test]
+    fn given_a_valid_frame_when_parsed_then_exactly_its_tuple_is_found(sample in samples()) {
+        prop_assert_eq!(parse(&mut sample.bytes()), Ok(sample.expected()), "{:?}", sample);
+    }
+
+    #[test]
+    fn given_a_valid_frame_when_any_bytes_change_then_it_agrees_with_another_parser(
+        sample in samples(),
+        changes in vec((any::<Index>(), any::<u8>()), 1..4),
+        sealed in any::<bool>(),
+    ) {
+        let mut bytes = sample.bytes();
+        // Payload bytes change nothing.
+        let headers = sample.expected().l4 + 14;
+        for (at, value) in changes {
+            let at = at.index(headers.min(bytes.len()));
+            bytes[at] = value;
+        }
+        if sealed && sample.dst.is_ipv4() && bytes.len() >= L3 + 60 {
+            seal(&mut bytes);
+        }
+        check_any(&mut bytes)?;
+    }
+
+    #[test]
+    fn given_a_valid_frame_when_it_is_cut_then_it_is_rejected(
+        sample in samples(),
+        at in any::<Index>(),
+    ) {
+        let mut bytes = sample.bytes();
+        bytes.truncate(bytes.len() - sample.padding);
+        bytes.truncate(at.index(bytes.len()));
+        let fixed = L3 + if sample.dst.is_ipv4() { 20 } else { 40 };
+        let expected = if bytes.len() < fixed {
+            Reject::NotIp
+        } else {
+            Reject::To(sample.dst.into(), Verdict::Truncated)
+        };
+        prop_assert_eq!(parse(&mut bytes), Err(expected));
+    }
+
+    #[test]
+    fn given_a_valid_ipv4_frame_when_one_header_bit_flips_then_it_is_no_packet(
+        sample in samples().prop_filter("IPv4", |sample| sample.dst.is_ipv4()),
+        bit in any::<Index>(),
+    ) {
+        let mut bytes = sample.bytes();
+        let bit = bit.index((sample.expected().l4 - L3) * 8);
+        bytes[L3 + bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(parse(&mut bytes).is_err());
+    }
+}
+
+fn v4_with(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    changed(&Sample::default(), |bytes| {
+        change(bytes);
+        seal(bytes);
+    })
+}
+
+fn changed(sample: &Sample, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let mut bytes = sample.bytes();
+    change(&mut bytes);
+    bytes
+}
+
+#[test]
+fn given_an_ipv4_packet_that_cannot_be_balanced_when_parsed_then_the_verdict_says_why() {
+    let udp = Sample::default().udp();
+    let options = Sample { options: vec![1; 8], ..Sample::default() };
+    let cases = [
+        ("version 5", v4_with(|b| b[L3] = 0x55), Verdict::Malformed),
+        ("header of 16 bytes", v4_with(|b| b[L3] = 0x44), Verdict::Malformed),
+        ("total below header", v4_with(|b| b[L3 + 2..L3 + 4].fill(0)), Verdict::Malformed),
+        ("total above frame", v4_with(|b| b[L3 + 3] += 1), Verdict::Truncated),
+        ("wrong checksum", changed(&Sample::default(), |b| b[L3 + 10] ^= 1), Verdict::BadChecksum),
+        ("wrong option", changed(&options, |b| b[L3 + 27] ^= 1), Verdict::BadChecksum),
+        ("first fragment", v4_with(|b| b[L3 + 6] = 0x20), Verdict::Fragment),
+        ("later fragment", v4_with(|b| b[L3 + 7] = 1), Verdict::Fragment),
+        ("later fragment, high bits", v4_with(|b| b[L3 + 6] = 0x10), Verdict::Fragment),
+        ("ICMP", v4_with(|b| b[L3 + 9] = 1), Verdict::OtherProtocol),
+        ("data offset 4", changed(&Sample::default(), |b| b[L3 + 32] = 0x40), Verdict::Malformed),
+        ("data offset 15", changed(&Sample::default(), |b| b[L3 + 32] = 0xf0), Verdict::Malformed),
+        ("UDP length 7", changed(&udp, |b| b[L3 + 25] = 7), Verdict::Malformed),
+        ("UDP length 0", changed(&udp, |b| b[L3 + 25] = 0), Verdict::Malformed),
+        ("UDP length above IP's", changed(&udp, |b| b[L3 + 25] += 1), Verdict::Malformed),
+    ];
+    for (case, mut bytes, verdict) in cases {
+        let expected = Err(Reject::To(Sample::default().dst.into(), verdict));
+        assert_eq!(parse(&mut bytes), expected, "{case}");
+    }
+}
+
+#[test]
+fn given_an_ipv4_total_length_within_the_tcp_header_when_parsed_then_padding_is_no_header() {
+    let sample = Sample { payload: Vec::new(), padding: 40, ..Sample::default() };
+    let mut bytes = changed(&sample, |bytes| {
+        bytes[L3 + 3] -= 1;
+        seal(bytes);
+    });
+    let expected = Reject::To(sample.dst.into(), Verdict::Malformed);
+    assert_eq!(parse(&mut bytes), Err(expected));
+}
+
+#[test]
+fn given_harmless_ipv4_flags_when_parsed_then_it_is_a_packet() {
+    for (case, flags) in [("don't fragment", 0x40), ("reserved bit", 0x80)] {
+        let mut bytes = v4_with(|bytes| bytes[L3 + 6] = flags);
+        assert_eq!(parse(&mut bytes), Ok(Sample::default().expected()), "{case}");
+    }
+}
+
+/// An IPv6 frame with these extension headers, by number and bytes, and TCP behind them.
+fn v6_chain(chain: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let plain = Sample::v6().bytes();
+    let mut bytes = plain[..L3 + 40].to_vec();
+    let mut at = L3 + 6;
+    for (number, header) in chain {
+        bytes[at] = *number;
+        at = bytes.len();
+        bytes.extend_from_slice(header);
+    }
+    bytes[at] = 6;
+    bytes.extend_from_slice(&plain[L3 + 40..]);
+    let payload = (bytes.len() - L3 - 40) as u16;
+    bytes[L3 + 4..L3 + 6].copy_from_slice(&payload.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn given_an_ipv6_packet_that_cannot_be_balanced_when_parsed_then_the_verdict_says_why() {
+    let fragment = |offset, more| Sample {
+        extensions: Ipv6Extensions {
+            fragment: Some(Ipv6FragmentHeader::new(
+                IpNumber(0),
+                IpFragOffset::try_new(offset).unwrap(),
+                more,
+                7,
+            )),
+            ..Ipv6Extensions::default()
+        },
+        ..Sample::v6()
+    };
+    let v6 = Sample::v6();
+    let routing = v6_chain(&[(ROUTING, vec![0, 0, 4, 1, 0, 0, 0, 0])]);
+    let long = v6_chain(&[(HOP_BY_HOP, vec![0, 200, 0, 0, 0, 0, 0, 0])]);
+    let past_payload = {
+        let mut bytes = v6_chain(&[(HOP_BY_HOP, vec![0, 6, 0, 0, 0, 0, 0, 0])]);
+        bytes.resize(bytes.len() + 80, 0);
+        bytes
+    };
+    let cases = [
+        ("version 4", changed(&v6, |b| b[L3] = 0x40), Verdict::Malformed),
+        ("payload above frame", changed(&v6, |b| b[L3 + 5] += 1), Verdict::Truncated),
+        ("first fragment", fragment(0, true).bytes(), Verdict::Fragment),
+        ("later fragment", fragment(1, true).bytes(), Verdict::Fragment),
+        ("last fragment", fragment(0x1fff, false).bytes(), Verdict::Fragment),
+        ("ICMPv6", changed(&v6, |b| b[L3 + 6] = 58), Verdict::OtherProtocol),
+        ("AH", changed(&v6, |b| b[L3 + 6] = 51), Verdict::OtherProtocol),
+        ("no next header", changed(&v6, |b| b[L3 + 6] = 59), Verdict::OtherProtocol),
+        ("segments left", routing, Verdict::OtherProtocol),
+        ("seven headers", v6_chain(&vec![(60, vec![0; 8]); 7]), Verdict::OtherProtocol),
+        ("a header that ends behind the payload", past_payload, Verdict::Malformed),
+        ("a header that ends behind the frame", long, Verdict::Malformed),
+        ("UDP length 0", changed(&v6.clone().udp(), |b| b[L3 + 45] = 0), Verdict::Malformed),
+    ];
+    for (case, mut bytes, verdict) in cases {
+        let expected = Err(Reject::To(v6.dst.into(), verdict));
+        assert_eq!(parse(&mut bytes), expected, "{case}");
+    }
+}
+
+#[test]
+fn given_ipv6_extension_headers_when_parsed_then_six_in_any_order_are_followed() {
+    let long = [vec![0, 3], vec![0; 30]].concat();
+    let cases = [
+        ("one", vec![(DESTINATION_OPTIONS, vec![0; 8])]),
+        ("six", vec![(DESTINATION_OPTIONS, vec![0; 8]); 6]),
+        ("hop-by-hop last", vec![(DESTINATION_OPTIONS, vec![0; 8]), (HOP_BY_HOP, long.clone())]),
+        // The second byte of a fragment header is no length (RFC 8200, section 4.5).
+        ("fragment with a length", vec![(FRAGMENT, vec![0, 0xff, 0, 0, 0, 0, 0, 9])]),
+        ("routing, at its end", vec![(ROUTING, long)]),
+    ];
+    for (case, chain) in cases {
+        let mut bytes = v6_chain(&chain);
+        let found = parse(&mut bytes).map(|packet| packet.key);
+        assert_eq!(found, Ok(Sample::v6().expected().key), "{case}");
+    }
+}
+
+#[test]
+fn given_an_atomic_fragment_when_parsed_then_it_is_a_packet() {
+    let extensions = Ipv6Extensions {
+        hop_by_hop_options: Some(raw_extension(2)),
+        fragment: Some(super::fixtures::whole_packet_fragment()),
+        ..Ipv6Extensions::default()
+    };
+    let sample = Sample { extensions, ..Sample::v6().udp() };
+    assert_eq!(parse(&mut sample.bytes()), Ok(sample.expected()));
+}
+
+#[test]
+fn given_ipv6_between_mapped_addresses_when_parsed_then_it_is_not_mistaken_for_ipv4() {
+    let mapped = "::ffff:203.0.113.10".parse().unwrap();
+    let cases = [
+        ("destination", Sample { dst: mapped, ..Sample::v6() }),
+        ("source", Sample { src: mapped, ..Sample::v6() }),
+        ("both", Sample { src: mapped, dst: mapped, ..Sample::v6() }),
+    ];
+    for (case, sample) in cases {
+        assert_eq!(parse(&mut sample.bytes()), Err(Reject::NotIp), "{case}");
+    }
+}
+
+#[test]
+fn given_frames_that_are_not_for_us_when_parsed_then_they_have_no_destination() {
+    let sample = Sample::default();
+    let cases = [
+        ("empty", Vec::new()),
+        ("a cut Ethernet header", sample.bytes()[..13].to_vec()),
+        ("Ethernet alone", sample.bytes()[..14].to_vec()),
+        ("ARP", changed(&sample, |bytes| bytes[12..14].copy_from_slice(&[0x08, 0x06]))),
+        ("VLAN", changed(&sample, |bytes| bytes[12..14].copy_from_slice(&[0x81, 0x00]))),
+        ("broadcast", changed(&sample, |bytes| bytes[..6].fill(0xff))),
+        ("IPv4 multicast", changed(&sample, |bytes| bytes[0] = 0x01)),
+        ("IPv6 multicast", changed(&Sample::v6(), |bytes| bytes[..2].fill(0x33))),
+    ];
+    for (case, mut bytes) in cases {
+        assert_eq!(parse(&mut bytes), Err(Reject::NotIp), "{case}");
+    }
+}
+
+#[test]
+fn given_tcp_flags_when_asked_then_only_a_bare_syn_asks_for_a_connection() {
+    for flags in 0..=u8::MAX {
+        let mut bytes = Sample { flags, ..Sample::default() }.bytes();
+        let packet = parse(&mut bytes).unwrap();
+        assert_eq!(packet.flags, flags);
+        let bare = flags & SYN != 0 && flags & (ACK | FIN | RST) == 0;
+        assert_eq!(packet.is_syn(), bare, "flags {flags:#04x}");
+    }
+}

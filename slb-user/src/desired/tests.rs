@@ -1,0 +1,368 @@
+use std::time::Duration;
+
+use slb_common::abi::Address;
+
+use super::*;
+use crate::{
+    config::{Backend as ConfigBackend, Config, GroupKind, Instance, Listener},
+    layout::fixtures::{addresses, backend, config, instance, listener},
+};
+
+use Health::{Healthy, Unhealthy, Unknown};
+
+/// A configuration in its circumstances; by default all is healthy, and no hop is known.
+struct World {
+    planner: Planner,
+    layout: Layout,
+    health: Vec<Health>,
+    hops: HashMap<IpAddr, Hop>,
+    interfaces: BTreeMap<u32, Interface>,
+}
+
+impl World {
+    fn new(config: &Config) -> Self {
+        let layout = Layout::new(config, &State::default()).unwrap();
+        Self {
+            planner: Planner::default(),
+            health: vec![Healthy; layout.targets.len()],
+            layout,
+            hops: HashMap::new(),
+            interfaces: BTreeMap::new(),
+        }
+    }
+
+    fn desired(&mut self) -> State {
+        let now = Circumstances {
+            health: &self.health,
+            hops: &self.hops,
+            interfaces: &self.interfaces,
+            jiffies: Jiffies::per_second(250),
+        };
+        self.planner.desired(&self.layout, now)
+    }
+
+    /// The schedule of the only listener.
+    fn schedule(&mut self) -> Arc<Schedule> {
+        let state = self.desired();
+        let schedules: Vec<_> = state.listeners.values().map(|service| &service.schedule).collect();
+        let [schedule] = schedules[..] else { panic!("{schedules:?}") };
+        Arc::clone(schedule)
+    }
+
+    /// Indices of the backends that get new flows at the only listener.
+    fn chosen(&mut self) -> Vec<u32> {
+        self.schedule().shares().into_keys().collect()
+    }
+}
+
+fn three() -> Instance {
+    instance(["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(backend))
+}
+
+fn primary_secondary() -> Instance {
+    let mut db = instance(["10.0.0.1", "10.0.0.2"].map(backend));
+    db.groups[0].kind = GroupKind::PrimarySecondary;
+    db
+}
+
+fn addr(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn given_a_primary_secondary_group_when_the_primary_is_unhealthy_then_the_secondary_gets_all() {
+    for scheduler in [Scheduler::Tch, Scheduler::Wrr] {
+        let mut db = primary_secondary();
+        db.listeners[0].scheduler = scheduler;
+        let mut world = World::new(&config([db]));
+        // The secondary's own health does not count: nobody checks it.
+        let cases = [
+            (Healthy, Healthy, 0),
+            (Healthy, Unknown, 0),
+            (Healthy, Unhealthy, 0),
+            (Unhealthy, Healthy, 1),
+            (Unhealthy, Unknown, 1),
+            (Unhealthy, Unhealthy, 1),
+            (Unknown, Unknown, 1),
+            (Healthy, Unknown, 0),
+        ];
+        for (primary, secondary, expected) in cases {
+            world.health = vec![primary, secondary];
+            let case = format!("{scheduler}: {primary:?} {secondary:?}");
+            assert_eq!(world.chosen(), [expected], "{case}");
+            assert_eq!(world.schedule().shares()[&expected], 1.0, "{case}");
+        }
+    }
+}
+
+#[test]
+fn given_an_unchecked_primary_secondary_group_when_planned_then_the_primary_gets_all() {
+    let mut db = primary_secondary();
+    db.listeners[0].health_check = None;
+    let mut world = World::new(&config([db]));
+    world.health = vec![Unknown, Unknown];
+
+    assert_eq!(world.chosen(), [0]);
+}
+
+#[test]
+fn given_health_when_planned_then_only_healthy_backends_get_new_flows() {
+    let cases = [
+        (AllUnhealthy::FailClosed, [Healthy, Healthy, Healthy], vec![0, 1, 2]),
+        (AllUnhealthy::FailClosed, [Healthy, Unhealthy, Unknown], vec![0]),
+        (AllUnhealthy::FailClosed, [Unhealthy, Unhealthy, Unhealthy], vec![]),
+        (AllUnhealthy::FailClosed, [Unknown, Unknown, Unknown], vec![]),
+        (AllUnhealthy::FailOpen, [Healthy, Unhealthy, Unknown], vec![0]),
+        (AllUnhealthy::FailOpen, [Unhealthy, Unhealthy, Unhealthy], vec![0, 1, 2]),
+        (AllUnhealthy::FailOpen, [Unhealthy, Unknown, Unhealthy], vec![0, 1, 2]),
+    ];
+    for scheduler in [Scheduler::Tch, Scheduler::Wrr] {
+        for (policy, health, expected) in &cases {
+            let mut shop = three();
+            shop.listeners[0].all_unhealthy = *policy;
+            shop.listeners[0].scheduler = scheduler;
+            let mut world = World::new(&config([shop]));
+            world.health = health.to_vec();
+            let case = format!("{scheduler} {policy} {health:?}");
+            assert_eq!(world.chosen(), *expected, "{case}");
+
+            let state = world.desired();
+            let usable: Vec<u32> = state
+                .backends
+                .iter()
+                .filter(|(_, backend)| backend.flags & BACKEND_USABLE != 0)
+                .map(|(&id, _)| id)
+                .collect();
+            assert_eq!(usable, *expected, "{case}");
+        }
+    }
+}
+
+#[test]
+fn given_an_unchecked_listener_when_planned_then_its_backends_are_usable_whatever_is_known() {
+    let mut shop = three();
+    shop.listeners[0].health_check = None;
+    let mut world = World::new(&config([shop]));
+    world.health = vec![Unknown, Unhealthy, Healthy];
+
+    assert_eq!(world.chosen(), [0, 1, 2]);
+    let state = world.desired();
+    for (id, backend) in state.backends {
+        assert_eq!(backend.flags, BACKEND_IN_USE | BACKEND_USABLE, "backend {id}");
+    }
+}
+
+#[test]
+fn given_health_when_planned_then_the_next_agent_can_read_it_from_the_flags() {
+    let mut world = World::new(&config([three()]));
+    world.health = vec![Healthy, Unhealthy, Unknown];
+
+    let flags: Vec<u32> = world.desired().backends.values().map(|backend| backend.flags).collect();
+
+    let healthy = BACKEND_IN_USE | BACKEND_USABLE | BACKEND_HEALTHY;
+    assert_eq!(flags, [healthy, BACKEND_IN_USE | BACKEND_UNHEALTHY, BACKEND_IN_USE]);
+}
+
+#[test]
+fn given_failing_open_when_planned_then_the_flags_still_tell_the_truth() {
+    let mut shop = three();
+    shop.listeners[0].all_unhealthy = AllUnhealthy::FailOpen;
+    let mut world = World::new(&config([shop]));
+    world.health = vec![Unhealthy; 3];
+
+    for (id, backend) in world.desired().backends {
+        let expected = BACKEND_IN_USE | BACKEND_USABLE | BACKEND_UNHEALTHY;
+        assert_eq!(backend.flags, expected, "backend {id}");
+    }
+}
+
+#[test]
+fn given_weight_0_when_planned_then_a_backend_keeps_its_flows_and_gets_no_new_ones() {
+    for scheduler in [Scheduler::Tch, Scheduler::Wrr] {
+        let mut shop = three();
+        shop.groups[0].backends[1].weight = 0;
+        shop.listeners[0].scheduler = scheduler;
+        let mut world = World::new(&config([shop]));
+
+        assert_eq!(world.chosen(), [0, 2], "{scheduler}");
+        let usable = world.desired().backends[&1].flags & BACKEND_USABLE;
+        assert_eq!(usable, BACKEND_USABLE, "{scheduler}: its flows stay");
+    }
+}
+
+#[test]
+fn given_nobody_with_weight_when_planned_then_the_schedule_is_empty() {
+    for scheduler in [Scheduler::Tch, Scheduler::Wrr] {
+        for count in 0..=2 {
+            let backends =
+                ["10.0.0.1", "10.0.0.2"].map(|addr| ConfigBackend { weight: 0, ..backend(addr) });
+            let mut shop = instance(&backends[..count]);
+            shop.listeners[0].scheduler = scheduler;
+            let schedule = World::new(&config([shop])).schedule();
+            assert_eq!(schedule.slots, [0_u32; 0], "{scheduler}, {count} backends");
+        }
+    }
+}
+
+#[test]
+fn given_weights_when_planned_then_the_expected_shares_follow_them() {
+    let mut shop = three();
+    for (backend, weight) in shop.groups[0].backends.iter_mut().zip([50, 30, 20]) {
+        backend.weight = weight;
+    }
+    // The hash table gives whole slots; at 16381 of them that is far below 1 %.
+    for (scheduler, tolerance) in [(Scheduler::Tch, 0.005), (Scheduler::Wrr, 1e-12)] {
+        shop.listeners[0].scheduler = scheduler;
+        let shares = World::new(&config([shop.clone()])).schedule().shares();
+        for (id, expected) in [(0, 0.5), (1, 0.3), (2, 0.2)] {
+            let found = shares[&id];
+            assert!((found - expected).abs() < tolerance, "{scheduler}, backend {id}: {found}");
+        }
+        assert!((shares.values().sum::<f64>() - 1.0).abs() < 1e-12, "{scheduler}");
+    }
+}
+
+#[test]
+fn given_schedulers_when_planned_then_the_program_is_told_how_to_choose() {
+    let cases = [
+        (Scheduler::Tch, 2, abi::SCHEDULER_HASH),
+        (Scheduler::Wrr, 2, abi::SCHEDULER_RING),
+        // With one backend there is nothing to count.
+        (Scheduler::Tch, 1, abi::SCHEDULER_HASH),
+        (Scheduler::Wrr, 1, abi::SCHEDULER_HASH),
+    ];
+    for (scheduler, count, expected) in cases {
+        let mut shop = instance(&["10.0.0.1", "10.0.0.2"].map(backend)[..count]);
+        shop.listeners[0].scheduler = scheduler;
+        let schedule = World::new(&config([shop])).schedule();
+        assert_eq!(schedule.scheduler, expected, "{scheduler}, {count} backends");
+        assert_eq!(schedule.slots.len() == 1, count == 1, "{scheduler}, {count} backends");
+    }
+}
+
+#[test]
+fn given_a_failure_when_planned_then_the_hash_table_keeps_its_size_and_moves_little() {
+    let hosts: Vec<_> = (1..=10).map(|host| backend(&format!("10.0.0.{host}"))).collect();
+    let mut world = World::new(&config([instance(hosts)]));
+    let before = world.schedule();
+    world.health[3] = Unhealthy;
+    let after = world.schedule();
+
+    assert_eq!(after.slots.len(), before.slots.len());
+    assert!(!after.slots.contains(&3));
+    let pairs = before.slots.iter().zip(&after.slots);
+    let moved = pairs.filter(|&(&old, &new)| old != 3 && old != new).count();
+    let share = moved as f64 / before.slots.len() as f64;
+    assert!(share < 0.05, "{share:.3} of all slots moved without need");
+}
+
+#[test]
+fn given_nothing_new_when_planned_again_then_the_schedule_is_the_same_object() {
+    let mut world = World::new(&config([three()]));
+    let first = world.schedule();
+    assert!(Arc::ptr_eq(&first, &world.schedule()));
+
+    world.hops.insert(addr("10.0.0.1"), Hop { ifindex: 2, ..Hop::KERNEL });
+    world.interfaces.insert(2, Interface::default());
+    assert!(Arc::ptr_eq(&first, &world.schedule()), "a hop is no matter of the schedule");
+
+    world.health[0] = Unhealthy;
+    let second = world.schedule();
+    assert!(!Arc::ptr_eq(&first, &second));
+    world.health[0] = Unknown;
+    assert!(Arc::ptr_eq(&second, &world.schedule()), "unknown is as unusable as unhealthy");
+    world.health[0] = Healthy;
+    assert_eq!(world.schedule(), first, "and back");
+}
+
+#[test]
+fn given_another_weight_or_scheduler_when_planned_again_then_the_schedule_is_made_anew() {
+    let mut world = World::new(&config([three()]));
+    let first = world.schedule();
+    world.layout.targets[0].weight = 50;
+    let second = world.schedule();
+    assert!(second.shares()[&0] < first.shares()[&0]);
+
+    world.layout.services[0].scheduler = Scheduler::Wrr;
+    assert_eq!(world.schedule().scheduler, abi::SCHEDULER_RING);
+}
+
+#[test]
+fn given_vips_of_one_family_when_planned_then_they_share_one_schedule() {
+    let mut shop = three();
+    shop.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
+    let state = World::new(&config([shop])).desired();
+
+    let services: Vec<_> = state.listeners.values().collect();
+    assert_eq!(services.len(), 2);
+    assert_eq!(services[0].id, services[1].id);
+    assert!(Arc::ptr_eq(&services[0].schedule, &services[1].schedule));
+}
+
+#[test]
+fn given_next_hops_when_planned_then_only_ways_through_our_interfaces_are_used() {
+    let mut world = World::new(&config([three()]));
+    let hop = |ifindex| Hop { ifindex, dst_mac: [2; 6], src_mac: [4; 6] };
+    world.interfaces.insert(2, Interface { mac: [4; 6], redirect: 1 });
+    world.hops = [(addr("10.0.0.1"), hop(2)), (addr("10.0.0.2"), hop(3))].into();
+    let state = world.desired();
+
+    let hops: Vec<Hop> = state.backends.values().map(|backend| backend.hop).collect();
+    assert_eq!(hops, [hop(2), Hop::KERNEL, Hop::KERNEL], "ours, another's, unknown");
+    assert_eq!(state.interfaces, world.interfaces);
+}
+
+#[test]
+fn given_a_listener_when_planned_then_its_backends_carry_its_timeout_and_index() {
+    let mut shop = three();
+    shop.listeners = vec![
+        listener(80),
+        Listener { idle_timeout: Duration::from_millis(10_001), ..listener(81) },
+    ];
+    let state = World::new(&config([shop])).desired();
+
+    for (id, listener, jiffies) in [(0, 0, 225_000), (3, 1, 2_501)] {
+        let backend = state.backends[&id];
+        assert_eq!((backend.listener, backend.idle_jiffies), (listener, jiffies), "backend {id}");
+        assert_eq!((backend.addr, backend.port), (addr("10.0.0.1").into(), 8_080), "backend {id}");
+    }
+}
+
+#[test]
+fn given_addresses_when_planned_then_each_has_its_roles() {
+    let mut shop = three();
+    // A backend that is a VIP of another instance.
+    shop.groups[0].backends[2] = backend("203.0.113.99");
+    let other = Instance { vips: addresses(&["203.0.113.99"]), ..three() };
+    let state = World::new(&config([shop, other])).desired();
+
+    let roles = |text| state.addresses[&Address::from(addr(text))].roles;
+    assert_eq!(roles("203.0.113.10"), ROLE_VIP);
+    assert_eq!(roles("10.0.0.1"), ROLE_BACKEND);
+    assert_eq!(roles("203.0.113.99"), ROLE_VIP | ROLE_BACKEND);
+    assert_eq!(state.addresses.len(), 5);
+}
+
+#[test]
+fn given_a_backend_of_two_listeners_when_planned_then_its_endpoint_names_one_of_them() {
+    let mut shop = three();
+    shop.listeners.push(listener(81));
+    let mut dns = three();
+    dns.vips = addresses(&["203.0.113.11"]);
+    dns.listeners[0].protocol = crate::config::Protocol::Udp;
+    let state = World::new(&config([shop, dns])).desired();
+
+    assert_eq!(state.endpoints.len(), 6, "three backends, two protocols");
+    for (endpoint, direct) in &state.endpoints {
+        let backend = state.backends[&direct.backend];
+        assert_eq!((backend.addr, backend.port), (endpoint.addr, endpoint.port), "{endpoint:?}");
+    }
+}
+
+#[test]
+fn given_a_disabled_listener_when_planned_then_its_vip_is_none() {
+    let mut shop = three();
+    shop.listeners[0].enabled = false;
+
+    assert_eq!(World::new(&config([shop])).desired(), State::default());
+}

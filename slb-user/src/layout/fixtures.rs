@@ -1,0 +1,109 @@
+//! Configurations with plausible defaults.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use super::Layout;
+use crate::{
+    clock::Jiffies,
+    config::{
+        AllUnhealthy, Announce, Backend, Config, Forwarding, Gateway, Group, GroupKind,
+        HealthCheck, Instance, Listener, ProbeKind, Protocol, Scheduler, XdpMode,
+    },
+    desired::{Circumstances, Planner},
+    health::Health,
+    plan::{fixtures::apply, plan},
+    state::State,
+};
+
+pub fn config(instances: impl Into<Vec<Instance>>) -> Config {
+    Config {
+        gateway: Gateway {
+            interfaces: vec!["wan0".to_owned()],
+            xdp_mode: XdpMode::Auto,
+            region: None,
+            flows: 1_024,
+            announce: Announce::None,
+            api: PathBuf::from("/run/slb/api.sock"),
+            pins: PathBuf::from("/sys/fs/bpf/slb"),
+        },
+        instances: instances.into(),
+    }
+}
+
+/// One group with these backends, at 203.0.113.10 and with a listener on port 80.
+pub fn instance(backends: impl Into<Vec<Backend>>) -> Instance {
+    Instance {
+        name: "shop".to_owned(),
+        vips: addresses(&["203.0.113.10"]),
+        groups: vec![group(backends)],
+        listeners: vec![listener(80)],
+    }
+}
+
+pub fn group(backends: impl Into<Vec<Backend>>) -> Group {
+    Group {
+        name: None,
+        kind: GroupKind::Default,
+        forwarding: Forwarding::Nat,
+        backends: backends.into(),
+    }
+}
+
+/// TCP to the first group, port 8080, checked.
+pub fn listener(port: u16) -> Listener {
+    Listener {
+        protocol: Protocol::Tcp,
+        port,
+        group: 0,
+        backend_port: Some(8_080),
+        scheduler: Scheduler::Tch,
+        idle_timeout: Duration::from_secs(900),
+        all_unhealthy: AllUnhealthy::FailClosed,
+        enabled: true,
+        health_check: Some(HealthCheck {
+            probe: ProbeKind::Tcp,
+            port: None,
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(5),
+            healthy: 3,
+            unhealthy: 3,
+        }),
+    }
+}
+
+pub fn backend(address: &str) -> Backend {
+    Backend {
+        name: address.to_owned(),
+        addresses: addresses(&[address]),
+        port: None,
+        weight: 100,
+        region: None,
+    }
+}
+
+pub fn addresses(addresses: &[&str]) -> Vec<IpAddr> {
+    addresses.iter().map(|address| address.parse().unwrap()).collect()
+}
+
+/// What the maps should hold when all backends are healthy.
+pub fn desired(layout: &Layout) -> State {
+    Planner::default().desired(
+        layout,
+        Circumstances {
+            health: &vec![Health::Healthy; layout.targets.len()],
+            hops: &[].into(),
+            interfaces: &[].into(),
+            jiffies: Jiffies::per_second(250),
+        },
+    )
+}
+
+/// What an agent with this configuration makes of the maps.
+pub fn install(config: &Config, installed: &State) -> (Layout, State) {
+    let layout = Layout::new(config, installed).unwrap();
+    let mut state = installed.clone();
+    for step in plan(&desired(&layout), installed) {
+        apply(&mut state, step);
+    }
+    (layout, state)
+}
