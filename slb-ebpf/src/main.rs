@@ -79,17 +79,18 @@ fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict
         Err(_) => return Err(Verdict::NotOurs),
     };
     let mut work = Work { ctx, frame, packet, now: flows::now() };
-    let mut sent = Sent::default();
-    let ended = match flows::find(&work.packet.key) {
-        Some(flow) if !starts_anew(&work, flow) => known(&mut work, flow, &mut sent),
-        _ => unknown(&mut work, &mut sent),
+    let Sent { to, hop } = match flows::find(&work.packet.key) {
+        Some(flow) if !starts_anew(&work, flow) => known(&mut work, flow)?,
+        _ => {
+            let mut sent = Sent::default();
+            match unknown(&mut work, &mut sent) {
+                None => sent,
+                Some(verdict) => return Err(verdict),
+            }
+        }
     };
-    if let Some(verdict) = ended {
-        return Err(verdict);
-    }
-    let Sent { to, hop } = sent;
     rewrite::translate(&mut work.frame, &work.packet, &to, hop)?;
-    let verdict = match (to.is_reply, hop.is_known()) {
+    let verdict = match (to.is_reply(), hop.is_known()) {
         (false, true) => Verdict::Forwarded,
         (true, true) => Verdict::Replied,
         (false, false) => Verdict::ForwardedByKernel,
@@ -118,31 +119,24 @@ fn starts_anew(work: &Work<'_>, flow: &Flow) -> bool {
     anew
 }
 
-/// A packet of a known flow: fills `sent`, or gives the verdict if it ends here.
+/// A packet of a known flow; an `Err` is its verdict if it ends here.
 #[inline(always)]
-fn known(work: &mut Work<'_>, flow: &mut Flow, sent: &mut Sent) -> Option<Verdict> {
+fn known(work: &mut Work<'_>, flow: &mut Flow) -> Result<Sent, Verdict> {
     flows::note(work, flow);
-    sent.to = flow.translation();
     let bytes = work.frame.len() as u64;
-    match flow.kind {
+    let hop = match flow.kind {
         FLOW_FORWARD => {
-            let Some(backend) = maps::backend(flow.backend) else {
-                return Some(Verdict::Inconsistent);
-            };
+            let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
             stats::forward(flow.backend, bytes);
-            sent.hop = backend.hop;
-            None
+            backend.hop
         }
         FLOW_REPLY => {
             stats::reply(flow.backend, bytes);
-            match hops::to_client(work, flow) {
-                Ok(hop) => sent.hop = hop,
-                Err(verdict) => return Some(verdict),
-            }
-            None
+            hops::to_client(work, flow)?
         }
-        _ => Some(Verdict::Direct),
-    }
+        _ => return Err(Verdict::Direct),
+    };
+    Ok(Sent { to: flow.translation(), hop })
 }
 
 /// A packet of no known flow: fills `sent`, or gives the verdict if it ends here.

@@ -128,7 +128,8 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
             (_, health) => health == Health::Healthy,
         })
         .collect();
-    if service.all_unhealthy == AllUnhealthy::FailOpen && !healthy.contains(&true) {
+    let mut candidates = targets.iter().zip(&healthy).filter(|(target, _)| target.weight > 0);
+    if service.all_unhealthy == AllUnhealthy::FailOpen && !candidates.any(|(_, healthy)| *healthy) {
         return vec![true; targets.len()];
     }
     healthy

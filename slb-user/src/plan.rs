@@ -6,7 +6,7 @@
 //!   it is marked unusable;
 //! - a listener is there before its VIP is one.
 
-use slb_common::abi::{Address, Backend, DirectEndpoint, Endpoint, Interface, Roles};
+use slb_common::abi::{Address, Backend, DirectEndpoint, Endpoint, Hop, Interface, Roles};
 
 use crate::state::{Service, State};
 
@@ -40,10 +40,10 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
         changed(&desired.backends, &installed.backends)
             .map(|(&id, &backend)| (id, backend))
             .partition(|(id, backend)| gains(backend, installed.backends.get(id)));
-    // Flows may still refer to it: where it is stays known.
+    // Flows may still refer to it. Nobody follows the way to it any more: the kernel has to know it.
     let retired = gone(&desired.backends, &installed.backends)
         .filter(|(_, backend)| backend.flags != 0)
-        .map(|(&id, &backend)| (id, Backend { flags: 0, ..backend }));
+        .map(|(&id, &backend)| (id, Backend { flags: 0, hop: Hop::KERNEL, ..backend }));
 
     let mut steps = Vec::new();
     steps.extend(

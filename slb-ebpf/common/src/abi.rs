@@ -325,12 +325,7 @@ impl Flow {
     #[must_use]
     #[inline(always)]
     pub const fn translation(&self) -> Translation {
-        Translation {
-            addr: self.addr,
-            sport: self.sport,
-            dport: self.dport,
-            is_reply: self.kind == FLOW_REPLY,
-        }
+        Translation { addr: self.addr, sport: self.sport, dport: self.dport, kind: self.kind }
     }
 
     /// The key of this flow's other direction, given the key of this one.
@@ -356,8 +351,17 @@ pub struct Translation {
     pub sport: u16,
     /// Replaces the destination port.
     pub dport: u16,
+    /// [`FLOW_FORWARD`] or [`FLOW_REPLY`]; this wide so that there is no padding to be cleared.
+    pub kind: u32,
+}
+
+impl Translation {
     /// From a backend to a client.
-    pub is_reply: bool,
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_reply(&self) -> bool {
+        self.kind == FLOW_REPLY
+    }
 }
 
 /// From client to backend.

@@ -66,7 +66,7 @@ fn network_v4(
         header.replace16(old, ip.get(offset_of!(Ipv4Hdr, ttl)));
     }
     let at =
-        if to.is_reply { offset_of!(Ipv4Hdr, src_addr) } else { offset_of!(Ipv4Hdr, dst_addr) };
+        if to.is_reply() { offset_of!(Ipv4Hdr, src_addr) } else { offset_of!(Ipv4Hdr, dst_addr) };
     let [_, _, _, new] = to.addr.words();
     let old: u32 = ip.get(at);
     ip.set(at, new);
@@ -93,7 +93,7 @@ fn network_v6(
         ip.set(offset_of!(Ipv6Hdr, hop_limit), hop_limit - 1);
     }
     let at =
-        if to.is_reply { offset_of!(Ipv6Hdr, src_addr) } else { offset_of!(Ipv6Hdr, dst_addr) };
+        if to.is_reply() { offset_of!(Ipv6Hdr, src_addr) } else { offset_of!(Ipv6Hdr, dst_addr) };
     let [a, b, c, d] = to.addr.words();
     for (at, new) in [(at, a), (at + 4, b), (at + 8, c), (at + 12, d)] {
         transport.replace32(ip.get(at), new);

@@ -83,7 +83,7 @@ fn given_a_primary_secondary_group_when_the_primary_is_unhealthy_then_the_second
             (Unhealthy, Healthy, 1),
             (Unhealthy, Unknown, 1),
             (Unhealthy, Unhealthy, 1),
-            (Unknown, Unknown, 1),
+            (Unknown, Unknown, 0),
             (Healthy, Unknown, 0),
         ];
         for (primary, secondary, expected) in cases {

@@ -28,7 +28,9 @@ fn endpoint(addr: Address, port: u32) -> Endpoint {
 fn outcome(desired: &State, installed: &State) -> State {
     let mut state = desired.clone();
     for (&id, &backend) in &installed.backends {
-        state.backends.entry(id).or_insert(Backend { flags: 0, ..backend });
+        let retired = Backend { flags: 0, hop: Hop::KERNEL, ..backend };
+        let kept = if backend.flags == 0 { backend } else { retired };
+        state.backends.entry(id).or_insert(kept);
     }
     state
 }
@@ -268,7 +270,7 @@ fn given_a_backend_that_is_gone_when_planned_twice_then_it_is_retired_once() {
     let mut state = State { backends: [(4, backend)].into(), ..State::default() };
 
     let steps = plan(&State::default(), &state);
-    assert_eq!(steps, [Step::PutBackend(4, Backend { flags: 0, ..backend })]);
+    assert_eq!(steps, [Step::PutBackend(4, Backend { flags: 0, hop: Hop::KERNEL, ..backend })]);
     apply(&mut state, steps[0].clone());
     assert_eq!(plan(&State::default(), &state), []);
 }

@@ -114,7 +114,7 @@ fn flow(kind: u32, addr: Address, sport: u16, dport: u16) -> Flow {
 }
 
 fn apply(key: &FlowKey, to: &Translation) -> FlowKey {
-    let (src, dst) = if to.is_reply { (to.addr, key.dst) } else { (key.src, to.addr) };
+    let (src, dst) = if to.is_reply() { (to.addr, key.dst) } else { (key.src, to.addr) };
     FlowKey { src, dst, sport: to.sport, dport: to.dport, ..*key }
 }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    abi::{Address, FlowKey, UDP},
+    abi::{Address, FLOW_FORWARD, FLOW_REPLY, FlowKey, UDP},
     parse::{
         self,
         fixtures::{Sample, samples},
@@ -28,7 +28,7 @@ fn translated(bytes: &[u8], to: &Translation, hop: Hop) -> Result<Vec<u8>, Verdi
 /// The tuple that `key` has after `to`.
 fn expected(key: &FlowKey, to: &Translation) -> FlowKey {
     let (sport, dport) = (to.sport, to.dport);
-    if to.is_reply {
+    if to.is_reply() {
         FlowKey { src: to.addr, sport, dport, ..*key }
     } else {
         FlowKey { dst: to.addr, sport, dport, ..*key }
@@ -37,8 +37,8 @@ fn expected(key: &FlowKey, to: &Translation) -> FlowKey {
 
 /// What undoes `to` in a packet that had the tuple `key` before.
 fn inverse(key: &FlowKey, to: &Translation) -> Translation {
-    let addr = if to.is_reply { key.src } else { key.dst };
-    Translation { addr, sport: key.sport, dport: key.dport, is_reply: to.is_reply }
+    let addr = if to.is_reply() { key.src } else { key.dst };
+    Translation { addr, sport: key.sport, dport: key.dport, kind: to.kind }
 }
 
 /// Checksums as stated, and as another implementation computes them: of the IPv4 header, and of the
@@ -114,7 +114,16 @@ fn cases() -> impl Strategy<Value = (Sample, Translation, Hop)> {
                 IpAddr::V4(_) => IpAddr::from([a, b, c, d]).into(),
                 IpAddr::V6(_) => Address { bytes: address },
             };
-            (sample, Translation { addr, sport, dport, is_reply }, hop)
+            (
+                sample,
+                Translation {
+                    addr,
+                    sport,
+                    dport,
+                    kind: if is_reply { FLOW_REPLY } else { FLOW_FORWARD },
+                },
+                hop,
+            )
         },
     )
 }
@@ -139,8 +148,8 @@ proptest! {
             prop_assert_eq!(reparsed, Packet { key, ..packet });
         }
         prop_assert_eq!(
-            blanked(&after, &packet, to.is_reply),
-            blanked(&before, &packet, to.is_reply),
+            blanked(&after, &packet, to.is_reply()),
+            blanked(&before, &packet, to.is_reply()),
             "nothing else changes"
         );
         let at = L3 + if packet.is_v4 { 8 } else { 7 };
@@ -210,7 +219,7 @@ fn given_udp_when_the_new_checksum_is_zero_then_its_complement_is_sent() {
         let mut complements = 0;
         for dport in 0..=u16::MAX {
             let Sample { dst, sport, .. } = sample;
-            let to = Translation { addr: dst.into(), sport, dport, is_reply: false };
+            let to = Translation { addr: dst.into(), sport, dport, kind: FLOW_FORWARD };
             let after = translated(&bytes, &to, Hop::KERNEL).unwrap();
             let at = sample.expected().l4 + 6;
             match [after[at], after[at + 1]] {
@@ -237,7 +246,7 @@ fn given_tcp_when_the_new_checksum_is_zero_then_zero_is_sent() {
     let bytes = sample.bytes();
     let at = sample.expected().l4 + 16;
     let zero = (0..=u16::MAX).any(|dport| {
-        let to = Translation { addr: sample.dst.into(), sport: 1, dport, is_reply: false };
+        let to = Translation { addr: sample.dst.into(), sport: 1, dport, kind: FLOW_FORWARD };
         let after = translated(&bytes, &to, Hop::KERNEL).unwrap();
         after[at..at + 2] == [0, 0]
     });
@@ -247,7 +256,7 @@ fn given_tcp_when_the_new_checksum_is_zero_then_zero_is_sent() {
 #[test]
 fn given_a_packet_at_its_last_hop_when_translated_then_it_ends_here_unchanged() {
     for (family, sample) in [("IPv4", Sample::default()), ("IPv6", Sample::v6())] {
-        let to = Translation { addr: sample.src.into(), sport: 1, dport: 2, is_reply: false };
+        let to = Translation { addr: sample.src.into(), sport: 1, dport: 2, kind: FLOW_FORWARD };
         for ttl in [0, 1] {
             let before = Sample { ttl, ..sample.clone() }.bytes();
             let mut bytes = before.clone();
@@ -269,7 +278,7 @@ fn given_a_frame_that_has_become_shorter_when_translated_then_nothing_is_written
     for sample in [Sample::default(), Sample::v6(), Sample::default().udp()] {
         let mut whole = sample.bytes();
         let packet = parse(&mut whole);
-        let to = Translation { addr: sample.src.into(), sport: 1, dport: 2, is_reply: false };
+        let to = Translation { addr: sample.src.into(), sport: 1, dport: 2, kind: FLOW_FORWARD };
         let header = if sample.proto == UDP { 8 } else { 20 };
         for len in 0..packet.l4 + header {
             let (_, rest) = whole.split_at(len);
