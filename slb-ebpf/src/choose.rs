@@ -3,7 +3,7 @@
 use slb_common::{
     abi::{CHUNK_SLOTS, Listener, ROLE_VIP, SCHEDULER_HASH, TCP},
     hash,
-    parse::RST,
+    parse::{Packet, RST},
     verdict::Verdict,
 };
 
@@ -20,13 +20,7 @@ pub fn backend(work: &Work<'_>) -> Result<u32, Verdict> {
     let listener = unsafe { maps::SLB_LISTENERS.get(packet.key.destination()) }
         .copied()
         .ok_or(Verdict::NoListener)?;
-    let first_byte = packet.key.src.bytes[0];
-    let is_multicast = if packet.is_v4 {
-        packet.key.src.bytes[12] >= 224 || packet.key.src.bytes[12] == 0
-    } else {
-        first_byte == 0xff
-    };
-    if is_multicast || role(&packet.key.src) & ROLE_VIP != 0 {
+    if is_martian(packet) || role(&packet.key.src) & ROLE_VIP != 0 {
         return Err(Verdict::Martian);
     }
     if packet.key.proto == TCP
@@ -43,6 +37,20 @@ pub fn backend(work: &Work<'_>) -> Result<u32, Verdict> {
         .get(listener.first_chunk.wrapping_add(slot / CHUNK_SLOTS as u32))
         .ok_or(Verdict::Inconsistent)?;
     Ok(chunk.backends[slot as usize % CHUNK_SLOTS])
+}
+
+/// Whether the source is no unicast address that a router may forward from: RFC 1812, section 5.3.7;
+/// RFC 3927, section 2.7; RFC 4291, sections 2.5.2, 2.5.3, 2.5.6 and 2.7.
+#[inline(always)]
+fn is_martian(packet: &Packet) -> bool {
+    let bytes = &packet.key.src.bytes;
+    if packet.is_v4 {
+        return matches!(bytes[12], 0 | 127 | 224..) || (bytes[12] == 169 && bytes[13] == 254);
+    }
+    let [high, low] = packet.key.src.halves();
+    let is_none_or_loopback = high == 0 && u64::from_be(low) <= 1;
+    let is_link_local = bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80;
+    is_none_or_loopback || is_link_local || bytes[0] == 0xff
 }
 
 #[inline(always)]

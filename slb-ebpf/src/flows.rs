@@ -97,14 +97,25 @@ pub fn has_ended(key: &FlowKey, flow: &Flow) -> bool {
     abi::has_ended(flow.state | twin)
 }
 
-/// Whether nobody uses this entry any more: its flow has ended, or is idle in both directions.
+/// Whether a flow is idle in both directions, given its client's key and entry.
+#[inline(never)]
+pub fn is_idle(now: u32, key: &FlowKey, flow: &Flow, idle: u32) -> bool {
+    if now.wrapping_sub(flow.last_seen) <= idle {
+        return false;
+    }
+    match find(&flow.twin(key)) {
+        Some(twin) if is_reply_of(twin, key) => now.wrapping_sub(twin.last_seen) > idle,
+        _ => true,
+    }
+}
+
+/// Whether nobody uses this entry any more: its flow has ended, or is idle in both directions. `twin` is
+/// the other direction's entry, if the table has it.
 #[inline(always)]
-fn is_abandoned(now: u32, key: &FlowKey, flow: &Flow) -> bool {
+fn is_abandoned(now: u32, flow: &Flow, twin: Option<&Flow>) -> bool {
     let idle = maps::backend(flow.backend).map_or(0, |backend| backend.idle_jiffies);
     let (mut state, mut last_seen) = (flow.state, flow.last_seen);
-    if flow.kind == FLOW_REPLY
-        && let Some(twin) = find(&flow.twin(key))
-    {
+    if let Some(twin) = twin {
         state |= twin.state;
         if now.wrapping_sub(twin.last_seen) < now.wrapping_sub(last_seen) {
             last_seen = twin.last_seen;
@@ -113,14 +124,15 @@ fn is_abandoned(now: u32, key: &FlowKey, flow: &Flow) -> bool {
     abi::has_ended(state) || now.wrapping_sub(last_seen) > idle
 }
 
-/// Removes the other entry of a flow that is to be begun anew under the same key.
+/// Removes the other entry of the flow, if any, that is to be begun anew under the same key.
 #[inline(never)]
-pub fn forget(key: &FlowKey, flow: &Flow) {
+pub fn forget(key: &FlowKey) {
+    let Some(flow) = find(key) else { return };
     let twin_key = flow.twin(key);
     if let Some(twin) = find(&twin_key)
         && is_reply_of(twin, key)
     {
-        let _ = maps::SLB_FLOWS.remove(twin_key);
+        let _ = maps::SLB_FLOWS.remove(&twin_key);
     }
 }
 
@@ -133,6 +145,16 @@ fn is_reply_of(reply: &Flow, key: &FlowKey) -> bool {
         && reply.addr.same(key.dst)
 }
 
+/// Whether `forward` is the client's entry of the flow whose backend answers with `key`: the table may
+/// have lost that entry, and the client's key begun a newer flow.
+#[inline(always)]
+fn is_forward_of(forward: &Flow, key: &FlowKey) -> bool {
+    forward.kind == FLOW_FORWARD
+        && forward.sport == key.dport
+        && forward.dport == key.sport
+        && forward.addr.same(key.src)
+}
+
 /// Makes `key`, what a backend answers with, free for the flow of `work`, if nobody uses it.
 #[inline(never)]
 pub fn claim(work: &Work<'_>, key: &FlowKey) -> bool {
@@ -140,11 +162,16 @@ pub fn claim(work: &Work<'_>, key: &FlowKey) -> bool {
     if is_reply_of(owner, &work.packet.key) {
         return true;
     }
-    if !is_abandoned(work.now, key, owner) {
+    let twin_key = owner.twin(key);
+    let twin = match find(&twin_key) {
+        Some(twin) if owner.kind == FLOW_REPLY && is_forward_of(twin, key) => Some(&*twin),
+        _ => None,
+    };
+    if !is_abandoned(work.now, owner, twin) {
         return false;
     }
-    if owner.kind == FLOW_REPLY {
-        let _ = maps::SLB_FLOWS.remove(owner.twin(key));
+    if twin.is_some() {
+        let _ = maps::SLB_FLOWS.remove(&twin_key);
     }
     true
 }

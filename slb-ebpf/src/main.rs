@@ -40,6 +40,8 @@ struct Work<'a> {
     packet: Packet,
     /// Low half of the jiffies.
     now: u32,
+    /// The packet has an entry, but begins a new flow.
+    begins_anew: bool,
 }
 
 /// What is done to a packet that does not end here.
@@ -78,10 +80,11 @@ fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict
         Err(Reject::To(dst, verdict)) if role(&dst) & ROLE_VIP != 0 => return Err(verdict),
         Err(_) => return Err(Verdict::NotOurs),
     };
-    let mut work = Work { ctx, frame, packet, now: flows::now() };
+    let mut work = Work { ctx, frame, packet, now: flows::now(), begins_anew: false };
     let Sent { to, hop } = match flows::find(&work.packet.key) {
         Some(flow) if !starts_anew(&work, flow) => known(&mut work, flow)?,
-        _ => {
+        found => {
+            work.begins_anew = found.is_some();
             let mut sent = Sent::default();
             match unknown(&mut work, &mut sent) {
                 None => sent,
@@ -99,7 +102,7 @@ fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict
     Ok((verdict, hop.ifindex))
 }
 
-/// Whether a packet begins a flow anew although an entry for its tuple is there; that is then gone.
+/// Whether a packet begins a flow anew although an entry for its tuple is there.
 ///
 /// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
 /// none: both are better off elsewhere.
@@ -110,33 +113,31 @@ fn starts_anew(work: &Work<'_>, flow: &Flow) -> bool {
         return false;
     }
     let backend = maps::backend(flow.backend).copied().unwrap_or_default();
-    let anew = backend.flags & BACKEND_USABLE == 0
-        || work.now.wrapping_sub(flow.last_seen) > backend.idle_jiffies
-        || (is_syn && flows::has_ended(&work.packet.key, flow));
-    if anew {
-        flows::forget(&work.packet.key, flow);
-    }
-    anew
+    backend.flags & BACKEND_USABLE == 0
+        || flows::is_idle(work.now, &work.packet.key, flow, backend.idle_jiffies)
+        || (is_syn && flows::has_ended(&work.packet.key, flow))
 }
 
 /// A packet of a known flow; an `Err` is its verdict if it ends here.
 #[inline(always)]
 fn known(work: &mut Work<'_>, flow: &mut Flow) -> Result<Sent, Verdict> {
     flows::note(work, flow);
-    let bytes = work.frame.len() as u64;
     let hop = match flow.kind {
-        FLOW_FORWARD => {
-            let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
-            stats::forward(flow.backend, bytes);
-            backend.hop
-        }
-        FLOW_REPLY => {
-            stats::reply(flow.backend, bytes);
-            hops::to_client(work, flow)?
-        }
+        FLOW_FORWARD => maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?.hop,
+        FLOW_REPLY => hops::to_client(work, flow)?,
         _ => return Err(Verdict::Direct),
     };
-    Ok(Sent { to: flow.translation(), hop })
+    if expires(work, hop) {
+        return Err(Verdict::TtlExpired);
+    }
+    let to = flow.translation();
+    let bytes = work.frame.len() as u64;
+    if to.is_reply() {
+        stats::reply(flow.backend, bytes);
+    } else {
+        stats::forward(flow.backend, bytes);
+    }
+    Ok(Sent { to, hop })
 }
 
 /// A packet of no known flow: fills `sent`, or gives the verdict if it ends here.
@@ -160,6 +161,13 @@ fn begin(work: &mut Work<'_>, sent: &mut Sent) -> Result<(), Verdict> {
         return Err(Verdict::NotOurs);
     };
     let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
+    if expires(work, backend.hop) {
+        return Err(Verdict::TtlExpired);
+    }
+    if work.begins_anew {
+        // Not before there is another backend: until then the old flow goes on.
+        flows::forget(&work.packet.key);
+    }
     flows::create(work, id, backend, &mut sent.to)?;
     if roles & ROLE_VIP != 0 {
         stats::new_flow(id);
@@ -167,6 +175,12 @@ fn begin(work: &mut Work<'_>, sent: &mut Sent) -> Result<(), Verdict> {
     stats::forward(id, work.frame.len() as u64);
     sent.hop = backend.hop;
     Ok(())
+}
+
+/// Whether a packet may not be sent any further. The kernel sees for itself.
+#[inline(always)]
+fn expires(work: &Work<'_>, hop: Hop) -> bool {
+    hop.is_known() && rewrite::expires(&work.frame, &work.packet)
 }
 
 /// What an address is to us.

@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{Host, http, interrupt};
 
-pub use load::{Load, Session, Sessions};
+pub use load::{Exchange, Load, Session, Sessions};
 
 mod load;
 
@@ -100,7 +100,8 @@ impl Outcome {
         answers as f64 / self.ok().max(1) as f64
     }
 
-    fn record(&mut self, result: Result<String, Failure>) {
+    /// Counts one more exchange.
+    pub fn record(&mut self, result: Result<String, Failure>) {
         match result {
             Ok(backend) => *self.per_backend.entry(backend).or_default() += 1,
             Err(failure) => *self.failures.entry(failure).or_default() += 1,

@@ -310,7 +310,12 @@ fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn binary() -> Result<PathBuf> {
+/// The binary that a [`Gateway`] runs.
+///
+/// # Errors
+///
+/// There is none.
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(BINARY_VARIABLE) {
         return Ok(path.into());
     }

@@ -5,7 +5,7 @@
 //! guard, so that an error or a panic leaves nothing behind; what a killed process left is removed
 //! by the next [`Topology::build`].
 
-pub use client::{Client, Download, Failure, Load, Outcome, Session, Sessions};
+pub use client::{Client, Download, Exchange, Failure, Load, Outcome, Session, Sessions};
 pub use gateway::Gateway;
 pub use netns::Netns;
 pub use server::{Server, Service};

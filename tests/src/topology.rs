@@ -106,11 +106,9 @@ impl Topology {
         gateway.sysctl("ipv4/ip_forward", "1")?;
         gateway.sysctl("ipv6/conf/all/forwarding", "1")?;
         cable(&fabric, "wan", "gw-wan", &gateway, "wan0")?;
-        cable(&fabric, "lan", "gw-lan", &gateway, "lan0")?;
         gateway.ip("addr add 192.0.2.1/24 dev wan0\n\
-                    addr add 2001:db8:1::1/64 dev wan0 nodad\n\
-                    addr add 10.0.0.1/24 dev lan0\n\
-                    addr add 2001:db8:10::1/64 dev lan0 nodad")?;
+                    addr add 2001:db8:1::1/64 dev wan0 nodad")?;
+        cable_lan(&fabric, &gateway)?;
 
         let clients = (0..CLIENTS)
             .map(|i| {
@@ -137,6 +135,21 @@ impl Topology {
             .collect::<Result<_>>()?;
         Ok(Self { clients, gateway, backends, fabric })
     }
+
+    /// Pulls the gateway's card towards the backends, and puts a new one in its place.
+    ///
+    /// # Errors
+    ///
+    /// The gateway or the fabric is gone.
+    pub fn replace_lan_card(&self) -> Result<()> {
+        self.gateway.ip("link del lan0")?;
+        cable_lan(&self.fabric, &self.gateway)
+    }
+}
+
+fn cable_lan(fabric: &Netns, gateway: &Netns) -> Result<()> {
+    cable(fabric, "lan", "gw-lan", gateway, "lan0")?;
+    gateway.ip("addr add 10.0.0.1/24 dev lan0\naddr add 2001:db8:10::1/64 dev lan0 nodad")
 }
 
 fn host(

@@ -47,6 +47,14 @@ pub fn translate(
     Ok(())
 }
 
+/// Whether the TTL or hop limit lets a packet go no further than here.
+#[must_use]
+#[inline(always)]
+pub fn expires(frame: &Frame<'_>, packet: &Packet) -> bool {
+    let at = if packet.is_v4 { offset_of!(Ipv4Hdr, ttl) } else { offset_of!(Ipv6Hdr, hop_limit) };
+    frame.header::<1>(L3 + at).is_none_or(|ttl| ttl.get::<u8>(0) <= 1)
+}
+
 #[inline(always)]
 fn network_v4(
     frame: &mut Frame<'_>,

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -20,10 +20,21 @@ use crate::http;
 /// Time between two requests on a kept connection.
 const PACE: Duration = Duration::from_millis(20);
 
+/// One request of a [`Load`].
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    /// When it was begun.
+    pub began: Instant,
+    /// From then until it was answered or had failed.
+    pub took: Duration,
+    /// The backend that answered, or why none did.
+    pub result: Result<String, Failure>,
+}
+
 /// New connections at a steady rate, until stopped.
 #[derive(Debug)]
 pub struct Load {
-    outcome: Arc<Mutex<Outcome>>,
+    exchanges: Arc<Mutex<Vec<Exchange>>>,
     background: Background,
 }
 
@@ -34,8 +45,8 @@ impl Load {
     ///
     /// The client cannot run at all.
     pub fn start(client: &Client, to: SocketAddr, rate: u32) -> Result<Self> {
-        let outcome = Arc::new(Mutex::new(Outcome::default()));
-        let (client, counted) = (client.clone(), Arc::clone(&outcome));
+        let exchanges = Arc::new(Mutex::new(Vec::new()));
+        let (client, recorded) = (client.clone(), Arc::clone(&exchanges));
         let background = Background::start(&client.clone(), move |mut stopped| async move {
             let mut ticks = interval(Duration::from_secs(1) / rate.max(1));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -45,21 +56,31 @@ impl Load {
                     _ = stopped.changed() => break,
                     _ = ticks.tick() => {}
                 }
-                let (client, counted) = (client.clone(), Arc::clone(&counted));
+                let (client, recorded) = (client.clone(), Arc::clone(&recorded));
                 requests.spawn(async move {
+                    let began = Instant::now();
                     let result = client.request(to).await;
-                    lock(&counted).record(result);
+                    lock(&recorded).push(Exchange { began, took: began.elapsed(), result });
                 });
                 while requests.try_join_next().is_some() {}
             }
             requests.join_all().await;
         })?;
-        Ok(Self { outcome, background })
+        Ok(Self { exchanges, background })
     }
 
     /// What has become of the requests so far.
     pub fn so_far(&self) -> Outcome {
-        lock(&self.outcome).clone()
+        let mut outcome = Outcome::default();
+        for exchange in lock(&self.exchanges).iter() {
+            outcome.record(exchange.result.clone());
+        }
+        outcome
+    }
+
+    /// The requests that have ended so far, in the order of their ends.
+    pub fn exchanges(&self) -> Vec<Exchange> {
+        lock(&self.exchanges).clone()
     }
 
     /// Ends it, once the last request is answered or has failed.
@@ -67,9 +88,19 @@ impl Load {
     /// # Errors
     ///
     /// The client broke down.
-    pub fn stop(self) -> Result<Outcome> {
-        self.background.stop()?;
-        Ok(lock(&self.outcome).clone())
+    pub fn stop(mut self) -> Result<Outcome> {
+        self.background.finish()?;
+        Ok(self.so_far())
+    }
+
+    /// [`stop`](Self::stop), with every single request.
+    ///
+    /// # Errors
+    ///
+    /// The client broke down.
+    pub fn stop_with_exchanges(mut self) -> Result<Vec<Exchange>> {
+        self.background.finish()?;
+        Ok(self.exchanges())
     }
 }
 

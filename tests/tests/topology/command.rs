@@ -1,0 +1,236 @@
+//! What `slb` says and does when it is told something wrong, and how it goes away.
+
+use std::{fs, process::Command};
+
+use serde_json::Value;
+use slb_tests::{Topology, gateway::binary, topology};
+
+use crate::support::{
+    Lab,
+    foreign::Foreign,
+    maps::{names, programs, version},
+    output,
+    plan::{self, vips},
+    wait_until,
+};
+
+/// Runs `slb run` on the gateway, for ten seconds at most: it is expected to refuse.
+fn run(lab: &Lab) -> (Option<i32>, String) {
+    let output = lab
+        .topology
+        .gateway
+        .run(|| {
+            Command::new("timeout")
+                .args(["--kill-after=2", "10"])
+                .arg(lab.gateway.binary())
+                .args(["run", "--config"])
+                .arg(lab.gateway.config())
+                .output()
+        })
+        .unwrap()
+        .unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn slb(lab: &Lab, args: &[&str]) -> (Option<i32>, String) {
+    let output = lab.gateway.slb(args).unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn expect_balanced(lab: &Lab) {
+    for to in vips(plan::WEB_PORT) {
+        let outcome = lab.client.http(to, 100, 4).unwrap();
+        assert_eq!((outcome.ok(), outcome.failed()), (100, 0), "{to}: {outcome}");
+        assert_eq!(outcome.per_backend.len(), 4, "{to}: {outcome}");
+    }
+}
+
+/// The XDP programs that the gateway's kernel reports, by interface.
+fn attached(topology: &Topology) -> Vec<(String, u64)> {
+    let links: Value =
+        serde_json::from_str(&output(&topology.gateway, "ip", &["-j", "-d", "link", "show"]))
+            .unwrap();
+    links
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|link| {
+            let id = link["xdp"]["prog"]["id"].as_u64()?;
+            Some((link["ifname"].as_str().unwrap().to_owned(), id))
+        })
+        .collect()
+}
+
+#[test]
+#[ignore = "needs the binary"]
+fn given_wrong_usage_when_run_then_exit_2_and_a_hint() {
+    for args in [&[][..], &["frobnicate"], &["status", "--nonsense"], &["run", "--config"]] {
+        let output = Command::new(binary().unwrap()).args(args).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains("--help") || said.contains("Usage: slb"), "{args:?}: {said}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_pins_of_an_earlier_agent_when_a_wrong_file_is_run_then_exit_2_and_all_goes_on_as_it_was() {
+    let mut lab = Lab::start();
+    lab.gateway.terminate().unwrap();
+    let before = programs(&lab.gateway);
+    let good = fs::read_to_string(lab.gateway.config()).unwrap();
+    lab.edit("weight = 30", "wieght = 30");
+
+    let (code, said) = run(&lab);
+
+    fs::write(lab.gateway.config(), good).unwrap();
+    assert_eq!(code, Some(2), "{said}");
+    let file = lab.gateway.config();
+    assert!(said.contains(&format!("{}:", file.display())), "{said}");
+    assert!(said.contains("did you mean 'weight'?"), "{said}");
+    assert_eq!(programs(&lab.gateway), before);
+    expect_balanced(&lab);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_nothing_loaded_when_commands_are_given_then_they_say_so_and_nothing_is_pinned() {
+    let lab = Lab::prepare();
+    let (code, said) = slb(&lab, &["status"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("no agent answers on"), "{said}");
+
+    let good = fs::read_to_string(lab.gateway.config()).unwrap();
+    lab.edit("port = 80\n", "port = 80000\n");
+    let (code, said) = run(&lab);
+    fs::write(lab.gateway.config(), good).unwrap();
+    assert_eq!(code, Some(2), "{said}");
+
+    let output = lab.gateway.slb(&["unload"]).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("nothing was loaded"));
+    assert_eq!(names(&lab.gateway.pins()), [""; 0]);
+    assert_eq!(attached(&lab.topology), []);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_running_agent_when_another_or_unload_is_started_then_exit_1_names_it_and_all_goes_on() {
+    let lab = Lab::start();
+    let before = programs(&lab.gateway);
+    let pid = lab.gateway.status().unwrap()["pid"].to_string();
+    for (what, (code, said)) in [("run", run(&lab)), ("unload", slb(&lab, &["unload"]))] {
+        assert_eq!(code, Some(1), "{what}: {said}");
+        assert!(said.contains(&format!("pid {pid}")), "{what}: {said}");
+    }
+    assert_eq!(lab.gateway.status().unwrap()["pid"].to_string(), pid);
+    assert_eq!(programs(&lab.gateway), before);
+    expect_balanced(&lab);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_running_agent_when_asked_for_its_status_then_people_get_a_table() {
+    let lab = Lab::start();
+    let output = lab.gateway.slb(&["status"]).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let config = lab.gateway.config();
+    let words = ["wan0", "lan0", "web-1", "spare", "healthy", "10.0.0.14:8080", "wrr", "(primary)"];
+    for word in words.into_iter().chain([config.to_str().unwrap()]) {
+        assert!(said.contains(word), "{word} is not in\n{said}");
+    }
+    assert!(!said.contains("PROBLEM"), "{said}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_an_interface_that_is_not_there_when_run_then_exit_1_names_it() {
+    let lab = Lab::prepare();
+    lab.edit("\"lan0\"", "\"lan9\"");
+    let (code, said) = run(&lab);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("no interface lan9"), "{said}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_another_xdp_program_on_an_interface_when_run_then_it_is_named_and_left_alone() {
+    let mut lab = Lab::prepare();
+    let foreign = Foreign::load("firewall");
+    foreign.attach(&lab.topology.gateway, "lan0");
+    let expected = ("lan0".to_owned(), u64::from(foreign.id()));
+    assert_eq!(attached(&lab.topology), std::slice::from_ref(&expected));
+
+    let (code, said) = run(&lab);
+
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("'firewall' (id {})", foreign.id())), "{said}");
+    assert!(said.contains("lan0"), "{said}");
+    assert!(attached(&lab.topology).contains(&expected), "it was not left alone");
+    let (code, said) = slb(&lab, &["unload"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(attached(&lab.topology), [expected], "after unload");
+
+    // What the message tells to do, does.
+    lab.topology.gateway.ip("link set lan0 xdp off").unwrap();
+    lab.gateway.start().unwrap();
+    lab.wait_all_healthy();
+    expect_balanced(&lab);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_file_that_became_invalid_when_unloaded_by_paths_then_nothing_is_left_either() {
+    let mut lab = Lab::start();
+    let api = lab.gateway.config().with_file_name("api.sock");
+    let pins = lab.gateway.pins();
+    lab.gateway.kill().unwrap();
+    let good = fs::read_to_string(lab.gateway.config()).unwrap();
+    lab.edit("[gateway]", "[gatewy]");
+
+    let by_file = slb(&lab, &["unload"]);
+    let paths = ["unload", "--pins", pins.to_str().unwrap(), "--api", api.to_str().unwrap()];
+    let by_paths = slb(&lab, &paths);
+
+    fs::write(lab.gateway.config(), good).unwrap();
+    assert_eq!(by_file.0, Some(2), "{}", by_file.1);
+    assert_eq!(by_paths.0, Some(0), "{}", by_paths.1);
+    assert_eq!(attached(&lab.topology), []);
+    assert_eq!(names(&pins), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_loaded_balancer_when_unloaded_then_nothing_of_it_is_left() {
+    for orderly in [true, false] {
+        let mut lab = Lab::start();
+        let loaded = programs(&lab.gateway);
+        assert_eq!(attached(&lab.topology).len(), topology::INTERFACES.len());
+        assert!(version(&lab.gateway).exists());
+        if orderly {
+            lab.gateway.terminate().unwrap();
+        } else {
+            lab.gateway.kill().unwrap();
+        }
+
+        let (code, said) = slb(&lab, &["unload"]);
+
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(attached(&lab.topology), []);
+        assert_eq!(names(&lab.gateway.pins()), [""; 0]);
+        let addresses = output(&lab.topology.gateway, "ip", &["-o", "addr", "show"]);
+        for vip in vips(0) {
+            assert!(!addresses.contains(&format!(" {}/", vip.ip())), "{addresses}");
+        }
+        // The kernel frees programs a little later.
+        wait_until("the program is gone", || {
+            let mut ids = aya::programs::loaded_programs().filter_map(Result::ok);
+            !ids.any(|info| loaded.contains(&info.id()))
+        });
+        // And it comes back as if nothing had been.
+        lab.gateway.start().unwrap();
+        lab.wait_all_healthy();
+        expect_balanced(&lab);
+    }
+}

@@ -1,0 +1,168 @@
+//! The way to backends and clients is the kernel's, whatever becomes of it.
+
+use std::collections::BTreeSet;
+
+use slb_common::abi::Address;
+use slb_tests::{Client, Gateway, Host, Server, Sessions, Topology};
+
+use crate::support::{
+    Lab, NOTICED, maps, output,
+    plan::{self, vips},
+    wait_until,
+};
+
+/// Addresses behind the backends, which the gateway reaches through one of those.
+const FAR: [&str; 2] = ["10.9.0.1", "2001:db8:9::1"];
+
+fn expect_all(client: &Client, name: Option<&str>) {
+    for to in vips(plan::WEB_PORT) {
+        let outcome = client.http(to, 200, 8).unwrap();
+        assert_eq!((outcome.ok(), outcome.failed()), (200, 0), "{to}: {outcome}");
+        match name {
+            Some(name) => assert_eq!(outcome.per_backend.get(name), Some(&200), "{to}: {outcome}"),
+            None => assert_eq!(outcome.per_backend.len(), 4, "{to}: {outcome}"),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_backend_with_connections_when_its_mac_address_changes_then_all_of_them_go_on() {
+    const MAC: [u8; 6] = [0x02, 0, 0, 0, 0xbe, 0xef];
+    let lab = Lab::start();
+    let host = lab.host("web-1");
+    let kept = vips(plan::WEB_PORT).map(|to| Sessions::open(&lab.client, to, 40).unwrap());
+
+    // A host that is new at its address says so by asking for its gateway.
+    host.netns.ip("link set eth0 address 02:00:00:00:be:ef\nneigh flush dev eth0").unwrap();
+    for gateway in ["10.0.0.1", "2001:db8:10::1"] {
+        output(&host.netns, "ping", &["-c", "1", "-W", "2", gateway]);
+    }
+    let own: Vec<Address> = host.addresses().into_iter().map(Into::into).collect();
+    wait_until("the maps have the new address", || {
+        let backends = maps::backends(&lab.gateway);
+        let hops = backends.iter().filter(|backend| own.contains(&backend.addr));
+        let macs: BTreeSet<_> = hops.map(|backend| backend.hop.dst_mac).collect();
+        macs == [MAC].into()
+    });
+
+    expect_all(&lab.client, None);
+    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
+        assert_eq!(session.failure, None, "{session:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_traffic_when_the_kernel_forgets_its_neighbours_then_nothing_is_lost() {
+    let lab = Lab::start();
+    let kept = vips(plan::WEB_PORT).map(|to| Sessions::open(&lab.client, to, 20).unwrap());
+    for _ in 0..5 {
+        lab.topology.gateway.ip("neigh flush dev lan0\nneigh flush dev wan0").unwrap();
+        expect_all(&lab.client, None);
+    }
+    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
+        assert_eq!(session.failure, None, "{session:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_unknown_neighbours_when_the_agent_starts_and_clients_come_at_once_then_all_are_served() {
+    let mut lab = Lab::start();
+    lab.gateway.terminate().unwrap();
+    lab.topology.gateway.ip("neigh flush dev lan0\nneigh flush dev wan0").unwrap();
+    lab.gateway.start().unwrap();
+    expect_all(&lab.client, None);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_running_agent_when_an_interface_is_made_anew_then_xdp_and_traffic_return_to_it() {
+    let lab = Lab::start();
+    let index = |status: &serde_json::Value| {
+        let interfaces = status["interfaces"].as_array().unwrap();
+        let lan = interfaces.iter().find(|interface| interface["name"] == "lan0");
+        lan.and_then(|interface| interface["index"].as_u64())
+    };
+    let before = index(&lab.gateway.status().unwrap());
+
+    lab.topology.replace_lan_card().unwrap();
+
+    let returned = |status: &serde_json::Value| {
+        index(status).is_some_and(|now| Some(now) != before) && plan::all_healthy(status)
+    };
+    lab.gateway.wait("the interface is back", NOTICED, returned).unwrap();
+    wait_until("traffic is back", || {
+        lab.client.http(vips(plan::WEB_PORT)[1], 4, 4).unwrap().ok() == 4
+    });
+    expect_all(&lab.client, None);
+    let ids: BTreeSet<u32> = maps::programs(&lab.gateway).into_iter().collect();
+    assert_eq!(ids.len(), 1, "one program everywhere: {ids:?}");
+    let links = output(&lab.topology.gateway, "ip", &["-d", "link", "show", "lan0"]);
+    assert!(links.contains(&format!("prog/xdp id {}", ids.first().unwrap())), "{links}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_backend_behind_a_router_when_the_route_changes_then_new_flows_take_the_new_one() {
+    let topology = Topology::build().unwrap();
+    let [near, other] = ["web-3", "web-4"].map(|name| far(&topology, name));
+    let servers = [(&near, "via-3"), (&other, "via-4")]
+        .map(|(host, name)| Server::start_as(host, plan::WEB, name).unwrap());
+    route(&topology, &router_named(&topology, "web-4"), "add");
+    let mut gateway = Gateway::new(
+        &topology,
+        &format!(
+            "[[instance]]\nname = \"far\"\nvips = [\"{}\", \"{}\"]\n[[instance.backend]]\nname = \
+             \"far\"\naddress = {FAR:?}\n[[instance.listener]]\nprotocol = \"tcp\"\nport = \
+             {}\nbackend_port = {}\nhealth_check.interval = \"500ms\"\nhealth_check.timeout = \
+             \"200ms\"\n",
+            slb_tests::topology::VIP_V4,
+            slb_tests::topology::VIP_V6,
+            plan::WEB_PORT,
+            plan::port(plan::WEB),
+        ),
+    )
+    .unwrap();
+    gateway.start().unwrap();
+    let healthy = |status: &serde_json::Value| {
+        let backends = slb_tests::gateway::backends(status, "tcp", plan::WEB_PORT);
+        backends.len() == 2 && backends.iter().all(|backend| backend["health"] == "healthy")
+    };
+    gateway.wait("the far backend is healthy", NOTICED, healthy).unwrap();
+    let client = Client::new(&topology.clients[0]);
+    expect_all(&client, Some("via-4"));
+
+    route(&topology, &router_named(&topology, "web-3"), "replace");
+    for to in vips(plan::WEB_PORT) {
+        wait_until("the new route is taken", || {
+            let outcome = client.http(to, 1, 1).unwrap();
+            assert_eq!(outcome.failed(), 0, "{to}: {outcome}");
+            outcome.per_backend.contains_key("via-3")
+        });
+    }
+    expect_all(&client, Some("via-3"));
+    drop((gateway, servers));
+}
+
+/// The host `name`, at [`FAR`], which it has as well.
+fn far(topology: &Topology, name: &str) -> Host {
+    let mut host = router_named(topology, name);
+    let [v4, v6] = FAR;
+    host.netns.ip(&format!("addr add {v4}/32 dev lo\naddr add {v6}/128 dev lo nodad")).unwrap();
+    (host.v4, host.v6) = (v4.parse().unwrap(), v6.parse().unwrap());
+    host
+}
+
+fn router_named(topology: &Topology, name: &str) -> Host {
+    topology.backends.iter().find(|host| host.name == name).unwrap().clone()
+}
+
+/// Sets the gateway's routes to [`FAR`].
+fn route(topology: &Topology, router: &Host, verb: &str) {
+    let [v4, v6] = FAR;
+    let batch =
+        format!("route {verb} {v4}/32 via {}\nroute {verb} {v6}/128 via {}", router.v4, router.v6);
+    topology.gateway.ip(&batch).unwrap();
+}

@@ -1,0 +1,25 @@
+//! The promises of `slb`, kept or broken by the real binary between real clients and servers, each
+//! in a network namespace of its own.
+
+#[cfg(test)]
+mod command;
+#[cfg(test)]
+mod configs;
+#[cfg(test)]
+mod direct;
+#[cfg(test)]
+mod failover;
+#[cfg(test)]
+mod hops;
+#[cfg(test)]
+mod maps;
+#[cfg(test)]
+mod restart;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod traffic;
+#[cfg(test)]
+mod untouched;
+#[cfg(test)]
+mod upgrade;

@@ -1,0 +1,139 @@
+//! What the tests have in common: a lab with everything running, and ways to look at it.
+
+pub mod foreign;
+pub mod maps;
+pub mod plan;
+pub mod talk;
+
+use std::{
+    net::SocketAddr,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use slb_tests::{Client, Gateway, Host, Load, Netns, Outcome, Server, Topology, gateway};
+
+/// Bound on what the agent notices, and on what a loaded machine takes.
+pub const NOTICED: Duration = Duration::from_secs(15);
+/// Less than the second after which TCP sends a lost SYN again.
+pub const AT_ONCE: Duration = Duration::from_millis(900);
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Everything that runs. The order of the fields is the order in which it ends.
+pub struct Lab {
+    pub gateway: Gateway,
+    pub servers: Vec<Server>,
+    pub client: Client,
+    pub topology: Topology,
+}
+
+impl Lab {
+    /// All of [`plan`], and every backend found healthy.
+    pub fn start() -> Self {
+        let mut lab = Self::prepare();
+        lab.gateway.start().unwrap();
+        lab.wait_all_healthy();
+        lab
+    }
+
+    /// All of [`plan`], but the agent does not run yet.
+    pub fn prepare() -> Self {
+        let topology = Topology::build().unwrap();
+        let gateway = Gateway::new(&topology, &plan::instances(&topology, plan::HEALTHY)).unwrap();
+        let mut servers = Vec::new();
+        for host in &topology.backends {
+            for service in plan::SERVICES {
+                servers.push(Server::start(host, service).unwrap());
+            }
+        }
+        let last = topology.backends.last().unwrap();
+        servers.push(Server::start_as(last, plan::SPARE_SERVICE, plan::SPARE).unwrap());
+        let client = Client::new(&topology.clients[0]);
+        Self { gateway, servers, client, topology }
+    }
+
+    /// The server of `service` on the host `name`.
+    pub fn server(&mut self, name: &str, service: slb_tests::Service) -> &mut Server {
+        let mut servers = self.servers.iter_mut();
+        servers.find(|server| server.name() == name && server.service() == service).unwrap()
+    }
+
+    /// The host `name`.
+    pub fn host(&self, name: &str) -> &Host {
+        self.topology.backends.iter().find(|host| host.name == name).unwrap()
+    }
+
+    pub fn wait_all_healthy(&self) {
+        self.gateway.wait("all backends healthy", NOTICED, plan::all_healthy).unwrap();
+    }
+
+    /// Waits until the backend `name` has `health`, at both of its addresses.
+    pub fn wait_health(&self, protocol: &str, port: u16, name: &str, health: &str) {
+        let addresses = self.host(name).addresses();
+        let what = format!("{name} {health} on {protocol}/{port}");
+        let has = |status: &Value| {
+            addresses.into_iter().all(|address| {
+                gateway::health(status, protocol, port, name, address) == Some(health)
+            })
+        };
+        self.gateway.wait(&what, NOTICED, has).unwrap();
+    }
+
+    /// Replaces a part of the configuration file, which has to be there.
+    pub fn edit(&self, from: &str, to: &str) {
+        let path = self.gateway.config();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{from:?} is not in\n{text}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+    }
+}
+
+/// Polls until `reached`.
+pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + NOTICED;
+    while !reached() {
+        assert!(Instant::now() < deadline, "{what}: not within {NOTICED:?}");
+        thread::sleep(POLL);
+    }
+}
+
+/// Waits until `load` has had `more` answers.
+pub fn answers_more(load: &Load, more: u64) {
+    let wanted = load.so_far().ok() + more;
+    wait_until("the load gets its answers", || load.so_far().ok() >= wanted);
+}
+
+/// Ends `load`, of which every request has to have been answered at once.
+pub fn expect_unscathed(load: Load) -> Outcome {
+    let exchanges = load.stop_with_exchanges().unwrap();
+    let mut outcome = Outcome::default();
+    for exchange in exchanges {
+        assert!(exchange.took < AT_ONCE, "a packet was lost: {exchange:?}");
+        outcome.record(exchange.result);
+    }
+    assert_eq!((outcome.failed(), outcome.resets()), (0, 0), "{outcome}");
+    outcome
+}
+
+/// Flows that the backend `name` was given so far, at its addresses of the family of `vip`.
+pub fn flows(status: &Value, protocol: &str, vip: SocketAddr, name: &str) -> u64 {
+    gateway::backends(status, protocol, vip.port())
+        .into_iter()
+        .filter(|backend| {
+            let endpoint: SocketAddr = backend["endpoint"].as_str().unwrap().parse().unwrap();
+            backend["name"] == name && endpoint.is_ipv4() == vip.is_ipv4()
+        })
+        .map(|backend| backend["flows"].as_u64().unwrap())
+        .sum()
+}
+
+/// What a program prints, run inside `netns`; panics if it fails.
+pub fn output(netns: &Netns, program: &str, args: &[&str]) -> String {
+    let output = netns.run(|| Command::new(program).args(args).output()).unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {}: {said}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}

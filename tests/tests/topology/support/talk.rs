@@ -1,0 +1,89 @@
+//! One conversation from a chosen source port, request by request.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use slb_tests::Host;
+use socket2::{Domain, SockRef, Socket, Type};
+
+/// A kept connection with one of the lab's HTTP servers.
+pub struct Talk {
+    stream: TcpStream,
+}
+
+impl Talk {
+    /// Connects from `port` of `host`; nothing may take longer than `limit`.
+    pub fn begin(host: &Host, port: u16, to: SocketAddr, limit: Duration) -> io::Result<Self> {
+        host.netns
+            .run(|| {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+                socket.set_reuse_address(true)?;
+                socket.bind(&source(host, port, to).into())?;
+                socket.connect_timeout(&to.into(), limit)?;
+                let stream = TcpStream::from(socket);
+                stream.set_read_timeout(Some(limit))?;
+                stream.set_nodelay(true)?;
+                Ok(Self { stream })
+            })
+            .unwrap()
+    }
+
+    /// Who is at the other end.
+    pub fn ask(&mut self) -> io::Result<String> {
+        self.stream.write_all(b"GET / HTTP/1.1\r\nhost: lab\r\n\r\n")?;
+        let mut response = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match self.stream.read(&mut buffer)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => response.extend_from_slice(&buffer[..n]),
+            }
+            let text = std::str::from_utf8(&response).unwrap();
+            // The name is the body as well as the header.
+            if let Some((head, body)) = text.split_once("\r\n\r\n")
+                && let Some(name) = head.lines().find_map(|line| line.strip_prefix("x-backend: "))
+                && body.len() == name.len()
+            {
+                assert_eq!(body, name);
+                return Ok(body.to_owned());
+            }
+        }
+    }
+
+    /// Ends it by a reset instead of a close.
+    pub fn reset(self) {
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// A UDP socket at `port` of `host` that can talk to anybody of the family of `to`.
+pub fn datagrams(host: &Host, port: u16, to: SocketAddr, limit: Duration) -> UdpSocket {
+    host.netns
+        .run(|| {
+            let socket = UdpSocket::bind(source(host, port, to))?;
+            socket.set_read_timeout(Some(limit))?;
+            io::Result::Ok(socket)
+        })
+        .unwrap()
+        .unwrap()
+}
+
+/// Who answers at `to`, which also has to be where the answer comes from.
+pub fn ask(socket: &UdpSocket, to: SocketAddr, payload: &str) -> io::Result<String> {
+    socket.send_to(payload.as_bytes(), to)?;
+    let mut buffer = [0; 256];
+    let (n, from) = socket.recv_from(&mut buffer)?;
+    let answer = std::str::from_utf8(&buffer[..n]).unwrap();
+    match answer.split_once(' ') {
+        Some((name, echoed)) if (from, echoed) == (to, payload) => Ok(name.to_owned()),
+        _ => Err(io::Error::other(format!("asked {to} {payload:?}, {from} said {answer:?}"))),
+    }
+}
+
+fn source(host: &Host, port: u16, to: SocketAddr) -> SocketAddr {
+    let address: IpAddr = if to.is_ipv4() { host.v4.into() } else { host.v6.into() };
+    SocketAddr::new(address, port)
+}
