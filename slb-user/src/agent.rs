@@ -166,7 +166,7 @@ impl Agent {
             config,
             path,
         };
-        agent.log_flow_table();
+        agent.log_datapath();
         agent.datapath.maps.next_route_epoch()?;
         agent.apply()?;
         agent.datapath.detach_others(&agent.config.gateway.interfaces)?;
@@ -176,10 +176,10 @@ impl Agent {
         Ok((agent, follower))
     }
 
-    fn log_flow_table(&self) {
+    fn log_datapath(&self) {
         let (entries, bytes) = self.datapath.flow_table();
         info!(flows = entries / 2, mebibytes = bytes >> 20, "flow table");
-        if let Some(problem) = self.flow_table_problem() {
+        for problem in self.flow_table_problem().iter().chain(self.datapath.warning()) {
             warn!("{problem}");
         }
     }
@@ -296,6 +296,7 @@ impl Agent {
 
     fn problems(&self) -> Vec<String> {
         let mut problems = self.surroundings.problems.clone();
+        problems.extend(self.datapath.warning().cloned());
         problems.extend(self.flow_table_problem());
         problems.extend(self.lost_replies());
         problems.extend(self.failures.texts());

@@ -4,21 +4,23 @@
 //! maps, and only what is new gets a new one.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     ops::Range,
     time::Duration,
 };
 
 use slb_common::{
-    abi::{self, Address, Endpoint, MAX_BACKENDS, MAX_LISTENERS},
+    abi::{self, Endpoint, MAX_BACKENDS, MAX_LISTENERS},
     hash,
 };
 
+use self::ids::Ids;
 use crate::{
-    config::{AllUnhealthy, Config, GroupKind, HealthCheck, Protocol, Scheduler},
+    config::{AllUnhealthy, Config, GroupKind, HealthCheck, Instance, Protocol, Scheduler},
     state::State,
 };
+
+mod ids;
 
 /// A configuration with an index for everything.
 #[derive(Clone, Debug, Default)]
@@ -103,71 +105,75 @@ impl Layout {
     /// The configuration does not fit into the maps.
     pub fn new(config: &Config, installed: &State) -> Result<Self, LayoutError> {
         let mut ids = Ids::new(config, installed);
-        let mut endpoint_count = 0;
         let mut layout = Self::default();
-        for (instance_index, instance) in config.instances.iter().enumerate() {
-            for (listener_index, listener) in instance.listeners.iter().enumerate() {
+        for (at, instance) in config.instances.iter().enumerate() {
+            for index in 0..instance.listeners.len() {
                 for is_v4 in [true, false] {
-                    let endpoints: Vec<_> = instance
-                        .vips
-                        .iter()
-                        .filter(|vip| listener.enabled && vip.is_ipv4() == is_v4)
-                        .map(|&vip| endpoint(vip, listener.port, listener.protocol))
-                        .collect();
-                    if endpoints.is_empty() {
-                        continue;
-                    }
-                    endpoint_count += endpoints.len();
-                    if endpoint_count > MAX_LISTENERS {
-                        return Err(LayoutError::TooManyListeners);
-                    }
-                    let id = ids.listener(&endpoints)?;
-                    let group = &instance.groups[listener.group];
-                    let first = layout.targets.len();
-                    for (index, backend) in group.backends.iter().enumerate() {
-                        let addresses = backend.addresses.iter();
-                        for &addr in addresses.filter(|addr| addr.is_ipv4() == is_v4) {
-                            // The parser sees to it that one of them is there.
-                            let port =
-                                backend.port.or(listener.backend_port).unwrap_or(listener.port);
-                            let role = match (group.kind, index) {
-                                (GroupKind::PrimarySecondary, 0) => Role::Primary,
-                                (GroupKind::PrimarySecondary, _) => Role::Secondary,
-                                _ => Role::Member,
-                            };
-                            let check = listener
-                                .health_check
-                                .as_ref()
-                                .filter(|_| role != Role::Secondary)
-                                .map(|check| {
-                                    let port = check.port.unwrap_or(port);
-                                    (check.clone(), SocketAddr::new(addr, port))
-                                });
-                            layout.targets.push(Target {
-                                id: ids.backend(id, addr, port)?,
-                                backend: index,
-                                addr: SocketAddr::new(addr, port),
-                                weight: backend.weight.into(),
-                                role,
-                                identity: hash::identity(addr.into(), port),
-                                check,
-                            });
-                        }
-                    }
-                    layout.services.push(Service {
-                        id,
-                        instance: instance_index,
-                        listener: listener_index,
-                        endpoints,
-                        scheduler: listener.scheduler,
-                        all_unhealthy: listener.all_unhealthy,
-                        idle_timeout: listener.idle_timeout,
-                        targets: first..layout.targets.len(),
-                    });
+                    layout.add((at, instance), index, is_v4, &mut ids)?;
                 }
             }
         }
         Ok(layout)
+    }
+
+    /// Adds the part of a listener that concerns one family, if there is any.
+    fn add(
+        &mut self,
+        (at, instance): (usize, &Instance),
+        index: usize,
+        is_v4: bool,
+        ids: &mut Ids<'_>,
+    ) -> Result<(), LayoutError> {
+        let listener = &instance.listeners[index];
+        let vips = instance.vips.iter().filter(|vip| listener.enabled && vip.is_ipv4() == is_v4);
+        let endpoints: Vec<_> =
+            vips.map(|&vip| endpoint(vip, listener.port, listener.protocol)).collect();
+        if endpoints.is_empty() {
+            return Ok(());
+        }
+        let id = ids.listener(&endpoints)?;
+        let first = self.targets.len();
+        let group = &instance.groups[listener.group];
+        for (backend, member) in group.backends.iter().enumerate() {
+            // The parser sees to it that one of them is there.
+            let port = member.port.or(listener.backend_port).unwrap_or(listener.port);
+            let role = Role::of(group.kind, backend);
+            let check = listener.health_check.as_ref().filter(|_| role != Role::Secondary);
+            for &addr in member.addresses.iter().filter(|addr| addr.is_ipv4() == is_v4) {
+                self.targets.push(Target {
+                    id: ids.backend(id, addr, port)?,
+                    backend,
+                    addr: SocketAddr::new(addr, port),
+                    weight: member.weight.into(),
+                    role,
+                    identity: hash::identity(addr.into(), port),
+                    check: check.map(|check| {
+                        (check.clone(), SocketAddr::new(addr, check.port.unwrap_or(port)))
+                    }),
+                });
+            }
+        }
+        self.services.push(Service {
+            id,
+            instance: at,
+            listener: index,
+            endpoints,
+            scheduler: listener.scheduler,
+            all_unhealthy: listener.all_unhealthy,
+            idle_timeout: listener.idle_timeout,
+            targets: first..self.targets.len(),
+        });
+        Ok(())
+    }
+}
+
+impl Role {
+    const fn of(group: GroupKind, index: usize) -> Self {
+        match (group, index) {
+            (GroupKind::PrimarySecondary, 0) => Self::Primary,
+            (GroupKind::PrimarySecondary, _) => Self::Secondary,
+            _ => Self::Member,
+        }
     }
 }
 
@@ -179,82 +185,6 @@ pub fn endpoint(addr: IpAddr, port: u16, protocol: Protocol) -> Endpoint {
         Protocol::Udp => abi::UDP,
     };
     Endpoint { addr: addr.into(), port: port.into(), proto }
-}
-
-/// Hands out indices.
-struct Ids<'a> {
-    installed: &'a State,
-    /// Of listeners, in use or about to be.
-    listeners: HashSet<u32>,
-    given_listeners: HashSet<u32>,
-    /// Backends that the maps know, in use or not: by listener, address and port.
-    backends: HashMap<(u32, Address, u32), u32>,
-    given_backends: HashSet<u32>,
-    next_listener: u32,
-    /// Never used, then retired ones: a flow may still refer to those.
-    free_backends: Box<dyn Iterator<Item = u32> + 'a>,
-}
-
-impl<'a> Ids<'a> {
-    fn new(config: &Config, installed: &'a State) -> Self {
-        let wanted: HashSet<Endpoint> = config
-            .instances
-            .iter()
-            .flat_map(|instance| {
-                instance.listeners.iter().flat_map(|listener| {
-                    instance.vips.iter().map(|&vip| endpoint(vip, listener.port, listener.protocol))
-                })
-            })
-            .collect();
-        let kept = |(endpoint, _): &(&Endpoint, _)| wanted.contains(*endpoint);
-        let listeners =
-            installed.listeners.iter().filter(kept).map(|(_, service)| service.id).collect();
-        let known: BTreeMap<u32, _> = installed.backends.iter().map(|(&id, b)| (id, b)).collect();
-        let backends = known.iter().map(|(&id, b)| ((b.listener, b.addr, b.port), id)).collect();
-        let retired: Vec<u32> = known
-            .iter()
-            .filter(|(_, backend)| backend.flags & abi::BACKEND_IN_USE == 0)
-            .map(|(&id, _)| id)
-            .collect();
-        let never_used = (0..MAX_BACKENDS as u32).filter(move |id| !known.contains_key(id));
-        Self {
-            installed,
-            listeners,
-            given_listeners: HashSet::new(),
-            backends,
-            given_backends: HashSet::new(),
-            next_listener: 0,
-            free_backends: Box::new(never_used.chain(retired)),
-        }
-    }
-
-    fn listener(&mut self, endpoints: &[Endpoint]) -> Result<u32, LayoutError> {
-        let mut known =
-            endpoints.iter().filter_map(|endpoint| self.installed.listeners.get(endpoint));
-        // VIPs that shared a listener may have one each by now: only one of those inherits.
-        if let Some(service) = known.find(|service| self.given_listeners.insert(service.id)) {
-            return Ok(service.id);
-        }
-        while self.listeners.contains(&self.next_listener) {
-            self.next_listener += 1;
-        }
-        if self.next_listener as usize >= MAX_LISTENERS {
-            return Err(LayoutError::TooManyListeners);
-        }
-        self.listeners.insert(self.next_listener);
-        Ok(self.next_listener)
-    }
-
-    fn backend(&mut self, listener: u32, addr: IpAddr, port: u16) -> Result<u32, LayoutError> {
-        let known = self.backends.get(&(listener, addr.into(), port.into())).copied();
-        if let Some(id) = known.filter(|id| self.given_backends.insert(*id)) {
-            return Ok(id);
-        }
-        let free = self.free_backends.find(|id| !self.given_backends.contains(id));
-        let id = free.ok_or(LayoutError::TooManyBackends)?;
-        self.given_backends.insert(id);
-        Ok(id)
-    }
 }
 
 #[cfg(test)]

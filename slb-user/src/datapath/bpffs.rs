@@ -36,10 +36,13 @@ pub enum BpffsError {
 
 /// Makes the directory `path` on bpffs, which is mounted if nobody has done so.
 ///
+/// Gives a warning, in words, if the mount will not outlive this process.
+///
 /// # Errors
 ///
 /// [`BpffsError`].
-pub fn ensure(path: &Path) -> Result<(), BpffsError> {
+pub fn ensure(path: &Path) -> Result<Option<String>, BpffsError> {
+    let mut warning = None;
     if !is_bpffs(path) {
         let at = if path.starts_with(USUAL) { Path::new(USUAL) } else { path };
         if at == path {
@@ -48,8 +51,24 @@ pub fn ensure(path: &Path) -> Result<(), BpffsError> {
         mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
             .map_err(|source| BpffsError::Mount { path: at.to_owned(), source })?;
         tracing::info!(path = %at.display(), "mounted bpffs");
+        warning = has_private_mounts().then(|| {
+            format!(
+                "bpffs was mounted in a mount namespace of this process's own (`ip netns exec` makes \
+                 one): when the agent ends, the pins and XDP go with it. Run `mount -t bpf bpf {}` \
+                 outside first, or enter the network namespace with `nsenter --net`",
+                at.display()
+            )
+        });
     }
-    make(path)
+    make(path)?;
+    Ok(warning)
+}
+
+/// Whether what is mounted here is seen by this process and its children only.
+fn has_private_mounts() -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let (ours, first) = (namespace("self"), namespace("1"));
+    ours.is_some() && first.is_some() && ours != first
 }
 
 fn make(path: &Path) -> Result<(), BpffsError> {

@@ -197,6 +197,8 @@ pub struct Loaded {
     pins: Pins,
     /// What `SLB_FLOWS` really is: capacity in entries, and bytes of kernel memory.
     flows: (u32, u64),
+    /// What an operator should know about the place of the pins.
+    warning: Option<String>,
 }
 
 impl Loaded {
@@ -206,7 +208,7 @@ impl Loaded {
     ///
     /// [`LoadError`].
     pub fn open(pins: Pins, capacities: Capacities) -> Result<Self, LoadError> {
-        bpffs::ensure(&pins.root)?;
+        let warning = bpffs::ensure(&pins.root)?;
         for directory in ["maps", "progs", "links"] {
             let path = pins.version().join(directory);
             fs::create_dir_all(&path).map_err(|source| LoadError::Path { path, source })?;
@@ -224,13 +226,19 @@ impl Loaded {
         let program = program(&mut ebpf)?;
         program.load().map_err(|error| LoadError::Program(Box::new(error)))?;
         let flows = flow_table(&pins)?;
-        Ok(Self { maps: Maps::open(&pins)?, ebpf, pins, flows })
+        Ok(Self { maps: Maps::open(&pins)?, ebpf, pins, flows, warning })
     }
 
     /// Capacity of the flow table in entries (a flow takes two), and its memory in bytes.
     #[must_use]
     pub const fn flow_table(&self) -> (u32, u64) {
         self.flows
+    }
+
+    /// What an operator should know about the place of the pins, in words.
+    #[must_use]
+    pub const fn warning(&self) -> Option<&String> {
+        self.warning.as_ref()
     }
 
     /// The loaded program, for whatever else aya can do with it.

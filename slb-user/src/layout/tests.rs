@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use proptest::{collection::vec, prelude::*};
 use slb_common::abi::BACKEND_IN_USE;

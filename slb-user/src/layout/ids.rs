@@ -1,0 +1,96 @@
+//! Hands out the indices that the maps and the flows know listeners and backends by.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+};
+
+use slb_common::abi::{self, Address, Endpoint, MAX_BACKENDS, MAX_LISTENERS};
+
+use super::{LayoutError, endpoint};
+use crate::{config::Config, state::State};
+
+/// Hands out indices.
+pub(super) struct Ids<'a> {
+    installed: &'a State,
+    /// Of listeners, in use or about to be.
+    listeners: HashSet<u32>,
+    given_listeners: HashSet<u32>,
+    /// Backends that the maps know, in use or not: by listener, address and port.
+    backends: HashMap<(u32, Address, u32), u32>,
+    given_backends: HashSet<u32>,
+    next_listener: u32,
+    /// How many entries of `SLB_LISTENERS` those given so far take.
+    endpoints: usize,
+    /// Never used, then retired ones: a flow may still refer to those.
+    free_backends: Box<dyn Iterator<Item = u32> + 'a>,
+}
+
+impl<'a> Ids<'a> {
+    pub fn new(config: &Config, installed: &'a State) -> Self {
+        let wanted: HashSet<Endpoint> = config
+            .instances
+            .iter()
+            .flat_map(|instance| {
+                instance.listeners.iter().flat_map(|listener| {
+                    instance.vips.iter().map(|&vip| endpoint(vip, listener.port, listener.protocol))
+                })
+            })
+            .collect();
+        let kept = |(endpoint, _): &(&Endpoint, _)| wanted.contains(*endpoint);
+        let listeners =
+            installed.listeners.iter().filter(kept).map(|(_, service)| service.id).collect();
+        let known: BTreeMap<u32, _> = installed.backends.iter().map(|(&id, b)| (id, b)).collect();
+        let backends = known.iter().map(|(&id, b)| ((b.listener, b.addr, b.port), id)).collect();
+        let retired: Vec<u32> = known
+            .iter()
+            .filter(|(_, backend)| backend.flags & abi::BACKEND_IN_USE == 0)
+            .map(|(&id, _)| id)
+            .collect();
+        let never_used = (0..MAX_BACKENDS as u32).filter(move |id| !known.contains_key(id));
+        Self {
+            installed,
+            listeners,
+            given_listeners: HashSet::new(),
+            backends,
+            given_backends: HashSet::new(),
+            next_listener: 0,
+            endpoints: 0,
+            free_backends: Box::new(never_used.chain(retired)),
+        }
+    }
+
+    /// For a service with these VIPs and this port.
+    pub fn listener(&mut self, endpoints: &[Endpoint]) -> Result<u32, LayoutError> {
+        self.endpoints += endpoints.len();
+        if self.endpoints > MAX_LISTENERS {
+            return Err(LayoutError::TooManyListeners);
+        }
+        let mut known =
+            endpoints.iter().filter_map(|endpoint| self.installed.listeners.get(endpoint));
+        // VIPs that shared a listener may have one each by now: only one of those inherits.
+        if let Some(service) = known.find(|service| self.given_listeners.insert(service.id)) {
+            return Ok(service.id);
+        }
+        while self.listeners.contains(&self.next_listener) {
+            self.next_listener += 1;
+        }
+        if self.next_listener as usize >= MAX_LISTENERS {
+            return Err(LayoutError::TooManyListeners);
+        }
+        self.listeners.insert(self.next_listener);
+        Ok(self.next_listener)
+    }
+
+    /// For a backend of a service.
+    pub fn backend(&mut self, listener: u32, addr: IpAddr, port: u16) -> Result<u32, LayoutError> {
+        let known = self.backends.get(&(listener, addr.into(), port.into())).copied();
+        if let Some(id) = known.filter(|id| self.given_backends.insert(*id)) {
+            return Ok(id);
+        }
+        let free = self.free_backends.find(|id| !self.given_backends.contains(id));
+        let id = free.ok_or(LayoutError::TooManyBackends)?;
+        self.given_backends.insert(id);
+        Ok(id)
+    }
+}
