@@ -73,20 +73,22 @@ fn slot(work: &Work<'_>, listener: &Listener) -> u32 {
 /// `counter` must be valid, aligned to 8 bytes, and written in this way only.
 #[inline(always)]
 unsafe fn fetch_increment(counter: *mut u64) -> u64 {
-    let mut turn = 1_u64;
     #[cfg(target_arch = "bpf")]
-    // SAFETY: one instruction on memory that the caller vouches for.
-    unsafe {
-        core::arch::asm!(
-            "{turn} = atomic_fetch_add((u64 *)({counter} + 0), {turn})",
-            turn = inout(reg) turn,
-            counter = in(reg) counter,
-        );
+    {
+        let mut turn = 1_u64;
+        // SAFETY: one instruction on memory that the caller vouches for.
+        unsafe {
+            core::arch::asm!(
+                "{turn} = atomic_fetch_add((u64 *)({counter} + 0), {turn})",
+                turn = inout(reg) turn,
+                counter = in(reg) counter,
+            );
+        }
+        turn
     }
     #[cfg(not(target_arch = "bpf"))]
     {
-        let _ = (counter, &mut turn);
+        let _ = counter;
         unreachable!("compiled for the host by linters only")
     }
-    turn
 }

@@ -132,7 +132,7 @@ pub fn forget(key: &FlowKey) {
     if let Some(twin) = find(&twin_key)
         && is_reply_of(twin, key)
     {
-        let _ = maps::SLB_FLOWS.remove(&twin_key);
+        let _ = maps::SLB_FLOWS.remove(twin_key);
     }
 }
 
@@ -171,7 +171,7 @@ pub fn claim(work: &Work<'_>, key: &FlowKey) -> bool {
         return false;
     }
     if twin.is_some() {
-        let _ = maps::SLB_FLOWS.remove(&twin_key);
+        let _ = maps::SLB_FLOWS.remove(twin_key);
     }
     true
 }

@@ -26,6 +26,8 @@ pub fn run() -> Result<()> {
     process::run(host.args(["--all-targets", "--", "-D", "warnings"]))?;
     // The packet path is checked as host code: clippy has no `core` for the BPF target.
     let mut ebpf = process::cargo(["clippy", "--package", "slb-ebpf"]);
+    // Without `std` nothing can unwind.
+    ebpf.env("CARGO_PROFILE_DEV_PANIC", "abort");
     process::run(ebpf.args(["--", "-D", "warnings"]))?;
 
     if process::find("cargo-deny").is_some() {
