@@ -11,7 +11,7 @@ use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_jiffies64};
 use slb_common::{
     abi::{
         self, Backend, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow,
-        FlowKey, REFRESH_JIFFIES, Translation,
+        FlowKey, REFRESH_JIFFIES,
     },
     hash,
     parse::{FIN, RST},
@@ -132,7 +132,7 @@ pub fn forget(key: &FlowKey) {
     if let Some(twin) = find(&twin_key)
         && is_reply_of(twin, key)
     {
-        let _ = maps::SLB_FLOWS.remove(twin_key);
+        remove(&twin_key);
     }
 }
 
@@ -157,7 +157,7 @@ fn is_forward_of(forward: &Flow, key: &FlowKey) -> bool {
 
 /// Makes `key`, what a backend answers with, free for the flow of `work`, if nobody uses it.
 #[inline(never)]
-pub fn claim(work: &Work<'_>, key: &FlowKey) -> bool {
+fn claim(work: &Work<'_>, key: &FlowKey) -> bool {
     let Some(owner) = find(key) else { return true };
     if is_reply_of(owner, &work.packet.key) {
         return true;
@@ -171,20 +171,17 @@ pub fn claim(work: &Work<'_>, key: &FlowKey) -> bool {
         return false;
     }
     if twin.is_some() {
-        let _ = maps::SLB_FLOWS.remove(twin_key);
+        remove(&twin_key);
     }
     true
 }
 
-/// Makes both entries of a new flow to `backend`, whose index is `id`, and says how its packets are
-/// translated.
+/// Makes the entries of a new flow to `backend`, whose index is `id`.
+///
+/// `kind` is that of the backend's entry. [`FLOW_DIRECT`] has no other, and is passed as it is;
+/// unless the client's port is taken: then it becomes a flow like any other.
 #[inline(always)]
-pub fn create(
-    work: &Work<'_>,
-    id: u32,
-    backend: &Backend,
-    to: &mut Translation,
-) -> Result<(), Verdict> {
+pub fn create(work: &Work<'_>, id: u32, backend: &Backend, kind: u32) -> Result<(), Verdict> {
     let key = &work.packet.key;
     let mut reply_key = FlowKey {
         src: backend.addr,
@@ -192,6 +189,21 @@ pub fn create(
         sport: backend.port as u16,
         dport: key.sport,
         proto: key.proto,
+    };
+    let flow = maps::SLB_SCRATCH.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
+    // SAFETY: this CPU's own, and a program is not interrupted by another on its CPU.
+    let flow = unsafe { &mut *flow };
+    *flow = Flow {
+        addr: key.dst,
+        sport: key.dport,
+        dport: key.sport,
+        backend: id,
+        kind,
+        state: 0,
+        last_seen: work.now,
+        // Looked up with the first reply, by when the kernel may have met the client.
+        epoch: hops::route_epoch().wrapping_sub(1),
+        hop: hops::back(work),
     };
     let mut draw = hash::flow(key);
     let mut attempts = 0;
@@ -202,31 +214,30 @@ pub fn create(
         attempts += 1;
         draw = draw.wrapping_mul(0x9e37_79b1).wrapping_add(1);
         reply_key.dport = (FIRST_PORT + hash::slot(draw, 0x1_0000 - FIRST_PORT)) as u16;
+        flow.kind = FLOW_REPLY;
     }
-    let mut flow = Flow {
-        addr: key.dst,
-        sport: key.dport,
-        dport: key.sport,
-        backend: id,
-        kind: FLOW_REPLY,
-        state: 0,
-        last_seen: work.now,
-        // Looked up with the first reply, by when the kernel may have met the client.
-        epoch: hops::route_epoch().wrapping_sub(1),
-        hop: hops::back(work),
-    };
-    insert(&reply_key, &flow)?;
+    let inserted = insert(&reply_key, flow);
+    if flow.kind == FLOW_DIRECT {
+        // Not remembered is no reason not to pass it.
+        return Err(Verdict::Direct);
+    }
+    inserted?;
     flow.addr = backend.addr;
     flow.sport = reply_key.dport;
     flow.dport = reply_key.sport;
     flow.kind = FLOW_FORWARD;
-    insert(key, &flow)?;
-    *to = flow.translation();
-    Ok(())
+    insert(key, flow)
 }
 
 /// Writes an entry.
 #[inline(always)]
-pub fn insert(key: &FlowKey, flow: &Flow) -> Result<(), Verdict> {
+fn insert(key: &FlowKey, flow: &Flow) -> Result<(), Verdict> {
     maps::SLB_FLOWS.insert(key, flow, BPF_ANY.into()).map_err(|_| Verdict::TableFull)
+}
+
+/// Removes an entry, if it is there.
+#[inline(always)]
+fn remove(key: &FlowKey) {
+    // By reference: a copy would not fit on the stack any more.
+    let _ = maps::SLB_FLOWS.remove(key);
 }

@@ -1,9 +1,9 @@
 //! The packet path: one XDP program on every interface of the gateway.
 //!
 //! ```text
-//! parse ─► known ───────────────────────────────────────────────────────┬─► rewrite ─► count ─► out
-//!            └─ no ─► unknown ─┬─ to a VIP: choose ───┬─► flows::create ─┘
-//!                              └─ to a backend: direct ┘
+//! parse ─► flows::find ───────────────────────────────────────────────┬─► known ─► rewrite ─► count ─► out
+//!            └─ no ─► unknown ─┬─ to a VIP: choose ─────┬─► flows::create ─┘
+//!                              └─ to a backend: direct ─┘
 //! ```
 //!
 //! Every stage returns the [`Verdict`] of the packets that end there, and [`slb`] counts it: the
@@ -24,8 +24,8 @@ mod stats;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use slb_common::{
     abi::{
-        BACKEND_USABLE, FLOW_FORWARD, FLOW_REPLY, Flow, Hop, ROLE_BACKEND, ROLE_VIP, Roles,
-        Translation, UDP,
+        BACKEND_USABLE, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, Hop, ROLE_BACKEND, ROLE_VIP,
+        Roles, Translation, UDP,
     },
     frame::Frame,
     parse::{self, Packet, Reject},
@@ -40,15 +40,6 @@ struct Work<'a> {
     packet: Packet,
     /// Low half of the jiffies.
     now: u32,
-    /// The packet has an entry, but begins a new flow.
-    begins_anew: bool,
-}
-
-/// What is done to a packet that does not end here.
-#[derive(Default)]
-struct Sent {
-    to: Translation,
-    hop: Hop,
 }
 
 /// The single entry and the single exit.
@@ -80,18 +71,17 @@ fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict
         Err(Reject::To(dst, verdict)) if role(&dst) & ROLE_VIP != 0 => return Err(verdict),
         Err(_) => return Err(Verdict::NotOurs),
     };
-    let mut work = Work { ctx, frame, packet, now: flows::now(), begins_anew: false };
-    let Sent { to, hop } = match flows::find(&work.packet.key) {
-        Some(flow) if !starts_anew(&work, flow) => known(&mut work, flow)?,
-        found => {
-            work.begins_anew = found.is_some();
-            let mut sent = Sent::default();
-            match unknown(&mut work, &mut sent) {
-                None => sent,
-                Some(verdict) => return Err(verdict),
-            }
+    let mut work = Work { ctx, frame, packet, now: flows::now() };
+    let mut found = flows::find(&work.packet.key);
+    let begins_anew = found.as_ref().is_some_and(|flow| starts_anew(&work, flow));
+    if found.is_none() || begins_anew {
+        if let Some(verdict) = unknown(&work, begins_anew) {
+            return Err(verdict);
         }
-    };
+        found = flows::find(&work.packet.key);
+    }
+    let flow = found.ok_or(Verdict::TableFull)?;
+    let (to, hop) = known(&work, flow)?;
     rewrite::translate(&mut work.frame, &work.packet, &to, hop)?;
     let verdict = match (to.is_reply(), hop.is_known()) {
         (false, true) => Verdict::Forwarded,
@@ -118,9 +108,9 @@ fn starts_anew(work: &Work<'_>, flow: &Flow) -> bool {
         || (is_syn && flows::has_ended(&work.packet.key, flow))
 }
 
-/// A packet of a known flow; an `Err` is its verdict if it ends here.
+/// A packet of a known flow: how it is translated, and where it is sent to.
 #[inline(always)]
-fn known(work: &mut Work<'_>, flow: &mut Flow) -> Result<Sent, Verdict> {
+fn known(work: &Work<'_>, flow: &mut Flow) -> Result<(Translation, Hop), Verdict> {
     flows::note(work, flow);
     let hop = match flow.kind {
         FLOW_FORWARD => maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?.hop,
@@ -137,43 +127,42 @@ fn known(work: &mut Work<'_>, flow: &mut Flow) -> Result<Sent, Verdict> {
     } else {
         stats::forward(flow.backend, bytes);
     }
-    Ok(Sent { to, hop })
+    Ok((to, hop))
 }
 
-/// A packet of no known flow: fills `sent`, or gives the verdict if it ends here.
+/// A packet that begins a flow, or of none: makes it a known one, or gives its verdict.
 ///
-/// Has a stack frame of its own, off the way of known flows. It returns one register and fills a
-/// plain struct: a larger result would leave a pointer to the caller's stack in r0, and an enum's
-/// unused payload uninitialised bytes on it, both of which the verifier refuses.
+/// Has a stack frame of its own, off the way of known flows, and returns one register: a larger
+/// result would leave a pointer to the caller's stack in r0, which the verifier refuses.
 #[inline(never)]
-fn unknown(work: &mut Work<'_>, sent: &mut Sent) -> Option<Verdict> {
-    begin(work, sent).err()
+fn unknown(work: &Work<'_>, begins_anew: bool) -> Option<Verdict> {
+    begin(work, begins_anew).err()
 }
 
 #[inline(always)]
-fn begin(work: &mut Work<'_>, sent: &mut Sent) -> Result<(), Verdict> {
+fn begin(work: &Work<'_>, begins_anew: bool) -> Result<(), Verdict> {
     let roles = role(&work.packet.key.dst);
-    let id = if roles & ROLE_VIP != 0 {
+    let is_balanced = roles & ROLE_VIP != 0;
+    let id = if is_balanced {
         choose::backend(work)?
     } else if roles & ROLE_BACKEND != 0 {
-        direct::conflict(work)?
+        direct::beginning(work)?
     } else {
         return Err(Verdict::NotOurs);
     };
     let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
-    if expires(work, backend.hop) {
+    if is_balanced && expires(work, backend.hop) {
         return Err(Verdict::TtlExpired);
     }
-    if work.begins_anew {
+    if begins_anew {
         // Not before there is another backend: until then the old flow goes on.
         flows::forget(&work.packet.key);
     }
-    flows::create(work, id, backend, &mut sent.to)?;
-    if roles & ROLE_VIP != 0 {
+    let kind = if is_balanced { FLOW_REPLY } else { FLOW_DIRECT };
+    flows::create(work, id, backend, kind)?;
+    if is_balanced {
         stats::new_flow(id);
     }
-    stats::forward(id, work.frame.len() as u64);
-    sent.hop = backend.hop;
     Ok(())
 }
 

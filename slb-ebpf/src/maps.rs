@@ -62,6 +62,10 @@ pub static SLB_VERDICTS: PerCpuArray<Counter, { verdict::COUNT }> = PerCpuArray:
 #[btf_map]
 pub static SLB_TRAFFIC: PerCpuArray<Traffic, MAX_BACKENDS> = PerCpuArray::new();
 
+/// Written and read by the program: the entry that is being made, for which its stack has no room.
+#[btf_map]
+pub static SLB_SCRATCH: PerCpuArray<Flow, 1> = PerCpuArray::new();
+
 /// A backend by its index.
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static Backend> {

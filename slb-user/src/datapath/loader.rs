@@ -32,7 +32,7 @@ use crate::{causes::causes, config::XdpMode};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/slb"));
 
 const PROGRAM: &str = "slb";
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 12] = [
     "SLB_LISTENERS",
     "SLB_SLOTS",
     "SLB_CURSORS",
@@ -44,6 +44,7 @@ const MAPS: [&str; 11] = [
     "SLB_FLOWS",
     "SLB_VERDICTS",
     "SLB_TRAFFIC",
+    "SLB_SCRATCH",
 ];
 
 /// The datapath could not be set up.
@@ -486,6 +487,7 @@ fn layouts() -> BTreeMap<&'static str, (u32, u32)> {
         ("SLB_FLOWS", sizes::<abi::FlowKey, abi::Flow>()),
         ("SLB_VERDICTS", sizes::<u32, abi::Counter>()),
         ("SLB_TRAFFIC", sizes::<u32, abi::Traffic>()),
+        ("SLB_SCRATCH", sizes::<u32, abi::Flow>()),
     ])
 }
 

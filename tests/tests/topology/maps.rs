@@ -12,8 +12,11 @@ use crate::support::{
     plan::{self, PRIMARY, SECONDARY, vips},
 };
 
+const FLOW: &[&str] =
+    &["addr", "sport", "dport", "backend", "kind", "state", "last_seen", "epoch", "hop"];
+
 /// What `bpftool` shows of an element's key and value: no names where it is a plain number.
-const FIELDS: [(&str, &[&str], &[&str]); 11] = [
+const FIELDS: [(&str, &[&str], &[&str]); 12] = [
     ("SLB_LISTENERS", &["addr", "port", "proto"], &["id", "scheduler", "first_chunk", "slots"]),
     ("SLB_SLOTS", &[], &["backends"]),
     ("SLB_CURSORS", &[], &[]),
@@ -22,11 +25,8 @@ const FIELDS: [(&str, &[&str], &[&str]); 11] = [
     ("SLB_ENDPOINTS", &["addr", "port", "proto"], &["backend"]),
     ("SLB_INTERFACES", &[], &["mac", "redirect"]),
     ("SLB_SETTINGS", &[], &["route_epoch"]),
-    (
-        "SLB_FLOWS",
-        &["src", "dst", "sport", "dport", "proto"],
-        &["addr", "sport", "dport", "backend", "kind", "state", "last_seen", "epoch", "hop"],
-    ),
+    ("SLB_FLOWS", &["src", "dst", "sport", "dport", "proto"], FLOW),
+    ("SLB_SCRATCH", &[], FLOW),
     ("SLB_VERDICTS", &[], &["packets", "bytes"]),
     ("SLB_TRAFFIC", &[], &["flows", "packets", "bytes", "reply_packets", "reply_bytes"]),
 ];
