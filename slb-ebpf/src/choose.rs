@@ -3,7 +3,7 @@
 use slb_common::{
     abi::{CHUNK_SLOTS, Listener, ROLE_VIP, SCHEDULER_HASH, TCP},
     hash,
-    parse::{Packet, RST},
+    parse::Packet,
     verdict::Verdict,
 };
 
@@ -23,10 +23,7 @@ pub fn backend(work: &Work<'_>) -> Result<u32, Verdict> {
     if is_martian(packet) || role(&packet.key.src) & ROLE_VIP != 0 {
         return Err(Verdict::Martian);
     }
-    if packet.key.proto == TCP
-        && !packet.is_syn()
-        && (listener.scheduler != SCHEDULER_HASH || packet.flags & RST != 0)
-    {
+    if packet.key.proto == TCP && !packet.is_syn() && listener.scheduler != SCHEDULER_HASH {
         return Err(Verdict::NoFlow);
     }
     if listener.slots == 0 {

@@ -11,7 +11,7 @@ use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_jiffies64};
 use slb_common::{
     abi::{
         self, Backend, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow,
-        FlowKey, REFRESH_JIFFIES,
+        FlowKey, REFRESH_JIFFIES, age,
     },
     hash,
     parse::{FIN, RST},
@@ -47,7 +47,7 @@ pub fn note(work: &Work<'_>, flow: &mut Flow) {
         let fin = if flow.kind == FLOW_FORWARD { FIN_FORWARD } else { FIN_REPLY };
         note_end(work, flow, fin);
     }
-    if work.now.wrapping_sub(flow.last_seen) >= REFRESH_JIFFIES {
+    if age(work.now, flow.last_seen) >= REFRESH_JIFFIES {
         flow.last_seen = work.now;
         if flow.kind != FLOW_DIRECT {
             keep_twin(work, flow);
@@ -71,10 +71,14 @@ pub fn note_end(work: &Work<'_>, flow: &mut Flow, fin: u32) {
 fn keep_twin(work: &Work<'_>, flow: &Flow) {
     let key = &work.packet.key;
     let twin_key = flow.twin(key);
-    if find(&twin_key).is_some() {
+    let is_forward = flow.kind == FLOW_FORWARD;
+    if let Some(twin) = find(&twin_key) {
+        if is_forward && twin.epoch != hops::route_epoch() {
+            // Should the kernel not know the way to the client: it has come this way a moment ago.
+            twin.hop = hops::back(work);
+        }
         return;
     }
-    let is_forward = flow.kind == FLOW_FORWARD;
     let twin = Flow {
         addr: if is_forward { key.dst } else { key.src },
         sport: key.dport,
@@ -100,11 +104,11 @@ pub fn has_ended(key: &FlowKey, flow: &Flow) -> bool {
 /// Whether a flow is idle in both directions, given its client's key and entry.
 #[inline(never)]
 pub fn is_idle(now: u32, key: &FlowKey, flow: &Flow, idle: u32) -> bool {
-    if now.wrapping_sub(flow.last_seen) <= idle {
+    if age(now, flow.last_seen) <= idle {
         return false;
     }
     match find(&flow.twin(key)) {
-        Some(twin) if is_reply_of(twin, key) => now.wrapping_sub(twin.last_seen) > idle,
+        Some(twin) if is_reply_of(twin, key) => age(now, twin.last_seen) > idle,
         _ => true,
     }
 }
@@ -114,17 +118,13 @@ pub fn is_idle(now: u32, key: &FlowKey, flow: &Flow, idle: u32) -> bool {
 #[inline(always)]
 fn is_abandoned(now: u32, flow: &Flow, twin: Option<&Flow>) -> bool {
     let idle = maps::backend(flow.backend).map_or(0, |backend| backend.idle_jiffies);
-    let (mut state, mut last_seen) = (flow.state, flow.last_seen);
-    if let Some(twin) = twin {
-        state |= twin.state;
-        if now.wrapping_sub(twin.last_seen) < now.wrapping_sub(last_seen) {
-            last_seen = twin.last_seen;
-        }
-    }
-    abi::has_ended(state) || now.wrapping_sub(last_seen) > idle
+    let is_idle = |flow: &Flow| age(now, flow.last_seen) > idle;
+    let twin_state = twin.map_or(0, |twin| twin.state);
+    abi::has_ended(flow.state | twin_state) || is_idle(flow) && twin.is_none_or(is_idle)
 }
 
-/// Removes the other entry of the flow, if any, that is to be begun anew under the same key.
+/// Removes the flow that `key` had, if any: another is to begin under it. One that is direct would
+/// not overwrite the entry.
 #[inline(never)]
 pub fn forget(key: &FlowKey) {
     let Some(flow) = find(key) else { return };
@@ -134,6 +134,7 @@ pub fn forget(key: &FlowKey) {
     {
         remove(&twin_key);
     }
+    remove(key);
 }
 
 /// Whether `reply` is the reply entry of the flow whose client sends `key`.

@@ -58,17 +58,17 @@ pub fn route_epoch() -> u32 {
 pub fn to_client(work: &Work<'_>, flow: &mut Flow) -> Result<Hop, Verdict> {
     let epoch = route_epoch();
     if flow.epoch != epoch {
-        if let Some(verdict) = look_up(work, flow) {
+        if let Some(verdict) = look_up(work, flow, epoch) {
             return Err(verdict);
         }
-        flow.epoch = epoch;
     }
     Ok(flow.hop)
 }
 
-/// Asks the kernel for the way from the VIP to the client, and writes it to the flow.
+/// Asks the kernel for the way from the VIP to the client, and writes it to the flow. Only an answer
+/// is good for the epoch; what is a makeshift is asked for again with the next reply.
 #[inline(never)]
-fn look_up(work: &Work<'_>, flow: &mut Flow) -> Option<Verdict> {
+fn look_up(work: &Work<'_>, flow: &mut Flow, epoch: u32) -> Option<Verdict> {
     // SAFETY: integers and unions of integers only.
     let mut query: FibLookup = unsafe { core::mem::zeroed() };
     query.ifindex = work.ctx.ingress_ifindex() as u32;
@@ -96,6 +96,7 @@ fn look_up(work: &Work<'_>, flow: &mut Flow) -> Option<Verdict> {
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS if can_redirect(query.ifindex) => {
             flow.hop = Hop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
+            flow.epoch = epoch;
         }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
             return Some(Verdict::NoRoute);

@@ -11,7 +11,7 @@ use slb_common::{
         Endpoint, Flow, FlowKey, Interface, Listener, MAX_BACKENDS, MAX_ENDPOINTS, MAX_INTERFACES,
         MAX_LISTENERS, Roles, Settings, Traffic,
     },
-    verdict,
+    verdict::MAX_VERDICTS,
 };
 
 /// Not preallocated: a replaced value lives on until the packets that have looked it up are done.
@@ -54,9 +54,9 @@ pub static SLB_SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map]
 pub static SLB_FLOWS: LruHashMap<FlowKey, Flow, DEFAULT_FLOW_ENTRIES> = LruHashMap::new();
 
-/// Written by the program; the index is [`verdict::Verdict`].
+/// Written by the program; the index is [`slb_common::verdict::Verdict`].
 #[btf_map]
-pub static SLB_VERDICTS: PerCpuArray<Counter, { verdict::COUNT }> = PerCpuArray::new();
+pub static SLB_VERDICTS: PerCpuArray<Counter, MAX_VERDICTS> = PerCpuArray::new();
 
 /// Written by the program; indexed like `SLB_BACKENDS`.
 #[btf_map]

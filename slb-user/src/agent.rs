@@ -39,7 +39,7 @@ use crate::{
     desired::{Circumstances, Planner},
     health::{self, Checkers, Health},
     layout::{Layout, LayoutError},
-    net::{Interface, NetworkChange, local_source_problems},
+    net::{AttachedXdp, Interface, NetworkChange, local_source_problems},
     plan::plan,
     schedule::maglev,
     state::State,
@@ -89,6 +89,7 @@ pub struct Agent {
     surroundings: Surroundings,
     attachments: Vec<(Interface, Attachment)>,
     failures: Failures,
+    _pins_lock: Lock,
 }
 
 /// Runs the agent until it is told to stop. `ready` is called when packets are balanced.
@@ -123,9 +124,10 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
                 while let Ok(event) = transitions.try_recv() {
                     agent.transition(&event);
                 }
-                agent.reconcile();
-                let after = decided.elapsed().unwrap_or_default();
-                info!(microseconds = after.as_micros(), "in effect after the deciding probe");
+                if agent.reconcile() {
+                    let after = decided.elapsed().unwrap_or_default();
+                    info!(microseconds = after.as_micros(), "in effect after the deciding probe");
+                }
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -134,7 +136,9 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             }
             Some(surroundings) = followed.recv() => agent.surroundings_changed(surroundings),
             Some(request) = requested.recv() => agent.answer(request),
-            _ = retry.tick(), if !agent.failures.is_empty() => agent.reconcile(),
+            _ = retry.tick(), if !agent.failures.is_empty() => {
+                agent.reconcile();
+            }
         }
     }
     following.abort();
@@ -149,6 +153,7 @@ impl Agent {
         checkers: Checkers<usize>,
     ) -> Result<(Self, Follower), AgentError> {
         let datapath = Loaded::open(Pins::new(&config.gateway.pins), capacities(&config))?;
+        let pins_lock = Lock::of_directory(&config.gateway.pins)?;
         let layout = Layout::new(&config, datapath.maps.installed())?;
         let mut follower = Follower::open(&config, &layout).await?;
         let mut agent = Self {
@@ -165,12 +170,14 @@ impl Agent {
             layout,
             config,
             path,
+            _pins_lock: pins_lock,
         };
         agent.log_datapath();
-        agent.datapath.maps.next_route_epoch()?;
+        agent.check_interfaces()?;
         agent.apply()?;
-        agent.datapath.detach_others(&agent.config.gateway.interfaces)?;
         agent.attach()?;
+        agent.datapath.detach_others(&agent.config.gateway.interfaces)?;
+        agent.datapath.maps.next_route_epoch()?;
         follower.announce().await;
         agent.check_health();
         Ok((agent, follower))
@@ -194,32 +201,48 @@ impl Agent {
         })
     }
 
+    /// Whether every configured interface is there, and free or ours. Changes nothing.
+    fn check_interfaces(&self) -> Result<(), LoadError> {
+        for name in &self.config.gateway.interfaces {
+            let (interface, present) = self.interface(name)?;
+            self.datapath.check(interface, *present)?;
+        }
+        Ok(())
+    }
+
     /// Attaches the program to each interface that does not have it: all of them at first, and later
     /// those that were deleted and made again, or that somebody has taken it from.
     fn attach(&mut self) -> Result<(), LoadError> {
-        for name in &self.config.gateway.interfaces {
-            let (interface, attached) = self
-                .surroundings
-                .interfaces
-                .iter()
-                .find(|(interface, _)| interface.name == *name)
-                .ok_or_else(|| LoadError::NoInterface(name.clone()))?;
-            let is_known = self.attachments.iter().any(|(known, _)| known.index == interface.index);
-            if is_known && attached.is_some() {
-                continue;
+        let mut result = Ok(());
+        for name in self.config.gateway.interfaces.clone() {
+            // One that fails is no reason to leave the others without.
+            if let Err(error) = self.attach_to(&name) {
+                result = Err(error);
             }
-            let mode = self.config.gateway.xdp_mode;
-            let fresh = self.datapath.attach(name, mode, attached.map(|xdp| xdp.program))?;
-            let attachment = fresh.unwrap_or_else(|| Attachment {
-                mode: attached.map_or("native", |xdp| xdp.mode),
-                reason: Some("attached by an earlier agent".to_owned()),
-            });
-            let Attachment { mode, reason } = &attachment;
-            info!(interface = name, mode, reason, "XDP attached");
-            self.attachments.retain(|(known, _)| known.name != *name);
-            self.attachments.push((interface.clone(), attachment));
         }
+        result
+    }
+
+    fn attach_to(&mut self, name: &str) -> Result<(), LoadError> {
+        self.attachments.retain(|(known, _)| {
+            known.name != name || self.surroundings.interfaces.iter().any(|(i, _)| i == known)
+        });
+        let (interface, present) = self.interface(name)?.clone();
+        let is_known = self.attachments.iter().any(|(known, _)| known.name == name);
+        if is_known && self.datapath.is_attached(&interface)? {
+            return Ok(());
+        }
+        self.attachments.retain(|(known, _)| known.name != name);
+        let attachment = self.datapath.attach(&interface, self.config.gateway.xdp_mode, present)?;
+        let Attachment { mode, reason } = &attachment;
+        info!(interface = name, mode, reason, "XDP attached");
+        self.attachments.push((interface, attachment));
         Ok(())
+    }
+
+    fn interface(&self, name: &str) -> Result<&(Interface, Option<AttachedXdp>), LoadError> {
+        let found = self.surroundings.interfaces.iter().find(|(found, _)| found.name == name);
+        found.ok_or_else(|| LoadError::NoInterface(name.to_owned()))
     }
 
     fn check_health(&mut self) {
@@ -257,25 +280,27 @@ impl Agent {
 
     fn surroundings_changed(&mut self, surroundings: Surroundings) {
         self.surroundings = surroundings;
-        if self.surroundings.outdates_clients {
-            self.failures.note("route epoch", self.datapath.maps.next_route_epoch());
-        }
         let result = self.attach();
         self.failures.note("XDP", result);
         self.reconcile();
+        // Last: what is looked up from now on depends on what has just been written.
+        if self.surroundings.outdates_clients {
+            self.failures.note("route epoch", self.datapath.maps.next_route_epoch());
+        }
     }
 
-    /// Brings the maps in line; what fails is tried again.
-    fn reconcile(&mut self) {
+    /// Brings the maps in line, and says whether they are; what fails is tried again.
+    fn reconcile(&mut self) -> bool {
         let result = self.apply();
+        let is_done = result.is_ok();
         self.failures.note("maps", result);
+        is_done
     }
 
     fn apply(&mut self) -> Result<(), TableError> {
         let interfaces = self.surroundings.interfaces.iter();
-        let interfaces = interfaces
-            .map(|(found, _)| (found.index, abi::Interface { mac: found.mac, redirect: 1 }))
-            .collect();
+        let interfaces =
+            interfaces.map(|(found, _)| (found.index, abi::Interface { redirect: 1 })).collect();
         let now = Circumstances {
             health: &self.health,
             hops: &self.surroundings.hops,
@@ -313,7 +338,10 @@ impl Agent {
         if !left || self.config.gateway.announce == Announce::None {
             return Vec::new();
         }
-        let interfaces = self.surroundings.interfaces.iter();
+        // Those that replies come in by.
+        let interfaces = self.surroundings.interfaces.iter().filter(|(interface, _)| {
+            self.surroundings.hops.values().any(|hop| hop.ifindex == interface.index)
+        });
         local_source_problems(interfaces.map(|(interface, _)| interface.name.as_str()))
     }
 

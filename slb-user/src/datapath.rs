@@ -1,12 +1,19 @@
 //! The kernel's side: loading, pinning and attaching the program, and writing its maps.
 
 mod bpffs;
+mod error;
+mod layouts;
+mod links;
 mod loader;
 mod maps;
+mod pins;
 mod slots;
 #[cfg(feature = "trace")]
 mod trace;
 
 pub use bpffs::BpffsError;
-pub use loader::{Attachment, Capacities, LoadError, Loaded, OBJECT, Pins, unload};
+pub use error::LoadError;
+pub use links::Attachment;
+pub use loader::{Capacities, Loaded, OBJECT};
 pub use maps::{Maps, TableError};
+pub use pins::{Pins, unload};

@@ -177,9 +177,14 @@ impl Network {
 pub struct AttachedXdp {
     /// Its id.
     pub program: u32,
-    /// `native` or `generic`.
+    /// [`NATIVE`] or [`GENERIC`].
     pub mode: &'static str,
 }
+
+/// In the driver.
+pub const NATIVE: &str = "native";
+/// In the kernel's stack.
+pub const GENERIC: &str = "generic";
 
 impl Drop for Network {
     fn drop(&mut self) {
@@ -197,5 +202,5 @@ fn attached_xdp(attribute: &LinkAttribute) -> Option<AttachedXdp> {
     })?;
     let is_generic =
         xdp.iter().any(|part| matches!(part, LinkXdp::Attached(XdpAttached::SocketBuffer)));
-    Some(AttachedXdp { program, mode: if is_generic { "generic" } else { "native" } })
+    Some(AttachedXdp { program, mode: if is_generic { GENERIC } else { NATIVE } })
 }

@@ -246,14 +246,12 @@ pub struct DirectEndpoint {
     pub backend: u32,
 }
 
-/// Value of `SLB_INTERFACES`: an interface that XDP is attached to, and so can send from XDP.
+/// Value of `SLB_INTERFACES`: an interface of the gateway.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Interface {
-    /// Its MAC address.
-    pub mac: [u8; 6],
     /// 1: packets may be redirected to it.
-    pub redirect: u16,
+    pub redirect: u32,
 }
 
 /// Key of `SLB_FLOWS`: a packet's addresses and ports as they arrive.
@@ -383,6 +381,16 @@ pub const RST: u32 = 4;
 #[inline(always)]
 pub const fn has_ended(state: u32) -> bool {
     state & RST != 0 || state & (FIN_FORWARD | FIN_REPLY) == FIN_FORWARD | FIN_REPLY
+}
+
+/// How long ago `then` was, both in the low half of the jiffies.
+///
+/// Not at all if it is ahead: another CPU may have noted a packet after this one looked at the clock.
+#[must_use]
+#[inline(always)]
+pub const fn age(now: u32, then: u32) -> u32 {
+    let age = now.wrapping_sub(then);
+    if age > i32::MAX as u32 { 0 } else { age }
 }
 
 /// How far `last_seen` may be behind: entries in use are written about once a second, not per packet.

@@ -40,12 +40,6 @@ macro_rules! verdicts {
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)+ }
             }
-
-            /// What it means, for tables and help texts.
-            #[must_use]
-            pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$name => concat!($($doc,)+).trim_ascii(),)+ }
-            }
         }
     };
 }
@@ -93,13 +87,14 @@ verdicts! {
     Inconsistent = 19, Drop, "inconsistent";
 }
 
-/// How many there are: the capacity of `SLB_VERDICTS`.
-pub const COUNT: usize = Verdict::ALL.len();
+/// Capacity of `SLB_VERDICTS`: with room for those of later versions, which work on the same map.
+pub const MAX_VERDICTS: usize = 64;
 
 // Slots have neither gaps nor duplicates.
 const _: () = {
     let mut slot = 0;
-    while slot < COUNT {
+    assert!(Verdict::ALL.len() <= MAX_VERDICTS);
+    while slot < Verdict::ALL.len() {
         assert!(Verdict::ALL[slot] as usize == slot);
         slot += 1;
     }

@@ -142,7 +142,11 @@ impl Follower {
         for interface in interfaces {
             match self.network.xdp(interface.index).await {
                 Ok(xdp) => with_xdp.push((interface, xdp)),
-                Err(error) => result = Err(error),
+                Err(error) => {
+                    // It is there all the same.
+                    with_xdp.push((interface, None));
+                    result = Err(error);
+                }
             }
         }
         self.failures.note("interfaces", result);

@@ -15,7 +15,13 @@ pub enum LockError {
         /// Who.
         pid: String,
     },
-    /// The file cannot be made.
+    /// Somebody has it, with another socket.
+    #[error("another agent is running with the pins in {}; stop it first", path.display())]
+    PinsHeld {
+        /// `gateway.pins`.
+        path: PathBuf,
+    },
+    /// The file cannot be made or opened.
     #[error("lock file {}", path.display())]
     File {
         /// Which one.
@@ -38,7 +44,9 @@ impl Lock {
     ///
     /// [`LockError`].
     pub fn take(api: &Path) -> Result<Self, LockError> {
-        let path = api.with_extension("lock");
+        let mut path = api.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
         let failed = |source| LockError::File { path: path.clone(), source };
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
@@ -64,6 +72,21 @@ impl Lock {
         file.rewind().map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
         Ok(Self { _file: file })
+    }
+
+    /// Takes the lock of a directory of pins, which has to be there.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError`].
+    pub fn of_directory(path: &Path) -> Result<Self, LockError> {
+        let failed = |source| LockError::File { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(LockError::PinsHeld { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
     }
 }
 
@@ -120,11 +143,11 @@ mod tests {
     fn given_a_file_of_a_dead_agent_when_the_lock_is_taken_then_only_the_new_pid_is_in_it() {
         let directory = tempfile::tempdir().unwrap();
         let api = directory.path().join("api.sock");
-        fs::write(directory.path().join("api.lock"), "99999999999999\n").unwrap();
+        fs::write(directory.path().join("api.sock.lock"), "99999999999999\n").unwrap();
 
         let _lock = Lock::take(&api).unwrap();
 
-        let content = fs::read_to_string(directory.path().join("api.lock")).unwrap();
+        let content = fs::read_to_string(directory.path().join("api.sock.lock")).unwrap();
         assert_eq!(content, format!("{}\n", own_pid()));
     }
 
@@ -135,7 +158,7 @@ mod tests {
         fs::write(&file, "").unwrap();
 
         match Lock::take(&file.join("api.sock")).unwrap_err() {
-            LockError::File { path, .. } => assert_eq!(path, file.join("api.lock")),
+            LockError::File { path, .. } => assert_eq!(path, file.join("api.sock.lock")),
             other => panic!("{other:?}"),
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -11,6 +12,9 @@ use hyper::{Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+
+/// Far more than an agent needs.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// The agent cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,17 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
+    /// It may be there, but does not let us in.
+    #[error("cannot ask the agent on {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It does not say anything.
+    #[error("the agent does not answer within {} s", ANSWER_WITHIN.as_secs())]
+    Silent,
     /// The conversation broke off.
     #[error("the agent broke off")]
     Http(#[from] hyper::Error),
@@ -52,9 +67,15 @@ impl Connection {
     ///
     /// [`ClientError::NoAgent`] above all.
     pub async fn open(path: &Path) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path)
-            .await
-            .map_err(|source| ClientError::NoAgent { path: path.to_owned(), source })?;
+        let stream = UnixStream::connect(path).await.map_err(|source| {
+            let path = path.to_owned();
+            match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ClientError::NoAgent { path, source }
+                }
+                _ => ClientError::Connect { path, source },
+            }
+        })?;
         let (requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         Ok(Self { requests })
@@ -66,6 +87,11 @@ impl Connection {
     ///
     /// [`ClientError`].
     pub async fn get<T: DeserializeOwned>(&mut self, path: &'static str) -> Result<T, ClientError> {
+        let answer = tokio::time::timeout(ANSWER_WITHIN, self.ask(path)).await;
+        answer.map_err(|_| ClientError::Silent)?
+    }
+
+    async fn ask<T: DeserializeOwned>(&mut self, path: &'static str) -> Result<T, ClientError> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = hyper::Uri::from_static(path);
         request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("slb"));

@@ -1,6 +1,6 @@
 //! `slb unload`.
 
-use std::path::PathBuf;
+use std::{collections::HashSet, path::PathBuf};
 
 use anyhow::Context as _;
 
@@ -9,7 +9,7 @@ use crate::{
     agent::Lock,
     config::Config,
     datapath::{self, Pins},
-    net::{Announcer, Network},
+    net::{Announcer, Keeper, Network},
 };
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +33,7 @@ pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
         },
     };
     let _lock = Lock::take(&api)?;
+    let _pins_lock = if pins.exists() { Some(Lock::of_directory(&pins)?) } else { None };
     let removed = datapath::unload(&Pins::new(&pins))?;
     for path in &removed {
         println!("removed {}", path.display());
@@ -43,6 +44,8 @@ pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
         .context("cannot start the runtime")?;
     let withdrawn = runtime.block_on(async {
         let network = Network::open().await?;
+        // The kernel need not keep the backends resolved any more.
+        Keeper::new(&network).keep(&HashSet::new()).await?;
         Announcer::new(&network).withdraw_all().await
     })?;
     for vip in &withdrawn {

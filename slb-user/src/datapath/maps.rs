@@ -13,7 +13,7 @@ use slb_common::{
     verdict::Verdict,
 };
 
-use super::{loader::Pins, slots::Chunks};
+use super::{Pins, slots::Chunks};
 use crate::{
     plan::Step,
     state::{Schedule, Service, State},
@@ -200,7 +200,10 @@ impl Maps {
             first_chunk: range.start,
             slots: service.schedule.slots.len() as u32,
         };
-        self.listeners.insert(endpoint, listener, 0).map_err(at("SLB_LISTENERS"))?;
+        if let Err(error) = self.listeners.insert(endpoint, listener, 0) {
+            self.release(range);
+            return Err(at("SLB_LISTENERS")(error));
+        }
         self.installed.listeners.insert(endpoint, service);
         if let Some(old) = self.ranges.insert(endpoint, range) {
             self.release(old);

@@ -303,7 +303,7 @@ fn given_vips_of_one_family_when_planned_then_they_share_one_schedule() {
 fn given_next_hops_when_planned_then_only_ways_through_our_interfaces_are_used() {
     let mut world = World::new(&config([three()]));
     let hop = |ifindex| Hop { ifindex, dst_mac: [2; 6], src_mac: [4; 6] };
-    world.interfaces.insert(2, Interface { mac: [4; 6], redirect: 1 });
+    world.interfaces.insert(2, Interface { redirect: 1 });
     world.hops = [(addr("10.0.0.1"), hop(2)), (addr("10.0.0.2"), hop(3))].into();
     let state = world.desired();
 

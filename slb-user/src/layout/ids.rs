@@ -13,13 +13,12 @@ use crate::{config::Config, state::State};
 /// Hands out indices.
 pub(super) struct Ids<'a> {
     installed: &'a State,
-    /// Of listeners, in use or about to be.
-    listeners: HashSet<u32>,
     given_listeners: HashSet<u32>,
     /// Backends that the maps know, in use or not: by listener, address and port.
     backends: HashMap<(u32, Address, u32), u32>,
     given_backends: HashSet<u32>,
-    next_listener: u32,
+    /// Never used, then those of listeners that go.
+    free_listeners: Box<dyn Iterator<Item = u32> + 'a>,
     /// How many entries of `SLB_LISTENERS` those given so far take.
     endpoints: usize,
     /// Never used, then retired ones: a flow may still refer to those.
@@ -37,9 +36,14 @@ impl<'a> Ids<'a> {
                 })
             })
             .collect();
-        let kept = |(endpoint, _): &(&Endpoint, _)| wanted.contains(*endpoint);
-        let listeners =
-            installed.listeners.iter().filter(kept).map(|(_, service)| service.id).collect();
+        let listeners = installed.listeners.iter();
+        let used: HashSet<u32> = listeners.clone().map(|(_, service)| service.id).collect();
+        let kept = listeners.filter(|(at, _)| wanted.contains(*at));
+        let kept: HashSet<u32> = kept.map(|(_, service)| service.id).collect();
+        // What belongs to a listener that goes is not to pass to one that comes.
+        let last: Vec<u32> = used.difference(&kept).copied().collect();
+        let free_listeners =
+            (0..MAX_LISTENERS as u32).filter(move |id| !used.contains(id)).chain(last);
         let known: BTreeMap<u32, _> = installed.backends.iter().map(|(&id, b)| (id, b)).collect();
         let backends = known.iter().map(|(&id, b)| ((b.listener, b.addr, b.port), id)).collect();
         let retired: Vec<u32> = known
@@ -50,11 +54,10 @@ impl<'a> Ids<'a> {
         let never_used = (0..MAX_BACKENDS as u32).filter(move |id| !known.contains_key(id));
         Self {
             installed,
-            listeners,
             given_listeners: HashSet::new(),
             backends,
             given_backends: HashSet::new(),
-            next_listener: 0,
+            free_listeners: Box::new(free_listeners),
             endpoints: 0,
             free_backends: Box::new(never_used.chain(retired)),
         }
@@ -72,14 +75,10 @@ impl<'a> Ids<'a> {
         if let Some(service) = known.find(|service| self.given_listeners.insert(service.id)) {
             return Ok(service.id);
         }
-        while self.listeners.contains(&self.next_listener) {
-            self.next_listener += 1;
-        }
-        if self.next_listener as usize >= MAX_LISTENERS {
-            return Err(LayoutError::TooManyListeners);
-        }
-        self.listeners.insert(self.next_listener);
-        Ok(self.next_listener)
+        let free = self.free_listeners.find(|id| !self.given_listeners.contains(id));
+        let id = free.ok_or(LayoutError::TooManyListeners)?;
+        self.given_listeners.insert(id);
+        Ok(id)
     }
 
     /// For a backend of a service.

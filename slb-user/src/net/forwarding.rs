@@ -17,15 +17,31 @@ pub fn forwarding_problems(interfaces: &[Interface]) -> Vec<String> {
     problems(Path::new(SYSCTLS), interfaces)
 }
 
-/// What keeps the kernel from forwarding IPv4 packets whose source is an address of this host, as
-/// replies have that XDP has to leave to it.
+/// What keeps the kernel from forwarding IPv4 packets that come in by these interfaces and whose
+/// source is an address of this host, as replies have that XDP has to leave to it.
 #[must_use]
 pub fn local_source_problems<'a>(interfaces: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let paths = interfaces.map(|name| format!("net/ipv4/conf/{name}/accept_local"));
-    paths
-        .filter(|path| is_on(Path::new(SYSCTLS), path) == Some(false))
-        .map(|path| problem("the kernel drops IPv4 replies that were left to it", &path))
-        .collect()
+    interfaces.flat_map(|name| local_source_problem(Path::new(SYSCTLS), name)).collect()
+}
+
+fn local_source_problem(root: &Path, interface: &str) -> Vec<String> {
+    let path = |scope: &str, name: &str| format!("net/ipv4/conf/{scope}/{name}");
+    let level = |name| {
+        let of = |scope| fs::read_to_string(root.join(path(scope, name))).ok();
+        let values = [of("all"), of(interface)].into_iter().flatten();
+        values.filter_map(|value| value.trim().parse::<u32>().ok()).max()
+    };
+    let what = "the kernel drops IPv4 replies that were left to it";
+    let mut problems = Vec::new();
+    if level("accept_local") == Some(0) {
+        problems.push(problem(what, &path(interface, "accept_local")));
+    }
+    // The larger one of the two counts: strict (1) is more than none, and less than loose (2).
+    if level("rp_filter") == Some(1) {
+        let path = path(interface, "rp_filter");
+        problems.push(format!("{what}; set it with: sysctl -w {path}=2"));
+    }
+    problems
 }
 
 /// Whether IPv6 treats the interface as a router's; its neighbours are told so.
@@ -106,6 +122,31 @@ mod tests {
             assert_eq!(found.len(), expected.len(), "{case}: {found:?}");
             for (problem, path) in found.iter().zip(expected) {
                 assert!(problem.ends_with(&format!("sysctl -w {path}=1")), "{case}: {problem}");
+            }
+        }
+    }
+
+    #[test]
+    fn given_replies_left_to_the_kernel_when_it_would_drop_them_then_the_setting_is_named() {
+        let cases = [
+            (["0", "0", "0", "0"], vec!["lan0/accept_local=1"]),
+            (["0", "1", "0", "0"], vec![]),
+            (["1", "0", "0", "0"], vec![]),
+            (["0", "1", "1", "0"], vec!["lan0/rp_filter=2"]),
+            (["0", "1", "1", "2"], vec![]),
+            (["0", "0", "0", "1"], vec!["lan0/accept_local=1", "lan0/rp_filter=2"]),
+        ];
+        for ([all_local, lan_local, all_filter, lan_filter], expected) in cases {
+            let root = settings(&[
+                ("net/ipv4/conf/all/accept_local", all_local),
+                ("net/ipv4/conf/lan0/accept_local", lan_local),
+                ("net/ipv4/conf/all/rp_filter", all_filter),
+                ("net/ipv4/conf/lan0/rp_filter", lan_filter),
+            ]);
+            let found = local_source_problem(root.path(), "lan0");
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (problem, setting) in found.iter().zip(expected) {
+                assert!(problem.ends_with(setting), "{problem}");
             }
         }
     }

@@ -59,7 +59,7 @@ fn states() -> impl Strategy<Value = State> {
             state.endpoints.insert(endpoint(backend.addr, backend.port), direct);
             state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
             if ifindex != 0 {
-                state.interfaces.insert(ifindex, Interface { mac: [2; 6], redirect: 1 });
+                state.interfaces.insert(ifindex, Interface { redirect: 1 });
             }
         }
         for ((n, port), (id, named)) in listeners {
@@ -89,7 +89,7 @@ fn any_states() -> impl Strategy<Value = State> {
     let listeners = btree_map((0..3_u8, 80..82_u32), (0..2_u32, vec(0..5_u32, 0..3)), 0..4);
     let addresses = btree_map(0..5_u8, 0..4_u32, 0..5);
     let endpoints = btree_map((0..3_u32, 80..82_u32), 0..5_u32, 0..4);
-    let interfaces = btree_map(1..4_u32, 0..2_u16, 0..3);
+    let interfaces = btree_map(1..4_u32, 0..2_u32, 0..3);
     (backends, listeners, addresses, endpoints, interfaces).prop_map(
         |(backends, listeners, addresses, endpoints, interfaces)| State {
             listeners: listeners
@@ -112,7 +112,7 @@ fn any_states() -> impl Strategy<Value = State> {
                 .collect(),
             interfaces: interfaces
                 .into_iter()
-                .map(|(index, redirect)| (index, Interface { mac: [0; 6], redirect }))
+                .map(|(index, redirect)| (index, Interface { redirect }))
                 .collect(),
         },
     )

@@ -155,6 +155,65 @@ fn given_an_interface_that_is_not_there_when_run_then_exit_1_names_it() {
 
 #[test]
 #[ignore = "needs root"]
+fn given_pins_of_an_earlier_agent_when_an_interface_is_not_there_then_exit_1_and_all_goes_on_as_it_was()
+ {
+    let mut lab = Lab::start();
+    lab.gateway.terminate().unwrap();
+    let before = programs(&lab.gateway);
+    let good = fs::read_to_string(lab.gateway.config()).unwrap();
+    lab.edit("\"lan0\"", "\"lan9\"");
+    lab.edit("weight = 40", "weight = 0");
+
+    let (code, said) = run(&lab);
+
+    fs::write(lab.gateway.config(), good).unwrap();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("no interface lan9"), "{said}");
+    assert_eq!(programs(&lab.gateway), before);
+    // All four backends, so the other weight is not in effect either.
+    expect_balanced(&lab);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_another_xdp_mode_when_the_agent_starts_again_then_it_is_attached_in_that() {
+    let mut lab = Lab::start();
+    for (from, to) in [("[gateway]", "[gateway]\nxdp_mode = \"generic\""), ("generic", "native")] {
+        lab.gateway.terminate().unwrap();
+        lab.edit(from, to);
+        lab.gateway.start().unwrap();
+
+        let wanted = if to == "native" { "native" } else { "generic" };
+        let status = lab.gateway.status().unwrap();
+        for interface in status["interfaces"].as_array().unwrap() {
+            assert_eq!(interface["mode"], wanted, "{interface}");
+        }
+        lab.wait_all_healthy();
+        expect_balanced(&lab);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_an_interface_with_a_dot_in_its_name_when_run_and_run_again_then_it_is_balanced_on() {
+    let mut lab = Lab::prepare();
+    for command in ["link set lan0 down", "link set lan0 name lan.0", "link set lan.0 up"] {
+        lab.topology.gateway.ip(command).unwrap();
+    }
+    // What the kernel forgets with the link.
+    lab.topology.gateway.ip("addr replace 2001:db8:10::1/64 dev lan.0 nodad").unwrap();
+    lab.edit("\"lan0\"", "\"lan.0\"");
+    for _ in 0..2 {
+        lab.gateway.start().unwrap();
+        lab.wait_all_healthy();
+        expect_balanced(&lab);
+        lab.gateway.terminate().unwrap();
+    }
+    assert_eq!(names(&version(&lab.gateway).join("links")), ["lan:0", "wan0"]);
+}
+
+#[test]
+#[ignore = "needs root"]
 fn given_another_xdp_program_on_an_interface_when_run_then_it_is_named_and_left_alone() {
     let mut lab = Lab::prepare();
     let foreign = Foreign::load("firewall");
@@ -223,6 +282,8 @@ fn given_a_loaded_balancer_when_unloaded_then_nothing_of_it_is_left() {
         for vip in vips(0) {
             assert!(!addresses.contains(&format!(" {}/", vip.ip())), "{addresses}");
         }
+        let neighbours = output(&lab.topology.gateway, "ip", &["neigh", "show"]);
+        assert!(!neighbours.contains("managed"), "{neighbours}");
         // The kernel frees programs a little later.
         wait_until("the program is gone", || {
             let mut ids = aya::programs::loaded_programs().filter_map(Result::ok);

@@ -23,7 +23,7 @@ const FIELDS: [(&str, &[&str], &[&str]); 12] = [
     ("SLB_BACKENDS", &[], &["addr", "port", "flags", "idle_jiffies", "listener", "hop"]),
     ("SLB_ADDRESSES", &["bytes"], &["roles"]),
     ("SLB_ENDPOINTS", &["addr", "port", "proto"], &["backend"]),
-    ("SLB_INTERFACES", &[], &["mac", "redirect"]),
+    ("SLB_INTERFACES", &[], &["redirect"]),
     ("SLB_SETTINGS", &[], &["route_epoch"]),
     ("SLB_FLOWS", &["src", "dst", "sport", "dport", "proto"], FLOW),
     ("SLB_SCRATCH", &[], FLOW),

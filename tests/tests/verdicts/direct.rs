@@ -102,6 +102,32 @@ fn given_a_flow_when_its_client_port_goes_to_the_backend_directly_then_that_gets
 
 #[test]
 #[ignore = "needs root"]
+fn given_ended_flows_of_which_the_direct_one_had_another_port_when_it_begins_again_then_it_keeps_its()
+ {
+    with_slb(|slb| {
+        for family in FAMILIES {
+            let [(balanced, direct), _] = pairs(family, 1_000);
+            slb.client_sends("balanced", &balanced, &forwarded(direct.clone(), FIRST));
+            let port = replaced_port(slb, &direct, Verdict::Forwarded);
+            let mut moved = direct.clone();
+            moved.src.set_port(port);
+            for (case, frame, inside) in
+                [("balanced", &balanced, &direct), ("direct", &direct, &moved)]
+            {
+                let inside = forwarded(inside.clone().flags(RST), FIRST);
+                slb.client_sends(case, &frame.clone().flags(RST), &inside);
+            }
+
+            slb.client_sends("again", &direct, &UNTOUCHED);
+
+            slb.backend_sends("answer", &answer(&direct).flags(SYN | ACK), &UNTOUCHED);
+            slb.client_sends("ACK", &direct.clone().flags(ACK), &UNTOUCHED);
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn given_an_ended_flow_when_its_client_port_goes_to_the_backend_directly_then_it_is_left_alone() {
     let ends: [(&str, &[u8], &[u8]); 3] = [
         ("closed", &[FIN | ACK], &[FIN | ACK]),

@@ -322,8 +322,8 @@ fn hex(bytes: &[u8]) -> String {
 /// The state of [`port`] and [`id`].
 fn small() -> State {
     let mut state = State::default();
-    for (index, mac) in [(WAN, WAN_MAC), (LAN, LAN_MAC)] {
-        state.interfaces.insert(index, Interface { mac, redirect: 1 });
+    for index in [WAN, LAN] {
+        state.interfaces.insert(index, Interface { redirect: 1 });
     }
     for family in FAMILIES {
         state.addresses.insert(vip(family, 0).ip().into(), Roles { roles: ROLE_VIP });

@@ -110,6 +110,11 @@ fn balanced(family: usize) -> Vec<Row> {
             forwarded(Frame { payload: vec![], padding: 6, ..http_inside.clone() }, FIRST),
         ),
         from_backend("answer", &http_answer, replied(http_answer.from(http.dst), ROUTER)),
+        from_client(
+            "RST",
+            &http.clone().flags(RST),
+            forwarded(http_inside.clone().flags(RST), FIRST),
+        ),
         from_client("data", &http.clone().flags(ACK), forwarded(http_inside.flags(ACK), FIRST)),
         from_client(
             "SYN, next hop not known",
@@ -158,7 +163,6 @@ fn ended(family: usize) -> Vec<Row> {
         untouched("ring, ACK", &to_port(port::RING).flags(ACK), Verdict::NoFlow),
         untouched("ring, SYN and ACK", &to_port(port::RING).flags(SYN | ACK), Verdict::NoFlow),
         untouched("ring, FIN", &to_port(port::RING).flags(FIN | ACK), Verdict::NoFlow),
-        untouched("hash, RST", &http.clone().flags(RST), Verdict::NoFlow),
         untouched("TTL 1", &http.clone().ttl(1), Verdict::TtlExpired),
         untouched("TTL 0", &http.clone().ttl(0), Verdict::TtlExpired),
         untouched("TTL 1, no listener", &to_port(9).ttl(1), Verdict::NoListener),

@@ -1,0 +1,109 @@
+//! What can go wrong with the datapath.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, links::LinkError},
+};
+
+use super::{BpffsError, TableError, loader::PROGRAM};
+
+/// The datapath could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No place to pin to.
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
+    /// A directory or pin could not be made or removed.
+    #[error("{}", path.display())]
+    Path {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused the object. aya puts the verifier's last lines into its message.
+    #[error(
+        "cannot load the eBPF object; it needs Linux 6.1 with BTF, and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
+    Object(#[source] Box<EbpfError>),
+    /// The kernel refused the program.
+    #[error("cannot load the XDP program")]
+    Program(#[source] Box<ProgramError>),
+    /// A pinned map cannot be looked at.
+    #[error("pinned map {name}")]
+    Map {
+        /// Which one.
+        name: &'static str,
+        /// Why.
+        source: Box<MapError>,
+    },
+    /// A pinned map is not what this version works with.
+    #[error(
+        "{} is of another layout (key {key}, value {value} bytes, {entries} entries); run `slb unload` \
+         with the version that made it",
+        path.display()
+    )]
+    Layout {
+        /// The pin.
+        path: PathBuf,
+        /// Its key size in bytes.
+        key: usize,
+        /// Its value size in bytes.
+        value: usize,
+        /// Its capacity.
+        entries: usize,
+    },
+    /// The object was built from other sources.
+    #[error("the eBPF object has no program named {PROGRAM}")]
+    NoProgram,
+    /// A map could not be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A pin failed.
+    #[error("cannot pin {}", path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: Box<PinError>,
+    },
+    /// A pinned link cannot be used.
+    #[error("pinned link {}", path.display())]
+    Link {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: Box<LinkError>,
+    },
+    /// There is no such interface.
+    #[error("no interface {0}; `ip link` lists those that are there")]
+    NoInterface(String),
+    /// Somebody else's program is there.
+    #[error(
+        "{interface}: XDP program '{name}' (id {id}) is attached already; it was left alone. Take it \
+         off with `ip link set {interface} xdp off`, or `bpftool link detach` if a link holds it, or \
+         take {interface} out of gateway.interfaces"
+    )]
+    Occupied {
+        /// Where.
+        interface: String,
+        /// The program's name.
+        name: String,
+        /// The program's id.
+        id: u32,
+    },
+    /// The driver refused.
+    #[error("{interface}: cannot attach XDP in {mode} mode")]
+    Attach {
+        /// Where.
+        interface: String,
+        /// `native` or `generic`.
+        mode: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+}

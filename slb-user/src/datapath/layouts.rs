@@ -1,0 +1,60 @@
+//! The maps that are pinned, and what they have to look like.
+
+use aya::maps::MapInfo;
+use slb_common::{
+    abi::{
+        Address, Backend, Chunk, Counter, DirectEndpoint, Endpoint, Flow, FlowKey, Interface,
+        Listener, MAX_BACKENDS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENERS, Roles, Settings,
+        Traffic,
+    },
+    verdict::MAX_VERDICTS,
+};
+
+use super::{LoadError, Pins};
+
+/// A map as this version defines it.
+pub(super) struct Layout {
+    pub name: &'static str,
+    key: usize,
+    value: usize,
+    /// `None`: up to the configuration.
+    capacity: Option<usize>,
+}
+
+const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> Layout {
+    Layout { name, key: size_of::<K>(), value: size_of::<V>(), capacity }
+}
+
+/// All of them.
+pub(super) const MAPS: [Layout; 12] = [
+    layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
+    layout::<u32, Chunk>("SLB_SLOTS", None),
+    layout::<u32, u64>("SLB_CURSORS", Some(MAX_LISTENERS)),
+    layout::<u32, Backend>("SLB_BACKENDS", Some(MAX_BACKENDS)),
+    layout::<Address, Roles>("SLB_ADDRESSES", Some(MAX_ENDPOINTS)),
+    layout::<Endpoint, DirectEndpoint>("SLB_ENDPOINTS", Some(MAX_ENDPOINTS)),
+    layout::<u32, Interface>("SLB_INTERFACES", Some(MAX_INTERFACES)),
+    layout::<u32, Settings>("SLB_SETTINGS", Some(1)),
+    layout::<FlowKey, Flow>("SLB_FLOWS", None),
+    layout::<u32, Counter>("SLB_VERDICTS", Some(MAX_VERDICTS)),
+    layout::<u32, Traffic>("SLB_TRAFFIC", Some(MAX_BACKENDS)),
+    layout::<u32, Flow>("SLB_SCRATCH", Some(1)),
+];
+
+/// Compares the pinned maps with those of this version: opening a pin validates nothing.
+pub(super) fn check(pins: &Pins) -> Result<(), LoadError> {
+    for Layout { name, key, value, capacity } in MAPS {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path)
+            .map_err(|error| LoadError::Map { name, source: Box::new(error) })?;
+        let found = (info.key_size() as usize, info.value_size() as usize);
+        let entries = info.max_entries() as usize;
+        if found != (key, value) || capacity.is_some_and(|capacity| capacity != entries) {
+            return Err(LoadError::Layout { path, key: found.0, value: found.1, entries });
+        }
+    }
+    Ok(())
+}

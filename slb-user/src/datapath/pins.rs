@@ -1,0 +1,120 @@
+//! The files on bpffs.
+//!
+//! ```text
+//! <pins>/v<ABI>/maps/<MAP>         outlive every agent; never replaced
+//!              /progs/slb          the program in use
+//!              /links/<interface>  keep it attached; a newer program is swapped into them
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use slb_common::abi::ABI_VERSION;
+
+use super::{LoadError, loader::PROGRAM};
+
+/// Where everything is pinned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Below `root`, the configuration's `gateway.pins`.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    pub(super) fn version(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}"))
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.version().join("maps").join(name)
+    }
+
+    pub(super) fn program(&self) -> PathBuf {
+        self.version().join("progs").join(PROGRAM)
+    }
+
+    /// The link of each interface that has one.
+    pub(super) fn links(&self) -> Result<Vec<(String, PathBuf)>, LoadError> {
+        let links = entries(&self.version().join("links"))?;
+        Ok(links.into_iter().map(|(name, path)| (name.replace(':', "."), path)).collect())
+    }
+
+    /// bpffs allows no dots, and the kernel no colons in the names of interfaces.
+    pub(super) fn link(&self, interface: &str) -> PathBuf {
+        self.version().join("links").join(interface.replace('.', ":"))
+    }
+
+    /// Makes the directories.
+    pub(super) fn make(&self) -> Result<(), LoadError> {
+        for directory in ["maps", "progs", "links"] {
+            let path = self.version().join(directory);
+            fs::create_dir_all(&path).map_err(|source| LoadError::Path { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// The configuration's `gateway.pins`.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+/// Detaches XDP everywhere and removes every pin below `pins`, of all versions.
+///
+/// # Errors
+///
+/// [`LoadError`]. Nothing being there is none.
+pub fn unload(pins: &Pins) -> Result<Vec<PathBuf>, LoadError> {
+    let mut removed = Vec::new();
+    for (name, version) in entries(&pins.root)? {
+        let is_ours = name.strip_prefix('v').is_some_and(|rest| rest.parse::<u32>().is_ok());
+        if !is_ours {
+            continue;
+        }
+        // Links first: from here on the kernel has the packets again.
+        for directory in ["links", "progs", "maps"] {
+            let directory = version.join(directory);
+            for (_, path) in entries(&directory)? {
+                remove(&path)?;
+                removed.push(path);
+            }
+            remove_directory(&directory)?;
+        }
+        remove_directory(&version)?;
+    }
+    Ok(removed)
+}
+
+fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, LoadError> {
+    let failed = |source| LoadError::Path { path: directory.to_owned(), source };
+    match fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| {
+                let entry = entry.map_err(failed)?;
+                Ok((entry.file_name().to_string_lossy().into_owned(), entry.path()))
+            })
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), LoadError> {
+    fs::remove_file(path).map_err(|source| LoadError::Path { path: path.to_owned(), source })
+}
+
+fn remove_directory(path: &Path) -> Result<(), LoadError> {
+    match fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(LoadError::Path { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
