@@ -63,7 +63,7 @@ verdicts! {
     OtherProtocol = 7, Pass, "other_protocol";
     /// No backend of the listener takes new flows.
     NoBackend = 8, Drop, "no_backend";
-    /// TCP in the middle of a connection that is not known, on a listener that counts.
+    /// TCP in the middle of a connection that is not known, on a listener that takes turns.
     NoFlow = 9, Drop, "no_flow";
     /// To a VIP, and shorter than its headers say.
     Truncated = 10, Drop, "truncated";

@@ -89,9 +89,10 @@ impl Loaded {
                 let reason = Some("attached by an earlier agent".to_owned());
                 return Ok(Attachment { mode: xdp.mode, reason });
             }
-            // In another mode, or on an interface that was deleted and made again.
-            drop(link);
+            // In another mode, or on an interface that was deleted and made again. Closed last: what
+            // a closed descriptor holds the kernel lets go of at once, what a pin holds later.
             remove(&path)?;
+            drop(link);
         }
         let (link, attachment) = self.attach_first(&interface.name, mode)?;
         link.pin(&path)
