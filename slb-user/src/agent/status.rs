@@ -93,12 +93,8 @@ impl Agent {
         let shares = installed.map(|installed| installed.schedule.shares()).unwrap_or_default();
         for index in service.targets.clone() {
             let target = &self.layout.targets[index];
-            let health = match self.health[index] {
-                _ if target.check.is_none() => "unchecked",
-                Health::Unknown => "unknown",
-                Health::Healthy => "healthy",
-                Health::Unhealthy => "unhealthy",
-            };
+            let health =
+                if target.check.is_none() { "unchecked" } else { self.health[index].label() };
             let failure = self.checkers.status(&index).and_then(|status| status.last_failure);
             let Traffic { flows, packets, bytes, reply_packets, reply_bytes } =
                 self.datapath.maps.traffic(target.id)?;
@@ -112,7 +108,9 @@ impl Agent {
                 endpoint: target.addr.to_string(),
                 weight: target.weight,
                 health: health.to_owned(),
-                reason: failure.filter(|_| health != "healthy").map(|failure| failure.reason),
+                reason: failure
+                    .filter(|_| self.health[index] != Health::Healthy)
+                    .map(|failure| failure.reason),
                 active: shares.contains_key(&target.id),
                 expected_share: shares.get(&target.id).copied().unwrap_or_default(),
                 flows,

@@ -128,20 +128,6 @@ impl Announcer {
         failure.map_or(Ok(done), Err)
     }
 
-    /// Like [`set`](Self::set), but announces every VIP, told or not.
-    ///
-    /// # Errors
-    ///
-    /// See [`set`](Self::set).
-    pub async fn announce_all(
-        &mut self,
-        vips: &[IpAddr],
-        interfaces: &[Interface],
-    ) -> Result<Announced, Error> {
-        self.told.clear();
-        self.set(vips, interfaces).await
-    }
-
     /// Removes every address that carries this program's mark, on all interfaces, and returns them.
     ///
     /// # Errors

@@ -47,9 +47,7 @@ pub(super) fn gateway(raw: Raw<'_>) -> Gateway {
         api: table
             .field("api", values::absolute_path(LONGEST_API, DEFAULT_API))
             .or(DEFAULT_API.into()),
-        pins: table
-            .field("pins", values::absolute_path(LONGEST_PINS, DEFAULT_PINS))
-            .or(DEFAULT_PINS.into()),
+        pins: table.field("pins", values::pins(LONGEST_PINS, DEFAULT_PINS)).or(DEFAULT_PINS.into()),
     }
 }
 

@@ -61,6 +61,21 @@ pub(super) fn absolute_path(
     }
 }
 
+/// A directory on bpffs, which allows no dots in names; where it is mounted may have some.
+pub(super) fn pins(longest: usize, example: &str) -> impl Fn(&DeValue<'_>) -> Read<PathBuf> {
+    let any = absolute_path(longest, example);
+    move |value| {
+        let path = any(value)?;
+        let inside = path.strip_prefix("/sys/fs/bpf").ok().and_then(|inside| inside.to_str());
+        if inside.is_some_and(|inside| inside.contains('.')) {
+            return Err(Wrong::write(
+                "a path without '.' below /sys/fs/bpf, where the kernel allows none",
+            ));
+        }
+        Ok(path)
+    }
+}
+
 /// A whole number within `range`.
 pub(super) fn integer<T>(range: RangeInclusive<T>) -> impl Fn(&DeValue<'_>) -> Read<T>
 where
