@@ -57,10 +57,10 @@ pub fn route_epoch() -> u32 {
 #[inline(always)]
 pub fn to_client(work: &Work<'_>, flow: &mut Flow) -> Result<Hop, Verdict> {
     let epoch = route_epoch();
-    if flow.epoch != epoch {
-        if let Some(verdict) = look_up(work, flow, epoch) {
-            return Err(verdict);
-        }
+    if flow.epoch != epoch
+        && let Some(verdict) = look_up(work, flow, epoch)
+    {
+        return Err(verdict);
     }
     Ok(flow.hop)
 }
