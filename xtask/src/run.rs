@@ -61,6 +61,9 @@ pub fn run(options: &Options) -> Result<()> {
     failover::weighted(&mut lab, &mut report)?;
 
     let failures = report.close();
+    if failures > 0 {
+        println!("What became of packets: {}", lab.gateway.status()?["verdicts"]);
+    }
     if !options.once {
         explain(&lab);
         while !interrupt::requested() {
