@@ -225,7 +225,8 @@ impl Agent {
 
     fn attach_to(&mut self, name: &str) -> Result<(), LoadError> {
         self.attachments.retain(|(known, _)| {
-            known.name != name || self.surroundings.interfaces.iter().any(|(i, _)| i == known)
+            known.name != name
+                || self.surroundings.interfaces.iter().any(|(found, _)| found.index == known.index)
         });
         let (interface, present) = self.interface(name)?.clone();
         let is_known = self.attachments.iter().any(|(known, _)| known.name == name);

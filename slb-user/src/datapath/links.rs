@@ -37,8 +37,7 @@ impl Loaded {
         interface: &Interface,
         present: Option<AttachedXdp>,
     ) -> Result<(), LoadError> {
-        let ours = self.link(&interface.name)?;
-        if ours.is_some_and(|link| link.ifindex == interface.index) {
+        if self.is_attached(interface)? {
             return Ok(());
         }
         match present {
@@ -77,17 +76,18 @@ impl Loaded {
         self.check(interface, present)?;
         let path = self.pins.link(&interface.name);
         if let Some(link) = self.link(&interface.name)? {
-            let present = present.filter(|_| link.ifindex == interface.index);
-            let is_as_wanted = match (mode, present) {
-                (XdpMode::Native, Some(xdp)) => xdp.mode == NATIVE,
-                (XdpMode::Generic, Some(xdp)) => xdp.mode == GENERIC,
-                (XdpMode::Auto, Some(_)) => true,
-                (_, None) => false,
+            // A link that works is not given up because the kernel did not say in which mode.
+            let found = present.map(|xdp| xdp.mode);
+            let is_as_wanted = match mode {
+                XdpMode::Native => found != Some(GENERIC),
+                XdpMode::Generic => found != Some(NATIVE),
+                XdpMode::Auto => true,
             };
-            if let Some(xdp) = present.filter(|_| is_as_wanted) {
+            if link.ifindex == interface.index && is_as_wanted {
                 self.replace(&path, link)?;
+                let mode = found.unwrap_or(if mode == XdpMode::Generic { GENERIC } else { NATIVE });
                 let reason = Some("attached by an earlier agent".to_owned());
-                return Ok(Attachment { mode: xdp.mode, reason });
+                return Ok(Attachment { mode, reason });
             }
             // In another mode, or on an interface that was deleted and made again. Closed last: what
             // a closed descriptor holds the kernel lets go of at once, what a pin holds later.
