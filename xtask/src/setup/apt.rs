@@ -1,6 +1,6 @@
 //! Packages of Debian and what is like it.
 
-use std::{process::Command, time::Duration};
+use std::{process::Command, sync::Once, time::Duration};
 
 use crate::process;
 
@@ -8,7 +8,8 @@ use crate::process;
 const LIMIT: Duration = Duration::from_secs(900);
 const INSTALL: [&str; 3] = ["install", "-y", "--no-install-recommends"];
 
-/// Installs packages; refreshes the lists first if they do not know one of them.
+/// Installs packages, or brings them up to date. Refreshes the lists first: old ones name versions
+/// that the mirrors have dropped, or that are too old for us.
 ///
 /// # Errors
 ///
@@ -20,10 +21,12 @@ pub fn install(packages: &[&str]) -> Result<(), String> {
     if !process::is_root() {
         return Err("installing packages takes root".to_owned());
     }
-    let known = |package: &&str| process::output("apt-cache", &["show", package]).is_some();
-    if !packages.iter().all(known) {
-        run(Command::new("apt-get").arg("update"))?;
-    }
+    static REFRESH: Once = Once::new();
+    REFRESH.call_once(|| {
+        if let Err(why) = run(Command::new("apt-get").arg("update")) {
+            println!("setup: the package lists stay as they are: {why}");
+        }
+    });
     run(Command::new("apt-get").args(INSTALL).args(packages))
 }
 

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use super::{Origin, apt, say};
+use super::{Origin, apt, linker, say};
 use crate::{process, toolchain};
 
 /// The distribution's compiler, new enough and with its sources.
@@ -14,9 +14,13 @@ const THING: &str = "toolchain";
 
 /// Finds or installs a toolchain, and returns its name.
 pub fn ensure(from: Origin, left: &mut Vec<String>) -> Option<&'static str> {
-    if let Some(name) = toolchain::find() {
+    let found = toolchain::find();
+    if let Some(name) = found.filter(|name| is_new_enough(name)) {
         say(THING, &format!("found: {}", describe(name)));
         return Some(name);
+    }
+    if let Some(name) = found {
+        say(THING, &format!("found: {}, too old for any linker", describe(name)));
     }
     if process::find("rustup").is_none() {
         say(THING, "rustup is missing; nothing can be installed without it");
@@ -42,11 +46,11 @@ pub fn ensure(from: Origin, left: &mut Vec<String>) -> Option<&'static str> {
         left.push(process::text(&link()));
         return None;
     }
-    let found = toolchain::find();
+    let found = toolchain::find().filter(|name| is_new_enough(name));
     match found {
         Some(name) => say(THING, &format!("done: {}", describe(name))),
         None => {
-            say(THING, "installed, but without the sources of core");
+            say(THING, "installed, but without the sources of core, or too old");
             left.push(process::text(&rustup_command()));
         }
     }
@@ -55,7 +59,15 @@ pub fn ensure(from: Origin, left: &mut Vec<String>) -> Option<&'static str> {
 
 /// Major version of the LLVM in a toolchain.
 pub fn llvm(toolchain: &str) -> Option<u32> {
-    let version = process::output("rustup", &["run", toolchain, "rustc", "-vV"])?;
+    llvm_of(&process::output("rustup", &["run", toolchain, "rustc", "-vV"])?)
+}
+
+fn is_new_enough(toolchain: &str) -> bool {
+    llvm(toolchain).is_some_and(|llvm| llvm >= linker::OLDEST_LLVM)
+}
+
+/// The same, from what `rustc -vV` prints.
+fn llvm_of(version: &str) -> Option<u32> {
     let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     llvm.split('.').next()?.parse().ok()
 }
@@ -94,10 +106,13 @@ fn distribution() -> Result<(), String> {
     process::run(&mut link()).map_err(|error| format!("{error:#}"))
 }
 
-/// Whether the distribution's compiler is there, with its sources.
+/// Whether the distribution's compiler is there, with its sources, and does.
 fn is_installed() -> bool {
     Path::new("/usr/lib/rustlib/src/rust/library/core/src/lib.rs").exists()
         && Path::new("/usr/bin/cargo").exists()
+        && process::output("/usr/bin/rustc", &["-vV"])
+            .and_then(|version| llvm_of(&version))
+            .is_some_and(|llvm| llvm >= linker::OLDEST_LLVM)
 }
 
 /// Makes the distribution's compiler known to rustup, through which the build calls it.

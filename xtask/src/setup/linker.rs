@@ -13,6 +13,8 @@ const VERSION: &str = "0.13.0";
 const SERIES: &str = "0.13.";
 /// The LLVM versions that it can be built against, oldest first.
 const SUPPORTED: [u32; 3] = [21, 22, 23];
+/// The oldest of them: a compiler with an older one is of no use.
+pub const OLDEST_LLVM: u32 = SUPPORTED[0];
 /// The LLVM inside the binaries that the project publishes.
 const PUBLISHED: u32 = 23;
 const THING: &str = "linker";
