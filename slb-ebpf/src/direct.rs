@@ -1,37 +1,153 @@
 //! Clients that talk to a backend's address and port themselves, through the gateway.
 //!
-//! Such packets are left alone. But a backend cannot tell such a connection from one of the same
-//! client port through a listener, so its replies are remembered as [`FLOW_DIRECT`]: then a later
-//! flow through a listener takes another port, and leftovers of an earlier one are not mistaken for
-//! it.
+//! Such packets are left alone. But what the backend answers looks like an answer to a flow through a
+//! listener, so it is remembered as [`FLOW_DIRECT`]. And a backend cannot tell such a connection from
+//! one of the same client port through a listener: whoever comes second gets another source port.
 
 use slb_common::{
-    abi::{FIN_FORWARD, FLOW_DIRECT, UDP},
+    abi::{
+        Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, NO_PLACE, Origin, RST,
+        SCHEDULER_HASH, SLOT_BACKEND, Scratch, Translation, UDP,
+    },
+    hash,
     verdict::Verdict,
 };
 
-use crate::{Work, flows, maps};
+use crate::{Route, Work, flows, forward, maps, stats};
 
-/// A packet to a backend's address that belongs to no known flow.
-///
-/// Gives the index of the backend if a flow begins here that is to be remembered; otherwise the
-/// verdict, which leaves the packet alone.
+/// Whether somebody may be talking to a backend directly: then flows of it have entries.
 #[inline(always)]
-pub fn beginning(work: &Work<'_>) -> Result<u32, Verdict> {
+pub fn is_recent(id: u32, now: u32) -> bool {
+    let until = maps::SLB_DIRECT.get(id).copied().unwrap_or_default();
+    until != 0 && !flows::is_over(now, until)
+}
+
+/// A packet whose destination, `to`, may be a backend. `None`: nobody balances to that address and port.
+#[inline(always)]
+pub fn to_backend(work: &Work<'_>, to: &Endpoint) -> Result<Option<Route>, Verdict> {
+    // SAFETY: a replaced value lives on until the program ends.
+    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(to) }) else {
+        return Ok(None);
+    };
+    let mut place = pass(work, origin);
+    if place == BEGINS {
+        place = begin(work.now, &work.packet.key, origin.backend);
+    }
+    let flow = flows::at(place).ok_or(Verdict::Direct)?;
+    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
+    if work.expires(backend.hop) {
+        return Err(Verdict::TtlExpired);
+    }
+    stats::forward(flow.backend, work.frame.len() as u64);
+    let to = Translation {
+        addr: backend.addr,
+        sport: flow.port as u16,
+        dport: backend.port as u16,
+        kind: FLOW_FORWARD.into(),
+    };
+    Ok(Some(Route { to, hop: backend.hop }))
+}
+
+/// In place of a place: a flow begins here.
+const BEGINS: u32 = NO_PLACE - 1;
+
+/// Remembers a direct flow that begins. Gives the place of its entry if it has to be translated.
+#[inline(always)]
+fn begin(now: u32, key: &FlowKey, id: u32) -> u32 {
+    let Some(Scratch { reply, .. }) = maps::scratch() else { return NO_PLACE };
+    *reply = key.reversed();
+    if !flows::is_taken(now, reply, key) && !may_be_balanced(reply, id) {
+        flows::insert_direct(now, reply, id);
+        return NO_PLACE;
+    }
+    // Not translated is no reason not to pass it.
+    if flows::create(now, key, id, true).is_err() {
+        return NO_PLACE;
+    }
+    flows::position(key)
+}
+
+/// Keeps what is remembered of a direct flow. Gives the place of its entry if it has to be translated.
+#[inline(never)]
+fn pass(work: &Work<'_>, origin: &Origin) -> u32 {
     let key = &work.packet.key;
-    // SAFETY: copied out at once.
-    let endpoint =
-        unsafe { maps::SLB_ENDPOINTS.get(key.destination()) }.copied().ok_or(Verdict::NotOurs)?;
-    if let Some(known) = flows::find(&key.reversed())
+    let Some(backend) = maps::backend(origin.backend) else { return NO_PLACE };
+    let is_syn = work.packet.is_syn();
+    let place = flows::position(key);
+    if let Some(flow) = flows::at(place) {
+        let is_new = is_syn && flow.state & (FIN_FORWARD | RST) != 0;
+        if flow.kind == FLOW_FORWARD && !is_new {
+            mark(work, origin.backend, backend.idle_jiffies);
+            flows::note_forward(work, flow, backend);
+            return place;
+        }
+        flows::forget(flow);
+    }
+    let reply_key = key.reversed();
+    if let Some(known) = flows::seek(&reply_key)
         && known.kind == FLOW_DIRECT
     {
-        if work.packet.is_syn() {
+        if is_syn {
             known.state = 0;
         }
-        flows::note_end(work, known, FIN_FORWARD);
-        known.last_seen = work.now;
-        return Err(Verdict::Direct);
+        mark(work, origin.backend, backend.idle_jiffies);
+        flows::note_direct(work, known, FIN_FORWARD);
+        return NO_PLACE;
     }
-    let begins = key.proto == UDP || work.packet.is_syn();
-    if begins { Ok(endpoint.backend) } else { Err(Verdict::Direct) }
+    if !is_syn && key.proto != UDP {
+        return NO_PLACE;
+    }
+    mark(work, origin.backend, backend.idle_jiffies);
+    BEGINS
+}
+
+/// Flows of a backend have entries for as long as somebody talks to it directly.
+#[inline(always)]
+fn mark(work: &Work<'_>, id: u32, idle: u32) {
+    if let Some(until) = maps::SLB_DIRECT.get_ptr_mut(id) {
+        // 0 has a meaning of its own; a tick more does not matter.
+        // SAFETY: an aligned word of an array; whoever writes writes much the same.
+        unsafe { *until = work.now.wrapping_add(idle) | 1 };
+    }
+}
+
+/// Whether `reply`, with which the backend `id` answers, may belong to a flow through a listener that
+/// has no entry.
+#[inline(always)]
+pub fn may_be_balanced(reply: &FlowKey, id: u32) -> bool {
+    direct_may_be_balanced(reply, id) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn direct_may_be_balanced(reply: *const FlowKey, id: u32) -> u32 {
+    // SAFETY: the caller above passes a reference.
+    let Some(reply) = (unsafe { reply.as_ref() }) else { return 0 };
+    let Some(Scratch { forward: key, to: at, .. }) = maps::scratch() else { return 0 };
+    *at = reply.source();
+    // SAFETY: a replaced value lives on until the program ends.
+    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(&*at) }) else { return 0 };
+    *key = FlowKey {
+        src: reply.dst,
+        dst: origin.vip,
+        sport: reply.dport,
+        dport: origin.port as u16,
+        proto: reply.proto,
+    };
+    *at = key.destination();
+    // SAFETY: a replaced value lives on until the program ends.
+    let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(&*at) }) else { return 0 };
+    if let Some(flow) = flows::seek(key) {
+        return u32::from(flow.backend == id && flow.port == u32::from(reply.dport));
+    }
+    if origin.backend != id || listener.scheduler != SCHEDULER_HASH {
+        return 0;
+    }
+    let choice = hash::choice(flows::hash(key));
+    let is_choice = |first_chunk, slots| {
+        forward::slot(first_chunk, slots, choice).is_ok_and(|slot| slot & SLOT_BACKEND == id)
+    };
+    let is_chosen = is_choice(listener.first_chunk, listener.slots)
+        || is_choice(listener.previous_chunk, listener.previous_slots);
+    is_chosen.into()
 }

@@ -1,24 +1,30 @@
-//! The flow table: one entry per direction, keyed by what arrives.
+//! The flow table: what cannot be told from a packet alone.
 //!
-//! The two entries of a flow are *twins*: each can be computed from the other, so that a packet in
-//! either direction needs one look-up, and the table never keeps one without the other for long.
+//! An array of buckets of eight places, one cache line each. A flow has a place in the bucket that its
+//! hash says; where all eight are taken, one that nobody uses any more makes room, or one whose
+//! connection was never established. Established ones stay: what comes later goes without.
 //!
-//! A backend knows a flow by the client's address and port. Two flows of one client port to the
-//! same backend and port (through two listeners, or one of them direct) would be one to it: whoever
-//! comes second gets another source port.
+//! A client's packets have an entry ([`FLOW_FORWARD`]). What the backend answers has one only where
+//! its address and port do not say enough ([`FLOW_REPLY`]): it leads to the client's.
 
-use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_jiffies64};
+use core::{
+    ptr,
+    sync::atomic::{Ordering, compiler_fence},
+};
+
+use aya_ebpf::helpers::bpf_jiffies64;
 use slb_common::{
     abi::{
-        self, Backend, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow,
-        FlowKey, REFRESH_JIFFIES, age,
+        self, ANSWERED, BUCKET_FLOWS, Backend, ESTABLISHED, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT,
+        FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, NO_PLACE, REFRESH_JIFFIES, Scratch, TAG_FREE,
+        TAG_TAKEN, TCP, age,
     },
     hash,
-    parse::{FIN, RST},
+    parse::{ACK, FIN, RST, SYN},
     verdict::Verdict,
 };
 
-use crate::{Work, hops, maps};
+use crate::{Work, atomic, direct, maps};
 
 /// How many source ports are tried before a flow is given up.
 const PORT_ATTEMPTS: u32 = 8;
@@ -32,213 +38,400 @@ pub fn now() -> u32 {
     unsafe { bpf_jiffies64() as u32 }
 }
 
-/// The entry of a packet.
+/// Whether `now` is behind `expires`.
 #[inline(always)]
-pub fn find(key: &FlowKey) -> Option<&'static mut Flow> {
-    // SAFETY: if the entry is evicted and given to another flow meanwhile, that flow's `state` or
-    // `last_seen` may be off for a moment: the price of an LRU table, and harmless.
-    maps::SLB_FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+pub const fn is_over(now: u32, expires: u32) -> bool {
+    age(now, expires) > 0
 }
 
-/// Takes down what a packet says about its flow.
+/// The entry of a packet.
 #[inline(always)]
-pub fn note(work: &Work<'_>, flow: &mut Flow) {
-    if work.packet.flags & (FIN | RST) != 0 {
-        let fin = if flow.kind == FLOW_FORWARD { FIN_FORWARD } else { FIN_REPLY };
-        note_end(work, flow, fin);
+pub fn find(key: &FlowKey, hash: u64) -> Option<&'static mut Flow> {
+    let number = abi::bucket(hash, maps::settings().buckets);
+    let bucket = maps::SLB_FLOWS.get_ptr_mut(number)?;
+    let tag = abi::tag(hash);
+    for turn in 0..BUCKET_FLOWS {
+        let way = (hash as usize).wrapping_add(turn) % BUCKET_FLOWS;
+        // SAFETY: an element of an array lives as long as the program. A place may be given to another
+        // flow meanwhile, whose `state` or `expires` may then be off for a moment: harmless.
+        let flow = unsafe { &mut (*bucket).flows[way] };
+        if flow.tag == tag && flow.is_of(key) {
+            return Some(flow);
+        }
     }
-    if age(work.now, flow.last_seen) >= REFRESH_JIFFIES {
-        flow.last_seen = work.now;
-        if flow.kind != FLOW_DIRECT {
-            keep_twin(work, flow);
+    None
+}
+
+/// [`hash::flow`], off the beaten track.
+///
+/// Global functions like this one are verified once, not once per way to them. All that they may take
+/// is numbers and pointers to plain structures, of which the verifier says that they may be null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_hash(key: *const FlowKey) -> u64 {
+    // SAFETY: the callers pass references.
+    unsafe { key.as_ref() }.map_or(0, hash::flow)
+}
+
+/// The place of the entry of `key`, or [`NO_PLACE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_position(key: *const FlowKey) -> u32 {
+    // SAFETY: the callers pass references.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NO_PLACE };
+    let hash = hash::flow(key);
+    let number = abi::bucket(hash, maps::settings().buckets);
+    let Some(bucket) = maps::SLB_FLOWS.get(number) else { return NO_PLACE };
+    let tag = abi::tag(hash);
+    for way in 0..BUCKET_FLOWS {
+        let flow = &bucket.flows[way];
+        if flow.tag == tag && flow.is_of(key) {
+            return number * BUCKET_FLOWS as u32 + way as u32;
+        }
+    }
+    NO_PLACE
+}
+
+/// [`hash::flow`], off the beaten track.
+#[inline(always)]
+pub fn hash(key: &FlowKey) -> u64 {
+    flow_hash(key)
+}
+
+/// The place of the entry of `key`, or [`NO_PLACE`].
+#[inline(always)]
+pub fn position(key: &FlowKey) -> u32 {
+    flow_position(key)
+}
+
+/// [`find`] off the beaten track: a call, and a look-up more.
+#[inline(always)]
+pub fn seek(key: &FlowKey) -> Option<&'static mut Flow> {
+    at(position(key))
+}
+
+/// The entry at a place.
+#[inline(always)]
+pub fn at(place: u32) -> Option<&'static mut Flow> {
+    let bucket = maps::SLB_FLOWS.get_ptr_mut(place / BUCKET_FLOWS as u32)?;
+    // SAFETY: as in `find`.
+    Some(unsafe { &mut (*bucket).flows[place as usize % BUCKET_FLOWS] })
+}
+
+/// The client's entry of `reply`, whose key is `key`: its place may belong to another flow by now.
+#[inline(always)]
+pub fn peer(reply: &Flow, key: &FlowKey) -> Option<&'static mut Flow> {
+    let flow = at(reply.peer)?;
+    let backend = maps::backend(flow.backend)?;
+    let is_it = flow.tag > TAG_TAKEN
+        && flow.kind == FLOW_FORWARD
+        && flow.proto == reply.proto
+        && flow.port == u32::from(key.dport)
+        && flow.src.same(key.dst)
+        && backend.addr.same(key.src);
+    is_it.then_some(flow)
+}
+
+/// Makes a place free.
+#[inline(always)]
+pub fn forget(flow: &mut Flow) {
+    flow.tag = TAG_FREE;
+}
+
+/// Takes down what a client's packet says about its flow.
+#[inline(always)]
+pub fn note_forward(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
+    let flags = work.packet.flags;
+    let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_FORWARD);
+    if flow.state & (ESTABLISHED | ANSWERED) == ANSWERED && acknowledges(work, flow.sequence) {
+        flow.state |= ESTABLISHED;
+    }
+    let until = work.now.wrapping_add(lifetime(flow, backend));
+    if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
+        // Somebody who has sent packets for a second is no flood of random sources.
+        if flags & SYN == 0 {
+            flow.state |= ESTABLISHED;
+        }
+        flow.expires = until;
+        if flow.peer != NO_PLACE {
+            keep_reply(work, flow, backend);
         }
     }
 }
 
-/// Takes down that one side has closed; `fin` is that side's bit.
+/// Takes down what a backend's packet says about its flow, given the client's entry.
 #[inline(always)]
-pub fn note_end(work: &Work<'_>, flow: &mut Flow, fin: u32) {
-    if work.packet.flags & RST != 0 {
-        flow.state |= abi::RST;
-    } else if work.packet.flags & FIN != 0 {
-        flow.state |= fin;
+pub fn note_reply(work: &Work<'_>, flow: &mut Flow) {
+    let flags = work.packet.flags;
+    let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_REPLY);
+    if flags & (SYN | ACK) == SYN | ACK
+        && flow.state & ESTABLISHED == 0
+        && let Some(tcp) = work.frame.header::<8>(work.packet.l4)
+    {
+        flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
+        flow.state |= ANSWERED;
+    }
+    if let Some(backend) = maps::backend(flow.backend) {
+        let until = work.now.wrapping_add(lifetime(flow, backend));
+        if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
+            flow.expires = until;
+        }
     }
 }
 
-/// Looks at the other direction's entry, which makes it recently used, and puts it back if the table
-/// has lost it.
+/// Takes down what a packet says about a direct flow; `fin` is its side's bit.
+#[inline(always)]
+pub fn note_direct(work: &Work<'_>, flow: &mut Flow, fin: u8) {
+    if work.packet.flags & (FIN | RST) != 0 {
+        ends(work.packet.flags, flow, fin);
+    } else if work.packet.flags & SYN == 0 {
+        flow.state |= ESTABLISHED;
+    }
+    if let Some(backend) = maps::backend(flow.backend) {
+        flow.expires = work.now.wrapping_add(lifetime(flow, backend));
+    }
+}
+
+/// A reply's entry lives as long as the client's.
+#[inline(always)]
+pub fn keep_with(reply: &mut Flow, forward: &Flow) {
+    if reply.expires != forward.expires {
+        reply.expires = forward.expires;
+    }
+    if reply.state != forward.state {
+        reply.state = forward.state;
+    }
+}
+
+/// Takes down a FIN or RST; `fin` is its side's bit. Says whether the flow has ended.
+#[inline(always)]
+fn ends(flags: u8, flow: &mut Flow, fin: u8) -> bool {
+    flow.state |= if flags & RST != 0 { abi::RST } else { fin };
+    abi::has_ended(flow.state)
+}
+
+/// For how many jiffies a flow is remembered after a packet.
+#[inline(always)]
+fn lifetime(flow: &Flow, backend: &Backend) -> u32 {
+    if abi::has_ended(flow.state) {
+        return maps::settings().closing_jiffies;
+    }
+    if u32::from(flow.proto) == TCP && flow.state & ESTABLISHED == 0 {
+        return maps::settings().opening_jiffies;
+    }
+    backend.idle_jiffies
+}
+
+/// Whether a client's packet proves that the client has got the backend's answer to its SYN: who
+/// sends from addresses that are not its own does not know the number.
+#[inline(always)]
+fn acknowledges(work: &Work<'_>, sequence: u32) -> bool {
+    /// As much as a backend may have sent on its own before the client's first packet gets here.
+    const WINDOW: u32 = 1 << 20;
+    if work.packet.flags & (ACK | SYN | RST) != ACK {
+        return false;
+    }
+    let tcp = work.frame.header::<12>(work.packet.l4);
+    tcp.is_some_and(|tcp| u32::from_be(tcp.get(8)).wrapping_sub(sequence) < WINDOW)
+}
+
+/// Keeps the reply's entry, or makes it again if it is gone.
 #[inline(never)]
-fn keep_twin(work: &Work<'_>, flow: &Flow) {
-    let key = &work.packet.key;
-    let twin_key = flow.twin(key);
-    let is_forward = flow.kind == FLOW_FORWARD;
-    if let Some(twin) = find(&twin_key) {
-        if is_forward && twin.epoch != hops::route_epoch() {
-            // Should the kernel not know the way to the client: it has come this way a moment ago.
-            twin.hop = hops::back(work);
+fn keep_reply(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
+    let key = reply_key(&work.packet.key, backend, flow.port as u16);
+    if let Some(reply) = seek(&key) {
+        if reply.kind == FLOW_REPLY {
+            keep_with(reply, flow);
         }
         return;
     }
-    let twin = Flow {
-        addr: if is_forward { key.dst } else { key.src },
-        sport: key.dport,
-        dport: key.sport,
-        backend: flow.backend,
-        kind: if is_forward { FLOW_REPLY } else { FLOW_FORWARD },
-        state: 0,
-        last_seen: work.now,
-        epoch: hops::route_epoch().wrapping_sub(1),
-        hop: hops::back(work),
-    };
-    // A table that has no room for it now may have some in a second.
-    let _ = insert(&twin_key, &twin);
+    flow_insert_reply(work.now, &key, position(&work.packet.key));
 }
 
-/// Whether both sides of a connection have closed, or one has reset it.
-#[inline(never)]
-pub fn has_ended(key: &FlowKey, flow: &Flow) -> bool {
-    let twin = find(&flow.twin(key)).map_or(0, |twin| twin.state);
-    abi::has_ended(flow.state | twin)
-}
-
-/// Whether a flow is idle in both directions, given its client's key and entry.
-#[inline(never)]
-pub fn is_idle(now: u32, key: &FlowKey, flow: &Flow, idle: u32) -> bool {
-    if age(now, flow.last_seen) <= idle {
-        return false;
-    }
-    match find(&flow.twin(key)) {
-        Some(twin) if is_reply_of(twin, key) => age(now, twin.last_seen) > idle,
-        _ => true,
-    }
-}
-
-/// Whether nobody uses this entry any more: its flow has ended, or is idle in both directions. `twin` is
-/// the other direction's entry, if the table has it.
+/// What a backend answers with to `key`, if it was sent from `port`.
 #[inline(always)]
-fn is_abandoned(now: u32, flow: &Flow, twin: Option<&Flow>) -> bool {
-    let idle = maps::backend(flow.backend).map_or(0, |backend| backend.idle_jiffies);
-    let is_idle = |flow: &Flow| age(now, flow.last_seen) > idle;
-    let twin_state = twin.map_or(0, |twin| twin.state);
-    abi::has_ended(flow.state | twin_state) || is_idle(flow) && twin.is_none_or(is_idle)
-}
-
-/// Removes the flow that `key` had, if any: another is to begin under it. One that is direct would
-/// not overwrite the entry.
-#[inline(never)]
-pub fn forget(key: &FlowKey) {
-    let Some(flow) = find(key) else { return };
-    let twin_key = flow.twin(key);
-    if let Some(twin) = find(&twin_key)
-        && is_reply_of(twin, key)
-    {
-        remove(&twin_key);
-    }
-    remove(key);
-}
-
-/// Whether `reply` is the reply entry of the flow whose client sends `key`.
-#[inline(always)]
-fn is_reply_of(reply: &Flow, key: &FlowKey) -> bool {
-    reply.kind == FLOW_REPLY
-        && reply.sport == key.dport
-        && reply.dport == key.sport
-        && reply.addr.same(key.dst)
-}
-
-/// Whether `forward` is the client's entry of the flow whose backend answers with `key`: the table may
-/// have lost that entry, and the client's key begun a newer flow.
-#[inline(always)]
-fn is_forward_of(forward: &Flow, key: &FlowKey) -> bool {
-    forward.kind == FLOW_FORWARD
-        && forward.sport == key.dport
-        && forward.dport == key.sport
-        && forward.addr.same(key.src)
-}
-
-/// Makes `key`, what a backend answers with, free for the flow of `work`, if nobody uses it.
-#[inline(never)]
-fn claim(work: &Work<'_>, key: &FlowKey) -> bool {
-    let Some(owner) = find(key) else { return true };
-    if is_reply_of(owner, &work.packet.key) {
-        return true;
-    }
-    let twin_key = owner.twin(key);
-    let twin = match find(&twin_key) {
-        Some(twin) if owner.kind == FLOW_REPLY && is_forward_of(twin, key) => Some(&*twin),
-        _ => None,
-    };
-    if !is_abandoned(work.now, owner, twin) {
-        return false;
-    }
-    if twin.is_some() {
-        remove(&twin_key);
-    }
-    true
-}
-
-/// Makes the entries of a new flow to `backend`, whose index is `id`.
-///
-/// `kind` is that of the backend's entry. [`FLOW_DIRECT`] has no other, and is passed as it is;
-/// unless the client's port is taken: then it becomes a flow like any other.
-#[inline(always)]
-pub fn create(work: &Work<'_>, id: u32, backend: &Backend, kind: u32) -> Result<(), Verdict> {
-    let key = &work.packet.key;
-    let mut reply_key = FlowKey {
+fn reply_key(key: &FlowKey, backend: &Backend, port: u16) -> FlowKey {
+    FlowKey {
         src: backend.addr,
         dst: key.src,
         sport: backend.port as u16,
-        dport: key.sport,
+        dport: port,
         proto: key.proto,
-    };
-    let flow = maps::SLB_SCRATCH.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
-    // SAFETY: this CPU's own, and a program is not interrupted by another on its CPU.
-    let flow = unsafe { &mut *flow };
-    *flow = Flow {
-        addr: key.dst,
-        sport: key.dport,
-        dport: key.sport,
-        backend: id,
-        kind,
-        state: 0,
-        last_seen: work.now,
-        // Looked up with the first reply, by when the kernel may have met the client.
-        epoch: hops::route_epoch().wrapping_sub(1),
-        hop: hops::back(work),
-    };
-    let mut draw = hash::flow(key);
-    let mut attempts = 0;
-    while !claim(work, &reply_key) {
-        if attempts == PORT_ATTEMPTS {
-            return Err(Verdict::NoPort);
+    }
+}
+
+/// Whether a flow other than that of `own` has the answer `reply`. What nobody uses any more is removed.
+#[inline(always)]
+pub fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
+    flow_is_taken(now, reply, own) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey) -> u32 {
+    // SAFETY: the caller above passes references.
+    let (Some(reply), Some(own)) = (unsafe { (reply.as_ref(), own.as_ref()) }) else { return 1 };
+    let Some(owner) = seek(reply) else { return 0 };
+    let is_reply = owner.kind == FLOW_REPLY;
+    let mut is_free = abi::has_ended(owner.state) || is_over(now, owner.expires);
+    if is_reply {
+        match peer(owner, reply) {
+            Some(forward) if is_free || forward.is_of(own) => {
+                forget(forward);
+                is_free = true;
+            }
+            Some(_) => {}
+            None => is_free = true,
         }
-        attempts += 1;
-        draw = draw.wrapping_mul(0x9e37_79b1).wrapping_add(1);
-        reply_key.dport = (FIRST_PORT + hash::slot(draw, 0x1_0000 - FIRST_PORT)) as u16;
-        flow.kind = FLOW_REPLY;
     }
-    let inserted = insert(&reply_key, flow);
-    if flow.kind == FLOW_DIRECT {
-        // Not remembered is no reason not to pass it.
-        return Err(Verdict::Direct);
+    if is_free {
+        forget(owner);
+        return 0;
     }
-    inserted?;
-    flow.addr = backend.addr;
-    flow.sport = reply_key.dport;
-    flow.dport = reply_key.sport;
-    flow.kind = FLOW_FORWARD;
-    insert(key, flow)
+    1
 }
 
-/// Writes an entry.
+/// Makes the entries of the flow of `key` to the backend `id`, and gives the source port towards it.
+/// `with_reply`: the answer's as well.
 #[inline(always)]
-fn insert(key: &FlowKey, flow: &Flow) -> Result<(), Verdict> {
-    maps::SLB_FLOWS.insert(key, flow, BPF_ANY.into()).map_err(|_| Verdict::TableFull)
+pub fn create(now: u32, key: &FlowKey, id: u32, with_reply: bool) -> Result<u16, Verdict> {
+    let created = flow_create(now, key, id, with_reply.into());
+    if created & IS_VERDICT == 0 { Ok(created as u16) } else { Err(Verdict::from_slot(created)) }
 }
 
-/// Removes an entry, if it is there.
+/// In what [`flow_create`] gives: the rest is a verdict.
+const IS_VERDICT: u32 = 1 << 16;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u32) -> u32 {
+    // SAFETY: the caller above passes a reference.
+    let (Some(key), Some(backend), Some(Scratch { reply, .. })) =
+        (unsafe { key.as_ref() }, maps::backend(id), maps::scratch())
+    else {
+        return IS_VERDICT | Verdict::Inconsistent as u32;
+    };
+    *reply = reply_key(key, backend, key.sport);
+    let hash = flow_hash(key);
+    if with_reply != 0 {
+        // A direct flow must not pass for the one through a listener that may be there without an
+        // entry.
+        let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
+        let mut is_own = !is_direct;
+        let mut draw = hash::choice(hash);
+        let mut attempts = 0;
+        while is_taken(now, reply, key) || !is_own && direct::may_be_balanced(reply, id) {
+            if attempts == PORT_ATTEMPTS {
+                return IS_VERDICT | Verdict::NoPort as u32;
+            }
+            attempts += 1;
+            is_own = false;
+            draw = draw.wrapping_mul(0x9e37_79b1).wrapping_add(1);
+            reply.dport = (FIRST_PORT + hash::slot(draw, 0x1_0000 - FIRST_PORT)) as u16;
+        }
+    }
+    let place = flow_take(now, hash);
+    let Some(flow) = at(place) else { return IS_VERDICT | Verdict::TableFull as u32 };
+    fill(flow, key, id, FLOW_FORWARD, now.wrapping_add(maps::settings().opening_jiffies));
+    flow.port = reply.dport.into();
+    publish(flow, hash);
+    if with_reply != 0 && flow_insert_reply(now, reply, place) == NO_PLACE {
+        forget(flow);
+        return IS_VERDICT | Verdict::TableFull as u32;
+    }
+    reply.dport.into()
+}
+
+/// Remembers that what a backend answers with `key` is not for us.
 #[inline(always)]
-fn remove(key: &FlowKey) {
-    // By reference: a copy would not fit on the stack any more.
-    let _ = maps::SLB_FLOWS.remove(key);
+pub fn insert_direct(now: u32, key: &FlowKey, id: u32) {
+    let hash = flow_hash(key);
+    if let Some(flow) = at(flow_take(now, hash)) {
+        fill(flow, key, id, FLOW_DIRECT, now.wrapping_add(maps::settings().opening_jiffies));
+        publish(flow, hash);
+    }
+}
+
+/// Makes the entry of an answer to the flow at `place`, and gives its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_insert_reply(now: u32, key: *const FlowKey, place: u32) -> u32 {
+    // SAFETY: the callers pass references.
+    let (Some(key), Some(forward)) = (unsafe { key.as_ref() }, at(place)) else { return NO_PLACE };
+    let hash = flow_hash(key);
+    let own = flow_take(now, hash);
+    if let Some(flow) = at(own) {
+        fill(flow, key, forward.backend, FLOW_REPLY, forward.expires);
+        flow.state = forward.state;
+        flow.peer = place;
+        publish(flow, hash);
+        forward.peer = own;
+    }
+    own
+}
+
+/// Writes an entry, except for its tag.
+#[inline(always)]
+fn fill(flow: &mut Flow, key: &FlowKey, id: u32, kind: u8, expires: u32) {
+    flow.expires = expires;
+    flow.src = key.src;
+    flow.dst = key.dst;
+    flow.sport = key.sport;
+    flow.dport = key.dport;
+    flow.backend = id;
+    flow.proto = key.proto as u8;
+    flow.kind = kind;
+    flow.state = 0;
+    flow.spare = 0;
+    flow.port = key.sport.into();
+    flow.peer = NO_PLACE;
+    flow.sequence = 0;
+}
+
+/// Lets others find an entry.
+#[inline(always)]
+fn publish(flow: &mut Flow, hash: u64) {
+    compiler_fence(Ordering::Release);
+    // SAFETY: an aligned word.
+    unsafe { ptr::write_volatile(&raw mut flow.tag, abi::tag(hash)) };
+}
+
+/// Takes a place for a flow with this hash; [`NO_PLACE`] if all that it could have are established.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_take(now: u32, hash: u64) -> u32 {
+    let number = abi::bucket(hash, maps::settings().buckets);
+    let Some(bucket) = maps::SLB_FLOWS.get_ptr_mut(number) else { return NO_PLACE };
+    let mut best = 0;
+    let mut found = 0;
+    for turn in 0..BUCKET_FLOWS {
+        let way = (hash as usize).wrapping_add(turn) % BUCKET_FLOWS;
+        // SAFETY: as in `find`.
+        let flow = unsafe { &(*bucket).flows[way] };
+        // The higher, the less it is missed: free, over, or opening, the oldest first.
+        let rank = match flow.tag {
+            TAG_FREE => u32::MAX,
+            TAG_TAKEN => 0,
+            _ if is_over(now, flow.expires) => u32::MAX - 1,
+            _ if flow.state & ESTABLISHED == 0 || abi::has_ended(flow.state) => {
+                i32::MAX as u32 - flow.expires.wrapping_sub(now).min(i32::MAX as u32 - 1)
+            }
+            _ => 0,
+        };
+        if rank > best {
+            best = rank;
+            found = way;
+        }
+        if rank == u32::MAX {
+            break;
+        }
+    }
+    if best == 0 {
+        return NO_PLACE;
+    }
+    // SAFETY: as in `find`.
+    let tag = unsafe { &raw mut (*bucket).flows[found % BUCKET_FLOWS].tag };
+    // SAFETY: an aligned word of an array. Whoever loses goes without an entry.
+    let is_ours = unsafe { atomic::exchange(tag, *tag, TAG_TAKEN) };
+    if is_ours { number * BUCKET_FLOWS as u32 + found as u32 } else { NO_PLACE }
 }

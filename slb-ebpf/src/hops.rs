@@ -1,5 +1,10 @@
 //! The way out: next hops, and the redirect.
 
+use core::{
+    ptr,
+    sync::atomic::{Ordering, compiler_fence},
+};
+
 use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
@@ -10,11 +15,15 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use slb_common::{
-    abi::{Flow, Hop},
+    abi::{
+        Address, CLIENT_LOCAL, Client, EPOCH_MET, EPOCH_TAKEN, Hop, MAX_CLIENTS, ROLE_LOCAL,
+        ROLE_VIP,
+    },
+    hash,
     verdict::Verdict,
 };
 
-use crate::{Work, maps};
+use crate::{Work, atomic, maps};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -31,7 +40,7 @@ pub fn transmit(ctx: &XdpContext, ifindex: u32) -> u32 {
 
 /// How the frame came: the way back to its sender, if that is where the route leads as well.
 #[inline(always)]
-pub fn back(work: &Work<'_>) -> Hop {
+fn back(work: &Work<'_>) -> Hop {
     let Some(eth) = work.frame.header::<12>(0) else { return Hop::KERNEL };
     // The sender's address comes second in a frame, and first in the answer.
     let (to_us, from): ([u16; 3], [u16; 3]) =
@@ -47,34 +56,99 @@ const fn pair(first: u16, second: u16) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
 
-/// Counts the changes of the kernel's routes and neighbours.
+/// Where the way from a VIP to a client is kept.
 #[inline(always)]
-pub fn route_epoch() -> u32 {
-    maps::SLB_SETTINGS.get(0).map_or(0, |settings| settings.route_epoch)
+fn client(addr: &Address, vip: &Address) -> Option<&'static mut Client> {
+    let index = hash::address(*addr) ^ hash::address(*vip);
+    let client = maps::SLB_CLIENTS.get_ptr_mut((index % MAX_CLIENTS) as u32)?;
+    // SAFETY: an element of an array lives as long as the program; who writes to it has taken it.
+    Some(unsafe { &mut *client })
 }
 
-/// The way to the client of a flow, looked up in the kernel's tables once per [`route_epoch`].
+/// Whether it is the one that is looked for, and not about to be another's.
 #[inline(always)]
-pub fn to_client(work: &Work<'_>, flow: &mut Flow) -> Result<Hop, Verdict> {
-    let epoch = route_epoch();
-    if flow.epoch != epoch
-        && let Some(verdict) = look_up(work, flow, epoch)
-    {
-        return Err(verdict);
+fn is_of(client: &Client, addr: &Address, vip: &Address) -> bool {
+    client.addr.same(*addr) && client.vip.same(*vip)
+}
+
+/// Notes how a client's packets come, until the kernel says how to get to it.
+#[inline(always)]
+pub fn meet_client(work: &Work<'_>) {
+    let (addr, vip) = (&work.packet.key.src, &work.packet.key.dst);
+    let Some(client) = client(addr, vip) else { return };
+    if !is_of(client, addr, vip) {
+        store(client, addr, vip, back(work), EPOCH_MET, 0);
     }
-    Ok(flow.hop)
 }
 
-/// Asks the kernel for the way from the VIP to the client, and writes it to the flow. Only an answer
-/// is good for the epoch; what is a makeshift is asked for again with the next reply.
+/// Writes where nobody else is writing.
+#[inline(always)]
+fn store(client: &mut Client, addr: &Address, vip: &Address, hop: Hop, epoch: u32, flags: u32) {
+    let before = client.epoch;
+    // SAFETY: an aligned word of an array.
+    if before == EPOCH_TAKEN
+        || !unsafe { atomic::exchange(&raw mut client.epoch, before, EPOCH_TAKEN) }
+    {
+        return;
+    }
+    client.addr = *addr;
+    client.vip = *vip;
+    client.hop = hop;
+    client.flags = flags;
+    compiler_fence(Ordering::Release);
+    // SAFETY: an aligned word.
+    unsafe { ptr::write_volatile(&raw mut client.epoch, epoch) };
+}
+
+/// The way from the VIP `vip` to the destination of a reply, looked up in the kernel's tables once per
+/// route epoch.
+#[inline(always)]
+pub fn to_client(work: &Work<'_>, vip: &Address) -> Result<Hop, Verdict> {
+    let addr = &work.packet.key.dst;
+    let client = client(addr, vip).ok_or(Verdict::Inconsistent)?;
+    let epoch = client.epoch;
+    let mut hop = client.hop;
+    let mut flags = client.flags;
+    // SAFETY: an aligned word.
+    let is_whole =
+        is_of(client, addr, vip) && unsafe { ptr::read_volatile(&raw const client.epoch) } == epoch;
+    if !is_whole || epoch != maps::settings().route_epoch {
+        if !is_whole || epoch == EPOCH_TAKEN {
+            hop = Hop::KERNEL;
+        }
+        let answer = look_up(work, vip, &mut hop);
+        if answer & IS_VERDICT != 0 {
+            return Err(Verdict::from_slot(answer));
+        }
+        flags = answer;
+    }
+    if flags & CLIENT_LOCAL != 0 {
+        return Err(Verdict::NotOurs);
+    }
+    Ok(hop)
+}
+
+/// In what [`look_up`] gives: the rest is a verdict.
+const IS_VERDICT: u32 = 1 << 16;
+
+/// Asks the kernel for the way from the VIP to the client; `hop` is the last that is known. Gives
+/// [`Client::flags`]. Only an answer is good for the epoch; what is a makeshift is asked for again
+/// with the next reply.
 #[inline(never)]
-fn look_up(work: &Work<'_>, flow: &mut Flow, epoch: u32) -> Option<Verdict> {
+fn look_up(work: &Work<'_>, vip: &Address, hop: &mut Hop) -> u32 {
+    let addr = &work.packet.key.dst;
+    let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
+    let epoch = maps::settings().route_epoch;
+    if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
+        store(client, addr, vip, Hop::KERNEL, epoch, CLIENT_LOCAL);
+        return CLIENT_LOCAL;
+    }
     // SAFETY: integers and unions of integers only.
     let mut query: FibLookup = unsafe { core::mem::zeroed() };
     query.ifindex = work.ctx.ingress_ifindex() as u32;
     query.l4_protocol = work.packet.key.proto as u8;
-    let src = flow.addr.words();
-    let dst = work.packet.key.dst.words();
+    let src = vip.words();
+    let dst = addr.words();
     if work.packet.is_v4 {
         query.family = AF_INET;
         query.__bindgen_anon_3.ipv4_src = src[3];
@@ -88,27 +162,27 @@ fn look_up(work: &Work<'_>, flow: &mut Flow, epoch: u32) -> Option<Verdict> {
     let answer = unsafe {
         bpf_fib_lookup(
             work.ctx.ctx.cast(),
-            core::ptr::from_mut(&mut query).cast(),
+            ptr::from_mut(&mut query).cast(),
             size_of::<FibLookup>() as i32,
             0,
         )
     } as u32;
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS if can_redirect(query.ifindex) => {
-            flow.hop = Hop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
-            flow.epoch = epoch;
+            *hop = Hop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
+            store(client, addr, vip, *hop, epoch, 0);
         }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
-            return Some(Verdict::NoRoute);
+            return IS_VERDICT | Verdict::NoRoute as u32;
         }
         // The neighbour is one that the kernel has not needed yet: the client's last packet came
         // from it, or the kernel knew it a moment ago.
-        BPF_FIB_LKUP_RET_NO_NEIGH if query.ifindex == flow.hop.ifindex => {}
+        BPF_FIB_LKUP_RET_NO_NEIGH if query.ifindex == hop.ifindex => {}
         // A gateway that does not forward for anybody else can still answer its clients.
         BPF_FIB_LKUP_RET_FWD_DISABLED => {}
-        _ => flow.hop = Hop::KERNEL,
+        _ => *hop = Hop::KERNEL,
     }
-    None
+    0
 }
 
 #[inline(always)]

@@ -1,21 +1,25 @@
 //! Every map: who writes it, who reads it, what a missing entry means. `docs/maps.md` shows dumps.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, PerCpuArray},
     macros::btf_map,
 };
 use slb_common::{
     abi::{
-        Address, Backend, Chunk, Counter, DEFAULT_CHUNKS, DEFAULT_FLOW_ENTRIES, DirectEndpoint,
-        Endpoint, Flow, FlowKey, Interface, Listener, MAX_BACKENDS, MAX_ENDPOINTS, MAX_INTERFACES,
-        MAX_LISTENERS, Roles, Settings, Traffic,
+        Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
+        Endpoint, Filter, Interface, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS,
+        MAX_INTERFACES, MAX_LISTENERS, Origin, Roles, Scratch, Settings, Traffic,
     },
+    hash,
     verdict::MAX_VERDICTS,
 };
 
 /// Not preallocated: a replaced value lives on until the packets that have looked it up are done.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+/// Begins at a page, so that elements of 64 bytes are cache lines, and the agent can look into it
+/// without a system call per element.
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Written by the agent. Missing: no listener there.
 #[btf_map]
@@ -31,7 +35,11 @@ pub static SLB_CURSORS: Array<u64, MAX_LISTENERS> = Array::new();
 
 /// Written by the agent.
 #[btf_map]
-pub static SLB_BACKENDS: Array<Backend, MAX_BACKENDS> = Array::new();
+pub static SLB_BACKENDS: Array<Backend, MAX_BACKENDS, MMAPABLE> = Array::new();
+
+/// Written by the agent.
+#[btf_map]
+pub static SLB_FILTER: Array<Filter, 1, MMAPABLE> = Array::new();
 
 /// Written by the agent. Missing: the address means nothing to us.
 #[btf_map]
@@ -39,8 +47,7 @@ pub static SLB_ADDRESSES: HashMap<Address, Roles, MAX_ENDPOINTS, NO_PREALLOC> = 
 
 /// Written by the agent. Missing: nobody balances to that address and port.
 #[btf_map]
-pub static SLB_ENDPOINTS: HashMap<Endpoint, DirectEndpoint, MAX_ENDPOINTS, NO_PREALLOC> =
-    HashMap::new();
+pub static SLB_ENDPOINTS: HashMap<Endpoint, Origin, MAX_ENDPOINTS, NO_PREALLOC> = HashMap::new();
 
 /// Written by the agent. Missing: XDP cannot send there, the kernel has to.
 #[btf_map]
@@ -50,9 +57,18 @@ pub static SLB_INTERFACES: HashMap<u32, Interface, MAX_INTERFACES, NO_PREALLOC> 
 #[btf_map]
 pub static SLB_SETTINGS: Array<Settings, 1> = Array::new();
 
-/// Written by the program. Missing: a new flow. Full: the least recently used goes.
+/// Written by the program: the ways to clients, one per [`hash::address`].
 #[btf_map]
-pub static SLB_FLOWS: LruHashMap<FlowKey, Flow, DEFAULT_FLOW_ENTRIES> = LruHashMap::new();
+pub static SLB_CLIENTS: Array<Client, MAX_CLIENTS> = Array::new();
+
+/// Written by the program; the agent frees places.
+#[btf_map]
+pub static SLB_FLOWS: Array<Bucket, DEFAULT_BUCKETS, MMAPABLE> = Array::new();
+
+/// Written by the program, indexed like `SLB_BACKENDS`: when somebody last talked to the backend's
+/// address and port directly, in jiffies; 0: never.
+#[btf_map]
+pub static SLB_DIRECT: Array<u32, MAX_BACKENDS> = Array::new();
 
 /// Written by the program; the index is [`slb_common::verdict::Verdict`].
 #[btf_map]
@@ -62,12 +78,40 @@ pub static SLB_VERDICTS: PerCpuArray<Counter, MAX_VERDICTS> = PerCpuArray::new()
 #[btf_map]
 pub static SLB_TRAFFIC: PerCpuArray<Traffic, MAX_BACKENDS> = PerCpuArray::new();
 
-/// Written and read by the program: the entry that is being made, for which its stack has no room.
+/// Written and read by the program.
 #[btf_map]
-pub static SLB_SCRATCH: PerCpuArray<Flow, 1> = PerCpuArray::new();
+pub static SLB_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// This CPU's scratch memory.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: this CPU's own, and a program is not interrupted by another on its CPU.
+    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
 
 /// A backend by its index.
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static Backend> {
     SLB_BACKENDS.get(id)
+}
+
+/// What the addresses of a packet may be to us: roles of the source and of the destination.
+#[inline(always)]
+pub fn filter(src: &Address, dst: &Address) -> (u32, u32) {
+    let Some(filter) = SLB_FILTER.get(0) else { return (0, 0) };
+    let roles = |addr: &Address| u32::from(filter.roles[hash::address(*addr)]);
+    (roles(src), roles(dst))
+}
+
+/// What an address is to us.
+#[inline(always)]
+pub fn roles(addr: &Address) -> u32 {
+    // SAFETY: copied out at once.
+    unsafe { SLB_ADDRESSES.get(addr) }.copied().unwrap_or_default().roles
+}
+
+/// The agent's settings.
+#[inline(always)]
+pub fn settings() -> Settings {
+    SLB_SETTINGS.get(0).copied().unwrap_or_default()
 }

@@ -139,6 +139,9 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             _ = retry.tick(), if !agent.failures.is_empty() => {
                 agent.reconcile();
             }
+            () = until(agent.planner.due()) => {
+                agent.reconcile();
+            }
         }
     }
     following.abort();
@@ -184,16 +187,17 @@ impl Agent {
     }
 
     fn log_datapath(&self) {
-        let (entries, bytes) = self.datapath.flow_table();
-        info!(flows = entries / 2, mebibytes = bytes >> 20, "flow table");
+        let (flows, bytes) = self.datapath.flow_table();
+        info!(flows, mebibytes = bytes >> 20, "flow table");
         for problem in self.flow_table_problem().iter().chain(self.datapath.warning()) {
             warn!("{problem}");
         }
     }
 
     fn flow_table_problem(&self) -> Option<String> {
-        let (made, wanted) = (self.datapath.flow_table().0 / 2, self.config.gateway.flows);
-        (made != wanted).then(|| {
+        let (made, wanted) = (self.datapath.flow_table().0, self.config.gateway.flows);
+        // Rounded up to whole buckets.
+        (made != wanted.next_multiple_of(2)).then(|| {
             format!(
                 "the flow table was made for {made} flows; gateway.flows = {wanted} takes effect \
                  after `slb unload`"
@@ -306,7 +310,10 @@ impl Agent {
             health: &self.health,
             hops: &self.surroundings.hops,
             interfaces: &interfaces,
+            locals: &self.surroundings.addresses,
             jiffies: self.jiffies,
+            installed: self.datapath.maps.installed(),
+            now: Instant::now(),
         };
         let desired = self.planner.desired(&self.layout, now);
         let steps = plan(&desired, self.datapath.maps.installed());
@@ -354,6 +361,14 @@ impl Agent {
     }
 }
 
+/// Waits for a moment; for ever if there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What the maps are made for, if this agent is the first.
 fn capacities(config: &Config) -> Capacities {
     let mut chunks = 0;
@@ -369,9 +384,10 @@ fn capacities(config: &Config) -> Capacities {
             chunks += families * slots.div_ceil(CHUNK_SLOTS);
         }
     }
-    // Twice for the swap, and as much again for what the file may grow to.
-    let chunks = (3 * chunks).next_power_of_two().max(DEFAULT_CHUNKS);
-    Capacities { flow_entries: config.gateway.flows.saturating_mul(2), chunks: chunks as u32 }
+    // Twice for the schedule before, twice for the swap, and as much again for what the file may grow
+    // to.
+    let chunks = (6 * chunks).next_power_of_two().max(DEFAULT_CHUNKS);
+    Capacities { flows: config.gateway.flows, chunks: chunks as u32 }
 }
 
 /// Health as an earlier agent has left it in the maps.

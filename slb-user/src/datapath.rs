@@ -2,10 +2,12 @@
 
 mod bpffs;
 mod error;
+mod filter;
 mod layouts;
 mod links;
 mod loader;
 mod maps;
+mod memory;
 mod pins;
 mod slots;
 #[cfg(feature = "trace")]

@@ -1,14 +1,16 @@
 //! (Layout, health, next hops) → what the maps should hold. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
+    time::Instant,
 };
 
 use slb_common::abi::{
-    self, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend,
-    DirectEndpoint, Endpoint, Hop, Interface, ROLE_BACKEND, ROLE_VIP,
+    self, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE,
+    Backend, Endpoint, Hop, Interface, NO_BACKEND, ORIGIN_SHARED, ORIGIN_TRACKED, Origin,
+    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
 };
 
 use crate::{
@@ -16,7 +18,10 @@ use crate::{
     config::{AllUnhealthy, Scheduler},
     health::Health,
     layout::{Layout, Role, Service, Target},
-    schedule::{Member, maglev, ring},
+    schedule::{
+        Member, maglev, ring,
+        transition::{Terms, Transition},
+    },
     state::{self, Schedule, State},
 };
 
@@ -24,10 +29,33 @@ use crate::{
 const RING_LIMIT: usize = 65_536;
 
 /// Computes states, and remembers the schedules: a table of a thousand backends takes milliseconds,
-/// and a change concerns few of them.
+/// a change concerns few of them, and how a schedule has come about decides how it goes on.
 #[derive(Debug, Default)]
 pub struct Planner {
-    schedules: HashMap<u32, (Scheduler, Vec<Member>, usize, Arc<Schedule>)>,
+    schedules: HashMap<u32, Planned>,
+}
+
+/// The schedule of a service.
+#[derive(Debug)]
+struct Planned {
+    scheduler: Scheduler,
+    members: Vec<Member>,
+    /// Backends, usable or not.
+    of: usize,
+    shared: HashSet<u32>,
+    wanted: Vec<u32>,
+    way: Way,
+    published: Arc<Schedule>,
+}
+
+/// How a schedule changes.
+#[derive(Debug)]
+enum Way {
+    /// Slot by slot.
+    Hash(Transition),
+    /// At once, because every flow has an entry, except for those of a schedule by hash before it:
+    /// connections without an entry go by that until then.
+    Ring { previous: Vec<u32>, until: Instant },
 }
 
 /// What the state depends on besides the configuration.
@@ -39,34 +67,111 @@ pub struct Circumstances<'a> {
     pub hops: &'a HashMap<IpAddr, Hop>,
     /// By index.
     pub interfaces: &'a BTreeMap<u32, Interface>,
+    /// Addresses of the gateway itself.
+    pub locals: &'a [IpAddr],
     /// Converts timeouts.
     pub jiffies: Jiffies,
+    /// What the maps hold.
+    pub installed: &'a State,
+    /// The present.
+    pub now: Instant,
 }
+
+/// For whom a backend's address and port answer.
+type Owners = HashMap<Endpoint, Vec<(Endpoint, u32)>>;
 
 impl Planner {
     /// What the maps should hold.
     pub fn desired(&mut self, layout: &Layout, now: Circumstances<'_>) -> State {
         let mut state = State { interfaces: now.interfaces.clone(), ..State::default() };
+        for &local in now.locals {
+            state.addresses.entry(local.into()).or_default().roles |= ROLE_LOCAL;
+        }
+        let owners = owners(layout);
+        let is_shared = |at: &Endpoint| owners.get(at).is_some_and(|owners| owners.len() > 1);
+        let mut tracked = HashSet::new();
         for service in &layout.services {
             let targets = &layout.targets[service.targets.clone()];
-            let usable = usable(service, targets, &now.health[service.targets.clone()]);
-            let schedule = self.schedule(service, targets, &usable);
+            let health = &now.health[service.targets.clone()];
+            let usable = usable(service, targets, health);
+            let shared = targets.iter().filter(|target| is_shared(&service.origin(target)));
+            let shared: HashSet<u32> = shared.map(|target| target.id).collect();
+            let schedule = self.schedule(service, targets, &usable, &shared, &now);
+            if self.is_tracked(service.id) {
+                tracked.insert(service.id);
+            }
             for &endpoint in &service.endpoints {
                 let schedule = Arc::clone(&schedule);
                 state.listeners.insert(endpoint, state::Service { id: service.id, schedule });
                 state.addresses.entry(endpoint.addr).or_default().roles |= ROLE_VIP;
             }
-            let proto = service.endpoints[0].proto;
-            let health = &now.health[service.targets.clone()];
             for ((target, &health), &usable) in targets.iter().zip(health).zip(&usable) {
-                let backend = backend(service, target, health, usable, &now);
-                let endpoint = Endpoint { addr: backend.addr, port: backend.port, proto };
+                let mut backend = backend(service, target, health, usable, &now);
+                if shared.contains(&target.id) {
+                    backend.flags |= BACKEND_SHARED;
+                }
                 state.backends.insert(target.id, backend);
-                state.endpoints.entry(endpoint).or_insert(DirectEndpoint { backend: target.id });
-                state.addresses.entry(endpoint.addr).or_default().roles |= ROLE_BACKEND;
+                state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
             }
         }
+        for (at, owners) in owners {
+            let before = now.installed.endpoints.get(&at);
+            let is_before = |(vip, _): &&(Endpoint, u32)| {
+                before.is_some_and(|origin| (origin.vip, origin.port) == (vip.addr, vip.port))
+            };
+            // Whoever was there first has flows without entries.
+            let Some((vip, backend)) = owners.iter().find(is_before).or(owners.first()) else {
+                continue;
+            };
+            let is_tracked = tracked.contains(&state.backends[backend].listener);
+            let flags = if owners.len() > 1 { ORIGIN_SHARED } else { 0 }
+                | if is_tracked { ORIGIN_TRACKED } else { 0 };
+            let (vip, port) = (vip.addr, vip.port);
+            state.endpoints.insert(at, Origin { vip, port, backend: *backend, flags, spare: 0 });
+        }
         state
+    }
+
+    /// When something changes by itself.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        let due = |planned: &Planned| match &planned.way {
+            Way::Hash(transition) => transition.due(),
+            Way::Ring { previous, until } => (!previous.is_empty()).then_some(*until),
+        };
+        self.schedules.values().filter_map(due).min()
+    }
+
+    /// The schedules some of whose slots a look at the flow table may settle, by the listener's id.
+    #[must_use]
+    pub fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
+        let is_watched = |planned: &&Planned| match &planned.way {
+            Way::Hash(transition) => transition.is_watched(),
+            Way::Ring { .. } => false,
+        };
+        let watched = self.schedules.iter().filter(|(_, planned)| is_watched(planned));
+        watched.map(|(&id, planned)| (id, Arc::clone(&planned.published))).collect()
+    }
+
+    /// Settles the slots of `schedule` whose flows have no entries: all but those in `pinned`.
+    pub fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
+        let Some(planned) = self.schedules.get_mut(&id) else { return };
+        // Another one by now: the look was in vain.
+        if !Arc::ptr_eq(&planned.published, schedule) {
+            return;
+        }
+        if let Way::Hash(transition) = &mut planned.way {
+            transition.settle(pinned);
+            planned.published = Arc::new(transition.schedule(&planned.shared));
+        }
+    }
+
+    /// Whether flows of the listener may have entries that want to know of SYN, FIN and RST.
+    fn is_tracked(&self, id: u32) -> bool {
+        self.schedules.get(&id).is_some_and(|planned| match &planned.way {
+            Way::Hash(transition) => !transition.is_settled(),
+            Way::Ring { .. } => true,
+        })
     }
 
     fn schedule(
@@ -74,45 +179,164 @@ impl Planner {
         service: &Service,
         targets: &[Target],
         usable: &[bool],
+        shared: &HashSet<u32>,
+        now: &Circumstances<'_>,
     ) -> Arc<Schedule> {
-        let usable: Vec<&Target> = targets
+        let candidates: Vec<&Target> = targets
             .iter()
             .zip(usable)
             .filter_map(|(target, usable)| usable.then_some(target))
             .collect();
-        let primary = usable.iter().position(|target| target.role == Role::Primary);
+        let primary = candidates.iter().position(|target| target.role == Role::Primary);
         let chosen = match primary {
-            Some(primary) => &usable[primary..=primary],
-            None => &usable[..],
+            Some(primary) => &candidates[primary..=primary],
+            None => &candidates[..],
         };
-        let members: Vec<Member> = chosen
-            .iter()
-            .map(|target| Member {
-                id: target.id,
-                identity: target.identity,
-                weight: target.weight,
-            })
-            .collect();
-        if let Some((scheduler, known, of, schedule)) = self.schedules.get(&service.id)
-            && *scheduler == service.scheduler
-            && *known == members
-            && *of == targets.len()
-        {
-            return Arc::clone(schedule);
-        }
-        let (scheduler, slots) = match (service.scheduler, &members[..]) {
-            // Nothing to choose.
-            (_, [only]) if only.weight > 0 => (abi::SCHEDULER_HASH, vec![only.id]),
-            // As large for the healthy ones as for all, so that a failure moves as little as it can.
-            (Scheduler::Tch, _) => {
-                (abi::SCHEDULER_HASH, maglev::table(&members, maglev::size_for(targets.len())))
+        let member = |target: &&Target| Member {
+            id: target.id,
+            identity: target.identity,
+            weight: target.weight,
+        };
+        let members: Vec<Member> = chosen.iter().map(member).collect();
+        let terms = Terms {
+            connections: service.endpoints[0].proto == abi::TCP,
+            idle: service.idle_timeout,
+            now: now.now,
+        };
+        let before = self.schedules.remove(&service.id);
+        let is_same = before.as_ref().is_some_and(|before| {
+            before.scheduler == service.scheduler
+                && before.members == members
+                && before.of == targets.len()
+                && before.shared == *shared
+        });
+        let planned = match before {
+            Some(before) if is_same && !before.is_due(now.now) => before,
+            before => {
+                let wanted = match &before {
+                    Some(before) if is_same => before.wanted.clone(),
+                    _ => wanted(service, targets, &members),
+                };
+                let is_usable = |id| candidates.iter().any(|target| target.id == id);
+                let from = before.map(|before| before.way).or_else(|| {
+                    let installed = service.endpoints.iter();
+                    let mut installed = installed.filter_map(|at| now.installed.listeners.get(at));
+                    let installed = installed.find(|installed| installed.id == service.id)?;
+                    Some(Way::restored(&installed.schedule, terms))
+                });
+                let way = match service.scheduler {
+                    Scheduler::Tch => Way::hash(from, &wanted, is_usable, terms),
+                    Scheduler::Wrr => Way::ring(from, terms),
+                };
+                let published = Arc::new(way.schedule(&wanted, shared));
+                Planned {
+                    scheduler: service.scheduler,
+                    members,
+                    of: targets.len(),
+                    shared: shared.clone(),
+                    wanted,
+                    way,
+                    published,
+                }
             }
-            (Scheduler::Wrr, _) => (abi::SCHEDULER_RING, ring::ring(&members, RING_LIMIT)),
         };
-        let schedule = Arc::new(Schedule { scheduler, slots });
-        let entry = (service.scheduler, members, targets.len(), Arc::clone(&schedule));
-        self.schedules.insert(service.id, entry);
-        schedule
+        let published = Arc::clone(&planned.published);
+        self.schedules.insert(service.id, planned);
+        published
+    }
+}
+
+impl Planned {
+    fn is_due(&self, now: Instant) -> bool {
+        match &self.way {
+            Way::Hash(transition) => transition.due().is_some_and(|due| due <= now),
+            Way::Ring { previous, until } => !previous.is_empty() && *until <= now,
+        }
+    }
+}
+
+impl Way {
+    /// As an earlier agent has left it.
+    fn restored(schedule: &Schedule, terms: Terms) -> Self {
+        if schedule.scheduler == abi::SCHEDULER_HASH {
+            return Self::Hash(Transition::restored(schedule, terms));
+        }
+        let previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
+        Self::Ring { previous, until: terms.now + terms.idle }
+    }
+
+    fn hash(
+        from: Option<Self>,
+        wanted: &[u32],
+        is_usable: impl Fn(u32) -> bool,
+        terms: Terms,
+    ) -> Self {
+        let mut transition = match from {
+            None => Transition::new(wanted.to_vec()),
+            Some(Self::Hash(transition)) => transition,
+            Some(Self::Ring { .. }) => Transition::watched(wanted.to_vec()),
+        };
+        transition.advance(terms);
+        transition.aim(wanted, is_usable, terms);
+        Self::Hash(transition)
+    }
+
+    fn ring(from: Option<Self>, terms: Terms) -> Self {
+        match from {
+            Some(Self::Ring { previous, until }) if until > terms.now => {
+                Self::Ring { previous, until }
+            }
+            Some(Self::Hash(transition)) => Self::Ring {
+                previous: transition.owners().to_vec(),
+                until: terms.now + terms.idle,
+            },
+            _ => Self::Ring { previous: Vec::new(), until: terms.now },
+        }
+    }
+
+    fn schedule(&self, wanted: &[u32], shared: &HashSet<u32>) -> Schedule {
+        match self {
+            Self::Hash(transition) => transition.schedule(shared),
+            Self::Ring { previous, .. } => Schedule {
+                scheduler: abi::SCHEDULER_RING,
+                slots: wanted.to_vec(),
+                previous: previous.clone(),
+            },
+        }
+    }
+}
+
+/// Who is to get new flows, slot by slot.
+fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32> {
+    match service.scheduler {
+        Scheduler::Tch => {
+            // As large for the healthy ones as for all, so that a failure moves as little as it can.
+            let is_single = targets.len() == 1 || targets.iter().any(|t| t.role == Role::Primary);
+            let size = if is_single { 1 } else { maglev::size_for(targets.len()) };
+            let table = maglev::table(members, size);
+            if table.is_empty() { vec![NO_BACKEND; size] } else { table }
+        }
+        Scheduler::Wrr => ring::ring(members, RING_LIMIT),
+    }
+}
+
+/// For whom each backend's address and port answer.
+fn owners(layout: &Layout) -> Owners {
+    let mut owners = Owners::new();
+    for service in &layout.services {
+        for target in &layout.targets[service.targets.clone()] {
+            let owners = owners.entry(service.origin(target)).or_default();
+            owners.extend(service.endpoints.iter().map(|&endpoint| (endpoint, target.id)));
+        }
+    }
+    owners
+}
+
+impl Service {
+    /// What answers of a target come from.
+    fn origin(&self, target: &Target) -> Endpoint {
+        let (addr, port) = (target.addr.ip().into(), target.addr.port().into());
+        Endpoint { addr, port, proto: self.endpoints[0].proto }
     }
 }
 
@@ -158,6 +382,7 @@ fn backend(
         hop: reachable
             .filter(|hop| now.interfaces.contains_key(&hop.ifindex))
             .unwrap_or(Hop::KERNEL),
+        ..Backend::default()
     }
 }
 

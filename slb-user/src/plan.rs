@@ -6,7 +6,7 @@
 //!   it is marked unusable;
 //! - a listener is there before its VIP is one.
 
-use slb_common::abi::{Address, Backend, DirectEndpoint, Endpoint, Hop, Interface, Roles};
+use slb_common::abi::{Address, Backend, Endpoint, Hop, Interface, Origin, Roles};
 
 use crate::state::{Service, State};
 
@@ -22,7 +22,7 @@ pub enum Step {
     /// From `SLB_LISTENERS`.
     RemoveListener(Endpoint),
     /// To `SLB_ENDPOINTS`.
-    PutEndpoint(Endpoint, DirectEndpoint),
+    PutEndpoint(Endpoint, Origin),
     /// From `SLB_ENDPOINTS`.
     RemoveEndpoint(Endpoint),
     /// To `SLB_ADDRESSES`.

@@ -6,6 +6,7 @@
 
 pub mod maglev;
 pub mod ring;
+pub mod transition;
 
 /// One backend, as a scheduler sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use slb_common::abi::{Address, Backend, DirectEndpoint, Endpoint, Interface, Roles};
+use slb_common::abi::{Address, Backend, Endpoint, Interface, NO_BACKEND, Origin, Roles, SLOT_BACKEND};
 
 /// The content of every map that the agent writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct State {
     /// `SLB_ADDRESSES`.
     pub addresses: BTreeMap<Address, Roles>,
     /// `SLB_ENDPOINTS`.
-    pub endpoints: BTreeMap<Endpoint, DirectEndpoint>,
+    pub endpoints: BTreeMap<Endpoint, Origin>,
     /// `SLB_INTERFACES`.
     pub interfaces: BTreeMap<u32, Interface>,
 }
@@ -33,8 +33,10 @@ pub struct Service {
 pub struct Schedule {
     /// [`slb_common::abi::Listener::scheduler`].
     pub scheduler: u32,
-    /// Indices into `SLB_BACKENDS`; empty: nobody.
+    /// As in [`slb_common::abi::Chunk`]; empty: nobody.
     pub slots: Vec<u32>,
+    /// The same, for connections that are older than the last change; empty: nobody goes by it.
+    pub previous: Vec<u32>,
 }
 
 impl Schedule {
@@ -42,9 +44,10 @@ impl Schedule {
     #[must_use]
     pub fn shares(&self) -> BTreeMap<u32, f64> {
         let mut slots = BTreeMap::<u32, u32>::new();
-        for &backend in &self.slots {
-            *slots.entry(backend).or_default() += 1;
+        for &slot in &self.slots {
+            *slots.entry(slot & SLOT_BACKEND).or_default() += 1;
         }
+        slots.remove(&NO_BACKEND);
         let all = self.slots.len() as f64;
         slots.into_iter().map(|(backend, slots)| (backend, f64::from(slots) / all)).collect()
     }
@@ -52,6 +55,8 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
+    use slb_common::abi::SLOT_LOOK;
+
     use super::*;
 
     #[test]
@@ -61,9 +66,10 @@ mod tests {
             (vec![7], vec![(7, 1.0)]),
             (vec![1, 2, 1, 1], vec![(1, 0.75), (2, 0.25)]),
             (vec![9, 8, 9, 8], vec![(8, 0.5), (9, 0.5)]),
+            (vec![3 | SLOT_LOOK, NO_BACKEND], vec![(3, 0.5)]),
         ];
         for (slots, expected) in cases {
-            let shares = Schedule { scheduler: 1, slots: slots.clone() }.shares();
+            let shares = Schedule { scheduler: 1, slots: slots.clone(), previous: vec![] }.shares();
             assert_eq!(shares, expected.into_iter().collect(), "{slots:?}");
         }
     }

@@ -12,8 +12,8 @@ pub const ABI_VERSION: u32 = 1;
 
 /// Capacity of `SLB_LISTENERS` and `SLB_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
-/// Capacity of `SLB_BACKENDS`: one per listener, backend and address.
-pub const MAX_BACKENDS: usize = 65_536;
+/// Capacity of `SLB_BACKENDS`: one per listener, backend and address. [`NO_BACKEND`] is none.
+pub const MAX_BACKENDS: usize = 65_535;
 /// Capacity of `SLB_ADDRESSES` and `SLB_ENDPOINTS`.
 pub const MAX_ENDPOINTS: usize = 65_536;
 /// Capacity of `SLB_INTERFACES`.
@@ -22,8 +22,17 @@ pub const MAX_INTERFACES: usize = 64;
 pub const CHUNK_SLOTS: usize = 1_024;
 /// Capacity of `SLB_SLOTS` unless the agent asks for more.
 pub const DEFAULT_CHUNKS: usize = 1_024;
-/// Capacity of `SLB_FLOWS` unless the agent asks for another; a flow takes two entries.
-pub const DEFAULT_FLOW_ENTRIES: usize = 2 * 1_048_576;
+/// Entries in one element of `SLB_FLOWS`; a power of two.
+pub const BUCKET_FLOWS: usize = 8;
+/// Places in `SLB_FLOWS` per flow of the configuration. A flow can only be in one bucket: with four
+/// places for each, a table that is full by count has one in 10 000 flows that finds its bucket full.
+pub const PLACES_PER_FLOW: usize = 4;
+/// Capacity of `SLB_FLOWS`, in buckets, unless the agent asks for another.
+pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
+/// Bytes in `SLB_FILTER`; a power of two.
+pub const FILTER_BYTES: usize = 65_536;
+/// Capacity of `SLB_CLIENTS`; a power of two.
+pub const MAX_CLIENTS: usize = 65_536;
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -113,7 +122,7 @@ impl fmt::Debug for Address {
 
 /// Key of `SLB_LISTENERS` and `SLB_ENDPOINTS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Endpoint {
     /// Address.
     pub addr: Address,
@@ -139,20 +148,34 @@ pub struct Listener {
     pub first_chunk: u32,
     /// How many slots it has; 0: no backend takes new flows.
     pub slots: u32,
+    /// Where the slots of the schedule before begin, which connections without an entry go by.
+    pub previous_chunk: u32,
+    /// How many there are; 0: nobody goes by them any more.
+    pub previous_slots: u32,
 }
-const _: () = assert!(size_of::<Listener>() == 16);
+const _: () = assert!(size_of::<Listener>() == 24);
 
-/// The slot is chosen by the hash of the 4-tuple (Maglev).
+/// The slot is chosen by the hash of the 4-tuple (Maglev). A flow has an entry only where the slot
+/// says so.
 pub const SCHEDULER_HASH: u32 = 1;
-/// The slots are taken in turn.
+/// The slots are taken in turn, and every flow has an entry.
 pub const SCHEDULER_RING: u32 = 2;
+
+/// The part of a slot that is an index into `SLB_BACKENDS`, or [`NO_BACKEND`].
+pub const SLOT_BACKEND: u32 = 0xffff;
+/// Flows of this slot may have entries, which decide.
+pub const SLOT_LOOK: u32 = 1 << 31;
+/// Flows of this slot get entries.
+pub const SLOT_KEEP: u32 = 1 << 30;
+/// In a slot: nobody takes new flows.
+pub const NO_BACKEND: u32 = 0xffff;
 
 /// Value of `SLB_SLOTS`: a run of a schedule's slots.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Indices into `SLB_BACKENDS`.
-    pub backends: [u32; CHUNK_SLOTS],
+    /// Each [`SLOT_BACKEND`], [`SLOT_LOOK`] and [`SLOT_KEEP`].
+    pub slots: [u32; CHUNK_SLOTS],
 }
 
 /// The way to a neighbour.
@@ -203,18 +226,34 @@ impl Hop {
 pub struct Backend {
     /// Address that packets are sent to.
     pub addr: Address,
+    /// The way to it.
+    pub hop: Hop,
     /// Port that packets are sent to.
     pub port: u32,
-    /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`] and [`BACKEND_UNHEALTHY`].
+    /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`], [`BACKEND_UNHEALTHY`] and
+    /// [`BACKEND_SHARED`].
     pub flags: u32,
     /// A flow without a packet for this many jiffies is forgotten.
     pub idle_jiffies: u32,
     /// [`Listener::id`] of the listener that this is a backend of.
     pub listener: u32,
-    /// The way to it.
-    pub hop: Hop,
+    /// How a packet reaches it: [`MODE_NAT`] and the others.
+    pub mode: u32,
+    /// The longest IP packet, in bytes, that the next hop takes; 0: not known.
+    pub mtu: u32,
+    /// Zero.
+    pub spare: [u32; 2],
 }
-const _: () = assert!(size_of::<Backend>() == 48);
+const _: () = assert!(size_of::<Backend>() == 64);
+
+/// Destination address and port are rewritten.
+pub const MODE_NAT: u32 = 0;
+/// Only the MAC addresses are.
+pub const MODE_DSR: u32 = 1;
+/// The packet is put into another one (RFC 2003, 2473).
+pub const MODE_IPIP: u32 = 2;
+/// The packet is put into a datagram (Generic UDP Encapsulation).
+pub const MODE_GUE: u32 = 3;
 
 /// The configuration knows this backend.
 pub const BACKEND_IN_USE: u32 = 1;
@@ -224,12 +263,24 @@ pub const BACKEND_USABLE: u32 = 2;
 pub const BACKEND_HEALTHY: u32 = 4;
 /// A probe has found it unhealthy. Not for the program either.
 pub const BACKEND_UNHEALTHY: u32 = 8;
+/// Another VIP or listener has a backend at the same address, port and protocol: what it answers does
+/// not tell which of them it is for, so its flows have entries.
+pub const BACKEND_SHARED: u32 = 16;
+
+/// Value of `SLB_FILTER`: what the addresses of a hash may be to us, as a byte of [`Roles`] each. What
+/// is not in here needs no look-up.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Indexed by [`crate::hash::address`].
+    pub roles: [u8; FILTER_BYTES],
+}
 
 /// Value of `SLB_ADDRESSES`: what an address is to us.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Roles {
-    /// [`ROLE_VIP`] and [`ROLE_BACKEND`].
+    /// [`ROLE_VIP`], [`ROLE_BACKEND`] and [`ROLE_LOCAL`].
     pub roles: u32,
 }
 
@@ -237,14 +288,56 @@ pub struct Roles {
 pub const ROLE_VIP: u32 = 1;
 /// The address of a backend.
 pub const ROLE_BACKEND: u32 = 2;
+/// An address of the gateway itself: what backends send there is the agent's or the kernel's.
+pub const ROLE_LOCAL: u32 = 4;
 
-/// Value of `SLB_ENDPOINTS`: a backend's address and port, which clients may also talk to directly.
+/// Value of `SLB_ENDPOINTS`: where packets from a backend's address and port come from, in the eyes of
+/// clients.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct DirectEndpoint {
-    /// Index into `SLB_BACKENDS` of a backend with this address and port.
+pub struct Origin {
+    /// The VIP that it answers for.
+    pub vip: Address,
+    /// The listener's port.
+    pub port: u32,
+    /// Index into `SLB_BACKENDS`.
     pub backend: u32,
+    /// [`ORIGIN_SHARED`] and [`ORIGIN_TRACKED`].
+    pub flags: u32,
+    /// Zero.
+    pub spare: u32,
 }
+const _: () = assert!(size_of::<Origin>() == 32);
+
+/// It answers for other VIPs or listeners, too: a flow's entry says for which.
+pub const ORIGIN_SHARED: u32 = 1;
+/// Its flows have entries that want to know of SYN, FIN and RST.
+pub const ORIGIN_TRACKED: u32 = 2;
+
+/// Value of `SLB_CLIENTS`: the way to a client.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Client {
+    /// Whose it is: others with the same hash take turns.
+    pub addr: Address,
+    /// The VIP that it talks to: routes may depend on it.
+    pub vip: Address,
+    /// The way; none for an address that is not to be translated for.
+    pub hop: Hop,
+    /// [`Settings::route_epoch`] at which it was looked up, or [`EPOCH_MET`] or [`EPOCH_TAKEN`].
+    pub epoch: u32,
+    /// [`CLIENT_LOCAL`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Client>() == 56);
+
+/// Never looked up: this is how the client's packets came.
+pub const EPOCH_MET: u32 = 0;
+/// Being written.
+pub const EPOCH_TAKEN: u32 = u32::MAX;
+
+/// The gateway itself: what comes from a backend is not for a client.
+pub const CLIENT_LOCAL: u32 = 1;
 
 /// Value of `SLB_INTERFACES`: an interface of the gateway.
 #[repr(C)]
@@ -254,9 +347,9 @@ pub struct Interface {
     pub redirect: u32,
 }
 
-/// Key of `SLB_FLOWS`: a packet's addresses and ports as they arrive.
+/// A packet's addresses and ports as they arrive.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct FlowKey {
     /// Source address.
     pub src: Address,
@@ -279,6 +372,13 @@ impl FlowKey {
         Endpoint { addr: self.dst, port: self.dport as u32, proto: self.proto }
     }
 
+    /// Where the packet comes from.
+    #[must_use]
+    #[inline(always)]
+    pub const fn source(&self) -> Endpoint {
+        Endpoint { addr: self.src, port: self.sport as u32, proto: self.proto }
+    }
+
     /// What an answer to this packet looks like.
     #[must_use]
     #[inline(always)]
@@ -293,51 +393,115 @@ impl FlowKey {
     }
 }
 
-/// Value of `SLB_FLOWS`: what to do with packets of one direction of a flow.
-#[repr(C)]
+/// Value of `SLB_FLOWS`: a flow that cannot be told from its packets alone. One cache line.
+///
+/// A place is taken by exchanging its tag for [`TAG_TAKEN`], filled, and published by its tag: whoever
+/// finds the tag finds the rest.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// [`FLOW_FORWARD`]: replaces the destination address. [`FLOW_REPLY`]: replaces the source.
-    pub addr: Address,
-    /// Replaces the source port.
+    /// [`TAG_FREE`], [`TAG_TAKEN`], or from the hash of the key: [`tag`].
+    pub tag: u32,
+    /// Low half of the jiffies after which nobody uses it any more.
+    pub expires: u32,
+    /// Source address of its packets.
+    pub src: Address,
+    /// Destination address of its packets.
+    pub dst: Address,
+    /// Source port of its packets.
     pub sport: u16,
-    /// Replaces the destination port.
+    /// Destination port of its packets.
     pub dport: u16,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
+    /// [`TCP`] or [`UDP`].
+    pub proto: u8,
     /// [`FLOW_FORWARD`], [`FLOW_REPLY`] or [`FLOW_DIRECT`].
-    pub kind: u32,
-    /// [`FIN_FORWARD`], [`FIN_REPLY`] and [`RST`] as far as seen by this entry.
-    pub state: u32,
-    /// Low half of the jiffies of a recent packet; behind by up to [`REFRESH_JIFFIES`].
-    pub last_seen: u32,
-    /// [`Settings::route_epoch`] at which `hop` was looked up.
-    pub epoch: u32,
-    /// [`FLOW_REPLY`]: the way to the client. Otherwise without meaning.
-    pub hop: Hop,
+    pub kind: u8,
+    /// [`ESTABLISHED`] and the others.
+    pub state: u8,
+    /// Zero.
+    pub spare: u8,
+    /// [`FLOW_FORWARD`]: source port towards the backend.
+    pub port: u32,
+    /// [`FLOW_FORWARD`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
+    /// [`FLOW_REPLY`]: place of the client's.
+    pub peer: u32,
+    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge.
+    pub sequence: u32,
 }
-const _: () = assert!(size_of::<Flow>() == 56);
+const _: () = assert!(size_of::<Flow>() == 64);
+
+/// Nobody's.
+pub const TAG_FREE: u32 = 0;
+/// Being written.
+pub const TAG_TAKEN: u32 = 1;
+
+/// The tag of a flow with this [`crate::hash::flow`].
+#[must_use]
+#[inline(always)]
+pub const fn tag(hash: u64) -> u32 {
+    hash as u32 | 2
+}
+
+/// The bucket of a flow with this [`crate::hash::flow`], of so many.
+#[must_use]
+#[inline(always)]
+pub const fn bucket(hash: u64, buckets: u32) -> u32 {
+    // Not the bits that the slot is taken from: flows of a slot are to be spread.
+    crate::hash::slot((hash >> 16) as u32, buckets)
+}
+
+/// Value of `SLB_FLOWS`: the places that a flow may be in.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Place *n* of the table is `flows[n % 8]` of bucket *n* / 8.
+    pub flows: [Flow; BUCKET_FLOWS],
+}
+const _: () = assert!(size_of::<Bucket>() == 512);
+
+/// No place in `SLB_FLOWS`.
+pub const NO_PLACE: u32 = u32::MAX;
 
 impl Flow {
-    /// What is to be written into its packets.
+    /// Whether this is the entry of `key`, whose tag it has.
     #[must_use]
     #[inline(always)]
-    pub const fn translation(&self) -> Translation {
-        Translation { addr: self.addr, sport: self.sport, dport: self.dport, kind: self.kind }
+    pub const fn is_of(&self, key: &FlowKey) -> bool {
+        // One branch: the verifier follows each.
+        let ([a, b], [c, d]) = (self.src.halves(), key.src.halves());
+        let ([e, f], [g, h]) = (self.dst.halves(), key.dst.halves());
+        let ports = (self.sport ^ key.sport) | (self.dport ^ key.dport);
+        let rest = ports as u32 | (self.proto as u32 ^ key.proto);
+        (a ^ c) | (b ^ d) | (e ^ g) | (f ^ h) | rest as u64 == 0
     }
 
-    /// The key of this flow's other direction, given the key of this one.
-    ///
-    /// Backends answer to what they were sent, clients send to what they were answered from.
+    /// The key of its packets.
     #[must_use]
     #[inline(always)]
-    pub const fn twin(&self, key: &FlowKey) -> FlowKey {
-        if self.kind == FLOW_REPLY {
-            FlowKey { src: key.dst, dst: self.addr, sport: self.dport, dport: self.sport, ..*key }
-        } else {
-            FlowKey { src: self.addr, dst: key.src, sport: self.dport, dport: self.sport, ..*key }
+    pub const fn key(&self) -> FlowKey {
+        FlowKey {
+            src: self.src,
+            dst: self.dst,
+            sport: self.sport,
+            dport: self.dport,
+            proto: self.proto as u32,
         }
     }
+}
+
+/// Value of `SLB_SCRATCH`, per CPU: keys that the program's stack has no room for. Means nothing
+/// afterwards.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Scratch {
+    /// What a backend would answer with.
+    pub reply: FlowKey,
+    /// What its client would send.
+    pub forward: FlowKey,
+    /// Where either goes to.
+    pub to: Endpoint,
 }
 
 /// What is written into a packet of a flow.
@@ -358,28 +522,32 @@ impl Translation {
     #[must_use]
     #[inline(always)]
     pub const fn is_reply(&self) -> bool {
-        self.kind == FLOW_REPLY
+        self.kind == FLOW_REPLY as u32
     }
 }
 
 /// From client to backend.
-pub const FLOW_FORWARD: u32 = 1;
+pub const FLOW_FORWARD: u8 = 1;
 /// From backend to client.
-pub const FLOW_REPLY: u32 = 2;
+pub const FLOW_REPLY: u8 = 2;
 /// From backend to a client that talks to it without a listener: passed as it is.
-pub const FLOW_DIRECT: u32 = 3;
+pub const FLOW_DIRECT: u8 = 3;
 
 /// The client has sent FIN.
-pub const FIN_FORWARD: u32 = 1;
+pub const FIN_FORWARD: u8 = 1;
 /// The backend has sent FIN.
-pub const FIN_REPLY: u32 = 2;
+pub const FIN_REPLY: u8 = 2;
 /// Either has sent RST.
-pub const RST: u32 = 4;
+pub const RST: u8 = 4;
+/// The backend has answered the client's SYN.
+pub const ANSWERED: u8 = 8;
+/// Both sides are there: the entry does not make room for another before it expires.
+pub const ESTABLISHED: u8 = 16;
 
-/// Whether a TCP flow with these state bits, of both of its entries, has ended.
+/// Whether a TCP flow with these state bits has ended.
 #[must_use]
 #[inline(always)]
-pub const fn has_ended(state: u32) -> bool {
+pub const fn has_ended(state: u8) -> bool {
     state & RST != 0 || state & (FIN_FORWARD | FIN_REPLY) == FIN_FORWARD | FIN_REPLY
 }
 
@@ -393,16 +561,22 @@ pub const fn age(now: u32, then: u32) -> u32 {
     if age > i32::MAX as u32 { 0 } else { age }
 }
 
-/// How far `last_seen` may be behind: entries in use are written about once a second, not per packet.
+/// How far `expires` may be behind: entries in use are written about once a second, not per packet.
 pub const REFRESH_JIFFIES: u32 = 256;
 
 /// Value of `SLB_SETTINGS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// Counts changes of the kernel's routes and neighbours: a [`Flow::hop`] of another epoch is
-    /// looked up again.
+    /// Counts changes of the kernel's routes and neighbours: a [`Client`] of another epoch is looked
+    /// up again. Neither [`EPOCH_MET`] nor [`EPOCH_TAKEN`].
     pub route_epoch: u32,
+    /// How many elements of `SLB_FLOWS` are in use.
+    pub buckets: u32,
+    /// After so many jiffies without a packet a connection that is not established is forgotten.
+    pub opening_jiffies: u32,
+    /// The same for one that both sides have closed, or one has reset.
+    pub closing_jiffies: u32,
 }
 
 /// Value of `SLB_VERDICTS`, per CPU.
@@ -439,8 +613,8 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )*};
     }
-    pod! { Endpoint Listener Chunk Backend Address Roles DirectEndpoint Interface FlowKey Flow }
-    pod! { Settings Counter Traffic }
+    pod! { Endpoint Listener Chunk Backend Address Roles Origin Interface FlowKey Flow Bucket }
+    pod! { Settings Counter Traffic Client Filter Scratch }
 }
 
 #[cfg(test)]

@@ -5,21 +5,39 @@ use crate::abi::{Address, FlowKey};
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 const MULTIPLIER: u64 = 0xff51_afd7_ed55_8ccd;
 
-/// Hash of the 4-tuple and protocol.
+/// Hash of the 4-tuple and protocol: the high half chooses the slot ([`choice`]), the low one finds an
+/// entry.
 #[must_use]
 #[inline(always)]
-pub const fn flow(key: &FlowKey) -> u32 {
+pub const fn flow(key: &FlowKey) -> u64 {
     let ports = (key.sport as u64) << 48 | (key.dport as u64) << 32 | key.proto as u64;
-    let [src_high, src_low] = key.src.halves();
-    let [dst_high, dst_low] = key.dst.halves();
+    let ([src_high, src_low], [dst_high, dst_low]) = (key.src.halves(), key.dst.halves());
+    if key.src.is_v4() {
+        let (src, dst) = (key.src.words()[3].to_le() as u64, key.dst.words()[3].to_le() as u64);
+        return mix(mix(SEED, src << 32 | dst), ports);
+    }
     let mut hash = mix(SEED, ports);
     hash = mix(hash, src_low.to_le());
     hash = mix(hash, dst_low.to_le());
-    if !key.src.is_v4() {
-        hash = mix(hash, src_high.to_le());
-        hash = mix(hash, dst_high.to_le());
-    }
+    hash = mix(hash, src_high.to_le());
+    mix(hash, dst_high.to_le())
+}
+
+/// The part of a flow's hash that chooses its slot.
+#[must_use]
+#[inline(always)]
+pub const fn choice(hash: u64) -> u32 {
     (hash >> 32) as u32
+}
+
+/// Hash of an address: an index into `SLB_FILTER` and `SLB_CLIENTS`.
+#[must_use]
+#[inline(always)]
+pub const fn address(addr: Address) -> usize {
+    let [high, low] = addr.halves();
+    // One multiplication is enough: the high bits of the product depend on all of the word's.
+    let mixed = (low.to_le() ^ high.to_le().rotate_left(29)).wrapping_mul(SEED);
+    (mixed >> 48) as usize
 }
 
 /// Stable number for an address and port: what a backend is known by in every gateway's tables.

@@ -41,7 +41,7 @@ pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
 /// What later stages need to know of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Packet {
     /// Addresses, ports and protocol.
     pub key: FlowKey,
@@ -72,27 +72,27 @@ pub enum Reject {
     To(Address, Verdict),
 }
 
-/// Parses a frame.
+/// Parses a frame into `packet`, which is not moved afterwards: the program's stack is scarce.
 ///
 /// # Errors
 ///
 /// [`Reject`], for every frame that cannot be balanced.
 #[inline(always)]
-pub fn packet(frame: &Frame<'_>) -> Result<Packet, Reject> {
+pub fn packet(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
     let eth = frame.header::<{ EthHdr::LEN }>(0).ok_or(Reject::NotIp)?;
     let is_group = eth.get::<u8>(0) & 1 != 0;
     if is_group {
         return Err(Reject::NotIp);
     }
     match eth.number(offset_of!(EthHdr, ether_type)) {
-        ETHERTYPE_IPV4 => v4(frame),
-        ETHERTYPE_IPV6 => v6(frame),
+        ETHERTYPE_IPV4 => v4(frame, packet),
+        ETHERTYPE_IPV6 => v6(frame, packet),
         _ => Err(Reject::NotIp),
     }
 }
 
 #[inline(always)]
-fn v4(frame: &Frame<'_>) -> Result<Packet, Reject> {
+fn v4(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
     let ip = frame.header::<{ Ipv4Hdr::LEN }>(L3).ok_or(Reject::NotIp)?;
     let src = Address::from_v4_word(ip.get(offset_of!(Ipv4Hdr, src_addr)));
     let dst = Address::from_v4_word(ip.get(offset_of!(Ipv4Hdr, dst_addr)));
@@ -115,7 +115,9 @@ fn v4(frame: &Frame<'_>) -> Result<Packet, Reject> {
         return Err(reject(Verdict::Fragment));
     }
     let proto = ip.get::<u8>(offset_of!(Ipv4Hdr, proto));
-    transport(frame, proto, src, dst, L3 + header_len, total_len - header_len, true)
+    packet.is_v4 = true;
+    (packet.key.src, packet.key.dst) = (src, dst);
+    transport(frame, proto, L3 + header_len, total_len - header_len, packet)
 }
 
 /// RFC 1812, section 5.2.2: a router must verify the header checksum. Were it only updated, a
@@ -147,7 +149,7 @@ fn v4_checksum_holds(
 }
 
 #[inline(always)]
-fn v6(frame: &Frame<'_>) -> Result<Packet, Reject> {
+fn v6(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
     let ip = frame.header::<{ Ipv6Hdr::LEN }>(L3).ok_or(Reject::NotIp)?;
     let src = v6_address(&ip, offset_of!(Ipv6Hdr, src_addr));
     let dst = v6_address(&ip, offset_of!(Ipv6Hdr, dst_addr));
@@ -192,7 +194,9 @@ fn v6(frame: &Frame<'_>) -> Result<Packet, Reject> {
     if l4 > end {
         return Err(reject(Verdict::Malformed));
     }
-    transport(frame, proto, src, dst, l4, end - l4, false)
+    packet.is_v4 = false;
+    (packet.key.src, packet.key.dst) = (src, dst);
+    transport(frame, proto, l4, end - l4, packet)
 }
 
 #[inline(always)]
@@ -205,15 +209,15 @@ fn v6_address(ip: &Header<'_, { Ipv6Hdr::LEN }>, at: usize) -> Address {
 fn transport(
     frame: &Frame<'_>,
     proto: u8,
-    src: Address,
-    dst: Address,
     l4: usize,
     len: usize,
-    is_v4: bool,
-) -> Result<Packet, Reject> {
+    packet: &mut Packet,
+) -> Result<(), Reject> {
+    let dst = packet.key.dst;
     let reject = |verdict| Reject::To(dst, verdict);
-    let proto = u32::from(proto);
-    let flags = match proto {
+    packet.key.proto = u32::from(proto);
+    packet.l4 = l4;
+    packet.flags = match packet.key.proto {
         TCP => {
             let tcp = frame.header::<{ TcpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
             let header_len = usize::from(tcp.get::<u8>(12) >> 4) * 4;
@@ -234,8 +238,8 @@ fn transport(
     };
     // Both transports begin with their ports.
     let ports = frame.header::<4>(l4).ok_or(reject(Verdict::Truncated))?;
-    let key = FlowKey { src, dst, sport: ports.number(0), dport: ports.number(2), proto };
-    Ok(Packet { key, l4, flags, is_v4 })
+    (packet.key.sport, packet.key.dport) = (ports.number(0), ports.number(2));
+    Ok(())
 }
 
 #[cfg(test)]

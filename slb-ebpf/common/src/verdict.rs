@@ -35,6 +35,13 @@ macro_rules! verdicts {
                 match self { $(Self::$name => Action::$action,)+ }
             }
 
+            /// From the slot of its counter: a number that went through a register.
+            #[must_use]
+            #[inline(always)]
+            pub const fn from_slot(slot: u32) -> Self {
+                match slot { $($slot => Self::$name,)+ _ => Self::Inconsistent }
+            }
+
             /// Name in metrics and in `slb status`.
             #[must_use]
             pub const fn label(self) -> &'static str {

@@ -28,6 +28,8 @@ pub(super) struct Surroundings {
     pub interfaces: Vec<(Interface, Option<AttachedXdp>)>,
     /// The way to each backend, where the kernel knows it.
     pub hops: HashMap<IpAddr, Hop>,
+    /// Addresses of this host.
+    pub addresses: Vec<IpAddr>,
     /// Whether the program may remember ways to clients that are wrong now.
     pub outdates_clients: bool,
     /// What an operator should see to.
@@ -43,6 +45,7 @@ pub(super) struct Follower {
     backends: Vec<IpAddr>,
     vips: Vec<IpAddr>,
     hops: HashMap<IpAddr, Hop>,
+    addresses: Vec<IpAddr>,
     /// Backends whose replies cannot come back through XDP, in words.
     detours: Vec<String>,
     /// What the log has been told that is not over yet.
@@ -67,6 +70,7 @@ impl Follower {
             backends: backends.into_iter().collect(),
             vips,
             hops: HashMap::new(),
+            addresses: Vec::new(),
             detours: Vec::new(),
             told: Vec::new(),
             failures: Failures::default(),
@@ -106,6 +110,8 @@ impl Follower {
             }
             Err(error) => self.failures.note("next hops", Err(error)),
         }
+        let addresses = self.network.addresses().await.map(|found| self.addresses = found);
+        self.failures.note("addresses", addresses);
         let mut problems = forwarding_problems(&interfaces);
         problems.extend(self.detours.clone());
         for problem in problems.iter().filter(|problem| !self.told.contains(problem)) {
@@ -117,6 +123,7 @@ impl Follower {
         Surroundings {
             interfaces,
             hops: self.hops.clone(),
+            addresses: self.addresses.clone(),
             outdates_clients: change.outdates_answers(),
             problems,
         }

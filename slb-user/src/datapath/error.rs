@@ -63,6 +63,9 @@ pub enum LoadError {
     /// A map could not be read.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The kernel does not say how long its ticks are.
+    #[error("cannot read the kernel's clock")]
+    Clock(#[source] io::Error),
     /// A pin failed.
     #[error("cannot pin {}", path.display())]
     Pin {

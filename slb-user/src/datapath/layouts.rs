@@ -3,9 +3,9 @@
 use aya::maps::MapInfo;
 use slb_common::{
     abi::{
-        Address, Backend, Chunk, Counter, DirectEndpoint, Endpoint, Flow, FlowKey, Interface,
-        Listener, MAX_BACKENDS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENERS, Roles, Settings,
-        Traffic,
+        Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, Filter, Interface, Listener,
+        MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENERS, Origin, Roles,
+        Scratch, Settings, Traffic,
     },
     verdict::MAX_VERDICTS,
 };
@@ -26,19 +26,22 @@ const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> Layout {
 }
 
 /// All of them.
-pub(super) const MAPS: [Layout; 12] = [
+pub(super) const MAPS: [Layout; 15] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
     layout::<u32, Chunk>("SLB_SLOTS", None),
     layout::<u32, u64>("SLB_CURSORS", Some(MAX_LISTENERS)),
     layout::<u32, Backend>("SLB_BACKENDS", Some(MAX_BACKENDS)),
     layout::<Address, Roles>("SLB_ADDRESSES", Some(MAX_ENDPOINTS)),
-    layout::<Endpoint, DirectEndpoint>("SLB_ENDPOINTS", Some(MAX_ENDPOINTS)),
+    layout::<Endpoint, Origin>("SLB_ENDPOINTS", Some(MAX_ENDPOINTS)),
     layout::<u32, Interface>("SLB_INTERFACES", Some(MAX_INTERFACES)),
     layout::<u32, Settings>("SLB_SETTINGS", Some(1)),
-    layout::<FlowKey, Flow>("SLB_FLOWS", None),
+    layout::<u32, Filter>("SLB_FILTER", Some(1)),
+    layout::<u32, Client>("SLB_CLIENTS", Some(MAX_CLIENTS)),
+    layout::<u32, Bucket>("SLB_FLOWS", None),
+    layout::<u32, u32>("SLB_DIRECT", Some(MAX_BACKENDS)),
     layout::<u32, Counter>("SLB_VERDICTS", Some(MAX_VERDICTS)),
     layout::<u32, Traffic>("SLB_TRAFFIC", Some(MAX_BACKENDS)),
-    layout::<u32, Flow>("SLB_SCRATCH", Some(1)),
+    layout::<u32, Scratch>("SLB_SCRATCH", Some(1)),
 ];
 
 /// Compares the pinned maps with those of this version: opening a pin validates nothing.

@@ -3,11 +3,14 @@
 use std::{
     fs,
     os::fd::{AsFd as _, AsRawFd as _},
+    time::Duration,
 };
 
 use aya::{Ebpf, EbpfLoader, maps::MapData, programs::Xdp};
+use slb_common::abi::{BUCKET_FLOWS, EPOCH_MET, PLACES_PER_FLOW};
 
 use super::{LoadError, Maps, Pins, bpffs, layouts};
+use crate::clock::Jiffies;
 
 /// The program, as compiled by the build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/slb"));
@@ -17,8 +20,8 @@ pub(super) const PROGRAM: &str = "slb";
 /// Capacities that depend on the configuration. They count when the maps are made, not later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacities {
-    /// Of `SLB_FLOWS`, in entries.
-    pub flow_entries: u32,
+    /// Flows that `SLB_FLOWS` has room for.
+    pub flows: u32,
     /// Of `SLB_SLOTS`, in chunks.
     pub chunks: u32,
 }
@@ -29,7 +32,7 @@ pub struct Loaded {
     pub maps: Maps,
     ebpf: Ebpf,
     pub(super) pins: Pins,
-    /// What `SLB_FLOWS` really is: capacity in entries, and bytes of kernel memory.
+    /// What `SLB_FLOWS` really is: capacity in flows, and bytes of kernel memory.
     flows: (u32, u64),
     /// What an operator should know about the place of the pins.
     warning: Option<String>,
@@ -49,7 +52,7 @@ impl Loaded {
         for map in layouts::MAPS {
             loader.map_pin_path(map.name, pins.map(map.name));
         }
-        loader.map_max_entries("SLB_FLOWS", capacities.flow_entries);
+        loader.map_max_entries("SLB_FLOWS", buckets_for(capacities.flows));
         loader.map_max_entries("SLB_SLOTS", capacities.chunks);
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         #[cfg(feature = "trace")]
@@ -57,10 +60,18 @@ impl Loaded {
         let program = program(&mut ebpf)?;
         program.load().map_err(|error| LoadError::Program(Box::new(error)))?;
         let flows = flow_table(&pins)?;
-        Ok(Self { maps: Maps::open(&pins)?, ebpf, pins, flows, warning })
+        let mut maps = Maps::open(&pins)?;
+        let jiffies = Jiffies::from_kernel().map_err(LoadError::Clock)?;
+        maps.set(|settings| {
+            settings.buckets = flows.0 / FLOWS_PER_BUCKET;
+            settings.opening_jiffies = jiffies.from_duration(OPENING);
+            settings.closing_jiffies = jiffies.from_duration(CLOSING);
+            settings.route_epoch = settings.route_epoch.max(EPOCH_MET + 1);
+        })?;
+        Ok(Self { maps, ebpf, pins, flows, warning })
     }
 
-    /// Capacity of the flow table in entries (a flow takes two), and its memory in bytes.
+    /// Capacity of the flow table in flows, and its memory in bytes.
     #[must_use]
     pub const fn flow_table(&self) -> (u32, u64) {
         self.flows
@@ -82,6 +93,18 @@ impl Loaded {
     }
 }
 
+/// A connection that is not established by then never will be: RFC 9293, section 3.8.3, has hosts try
+/// for three minutes, but the first minute has nearly all of the attempts.
+const OPENING: Duration = Duration::from_secs(60);
+/// Late packets of a connection that both sides have closed still find their backend.
+const CLOSING: Duration = Duration::from_secs(10);
+const FLOWS_PER_BUCKET: u32 = (BUCKET_FLOWS / PLACES_PER_FLOW) as u32;
+
+/// How many buckets a table for so many flows has.
+const fn buckets_for(flows: u32) -> u32 {
+    flows.div_ceil(FLOWS_PER_BUCKET)
+}
+
 fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
     ebpf.program_mut(PROGRAM)
         .ok_or(LoadError::NoProgram)?
@@ -93,7 +116,7 @@ fn flow_table(pins: &Pins) -> Result<(u32, u64), LoadError> {
     let name = "SLB_FLOWS";
     let refused = |error| LoadError::Map { name, source: Box::new(error) };
     let map = MapData::from_pin(pins.map(name)).map_err(refused)?;
-    let entries = map.info().map_err(refused)?.max_entries();
+    let buckets = map.info().map_err(refused)?.max_entries();
     let fdinfo = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
     let text = fs::read_to_string(&fdinfo)
         .map_err(|source| LoadError::Path { path: fdinfo.into(), source })?;
@@ -102,5 +125,5 @@ fn flow_table(pins: &Pins) -> Result<(u32, u64), LoadError> {
         .find_map(|line| line.strip_prefix("memlock:"))
         .and_then(|value| value.trim().parse().ok())
         .unwrap_or_default();
-    Ok((entries, bytes))
+    Ok((buckets * FLOWS_PER_BUCKET, bytes))
 }

@@ -7,13 +7,13 @@ use std::{collections::BTreeMap, io, ops::Range, sync::Arc, time::Instant};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use slb_common::{
     abi::{
-        Address, Backend, CHUNK_SLOTS, Chunk, Counter, DirectEndpoint, Endpoint, Interface,
-        Listener, Roles, Settings, Traffic,
+        Address, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET, EPOCH_TAKEN, Endpoint, Interface, Listener,
+        Origin, Roles, Settings, Traffic,
     },
     verdict::Verdict,
 };
 
-use super::{Pins, slots::Chunks};
+use super::{Pins, filter::RoleFilter, slots::Chunks};
 use crate::{
     plan::Step,
     state::{Schedule, Service, State},
@@ -29,6 +29,14 @@ pub enum TableError {
         map: &'static str,
         /// Why.
         source: MapError,
+    },
+    /// The kernel does not show the map's memory.
+    #[error("map {map}: its memory")]
+    Memory {
+        /// Which one.
+        map: &'static str,
+        /// Why.
+        source: io::Error,
     },
     /// Too many schedules for the capacity that the map was made with.
     #[error(
@@ -46,7 +54,8 @@ pub struct Maps {
     slots: Array<MapData, Chunk>,
     backends: Array<MapData, Backend>,
     addresses: HashMap<MapData, Address, Roles>,
-    endpoints: HashMap<MapData, Endpoint, DirectEndpoint>,
+    endpoints: HashMap<MapData, Endpoint, Origin>,
+    filter: RoleFilter,
     interfaces: HashMap<MapData, u32, Interface>,
     settings: Array<MapData, Settings>,
     verdicts: PerCpuArray<MapData, Counter>,
@@ -86,6 +95,7 @@ impl Maps {
             addresses: open(pins, "SLB_ADDRESSES")?,
             endpoints: open(pins, "SLB_ENDPOINTS")?,
             interfaces: open(pins, "SLB_INTERFACES")?,
+            filter: RoleFilter::open(pins)?,
             settings: open(pins, "SLB_SETTINGS")?,
             verdicts: open(pins, "SLB_VERDICTS")?,
             traffic: open(pins, "SLB_TRAFFIC")?,
@@ -130,16 +140,25 @@ impl Maps {
         self.installed.addresses = contents(&self.addresses).map_err(at("SLB_ADDRESSES"))?;
         self.installed.endpoints = contents(&self.endpoints).map_err(at("SLB_ENDPOINTS"))?;
         self.installed.interfaces = contents(&self.interfaces).map_err(at("SLB_INTERFACES"))?;
+        self.filter.fill(&self.installed.addresses);
         Ok(())
     }
 
     fn schedule(&self, listener: &Listener) -> Result<Schedule, TableError> {
-        let mut slots = Vec::with_capacity(listener.slots as usize);
-        for chunk in chunks_of(listener) {
-            slots.extend(self.slots.get(&chunk, 0).map_err(at("SLB_SLOTS"))?.backends);
+        Ok(Schedule {
+            scheduler: listener.scheduler,
+            slots: self.slots(listener.first_chunk, listener.slots)?,
+            previous: self.slots(listener.previous_chunk, listener.previous_slots)?,
+        })
+    }
+
+    fn slots(&self, first_chunk: u32, count: u32) -> Result<Vec<u32>, TableError> {
+        let mut slots = Vec::with_capacity(count as usize);
+        for chunk in first_chunk..first_chunk + chunks_for(count) {
+            slots.extend(self.slots.get(&chunk, 0).map_err(at("SLB_SLOTS"))?.slots);
         }
-        slots.truncate(listener.slots as usize);
-        Ok(Schedule { scheduler: listener.scheduler, slots })
+        slots.truncate(count as usize);
+        Ok(slots)
     }
 
     /// Carries out one step.
@@ -180,10 +199,12 @@ impl Maps {
             Step::PutAddress(addr, roles) => {
                 self.addresses.insert(addr, roles, 0).map_err(at("SLB_ADDRESSES"))?;
                 self.installed.addresses.insert(addr, roles);
+                self.filter.set(addr, &self.installed.addresses);
             }
             Step::RemoveAddress(addr) => {
                 absent_is_fine(self.addresses.remove(&addr)).map_err(at("SLB_ADDRESSES"))?;
                 self.installed.addresses.remove(&addr);
+                self.filter.set(addr, &self.installed.addresses);
             }
         }
         Ok(())
@@ -199,6 +220,9 @@ impl Maps {
             scheduler: service.schedule.scheduler,
             first_chunk: range.start,
             slots: service.schedule.slots.len() as u32,
+            // Behind the others.
+            previous_chunk: range.start + chunks_for(service.schedule.slots.len() as u32),
+            previous_slots: service.schedule.previous.len() as u32,
         };
         if let Err(error) = self.listeners.insert(endpoint, listener, 0) {
             self.release(range);
@@ -219,18 +243,19 @@ impl Maps {
     }
 
     fn write_slots(&mut self, schedule: &Schedule) -> Result<Range<u32>, TableError> {
-        let slots = &schedule.slots;
-        if slots.is_empty() {
+        let Schedule { slots, previous, .. } = schedule;
+        let chunks = slots.chunks(CHUNK_SLOTS).chain(previous.chunks(CHUNK_SLOTS));
+        let count = chunks.clone().count() as u32;
+        if count == 0 {
             return Ok(0..0);
         }
-        let chunks = slots.len().div_ceil(CHUNK_SLOTS) as u32;
         let range = self
             .chunks
-            .take(chunks, Instant::now())
-            .ok_or(TableError::NoSlots { slots: slots.len() })?;
-        for (index, part) in range.clone().zip(slots.chunks(CHUNK_SLOTS)) {
-            let mut chunk = Chunk { backends: [0; CHUNK_SLOTS] };
-            chunk.backends[..part.len()].copy_from_slice(part);
+            .take(count, Instant::now())
+            .ok_or(TableError::NoSlots { slots: slots.len() + previous.len() })?;
+        for (index, part) in range.clone().zip(chunks) {
+            let mut chunk = Chunk { slots: [0; CHUNK_SLOTS] };
+            chunk.slots[..part.len()].copy_from_slice(part);
             if let Err(error) = self.slots.set(index, chunk, 0) {
                 self.chunks.release(range, Instant::now());
                 return Err(at("SLB_SLOTS")(error));
@@ -251,9 +276,23 @@ impl Maps {
     ///
     /// [`TableError`].
     pub fn next_route_epoch(&mut self) -> Result<(), TableError> {
-        let settings = self.settings.get(&0, 0).map_err(at("SLB_SETTINGS"))?;
-        let next = Settings { route_epoch: settings.route_epoch.wrapping_add(1) };
-        self.settings.set(0, next, 0).map_err(at("SLB_SETTINGS"))
+        self.set(|settings| {
+            settings.route_epoch = settings.route_epoch.wrapping_add(1);
+            if matches!(settings.route_epoch, EPOCH_MET | EPOCH_TAKEN) {
+                settings.route_epoch = EPOCH_MET + 1;
+            }
+        })
+    }
+
+    /// Changes the settings.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn set(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), TableError> {
+        let mut settings = self.settings.get(&0, 0).map_err(at("SLB_SETTINGS"))?;
+        change(&mut settings);
+        self.settings.set(0, settings, 0).map_err(at("SLB_SETTINGS"))
     }
 
     /// How many frames, and bytes, have ended in each verdict.
@@ -293,12 +332,14 @@ impl Maps {
     }
 }
 
+/// Where the slots of a listener are, and behind them the previous ones.
 fn chunks_of(listener: &Listener) -> Range<u32> {
-    if listener.slots == 0 {
-        return 0..0;
-    }
-    let chunks = listener.slots.div_ceil(CHUNK_SLOTS as u32);
-    listener.first_chunk..listener.first_chunk + chunks
+    let chunks = chunks_for(listener.slots) + chunks_for(listener.previous_slots);
+    if chunks == 0 { 0..0 } else { listener.first_chunk..listener.first_chunk + chunks }
+}
+
+const fn chunks_for(slots: u32) -> u32 {
+    slots.div_ceil(CHUNK_SLOTS as u32)
 }
 
 fn contents<K: aya::Pod + Ord, V: aya::Pod>(

@@ -157,19 +157,7 @@ impl Announcer {
 
     /// All addresses of this host.
     async fn held(&self) -> Result<Vec<Held>, Error> {
-        let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let answers = self
-            .rtnl
-            .dump(question)
-            .await
-            .map_err(|source| Error::Dump { table: "addresses", source })?;
-        let mut held: Vec<Held> = answers
-            .iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewAddress(message) => Held::parse(message),
-                _ => None,
-            })
-            .collect();
+        let mut held = held(&self.rtnl).await?;
         for held in &mut held {
             held.own |= held.prefix_len == host_prefix(held.address)
                 && self.added.contains(&(held.address, held.index));
@@ -252,6 +240,33 @@ impl Announcer {
         };
         let wire = self.wire.insert(wire);
         frames.iter().try_for_each(|frame| wire.send(interface.index, frame))
+    }
+}
+
+/// All addresses of this host.
+async fn held(rtnl: &Rtnl) -> Result<Vec<Held>, Error> {
+    let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let answers = rtnl
+        .dump(question)
+        .await
+        .map_err(|source| Error::Dump { table: "addresses", source })?;
+    Ok(answers
+        .iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => Held::parse(message),
+            _ => None,
+        })
+        .collect())
+}
+
+impl Network {
+    /// The addresses of this host, VIPs included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Dump`].
+    pub async fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        Ok(held(&self.rtnl).await?.into_iter().map(|held| held.address).collect())
     }
 }
 

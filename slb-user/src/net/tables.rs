@@ -68,7 +68,7 @@ impl NetworkChange {
     /// A neighbour's first resolution is not such a change: nobody can remember its MAC.
     #[must_use]
     pub fn outdates_answers(self) -> bool {
-        self.routes || self.links || self.moved
+        self.routes || self.links || self.moved || self.addresses
     }
 
     /// Whether route look-ups must be repeated.

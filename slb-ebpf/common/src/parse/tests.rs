@@ -12,7 +12,8 @@ use super::{
 };
 
 fn parse(bytes: &mut [u8]) -> Result<Packet, Reject> {
-    packet(&Frame::from_slice(bytes))
+    let mut found = Packet::default();
+    packet(&Frame::from_slice(bytes), &mut found).map(|()| found)
 }
 
 /// Corrects the IPv4 header checksum after a change.

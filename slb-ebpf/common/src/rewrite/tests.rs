@@ -15,7 +15,7 @@ use crate::{
 const HOP: Hop = Hop { ifindex: 3, dst_mac: [2, 0, 0, 0, 0, 0x11], src_mac: [2, 0, 0, 0, 0, 0x22] };
 
 fn parse(bytes: &mut [u8]) -> Packet {
-    parse::packet(&Frame::from_slice(bytes)).unwrap()
+    parse(bytes).unwrap()
 }
 
 fn translated(bytes: &[u8], to: &Translation, hop: Hop) -> Result<Vec<u8>, Verdict> {

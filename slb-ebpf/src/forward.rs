@@ -1,0 +1,209 @@
+//! From clients to VIPs: which backend.
+//!
+//! With a hash scheduler the slot of a packet's hash says it, and nothing is remembered. Only where
+//! the slot says so, or flows are given out in turn, a flow has an entry.
+
+use slb_common::{
+    abi::{
+        BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, Endpoint, FIN_FORWARD, FLOW_FORWARD,
+        Flow, Listener, NO_BACKEND, ROLE_VIP, RST, SCHEDULER_HASH, SLOT_BACKEND, SLOT_KEEP,
+        SLOT_LOOK, Translation, UDP,
+    },
+    hash,
+    parse::Packet,
+    verdict::Verdict,
+};
+
+use crate::{Route, Work, atomic, direct, flows, hops, maps, stats};
+
+/// A packet whose destination, `to`, may be a VIP; `from` is what its source may be.
+///
+/// `None`: it is not for a listener, nor is its destination a VIP.
+#[inline(always)]
+pub fn to_vip(work: &Work<'_>, to: &Endpoint, from: u32) -> Result<Option<Route>, Verdict> {
+    let packet = &work.packet;
+    // SAFETY: a replaced value lives on until the program ends.
+    let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else {
+        let is_vip = maps::roles(&packet.key.dst) & ROLE_VIP != 0;
+        return if is_vip { Err(Verdict::NoListener) } else { Ok(None) };
+    };
+    if is_martian(packet) || from & ROLE_VIP != 0 && maps::roles(&packet.key.src) & ROLE_VIP != 0 {
+        return Err(Verdict::Martian);
+    }
+    let hash = hash::flow(&packet.key);
+    let mut id = 0;
+    let mut port = packet.key.sport;
+    let mut is_settled = false;
+    if listener.scheduler == SCHEDULER_HASH {
+        let slot = slot(listener.first_chunk, listener.slots, hash::choice(hash))?;
+        id = slot & SLOT_BACKEND;
+        is_settled = slot & SLOT_LOOK == 0 && !direct::is_recent(id, work.now);
+    }
+    if !is_settled {
+        let found = remembered(work, hash);
+        let chosen = if found == NOT_REMEMBERED { begin(work, listener, hash) } else { found };
+        if chosen & IS_VERDICT != 0 {
+            return Err(Verdict::from_slot(chosen as u32));
+        }
+        id = chosen as u32 & SLOT_BACKEND;
+        port = (chosen >> 16) as u16;
+    }
+    let backend = maps::backend(id).ok_or(Verdict::NoBackend)?;
+    if work.expires(backend.hop) {
+        return Err(Verdict::TtlExpired);
+    }
+    if packet.is_syn() || packet.key.proto == UDP {
+        hops::meet_client(work);
+        if is_settled && packet.is_syn() {
+            stats::new_flow(id);
+        }
+    }
+    stats::forward(id, work.frame.len() as u64);
+    let kind = FLOW_FORWARD.into();
+    let to = Translation { addr: backend.addr, sport: port, dport: backend.port as u16, kind };
+    Ok(Some(Route { to, hop: backend.hop }))
+}
+
+/// In what [`begin`] gives: the rest is a verdict.
+const IS_VERDICT: u64 = 1 << 32;
+/// No entry, or one that does not count any more.
+const NOT_REMEMBERED: u64 = 1 << 33;
+
+/// What [`begin`] gives for a backend, and the source port towards it.
+#[inline(always)]
+const fn chosen(id: u32, port: u16) -> u64 {
+    (port as u64) << 16 | id as u64
+}
+
+/// The backend of a flow that has an entry.
+#[inline(always)]
+fn remembered(work: &Work<'_>, hash: u64) -> u64 {
+    let Some(flow) = flows::find(&work.packet.key, hash) else { return NOT_REMEMBERED };
+    let Some(backend) = maps::backend(flow.backend) else { return NOT_REMEMBERED };
+    if starts_anew(work, flow, backend) {
+        flows::forget(flow);
+        return NOT_REMEMBERED;
+    }
+    flows::note_forward(work, flow, backend);
+    chosen(flow.backend, flow.port as u16)
+}
+
+/// Whether a packet begins a flow anew although an entry for its tuple is there.
+///
+/// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
+/// none: both are better off elsewhere.
+#[inline(always)]
+fn starts_anew(work: &Work<'_>, flow: &Flow, backend: &Backend) -> bool {
+    let is_syn = work.packet.is_syn();
+    if flow.kind != FLOW_FORWARD || !(is_syn || work.packet.key.proto == UDP) {
+        return false;
+    }
+    backend.flags & BACKEND_USABLE == 0
+        || flows::is_over(work.now, flow.expires)
+        // The client has given up the connection before: it would not begin another.
+        || is_syn && flow.state & (FIN_FORWARD | RST) != 0
+}
+
+/// A packet without an entry: chooses a backend, and makes the entries that its flow needs.
+///
+/// Has a stack frame of its own, off the way of known flows, and returns one register: a larger
+/// result would leave a pointer to the caller's stack in r0, which the verifier refuses.
+#[inline(never)]
+fn begin(work: &Work<'_>, listener: &Listener, hash: u64) -> u64 {
+    match try_begin(work, listener, hash) {
+        Ok(chosen) => chosen,
+        Err(verdict) => IS_VERDICT | verdict as u64,
+    }
+}
+
+#[inline(always)]
+fn try_begin(work: &Work<'_>, listener: &Listener, hash: u64) -> Result<u64, Verdict> {
+    let key = &work.packet.key;
+    let begins = work.packet.is_syn() || key.proto == UDP;
+    let slot = choose(listener, hash, begins)?;
+    let id = slot & SLOT_BACKEND;
+    if id == NO_BACKEND {
+        return Err(Verdict::NoBackend);
+    }
+    let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
+    if work.expires(backend.hop) {
+        return Err(Verdict::TtlExpired);
+    }
+    let is_shared = backend.flags & BACKEND_SHARED != 0 || direct::is_recent(id, work.now);
+    let port = if slot & SLOT_KEEP != 0 || is_shared {
+        match flows::create(work.now, key, id, is_shared) {
+            // By hash the flow finds its backend again, as long as its slot is not changed.
+            Err(Verdict::TableFull) if listener.scheduler == SCHEDULER_HASH => key.sport,
+            port => port?,
+        }
+    } else {
+        key.sport
+    };
+    if begins {
+        stats::new_flow(id);
+    }
+    Ok(chosen(id, port))
+}
+
+/// The slot of a packet without an entry.
+///
+/// TCP in the middle of a connection goes by the schedule before, if it is older than the last
+/// change; otherwise it gets the backend that the hash gives: that is how another gateway has chosen.
+/// A scheduler that counts has no such answer.
+#[inline(always)]
+fn choose(listener: &Listener, hash: u64, begins: bool) -> Result<u32, Verdict> {
+    let choice = hash::choice(hash);
+    let is_hash = listener.scheduler == SCHEDULER_HASH;
+    if !begins && listener.previous_slots != 0 {
+        let previous = slot(listener.previous_chunk, listener.previous_slots, choice)?;
+        if previous & SLOT_BACKEND != NO_BACKEND {
+            return Ok(previous | SLOT_KEEP);
+        }
+    }
+    if is_hash {
+        return slot(listener.first_chunk, listener.slots, choice);
+    }
+    if listener.slots == 0 {
+        return Err(Verdict::NoBackend);
+    }
+    if !begins && listener.slots != 1 {
+        return Err(Verdict::NoFlow);
+    }
+    let cursor = maps::SLB_CURSORS.get_ptr_mut(listener.id).ok_or(Verdict::Inconsistent)?;
+    // SAFETY: an element of an array map lives as long as the map and is aligned to 8 bytes.
+    let turn = unsafe { atomic::fetch_increment(cursor) };
+    let turn = (turn % u64::from(listener.slots)) as u32;
+    Ok(at(listener.first_chunk, turn)? | SLOT_KEEP)
+}
+
+/// The slot that a hash chooses.
+#[inline(always)]
+pub fn slot(first_chunk: u32, slots: u32, choice: u32) -> Result<u32, Verdict> {
+    if slots == 0 {
+        return Err(Verdict::NoBackend);
+    }
+    at(first_chunk, hash::slot(choice, slots))
+}
+
+/// The slot of a number.
+#[inline(always)]
+fn at(first_chunk: u32, slot: u32) -> Result<u32, Verdict> {
+    let chunk = maps::SLB_SLOTS
+        .get(first_chunk.wrapping_add(slot / CHUNK_SLOTS as u32))
+        .ok_or(Verdict::Inconsistent)?;
+    Ok(chunk.slots[slot as usize % CHUNK_SLOTS])
+}
+
+/// Whether the source is no unicast address that a router may forward from: RFC 1812, section 5.3.7;
+/// RFC 3927, section 2.7; RFC 4291, sections 2.5.2, 2.5.3, 2.5.6 and 2.7.
+#[inline(always)]
+fn is_martian(packet: &Packet) -> bool {
+    let bytes = &packet.key.src.bytes;
+    if packet.is_v4 {
+        return matches!(bytes[12], 0 | 127 | 224..) || (bytes[12] == 169 && bytes[13] == 254);
+    }
+    let [high, low] = packet.key.src.halves();
+    let is_none_or_loopback = high == 0 && u64::from_be(low) <= 1;
+    let is_link_local = bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80;
+    is_none_or_loopback || is_link_local || bytes[0] == 0xff
+}

@@ -1,0 +1,80 @@
+//! From backends to clients: which VIP.
+//!
+//! A backend's address, port and protocol say it, unless it answers for more than one, or somebody
+//! talks to it directly: then an entry does.
+
+use slb_common::{
+    abi::{
+        Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, NO_PLACE, ORIGIN_SHARED,
+        ORIGIN_TRACKED, Origin, Translation,
+    },
+    parse::{FIN, RST, SYN},
+    verdict::Verdict,
+};
+
+use crate::{Route, Work, direct, flows, hops, maps, stats};
+
+/// A packet whose source, `from`, may be a backend. `None`: nobody balances to that address and port.
+#[inline(always)]
+pub fn from_backend(work: &Work<'_>, from: &Endpoint) -> Result<Option<Route>, Verdict> {
+    let key = &work.packet.key;
+    // SAFETY: a replaced value lives on until the program ends.
+    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(from) }) else { return Ok(None) };
+    let kind = FLOW_REPLY.into();
+    let mut id = origin.backend;
+    let mut to =
+        Translation { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
+    if origin.flags & ORIGIN_SHARED != 0 || direct::is_recent(id, work.now) {
+        let place = remembered(work);
+        if place == DIRECT {
+            return Err(Verdict::Direct);
+        }
+        if let Some(flow) = flows::at(place) {
+            id = flow.backend;
+            to = Translation { addr: flow.dst, sport: flow.dport, dport: flow.sport, kind };
+        }
+    } else if origin.flags & ORIGIN_TRACKED != 0 && work.packet.flags & (SYN | FIN | RST) != 0 {
+        track(work, origin);
+    }
+    let hop = hops::to_client(work, &to.addr)?;
+    if work.expires(hop) {
+        return Err(Verdict::TtlExpired);
+    }
+    stats::reply(id, work.frame.len() as u64);
+    Ok(Some(Route { to, hop }))
+}
+
+/// In place of a place: it is no reply to a flow through a listener.
+const DIRECT: u32 = NO_PLACE - 1;
+
+/// The place of the client's entry of a reply, by the reply's own.
+#[inline(never)]
+fn remembered(work: &Work<'_>) -> u32 {
+    let key = &work.packet.key;
+    let Some(reply) = flows::seek(key) else { return NO_PLACE };
+    if reply.kind == FLOW_DIRECT {
+        flows::note_direct(work, reply, FIN_REPLY);
+        return DIRECT;
+    }
+    let place = reply.peer;
+    let Some(forward) = flows::peer(reply, key) else { return NO_PLACE };
+    flows::note_reply(work, forward);
+    flows::keep_with(reply, forward);
+    place
+}
+
+/// Takes down what a reply says about its flow, which has an entry for the client's packets only.
+#[inline(never)]
+fn track(work: &Work<'_>, origin: &Origin) {
+    let key = &work.packet.key;
+    let forward = FlowKey {
+        src: key.dst,
+        dst: origin.vip,
+        sport: key.dport,
+        dport: origin.port as u16,
+        proto: key.proto,
+    };
+    if let Some(flow) = flows::seek(&forward) {
+        flows::note_reply(work, flow);
+    }
+}

@@ -1,0 +1,51 @@
+//! Maps whose memory the program, the kernel and the agent share.
+
+use std::{marker::PhantomData, os::fd::AsFd as _, ptr::NonNull};
+
+use aya::maps::MapData;
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::{Pins, TableError};
+
+/// The elements of a pinned array map (`BPF_F_MMAPABLE`), as they are.
+///
+/// Others write to it at any time: every access is to one word of an element, and atomic.
+#[derive(Debug)]
+pub struct Memory<T> {
+    memory: MmapRaw,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+// SAFETY: the mapping lives as long as this, and is only accessed by atomics.
+unsafe impl<T> Send for Memory<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Memory<T> {}
+
+impl<T: aya::Pod> Memory<T> {
+    /// Maps the memory of a pinned map.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]: it is not there, or its memory cannot be mapped.
+    pub fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
+        let refused = |source| TableError::Map { map: name, source };
+        let map = MapData::from_pin(pins.map(name)).map_err(refused)?;
+        let len = map.info().map_err(refused)?.max_entries() as usize;
+        // Elements begin at multiples of 8 bytes.
+        let bytes = len * size_of::<T>().next_multiple_of(8);
+        let memory = MmapOptions::new()
+            .len(bytes)
+            .map_raw(&map.fd().as_fd())
+            .map_err(|source| TableError::Memory { map: name, source })?;
+        Ok(Self { memory, len, element: PhantomData })
+    }
+
+    /// Where an element begins; `None` if there is none of this number.
+    #[must_use]
+    pub fn element(&self, index: usize) -> Option<NonNull<T>> {
+        let size = size_of::<T>().next_multiple_of(8);
+        let at = (index < self.len).then(|| self.memory.as_mut_ptr().wrapping_add(index * size))?;
+        NonNull::new(at.cast())
+    }
+}

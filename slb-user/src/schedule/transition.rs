@@ -1,0 +1,264 @@
+//! How a schedule by hash changes without moving a flow, though no flow is remembered. Pure.
+//!
+//! A slot whose owner changes goes through phases, and the program keeps entries for its flows in the
+//! meantime. With connections, which begin with a SYN:
+//!
+//! ```text
+//! settled ─ another owner ─► moving: SYN to the new owner, what has no entry to the previous one; both
+//!    ▲                         │     leave entries. After the idle timeout every old flow has one.
+//!    └── no entry is left ── watched: entries decide, all else goes to the owner
+//! ```
+//!
+//! Datagrams do not say whether they begin a flow. So the slot is observed first, with the old owner,
+//! until every live flow has an entry; then it changes owner, and is watched. An owner that takes no
+//! more flows is replaced at once.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use slb_common::abi::{self, NO_BACKEND, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK};
+
+use crate::state::Schedule;
+
+/// Where a slot is on its way from one owner to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nobody remembers anything.
+    Settled,
+    /// TCP: since then flows without an entry are the previous owner's.
+    Moving(Instant),
+    /// UDP: since then flows get entries.
+    Observed(Instant),
+    /// Entries may be left.
+    Watched,
+}
+
+/// The slots of a schedule by hash, on their way.
+#[derive(Clone, Debug)]
+pub struct Transition {
+    owners: Vec<u32>,
+    phases: Vec<Phase>,
+    /// The owners before, as many as there were then; counts where a slot is moving.
+    previous: Vec<u32>,
+    /// How many slots are in no phase but settled.
+    settled: usize,
+    /// The first moment at which some phase may end.
+    due: Option<Instant>,
+}
+
+/// What a transition depends on besides the schedule that is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Flows begin with a SYN.
+    pub connections: bool,
+    /// A flow without a packet for this long is over.
+    pub idle: Duration,
+    /// The present.
+    pub now: Instant,
+}
+
+impl Transition {
+    /// A schedule that nobody has flows of.
+    #[must_use]
+    pub fn new(owners: Vec<u32>) -> Self {
+        let phases = vec![Phase::Settled; owners.len()];
+        Self { settled: owners.len(), previous: Vec::new(), due: None, owners, phases }
+    }
+
+    /// A schedule whose flows may all have entries.
+    #[must_use]
+    pub fn watched(owners: Vec<u32>) -> Self {
+        let phases = vec![Phase::Watched; owners.len()];
+        Self { phases, settled: 0, ..Self::new(owners) }
+    }
+
+    /// A schedule by hash as an earlier agent has left it. How long its phases have lasted it did not say.
+    #[must_use]
+    pub fn restored(schedule: &Schedule, terms: Terms) -> Self {
+        let owners: Vec<u32> = schedule.slots.iter().map(|slot| slot & SLOT_BACKEND).collect();
+        let mut restored = Self::new(owners);
+        restored.previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
+        for (phase, slot) in restored.phases.iter_mut().zip(&schedule.slots) {
+            *phase = match (slot & SLOT_LOOK != 0, slot & SLOT_KEEP != 0) {
+                (false, _) => Phase::Settled,
+                (true, false) => Phase::Watched,
+                (true, true) if terms.connections => Phase::Moving(terms.now),
+                (true, true) => Phase::Observed(terms.now),
+            };
+        }
+        restored.tidy(terms.idle);
+        restored
+    }
+
+    /// Makes for another schedule; `usable` says which owners take flows.
+    pub fn aim(&mut self, wanted: &[u32], usable: impl Fn(u32) -> bool, terms: Terms) {
+        if wanted.len() != self.owners.len() {
+            self.resize(wanted, &usable, terms);
+        } else {
+            for (slot, &owner) in wanted.iter().enumerate() {
+                self.aim_slot(slot, owner, &usable, terms);
+            }
+        }
+        self.tidy(terms.idle);
+    }
+
+    fn aim_slot(&mut self, slot: usize, owner: u32, usable: &impl Fn(u32) -> bool, terms: Terms) {
+        let (before, phase) = (self.owners[slot], self.phases[slot]);
+        if terms.connections {
+            if before == owner {
+                return;
+            }
+            if !matches!(phase, Phase::Moving(_)) {
+                self.phases[slot] = Phase::Moving(terms.now);
+                self.set_previous(slot, before);
+            }
+            self.owners[slot] = owner;
+            return;
+        }
+        self.phases[slot] = match phase {
+            Phase::Observed(_) if before == owner => Phase::Watched,
+            Phase::Settled | Phase::Watched if before == owner => phase,
+            _ if before == NO_BACKEND || !usable(before) => {
+                self.owners[slot] = owner;
+                if phase == Phase::Settled { Phase::Settled } else { Phase::Watched }
+            }
+            Phase::Observed(since) if is_over(since, terms) => {
+                self.owners[slot] = owner;
+                Phase::Watched
+            }
+            Phase::Observed(since) => Phase::Observed(since),
+            _ => Phase::Observed(terms.now),
+        };
+    }
+
+    /// Another number of slots: every slot has another owner, as it were.
+    fn resize(&mut self, wanted: &[u32], usable: &impl Fn(u32) -> bool, terms: Terms) {
+        if terms.connections {
+            let moving = |slot: usize| matches!(self.phases[slot], Phase::Moving(_));
+            let is_resized = self.previous.len() == self.owners.len();
+            let previous = (0..self.owners.len())
+                .map(|slot| {
+                    if moving(slot) && is_resized { self.previous[slot] } else { self.owners[slot] }
+                })
+                .collect();
+            self.previous = previous;
+            self.owners = wanted.to_vec();
+            self.phases = vec![Phase::Moving(terms.now); wanted.len()];
+            return;
+        }
+        // The old slots are observed, and then give way to the new ones.
+        let observed = self.phases.iter().all(
+            |phase| matches!(phase, Phase::Observed(since) if is_over(*since, terms)),
+        );
+        if observed || self.owners.iter().all(|&owner| owner == NO_BACKEND || !usable(owner)) {
+            self.owners = wanted.to_vec();
+            self.phases = vec![Phase::Watched; wanted.len()];
+            return;
+        }
+        for slot in 0..self.owners.len() {
+            if !matches!(self.phases[slot], Phase::Observed(_)) {
+                self.phases[slot] = Phase::Observed(terms.now);
+            }
+            if self.owners[slot] == NO_BACKEND || !usable(self.owners[slot]) {
+                self.owners[slot] = wanted[slot * wanted.len() / self.owners.len()];
+            }
+        }
+    }
+
+    fn set_previous(&mut self, slot: usize, owner: u32) {
+        if self.previous.len() != self.owners.len() {
+            self.previous.clone_from(&self.owners);
+        }
+        self.previous[slot] = owner;
+    }
+
+    /// Ends the phases whose time has come.
+    pub fn advance(&mut self, terms: Terms) {
+        for phase in &mut self.phases {
+            if matches!(phase, Phase::Moving(since) if is_over(*since, terms)) {
+                *phase = Phase::Watched;
+            }
+        }
+        self.tidy(terms.idle);
+    }
+
+    /// Ends the watch over all slots but those in `pinned`, whose flows have entries.
+    pub fn settle(&mut self, pinned: &HashSet<usize>) {
+        for (slot, phase) in self.phases.iter_mut().enumerate() {
+            if *phase == Phase::Watched && !pinned.contains(&slot) {
+                *phase = Phase::Settled;
+            }
+        }
+        self.settled = self.count_settled();
+    }
+
+    /// Derives what follows from the phases.
+    fn tidy(&mut self, idle: Duration) {
+        if !self.phases.iter().any(|phase| matches!(phase, Phase::Moving(_))) {
+            self.previous = Vec::new();
+        }
+        self.settled = self.count_settled();
+        let since = self.phases.iter().filter_map(|phase| match phase {
+            Phase::Moving(since) | Phase::Observed(since) => Some(*since),
+            _ => None,
+        });
+        self.due = since.min().map(|since| since + idle);
+    }
+
+    fn count_settled(&self) -> usize {
+        self.phases.iter().filter(|phase| **phase == Phase::Settled).count()
+    }
+
+    /// When to come back with [`Transition::advance`] and [`Transition::aim`].
+    #[must_use]
+    pub const fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Whether no slot's flows have entries.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.settled == self.owners.len()
+    }
+
+    /// Whether a look at the entries may settle slots.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.phases.contains(&Phase::Watched)
+    }
+
+    /// What the program is to be told. Flows of `shared` backends always have entries.
+    #[must_use]
+    pub fn schedule(&self, shared: &HashSet<u32>) -> Schedule {
+        let slots = self.owners.iter().zip(&self.phases).map(|(&owner, phase)| {
+            let flags = match phase {
+                _ if shared.contains(&owner) => SLOT_LOOK | SLOT_KEEP,
+                Phase::Settled => 0,
+                Phase::Watched => SLOT_LOOK,
+                Phase::Moving(_) | Phase::Observed(_) => SLOT_LOOK | SLOT_KEEP,
+            };
+            owner | flags
+        });
+        Schedule {
+            scheduler: abi::SCHEDULER_HASH,
+            slots: slots.collect(),
+            previous: self.previous.clone(),
+        }
+    }
+
+    /// The owners, without what is remembered: where flows that have no entry go.
+    #[must_use]
+    pub fn owners(&self) -> &[u32] {
+        &self.owners
+    }
+}
+
+/// Whether the idle timeout has passed.
+fn is_over(since: Instant, terms: Terms) -> bool {
+    terms.now.duration_since(since) >= terms.idle
+}
+
+#[cfg(test)]
+mod tests;
