@@ -9,6 +9,7 @@ mod lock;
 mod status;
 
 use std::{
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -42,11 +43,15 @@ use crate::{
     net::{AttachedXdp, Interface, NetworkChange, local_source_problems},
     plan::plan,
     schedule::maglev,
-    state::State,
+    state::{Schedule, State},
 };
 
 /// The pause before writes that failed are tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the flow table is looked through while slots are watched.
+const SWEEP: Duration = Duration::from_secs(5);
+/// [`Jiffies::now`] is not exact: an entry counts as over when it has been for so long.
+const SWEEP_SLACK: Duration = Duration::from_secs(5);
 
 /// The agent cannot start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +97,14 @@ pub struct Agent {
     _pins_lock: Lock,
 }
 
+/// What a look through the flow table has found.
+struct Swept {
+    /// The schedules that it was for.
+    schedules: HashMap<u32, Arc<Schedule>>,
+    /// Slots whose flows have entries that differ from them.
+    pinned: HashMap<u32, HashSet<usize>>,
+}
+
 /// Runs the agent until it is told to stop. `ready` is called when packets are balanced.
 ///
 /// # Errors
@@ -112,6 +125,9 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     api::serve(&agent.config.gateway.api, requests)?;
     ready();
 
+    let (swept, mut sweeps) = mpsc::channel(1);
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Nothing in here waits: a failed backend is out of the maps before anything else is done.
@@ -142,6 +158,8 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             () = until(agent.planner.due()) => {
                 agent.reconcile();
             }
+            _ = sweep.tick() => agent.sweep(&swept),
+            Some(swept) = sweeps.recv() => agent.settle(swept),
         }
     }
     following.abort();
@@ -325,6 +343,38 @@ impl Agent {
             debug!(writes, "maps changed");
         }
         Ok(())
+    }
+
+    /// Looks through the flow table if that may settle slots, in a thread of its own: it is large.
+    fn sweep(&self, swept: &mpsc::Sender<Swept>) {
+        let schedules = self.planner.watched();
+        let (Ok(permit), Ok(now)) = (swept.clone().try_reserve_owned(), self.jiffies.now()) else {
+            return;
+        };
+        if schedules.is_empty() {
+            return;
+        }
+        let services = self.layout.services.iter();
+        let watched = services
+            .filter_map(|service| Some((service, schedules.get(&service.id)?)))
+            .flat_map(|(service, schedule)| {
+                let entry = (service.id, Arc::clone(schedule));
+                service.endpoints.iter().map(move |&endpoint| (endpoint, entry.clone()))
+            })
+            .collect();
+        let now = now.wrapping_sub(self.jiffies.from_duration(SWEEP_SLACK));
+        let table = self.datapath.table.clone();
+        tokio::task::spawn_blocking(move || {
+            let pinned = table.sweep(&watched, now);
+            permit.send(Swept { schedules, pinned });
+        });
+    }
+
+    fn settle(&mut self, swept: Swept) {
+        for (id, pinned) in swept.pinned {
+            self.planner.settle(id, &swept.schedules[&id], &pinned);
+        }
+        self.reconcile();
     }
 
     fn problems(&self) -> Vec<String> {

@@ -26,6 +26,20 @@ impl Jiffies {
         Self { per_second }
     }
 
+    /// The low half of the kernel's count, as far as it can be told from outside: a second or so off.
+    ///
+    /// It begins five minutes before its wrap (`INITIAL_JIFFIES` in `linux/jiffies.h`), and goes with
+    /// the monotonic clock.
+    ///
+    /// # Errors
+    ///
+    /// The system call failed.
+    pub fn now(self) -> std::io::Result<u32> {
+        let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+        let ticks = Duration::from(clock).as_nanos() * u128::from(self.per_second) / 1_000_000_000;
+        Ok((ticks as u32).wrapping_sub(300 * self.per_second))
+    }
+
     /// Rounded up, so that nothing ends early.
     #[must_use]
     pub fn from_duration(self, duration: Duration) -> u32 {
@@ -39,6 +53,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn given_the_kernels_own_count_when_it_is_told_from_outside_then_it_is_nearly_that() {
+        let list = std::fs::read_to_string("/proc/timer_list").unwrap();
+        let count = list.lines().find_map(|line| line.strip_prefix("jiffies: ")).unwrap();
+        let count: u64 = count.trim().parse().unwrap();
+
+        let jiffies = Jiffies::from_kernel().unwrap();
+        let off = (count as u32).wrapping_sub(jiffies.now().unwrap()) as i32;
+
+        let bound = jiffies.from_duration(Duration::from_secs(5)) as i32;
+        assert!(off.abs() < bound, "{off} jiffies off");
+    }
 
     #[test]
     fn given_durations_when_converted_then_they_are_rounded_up() {

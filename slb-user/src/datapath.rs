@@ -3,6 +3,7 @@
 mod bpffs;
 mod error;
 mod filter;
+mod flow_table;
 mod layouts;
 mod links;
 mod loader;
@@ -15,6 +16,7 @@ mod trace;
 
 pub use bpffs::BpffsError;
 pub use error::LoadError;
+pub use flow_table::{FlowTable, Watched};
 pub use links::Attachment;
 pub use loader::{Capacities, Loaded, OBJECT};
 pub use maps::{Maps, TableError};

@@ -286,10 +286,9 @@ impl Way {
             Some(Self::Ring { previous, until }) if until > terms.now => {
                 Self::Ring { previous, until }
             }
-            Some(Self::Hash(transition)) => Self::Ring {
-                previous: transition.owners().to_vec(),
-                until: terms.now + terms.idle,
-            },
+            Some(Self::Hash(transition)) => {
+                Self::Ring { previous: transition.owners().to_vec(), until: terms.now + terms.idle }
+            }
             _ => Self::Ring { previous: Vec::new(), until: terms.now },
         }
     }
@@ -311,8 +310,12 @@ fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32>
     match service.scheduler {
         Scheduler::Tch => {
             // As large for the healthy ones as for all, so that a failure moves as little as it can.
-            let is_single = targets.len() == 1 || targets.iter().any(|t| t.role == Role::Primary);
-            let size = if is_single { 1 } else { maglev::size_for(targets.len()) };
+            if targets.len() == 1 || targets.iter().any(|target| target.role == Role::Primary) {
+                // Nothing to choose.
+                let only = members.iter().find(|member| member.weight > 0);
+                return vec![only.map_or(NO_BACKEND, |member| member.id)];
+            }
+            let size = maglev::size_for(targets.len());
             let table = maglev::table(members, size);
             if table.is_empty() { vec![NO_BACKEND; size] } else { table }
         }

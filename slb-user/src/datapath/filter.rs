@@ -14,7 +14,7 @@ use super::{Pins, TableError, memory::Memory};
 
 /// What the addresses of each hash are to us, together.
 #[derive(Debug)]
-pub struct RoleFilter {
+pub(super) struct RoleFilter {
     memory: Memory<Filter>,
     /// Those of each hash.
     addresses: BTreeMap<usize, Vec<Address>>,

@@ -9,7 +9,7 @@ use std::{
 use aya::{Ebpf, EbpfLoader, maps::MapData, programs::Xdp};
 use slb_common::abi::{BUCKET_FLOWS, EPOCH_MET, PLACES_PER_FLOW};
 
-use super::{LoadError, Maps, Pins, bpffs, layouts};
+use super::{FlowTable, LoadError, Maps, Pins, bpffs, layouts};
 use crate::clock::Jiffies;
 
 /// The program, as compiled by the build script.
@@ -30,6 +30,8 @@ pub struct Capacities {
 pub struct Loaded {
     /// Its maps.
     pub maps: Maps,
+    /// Its flow table.
+    pub table: FlowTable,
     ebpf: Ebpf,
     pub(super) pins: Pins,
     /// What `SLB_FLOWS` really is: capacity in flows, and bytes of kernel memory.
@@ -68,7 +70,7 @@ impl Loaded {
             settings.closing_jiffies = jiffies.from_duration(CLOSING);
             settings.route_epoch = settings.route_epoch.max(EPOCH_MET + 1);
         })?;
-        Ok(Self { maps, ebpf, pins, flows, warning })
+        Ok(Self { maps, table: FlowTable::open(&pins)?, ebpf, pins, flows, warning })
     }
 
     /// Capacity of the flow table in flows, and its memory in bytes.

@@ -11,7 +11,7 @@ use super::{Pins, TableError};
 ///
 /// Others write to it at any time: every access is to one word of an element, and atomic.
 #[derive(Debug)]
-pub struct Memory<T> {
+pub(super) struct Memory<T> {
     memory: MmapRaw,
     len: usize,
     element: PhantomData<T>,
@@ -39,6 +39,12 @@ impl<T: aya::Pod> Memory<T> {
             .map_raw(&map.fd().as_fd())
             .map_err(|source| TableError::Memory { map: name, source })?;
         Ok(Self { memory, len, element: PhantomData })
+    }
+
+    /// How many elements there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
     }
 
     /// Where an element begins; `None` if there is none of this number.
