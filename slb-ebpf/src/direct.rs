@@ -6,8 +6,8 @@
 
 use slb_common::{
     abi::{
-        Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, NO_PLACE, Origin, RST,
-        SCHEDULER_HASH, SLOT_BACKEND, Scratch, Translation, UDP,
+        Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, NO_PLACE, Origin, RST,
+        SCHEDULER_HASH, SLOT_BACKEND, Translation, UDP,
     },
     hash,
     verdict::Verdict,
@@ -54,7 +54,7 @@ const BEGINS: u32 = NO_PLACE - 1;
 /// Remembers a direct flow that begins. Gives the place of its entry if it has to be translated.
 #[inline(always)]
 fn begin(now: u32, key: &FlowKey, id: u32) -> u32 {
-    let Some(Scratch { reply, .. }) = maps::scratch() else { return NO_PLACE };
+    let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
     *reply = key.reversed();
     if !flows::is_taken(now, reply, key) && !may_be_balanced(reply, id) {
         flows::insert_direct(now, reply, id);
@@ -123,7 +123,7 @@ pub fn may_be_balanced(reply: &FlowKey, id: u32) -> bool {
 extern "C" fn direct_may_be_balanced(reply: *const FlowKey, id: u32) -> u32 {
     // SAFETY: the caller above passes a reference.
     let Some(reply) = (unsafe { reply.as_ref() }) else { return 0 };
-    let Some(Scratch { forward: key, to: at, .. }) = maps::scratch() else { return 0 };
+    let Some(Keys { forward: key, to: at, .. }) = maps::keys() else { return 0 };
     *at = reply.source();
     // SAFETY: a replaced value lives on until the program ends.
     let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(&*at) }) else { return 0 };

@@ -16,7 +16,7 @@ use aya_ebpf::helpers::bpf_jiffies64;
 use slb_common::{
     abi::{
         self, ANSWERED, BUCKET_FLOWS, Backend, ESTABLISHED, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT,
-        FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, NO_PLACE, REFRESH_JIFFIES, Scratch, TAG_FREE,
+        FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, REFRESH_JIFFIES, TAG_FREE,
         TAG_TAKEN, TCP, age,
     },
     hash,
@@ -47,11 +47,12 @@ pub const fn is_over(now: u32, expires: u32) -> bool {
 /// The entry of a packet.
 #[inline(always)]
 pub fn find(key: &FlowKey, hash: u64) -> Option<&'static mut Flow> {
-    let number = abi::bucket(hash, maps::settings().buckets);
+    let number = hash::bucket(key, maps::settings().buckets);
     let bucket = maps::SLB_FLOWS.get_ptr_mut(number)?;
     let tag = abi::tag(hash);
     for turn in 0..BUCKET_FLOWS {
-        let way = (hash as usize).wrapping_add(turn) % BUCKET_FLOWS;
+        // First places are spread over the cache's sets.
+        let way = (tag as usize / 4).wrapping_add(turn) % BUCKET_FLOWS;
         // SAFETY: an element of an array lives as long as the program. A place may be given to another
         // flow meanwhile, whose `state` or `expires` may then be off for a moment: harmless.
         let flow = unsafe { &mut (*bucket).flows[way] };
@@ -80,7 +81,7 @@ extern "C" fn flow_position(key: *const FlowKey) -> u32 {
     // SAFETY: the callers pass references.
     let Some(key) = (unsafe { key.as_ref() }) else { return NO_PLACE };
     let hash = hash::flow(key);
-    let number = abi::bucket(hash, maps::settings().buckets);
+    let number = hash::bucket(key, maps::settings().buckets);
     let Some(bucket) = maps::SLB_FLOWS.get(number) else { return NO_PLACE };
     let tag = abi::tag(hash);
     for way in 0..BUCKET_FLOWS {
@@ -166,7 +167,7 @@ pub fn note_reply(work: &Work<'_>, flow: &mut Flow) {
     let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_REPLY);
     if flags & (SYN | ACK) == SYN | ACK
         && flow.state & ESTABLISHED == 0
-        && let Some(tcp) = work.frame.header::<8>(work.packet.l4)
+        && let Some(tcp) = work.frame.header::<8>(work.packet.l4 as usize)
     {
         flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
         flow.state |= ANSWERED;
@@ -231,7 +232,7 @@ fn acknowledges(work: &Work<'_>, sequence: u32) -> bool {
     if work.packet.flags & (ACK | SYN | RST) != ACK {
         return false;
     }
-    let tcp = work.frame.header::<12>(work.packet.l4);
+    let tcp = work.frame.header::<12>(work.packet.l4 as usize);
     tcp.is_some_and(|tcp| u32::from_be(tcp.get(8)).wrapping_sub(sequence) < WINDOW)
 }
 
@@ -306,8 +307,8 @@ const IS_VERDICT: u32 = 1 << 16;
 #[inline(never)]
 extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u32) -> u32 {
     // SAFETY: the caller above passes a reference.
-    let (Some(key), Some(backend), Some(Scratch { reply, .. })) =
-        (unsafe { key.as_ref() }, maps::backend(id), maps::scratch())
+    let (Some(key), Some(backend), Some(Keys { reply, .. })) =
+        (unsafe { key.as_ref() }, maps::backend(id), maps::keys())
     else {
         return IS_VERDICT | Verdict::Inconsistent as u32;
     };
@@ -330,7 +331,7 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u3
             reply.dport = (FIRST_PORT + hash::slot(draw, 0x1_0000 - FIRST_PORT)) as u16;
         }
     }
-    let place = flow_take(now, hash);
+    let place = flow_take(now, key, abi::tag(hash));
     let Some(flow) = at(place) else { return IS_VERDICT | Verdict::TableFull as u32 };
     fill(flow, key, id, FLOW_FORWARD, now.wrapping_add(maps::settings().opening_jiffies));
     flow.port = reply.dport.into();
@@ -346,7 +347,7 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u3
 #[inline(always)]
 pub fn insert_direct(now: u32, key: &FlowKey, id: u32) {
     let hash = flow_hash(key);
-    if let Some(flow) = at(flow_take(now, hash)) {
+    if let Some(flow) = at(flow_take(now, key, abi::tag(hash))) {
         fill(flow, key, id, FLOW_DIRECT, now.wrapping_add(maps::settings().opening_jiffies));
         publish(flow, hash);
     }
@@ -359,7 +360,7 @@ extern "C" fn flow_insert_reply(now: u32, key: *const FlowKey, place: u32) -> u3
     // SAFETY: the callers pass references.
     let (Some(key), Some(forward)) = (unsafe { key.as_ref() }, at(place)) else { return NO_PLACE };
     let hash = flow_hash(key);
-    let own = flow_take(now, hash);
+    let own = flow_take(now, key, abi::tag(hash));
     if let Some(flow) = at(own) {
         fill(flow, key, forward.backend, FLOW_REPLY, forward.expires);
         flow.state = forward.state;
@@ -396,16 +397,18 @@ fn publish(flow: &mut Flow, hash: u64) {
     unsafe { ptr::write_volatile(&raw mut flow.tag, abi::tag(hash)) };
 }
 
-/// Takes a place for a flow with this hash; [`NO_PLACE`] if all that it could have are established.
+/// Takes a place for the flow of `key`, whose tag is `tag`; [`NO_PLACE`] if all that it could have are established.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn flow_take(now: u32, hash: u64) -> u32 {
-    let number = abi::bucket(hash, maps::settings().buckets);
+extern "C" fn flow_take(now: u32, key: *const FlowKey, tag: u32) -> u32 {
+    // SAFETY: the callers pass references.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NO_PLACE };
+    let number = hash::bucket(key, maps::settings().buckets);
     let Some(bucket) = maps::SLB_FLOWS.get_ptr_mut(number) else { return NO_PLACE };
     let mut best = 0;
     let mut found = 0;
     for turn in 0..BUCKET_FLOWS {
-        let way = (hash as usize).wrapping_add(turn) % BUCKET_FLOWS;
+        let way = (tag as usize / 4).wrapping_add(turn) % BUCKET_FLOWS;
         // SAFETY: as in `find`.
         let flow = unsafe { &(*bucket).flows[way] };
         // The higher, the less it is missed: free, over, or opening, the oldest first.

@@ -21,7 +21,7 @@ use crate::{Route, Work, atomic, direct, flows, hops, maps, stats};
 /// `None`: it is not for a listener, nor is its destination a VIP.
 #[inline(always)]
 pub fn to_vip(work: &Work<'_>, to: &Endpoint, from: u32) -> Result<Option<Route>, Verdict> {
-    let packet = &work.packet;
+    let packet = &*work.packet;
     // SAFETY: a replaced value lives on until the program ends.
     let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else {
         let is_vip = maps::roles(&packet.key.dst) & ROLE_VIP != 0;
@@ -199,7 +199,7 @@ fn at(first_chunk: u32, slot: u32) -> Result<u32, Verdict> {
 #[inline(always)]
 fn is_martian(packet: &Packet) -> bool {
     let bytes = &packet.key.src.bytes;
-    if packet.is_v4 {
+    if packet.is_v4() {
         return matches!(bytes[12], 0 | 127 | 224..) || (bytes[12] == 169 && bytes[13] == 254);
     }
     let [high, low] = packet.key.src.halves();

@@ -149,7 +149,7 @@ fn look_up(work: &Work<'_>, vip: &Address, hop: &mut Hop) -> u32 {
     query.l4_protocol = work.packet.key.proto as u8;
     let src = vip.words();
     let dst = addr.words();
-    if work.packet.is_v4 {
+    if work.packet.is_v4() {
         query.family = AF_INET;
         query.__bindgen_anon_3.ipv4_src = src[3];
         query.__bindgen_anon_4.ipv4_dst = dst[3];

@@ -36,7 +36,7 @@ use slb_common::{
 struct Work<'a> {
     ctx: &'a XdpContext,
     frame: Frame<'a>,
-    packet: Packet,
+    packet: &'a mut Packet,
     /// Low half of the jiffies.
     now: u32,
 }
@@ -71,8 +71,9 @@ pub fn slb(ctx: XdpContext) -> u32 {
 /// through; an `Err` is the verdict on any other.
 #[inline(always)]
 fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict> {
-    let mut work = Work { ctx, frame, packet: Packet::default(), now: flows::now() };
-    match parse::packet(&work.frame, &mut work.packet) {
+    let packet = maps::packet().ok_or(Verdict::Inconsistent)?;
+    let mut work = Work { ctx, frame, packet, now: flows::now() };
+    match parse::packet(&work.frame, work.packet) {
         Ok(()) => {}
         Err(Reject::To(dst, verdict)) if maps::roles(&dst) & ROLE_VIP != 0 => return Err(verdict),
         Err(_) => return Err(Verdict::NotOurs),
@@ -93,7 +94,7 @@ fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict
         route = direct::to_backend(&work, &at)?;
     }
     let Route { to, hop } = route.ok_or(Verdict::NotOurs)?;
-    rewrite::translate(&mut work.frame, &work.packet, &to, hop)?;
+    rewrite::translate(&mut work.frame, work.packet, &to, hop)?;
     let verdict = match (to.is_reply(), hop.is_known()) {
         (false, true) => Verdict::Forwarded,
         (true, true) => Verdict::Replied,
@@ -107,7 +108,7 @@ impl Work<'_> {
     /// Whether the packet may not be sent any further. The kernel sees for itself.
     #[inline(always)]
     fn expires(&self, hop: Hop) -> bool {
-        hop.is_known() && rewrite::expires(&self.frame, &self.packet)
+        hop.is_known() && rewrite::expires(&self.frame, self.packet)
     }
 }
 

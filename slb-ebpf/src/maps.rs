@@ -8,8 +8,8 @@ use aya_ebpf::{
 use slb_common::{
     abi::{
         Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
-        Endpoint, Filter, Interface, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS,
-        MAX_INTERFACES, MAX_LISTENERS, Origin, Roles, Scratch, Settings, Traffic,
+        Endpoint, Filter, Interface, Keys, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS,
+        MAX_INTERFACES, MAX_LISTENERS, Origin, Packet, Roles, Scratch, Settings, Traffic,
     },
     hash,
     verdict::MAX_VERDICTS,
@@ -82,11 +82,18 @@ pub static SLB_TRAFFIC: PerCpuArray<Traffic, MAX_BACKENDS> = PerCpuArray::new();
 #[btf_map]
 pub static SLB_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// This CPU's scratch memory.
+/// This CPU's place for the packet. For `balance` only: there is one.
 #[inline(always)]
-pub fn scratch() -> Option<&'static mut Scratch> {
+pub fn packet() -> Option<&'static mut Packet> {
     // SAFETY: this CPU's own, and a program is not interrupted by another on its CPU.
-    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).packet })
+}
+
+/// This CPU's place for keys. For one function at a time.
+#[inline(always)]
+pub fn keys() -> Option<&'static mut Keys> {
+    // SAFETY: as above.
+    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys })
 }
 
 /// A backend by its index.

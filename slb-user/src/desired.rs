@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use slb_common::abi::{
@@ -28,11 +28,17 @@ use crate::{
 /// Slots of a round-robin schedule at most: any weights of 655 backends exactly.
 const RING_LIMIT: usize = 65_536;
 
+/// How long a schedule that nobody has flows of yet waits for the first probes: what is given out
+/// before the last of them would only have to move again.
+const FIRST_PROBES: Duration = Duration::from_secs(1);
+
 /// Computes states, and remembers the schedules: a table of a thousand backends takes milliseconds,
 /// a change concerns few of them, and how a schedule has come about decides how it goes on.
 #[derive(Debug, Default)]
 pub struct Planner {
     schedules: HashMap<u32, Planned>,
+    /// Services that wait for first probes, and until when.
+    waiting: HashMap<u32, Instant>,
 }
 
 /// The schedule of a service.
@@ -96,6 +102,10 @@ impl Planner {
             let usable = usable(service, targets, health);
             let shared = targets.iter().filter(|target| is_shared(&service.origin(target)));
             let shared: HashSet<u32> = shared.map(|target| target.id).collect();
+            let usable = match self.waits(service, targets, health, &now) {
+                true => vec![false; targets.len()],
+                false => usable,
+            };
             let schedule = self.schedule(service, targets, &usable, &shared, &now);
             if self.is_tracked(service.id) {
                 tracked.insert(service.id);
@@ -139,7 +149,34 @@ impl Planner {
             Way::Hash(transition) => transition.due(),
             Way::Ring { previous, until } => (!previous.is_empty()).then_some(*until),
         };
-        self.schedules.values().filter_map(due).min()
+        self.schedules.values().filter_map(due).chain(self.waiting.values().copied()).min()
+    }
+
+    /// Whether a service is to have no backends yet.
+    fn waits(
+        &mut self,
+        service: &Service,
+        targets: &[Target],
+        health: &[Health],
+        now: &Circumstances<'_>,
+    ) -> bool {
+        let is_new = !self.schedules.contains_key(&service.id)
+            && !service.endpoints.iter().any(|at| now.installed.listeners.contains_key(at));
+        if is_new && service.scheduler == Scheduler::Tch {
+            self.waiting.insert(service.id, now.now + FIRST_PROBES);
+        }
+        let Some(until) = self.waiting.get(&service.id) else { return false };
+        let is_out = |(target, health): (&Target, &Health)| {
+            target.check.is_some() && *health == Health::Unknown
+        };
+        // A primary is taken for healthy until its probes say otherwise.
+        let has_primary = targets.iter().any(|target| target.role == Role::Primary);
+        let waits =
+            !has_primary && *until > now.now && targets.iter().zip(health).any(is_out);
+        if !waits {
+            self.waiting.remove(&service.id);
+        }
+        waits
     }
 
     /// The schedules some of whose slots a look at the flow table may settle, by the listener's id.

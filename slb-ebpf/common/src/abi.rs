@@ -6,6 +6,8 @@
 
 use core::fmt;
 
+pub use crate::parse::Packet;
+
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
 /// new program never meet.
 pub const ABI_VERSION: u32 = 1;
@@ -444,14 +446,6 @@ pub const fn tag(hash: u64) -> u32 {
     hash as u32 | 2
 }
 
-/// The bucket of a flow with this [`crate::hash::flow`], of so many.
-#[must_use]
-#[inline(always)]
-pub const fn bucket(hash: u64, buckets: u32) -> u32 {
-    // Not the bits that the slot is taken from: flows of a slot are to be spread.
-    crate::hash::slot((hash >> 16) as u32, buckets)
-}
-
 /// Value of `SLB_FLOWS`: the places that a flow may be in.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -491,11 +485,20 @@ impl Flow {
     }
 }
 
-/// Value of `SLB_SCRATCH`, per CPU: keys that the program's stack has no room for. Means nothing
-/// afterwards.
+/// Value of `SLB_SCRATCH`, per CPU: what the program's stack has no room for. Means nothing afterwards.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Scratch {
+    /// The packet.
+    pub packet: Packet,
+    /// Keys that are made on its account.
+    pub keys: Keys,
+}
+
+/// Part of [`Scratch`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Keys {
     /// What a backend would answer with.
     pub reply: FlowKey,
     /// What its client would send.
@@ -614,7 +617,7 @@ mod pod {
         )*};
     }
     pod! { Endpoint Listener Chunk Backend Address Roles Origin Interface FlowKey Flow Bucket }
-    pod! { Settings Counter Traffic Client Filter Scratch }
+    pod! { Settings Counter Traffic Client Filter Packet Keys Scratch }
 }
 
 #[cfg(test)]

@@ -41,19 +41,29 @@ pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
 /// What later stages need to know of a packet.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Packet {
     /// Addresses, ports and protocol.
     pub key: FlowKey,
     /// Offset of the transport header.
-    pub l4: usize,
+    pub l4: u32,
     /// TCP's flags; 0 for UDP.
     pub flags: u8,
-    /// IPv4, otherwise IPv6.
-    pub is_v4: bool,
+    /// 1: IPv4, otherwise IPv6.
+    pub v4: u8,
+    /// Zero.
+    pub spare: u16,
 }
 
 impl Packet {
+    /// Whether this is IPv4, and not IPv6.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.v4 != 0
+    }
+
     /// Whether this asks for a new connection: SYN and none of ACK, FIN, RST.
     #[must_use]
     #[inline(always)]
@@ -115,7 +125,7 @@ fn v4(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
         return Err(reject(Verdict::Fragment));
     }
     let proto = ip.get::<u8>(offset_of!(Ipv4Hdr, proto));
-    packet.is_v4 = true;
+    packet.v4 = 1;
     (packet.key.src, packet.key.dst) = (src, dst);
     transport(frame, proto, L3 + header_len, total_len - header_len, packet)
 }
@@ -194,7 +204,7 @@ fn v6(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
     if l4 > end {
         return Err(reject(Verdict::Malformed));
     }
-    packet.is_v4 = false;
+    packet.v4 = 0;
     (packet.key.src, packet.key.dst) = (src, dst);
     transport(frame, proto, l4, end - l4, packet)
 }
@@ -216,7 +226,7 @@ fn transport(
     let dst = packet.key.dst;
     let reject = |verdict| Reject::To(dst, verdict);
     packet.key.proto = u32::from(proto);
-    packet.l4 = l4;
+    packet.l4 = l4 as u32;
     packet.flags = match packet.key.proto {
         TCP => {
             let tcp = frame.header::<{ TcpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;

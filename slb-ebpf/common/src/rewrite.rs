@@ -31,7 +31,7 @@ pub fn translate(
     hop: Hop,
 ) -> Result<(), Verdict> {
     let mut transport = Delta::default();
-    if packet.is_v4 {
+    if packet.is_v4() {
         network_v4(frame, to, hop.is_known(), &mut transport)?;
     } else {
         network_v6(frame, to, hop.is_known(), &mut transport)?;
@@ -51,7 +51,7 @@ pub fn translate(
 #[must_use]
 #[inline(always)]
 pub fn expires(frame: &Frame<'_>, packet: &Packet) -> bool {
-    let at = if packet.is_v4 { offset_of!(Ipv4Hdr, ttl) } else { offset_of!(Ipv6Hdr, hop_limit) };
+    let at = if packet.is_v4() { offset_of!(Ipv4Hdr, ttl) } else { offset_of!(Ipv6Hdr, hop_limit) };
     frame.header::<1>(L3 + at).is_none_or(|ttl| ttl.get::<u8>(0) <= 1)
 }
 
@@ -117,18 +117,20 @@ fn ports(
     to: &Translation,
     mut delta: Delta,
 ) -> Result<(), Verdict> {
-    let mut ports = frame.header_mut::<4>(packet.l4).ok_or(Verdict::Truncated)?;
+    let mut ports = frame.header_mut::<4>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
     let new = u32::from_ne_bytes(concat(to.sport.to_be_bytes(), to.dport.to_be_bytes()));
     delta.replace32(ports.get(0), new);
     ports.set(0, new);
     if packet.key.proto == TCP {
         let at = offset_of!(TcpHdr, check);
-        let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(packet.l4).ok_or(Verdict::Truncated)?;
+        let mut tcp =
+            frame.header_mut::<{ TcpHdr::LEN }>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
         let checksum = tcp.get(at);
         tcp.set(at, delta.apply(checksum));
     } else {
         let at = offset_of!(UdpHdr, check);
-        let mut udp = frame.header_mut::<{ UdpHdr::LEN }>(packet.l4).ok_or(Verdict::Truncated)?;
+        let mut udp =
+            frame.header_mut::<{ UdpHdr::LEN }>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
         let checksum: u16 = udp.get(at);
         // RFC 768: 0 says that the sender made none, and a sum of 0 is sent as its complement.
         if checksum != 0 {

@@ -19,7 +19,7 @@ impl Agent {
     }
 
     fn collect(&self) -> Result<Status, TableError> {
-        let (entries, bytes) = self.datapath.flow_table();
+        let (flows, bytes) = self.datapath.flow_table();
         let verdicts = self.datapath.maps.verdicts()?;
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -37,7 +37,7 @@ impl Agent {
                     reason: attachment.reason.clone(),
                 })
                 .collect(),
-            flow_table: FlowTableStatus { capacity: entries / 2, bytes },
+            flow_table: FlowTableStatus { capacity: flows, bytes },
             instances: self.instances()?,
             verdicts: verdicts
                 .into_iter()

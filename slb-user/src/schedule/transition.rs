@@ -110,7 +110,8 @@ impl Transition {
             if before == owner {
                 return;
             }
-            if !matches!(phase, Phase::Moving(_)) {
+            let is_nobodys = before == NO_BACKEND && phase == Phase::Settled;
+            if !is_nobodys && !matches!(phase, Phase::Moving(_)) {
                 self.phases[slot] = Phase::Moving(terms.now);
                 self.set_previous(slot, before);
             }
