@@ -1,4 +1,4 @@
-//! Everything a developer runs: `cargo xtask setup | run | test | lint`.
+//! Everything a developer runs: `cargo xtask setup | run | test | verify | lint`.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -10,6 +10,8 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod verify;
+mod vm;
 
 /// Developer's commands of slb.
 #[derive(Debug, Parser)]
@@ -27,6 +29,8 @@ enum Task {
     Run(run::Options),
     /// Runs all tests; as root also those that need a kernel
     Test,
+    /// Checks what the packet path costs, and that it works on every supported kernel
+    Verify(verify::Options),
     /// Checks format, lints, and licences of the dependencies
     Lint,
 }
@@ -35,9 +39,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     extend_path();
     let result = match arguments.command {
-        Task::Setup(options) => setup::ensure(&options),
+        Task::Setup(options) => setup::everything(&options),
         Task::Run(options) => run::run(&options),
         Task::Test => test::run(),
+        Task::Verify(options) => verify::run(&options),
         Task::Lint => lint::run(),
     };
     match result {

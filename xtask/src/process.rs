@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 /// The `cargo` that runs this program.
 pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
@@ -83,10 +84,36 @@ pub fn is_root() -> bool {
 /// It does not compile.
 pub fn build_slb() -> Result<PathBuf> {
     run(&mut cargo(["build", "--release", "--package", "slb-user"]))?;
+    Ok(target()?.join("release/slb"))
+}
+
+/// The target directory.
+///
+/// # Errors
+///
+/// This program is not where cargo has put it.
+pub fn target() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("where this program is")?;
     // This program is `<target>/<profile>/xtask`.
     let target = exe.ancestors().nth(2).context("this program is not in a target directory")?;
-    Ok(target.join("release/slb"))
+    Ok(target.to_owned())
+}
+
+/// Runs a cargo command that builds, and gives what it says about what it has built.
+///
+/// # Errors
+///
+/// It does not compile.
+pub fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Value>> {
+    let mut command = cargo(args);
+    println!("$ {}", text(&command));
+    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = command.output().with_context(|| text(&command))?;
+    if !output.status.success() {
+        bail!("{}: {}", text(&command), output.status);
+    }
+    let lines = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).context("a message of cargo's")).collect()
 }
 
 /// A command as it would be typed, with the variables set for it.

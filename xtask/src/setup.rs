@@ -7,9 +7,9 @@
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::process;
+use crate::{process, vm};
 
-mod apt;
+pub mod apt;
 mod compiler;
 mod linker;
 
@@ -46,6 +46,46 @@ const TOOLS: [Tool; 4] = [
     Tool { program: "curl", package: "curl", needed_by: None },
 ];
 
+/// What other kernels are booted with.
+const VM_TOOLS: [Tool; 2] = [
+    Tool { program: vm::QEMU, package: "qemu-system-x86", needed_by: None },
+    Tool { program: vm::BUSYBOX, package: "busybox-static", needed_by: None },
+];
+
+/// [`ensure`], and what only some commands need.
+///
+/// # Errors
+///
+/// Those of [`ensure`].
+pub fn everything(options: &Options) -> Result<()> {
+    ensure(options)?;
+    if let Err(why) = virtual_machines() {
+        say("kernels", &format!("none but the running one: {why:#}"));
+    }
+    Ok(())
+}
+
+/// Finds or installs what other kernels are booted with.
+///
+/// # Errors
+///
+/// Something is missing that could not be installed.
+pub fn virtual_machines() -> Result<()> {
+    if !cfg!(target_arch = "x86_64") {
+        bail!("they are booted on x86-64 only");
+    }
+    if process::find("apt-get").is_none() {
+        bail!("they are Debian's, and come by apt-get");
+    }
+    tools(&VM_TOOLS, &mut Vec::new());
+    for tool in VM_TOOLS {
+        if process::find(tool.program).is_none() {
+            bail!("{} is missing: {}", tool.program, apt::command(&[tool.package]));
+        }
+    }
+    Ok(())
+}
+
 /// Prints one line per thing, and installs what is missing.
 ///
 /// # Errors
@@ -55,7 +95,7 @@ pub fn ensure(options: &Options) -> Result<()> {
     let mut left = Vec::new();
     let found = compiler::ensure(options.from, &mut left);
     linker::ensure(found, &mut left);
-    tools(&mut left);
+    tools(&TOOLS, &mut left);
     if left.is_empty() {
         return Ok(());
     }
@@ -66,9 +106,9 @@ pub fn ensure(options: &Options) -> Result<()> {
     bail!("set-up is not complete; the commands above finish it");
 }
 
-fn tools(left: &mut Vec<String>) {
+fn tools(tools: &[Tool], left: &mut Vec<String>) {
     let (present, missing): (Vec<_>, Vec<_>) =
-        TOOLS.iter().partition(|tool| process::find(tool.program).is_some());
+        tools.iter().partition(|tool| process::find(tool.program).is_some());
     if !present.is_empty() {
         let names: Vec<_> = present.iter().map(|tool| tool.program).collect();
         say("tools", &format!("found: {}", names.join(", ")));

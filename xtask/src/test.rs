@@ -5,9 +5,9 @@ use std::process::Command;
 use anyhow::Result;
 use slb_tests::gateway::BINARY_VARIABLE;
 
-use crate::{process, setup};
+use crate::{process, setup, verify};
 
-/// Unit tests, then those that cross packages or need a kernel.
+/// Unit tests, those that cross packages or need a kernel, then [`verify`].
 ///
 /// # Errors
 ///
@@ -29,10 +29,11 @@ pub fn run() -> Result<()> {
     if !root {
         println!(
             "Left out: the tests marked `ignored`, which load programs and make network \
-             namespaces. They run when this is started as root."
+             namespaces, and `cargo xtask verify`. They run when this is started as root."
         );
+        return units.and(kernel);
     }
-    units.and(kernel)
+    units.and(kernel).and(verify::run(&verify::Options::default()))
 }
 
 fn with_ignored<'a>(command: &'a mut Command, root: bool, more: &[&str]) -> &'a mut Command {

@@ -21,13 +21,18 @@ pub fn install(packages: &[&str]) -> Result<(), String> {
     if !process::is_root() {
         return Err("installing packages takes root".to_owned());
     }
+    refresh();
+    run(Command::new("apt-get").args(INSTALL).args(packages))
+}
+
+/// Brings the package lists up to date, unless this process has done so.
+pub fn refresh() {
     static REFRESH: Once = Once::new();
     REFRESH.call_once(|| {
         if let Err(why) = run(Command::new("apt-get").arg("update")) {
             println!("setup: the package lists stay as they are: {why}");
         }
     });
-    run(Command::new("apt-get").args(INSTALL).args(packages))
 }
 
 /// What the user would type.
