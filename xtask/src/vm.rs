@@ -5,6 +5,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
@@ -13,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 use crate::process;
 use image::Image;
@@ -45,7 +47,7 @@ pub struct Step {
 
 /// What to boot.
 pub struct Machine {
-    /// In their order.
+    /// In their order, until one fails.
     pub steps: Vec<Step>,
     /// Programs of this system that the steps start.
     pub programs: Vec<&'static str>,
@@ -119,7 +121,9 @@ impl Machine {
         lines.extend(self.environment.iter().map(|(name, value)| format!("export {name}={value}")));
         for Step { name, args, .. } in &self.steps {
             lines.push(format!("{name} {}", args.join(" ")));
-            lines.push(format!("echo {MARK} {name} $?"));
+            lines.push("code=$?".to_owned());
+            lines.push(format!("echo {MARK} {name} $code"));
+            lines.push("[ $code = 0 ] || $b poweroff -f".to_owned());
         }
         lines.push("$b poweroff -f\n".to_owned());
         lines.join("\n")
@@ -143,7 +147,7 @@ fn find(program: &str) -> Result<PathBuf> {
     process::find(program).with_context(|| format!("no {program}"))
 }
 
-/// Kills the emulator when the caller leaves early.
+/// Kills the emulator when the caller leaves early; when this whole program does, the kernel kills it.
 struct Emulator(Child);
 
 impl Drop for Emulator {
@@ -169,6 +173,8 @@ fn boot(vmlinuz: &Path, initramfs: &Path) -> Result<Vec<String>> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     println!("$ {}", process::text(&command));
+    // SAFETY: a single system call.
+    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
     let mut emulator = Emulator(command.spawn().context(QEMU)?);
     let console = emulator.0.stdout.take().context("the console is piped")?;
     let (sender, receiver) = mpsc::channel();
