@@ -29,6 +29,8 @@ const LOG_BYTES: usize = 1 << 20;
 /// `MAX_BPF_STACK`, and the unit in which kernel 6.1 counts frames against it; newer ones count finer.
 pub const STACK_LIMIT: u32 = 512;
 const STACK_UNIT: u32 = 32;
+/// `MAX_CALL_FRAMES` of `linux/bpf_verifier.h`.
+const CALL_FRAMES: usize = 8;
 
 /// What was measured on one kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,10 +183,21 @@ fn targets(instructions: &[bpf_insn]) -> Vec<(usize, usize)> {
 impl Linked {
     fn measure(&self, function: &Function, license: &CStr, btf: &OwnedFd) -> Result<Program> {
         let (program, log) = load_program(function, license, btf)?;
-        let stacks = stacks(&log).with_context(|| format!("no stack in the log:\n{log}"))?;
-        if stacks.len() != self.names.len() {
-            bail!("the verifier tells {} stacks of {} functions", stacks.len(), self.names.len());
-        }
+        let stacks = stacks(&log).filter(|stacks| stacks.len() == self.names.len());
+        let program = match (program, &stacks) {
+            (Ok(program), _) => program,
+            (Err(error), None) => {
+                bail!("the kernel refuses it: {error}; its verifier says:\n{log}")
+            }
+            (Err(error), Some(stacks)) => bail!(
+                "the kernel refuses it: {error}; its verifier says:\n{log}\
+                 deepest chain of calls, with its stack: {}",
+                self.chain(stacks)
+            ),
+        };
+        let stacks = stacks.with_context(|| {
+            format!("no stacks of {} functions in the log:\n{log}", self.names.len())
+        })?;
         let info = info(&program)?;
         let mut subprograms: BTreeMap<String, Subprogram> = BTreeMap::new();
         for (index, (name, &stack)) in self.names.iter().zip(&stacks).enumerate() {
@@ -198,7 +211,7 @@ impl Linked {
             translated: info.xlated_prog_len / u32::try_from(size_of::<bpf_insn>())?,
             jited: info.jited_prog_len,
             verified: info.verified_insns,
-            stack: self.deepest(0, &stacks),
+            stack: self.deepest(0, &stacks, CALL_FRAMES).0,
             subprograms,
         })
     }
@@ -213,13 +226,29 @@ impl Linked {
         u32::try_from(calls.count()).expect("fewer calls than instructions")
     }
 
-    /// Stack of the deepest chain of calls that begins with a function. The verifier has refused
-    /// recursion by the time that this is asked.
-    fn deepest(&self, function: usize, stacks: &[u32]) -> u32 {
+    /// Stack of the deepest chain of calls that begins with a function, and who is in it.
+    /// Not longer than `frames`, else it would not end where a function calls itself.
+    fn deepest(&self, function: usize, stacks: &[u32], frames: usize) -> (u32, Vec<usize>) {
+        if frames == 0 {
+            return (0, Vec::new());
+        }
         let callees: BTreeSet<usize> =
             self.calls.iter().filter(|(from, _)| *from == function).map(|(_, to)| *to).collect();
-        let below = callees.into_iter().map(|callee| self.deepest(callee, stacks)).max();
-        stacks[function].max(1).next_multiple_of(STACK_UNIT) + below.unwrap_or(0)
+        let below =
+            callees.into_iter().map(|callee| self.deepest(callee, stacks, frames - 1)).max();
+        let (depth, functions) = below.unwrap_or_default();
+        let own = stacks[function].max(1).next_multiple_of(STACK_UNIT);
+        (own + depth, [vec![function], functions].concat())
+    }
+
+    /// The deepest chain, in words.
+    fn chain(&self, stacks: &[u32]) -> String {
+        let (sum, functions) = self.deepest(0, stacks, CALL_FRAMES);
+        let frames: Vec<_> = functions
+            .into_iter()
+            .map(|function| format!("{} {}", self.names[function], stacks[function]))
+            .collect();
+        format!("{}; {sum} of {STACK_LIMIT} in units of {STACK_UNIT}", frames.join(" -> "))
     }
 }
 
@@ -239,8 +268,12 @@ fn load_btf(bytes: &[u8]) -> Result<OwnedFd> {
     unsafe { new_fd(bpf_cmd::BPF_BTF_LOAD, &mut attr) }.map_err(Into::into)
 }
 
-/// Also gives the verifier's log.
-fn load_program(function: &Function, license: &CStr, btf: &OwnedFd) -> Result<(OwnedFd, String)> {
+/// Gives the verifier's log in both cases.
+fn load_program(
+    function: &Function,
+    license: &CStr,
+    btf: &OwnedFd,
+) -> Result<(io::Result<OwnedFd>, String)> {
     let functions = function.func_info.func_info_bytes();
     let lines = function.line_info.line_info_bytes();
     let mut log = vec![0_u8; LOG_BYTES];
@@ -265,10 +298,7 @@ fn load_program(function: &Function, license: &CStr, btf: &OwnedFd) -> Result<(O
     // SAFETY: what it points to outlives the call, which returns a descriptor of ours.
     let loaded = unsafe { new_fd(bpf_cmd::BPF_PROG_LOAD, &mut attr) };
     let text = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy().into_owned();
-    match loaded {
-        Ok(program) => Ok((program, text)),
-        Err(error) => bail!("the kernel refuses it: {error}; its verifier says:\n{text}"),
-    }
+    Ok((loaded, text))
 }
 
 fn info(program: &OwnedFd) -> Result<bpf_prog_info> {
@@ -337,8 +367,16 @@ mod tests {
 
     #[test]
     fn given_calls_when_the_stack_is_summed_then_the_deepest_chain_counts_in_whole_units() {
-        assert_eq!(linked().deepest(0, &[264, 8, 90, 0, 40]), 288 + 32 + 32 + 64);
-        assert_eq!(linked().deepest(0, &[264, 8, 400, 0, 0]), 288 + 416);
+        let linked = linked();
+        assert_eq!(
+            linked.deepest(0, &[264, 8, 90, 0, 40], CALL_FRAMES),
+            (288 + 32 + 32 + 64, vec![0, 1, 3, 4])
+        );
+        assert_eq!(linked.deepest(0, &[264, 8, 400, 0, 0], CALL_FRAMES), (288 + 416, vec![0, 2]));
+        let recursive = Linked { calls: vec![(0, 0)], ..self::linked() };
+        assert_eq!(recursive.deepest(0, &[32; 5], CALL_FRAMES).0, 8 * 32);
+        let words = "slb 264 -> slb::near 400; 704 of 512 in units of 32";
+        assert_eq!(linked.chain(&[264, 8, 400, 0, 0]), words);
     }
 
     #[test]
