@@ -24,6 +24,9 @@ pub struct Options {
     /// Write what was found as the new budget
     #[arg(long)]
     record: bool,
+    /// Leave out the verdict tests: other kernels only load the program, which takes seconds
+    #[arg(long)]
+    no_tests: bool,
     /// Only measure this object on the running kernel, and print that; for use in virtual machines
     #[arg(long, value_name = "OBJECT", hide = true, conflicts_with = "record")]
     measure: Option<PathBuf>,
@@ -53,7 +56,7 @@ pub fn run(options: &Options) -> Result<()> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("budget.toml");
     let old = file.exists().then(|| Budget::read(&file)).transpose()?;
     let compiler = compiler()?;
-    let found = measure_everywhere()?;
+    let found = measure_everywhere(!options.no_tests)?;
     let budget = match old {
         Some(budget) if !options.record => budget,
         None if !options.record => bail!("{} is missing", file.display()),
@@ -84,13 +87,13 @@ pub fn run(options: &Options) -> Result<()> {
     )
 }
 
-/// On the running kernel, and on those of [`KERNELS`], which have to pass the verdict tests as well.
-fn measure_everywhere() -> Result<Vec<(Measured, Jit)>> {
+/// On the running kernel, and on those of [`KERNELS`]; with `tests`, the verdict tests run on the latter.
+fn measure_everywhere(tests: bool) -> Result<Vec<(Measured, Jit)>> {
     let object = object()?;
     let mut found = vec![(measured(&object)?, Jit::Varies)];
     for series in KERNELS {
         match setup::virtual_machines().and_then(|()| Kernel::fetch(series)) {
-            Ok(kernel) => found.push((in_machine(&kernel, &object)?, Jit::Counts)),
+            Ok(kernel) => found.push((in_machine(&kernel, &object, tests)?, Jit::Counts)),
             Err(why) if is_ci() => return Err(why),
             Err(why) => println!("Left out: Linux {series}, which has to take this too: {why:#}"),
         }
@@ -131,27 +134,21 @@ fn object() -> Result<PathBuf> {
     Ok(Path::new(folder.context("slb-user has no build script")?).join("slb"))
 }
 
-fn in_machine(kernel: &Kernel, object: &Path) -> Result<Measured> {
-    let messages =
-        process::build(["test", "--no-run", "--package", "slb-tests", "--test", "verdicts"])?;
-    let verdicts = messages
-        .iter()
-        .filter(|message| message["target"]["name"] == "verdicts")
-        .find_map(|message| message["executable"].as_str())
-        .context("no executable of the verdict tests")?;
+fn in_machine(kernel: &Kernel, object: &Path, tests: bool) -> Result<Measured> {
+    let mut steps = vec![Step {
+        name: "measure",
+        program: std::env::current_exe().context("where this program is")?,
+        args: vec!["verify", "--measure", OBJECT],
+    }];
+    if tests {
+        steps.push(Step {
+            name: "verdicts",
+            program: verdicts()?,
+            args: vec!["--include-ignored", "--test-threads=2"],
+        });
+    }
     let machine = Machine {
-        steps: vec![
-            Step {
-                name: "measure",
-                program: std::env::current_exe().context("where this program is")?,
-                args: ["verify", "--measure", OBJECT].map(str::to_owned).into(),
-            },
-            Step {
-                name: "verdicts",
-                program: verdicts.into(),
-                args: ["--include-ignored", "--test-threads=2"].map(str::to_owned).into(),
-            },
-        ],
+        steps,
         programs: vec!["ip", "ethtool"],
         files: vec![(object.to_owned(), OBJECT)],
         environment: vec![("SLB_FUZZ_CASES", FUZZ_CASES.to_string())],
@@ -160,4 +157,15 @@ fn in_machine(kernel: &Kernel, object: &Path) -> Result<Measured> {
     let lines = machine.run(kernel)?;
     let measured = lines.iter().find_map(|line| line.strip_prefix(MEASURED));
     serde_json::from_str(measured.context("nothing was measured")?).context("what was measured")
+}
+
+/// The verdict tests, built.
+fn verdicts() -> Result<PathBuf> {
+    let messages =
+        process::build(["test", "--no-run", "--package", "slb-tests", "--test", "verdicts"])?;
+    let executable = messages
+        .iter()
+        .filter(|message| message["target"]["name"] == "verdicts")
+        .find_map(|message| message["executable"].as_str());
+    Ok(executable.context("no executable of the verdict tests")?.into())
 }

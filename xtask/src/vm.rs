@@ -42,7 +42,7 @@ pub struct Step {
     /// The program, as it is here; its libraries come along.
     pub program: PathBuf,
     /// What it is started with.
-    pub args: Vec<String>,
+    pub args: Vec<&'static str>,
 }
 
 /// What to boot.
