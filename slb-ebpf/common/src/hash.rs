@@ -111,10 +111,10 @@ mod tests {
     }
 
     /// How far the flows are from an even spread; for an ideal hash around [`BUCKETS`] - 1.
-    fn chi_square(flows: impl Iterator<Item = FlowKey>) -> f64 {
+    fn chi_square(flows: &[FlowKey], place: impl Fn(&FlowKey) -> u32) -> f64 {
         let mut buckets = vec![0_u32; BUCKETS as usize];
         for key in flows {
-            buckets[slot(flow(&key), BUCKETS) as usize] += 1;
+            buckets[place(key) as usize] += 1;
         }
         let expected = f64::from(FLOWS / BUCKETS);
         buckets.iter().map(|&found| (f64::from(found) - expected).powi(2) / expected).sum()
@@ -145,8 +145,17 @@ mod tests {
         // 63 degrees of freedom: an ideal hash exceeds this once in 10^7.
         let limit = 137.0;
         for (case, flows) in cases {
-            let found = chi_square(flows.into_iter());
-            assert!(found < limit, "{case}: chi-square {found:.1}");
+            let found = chi_square(&flows, |key| slot(choice(flow(key)), BUCKETS));
+            assert!(found < limit, "{case}: slots, chi-square {found:.1}");
+            let found = chi_square(&flows, |key| flow(key) as u32 % BUCKETS);
+            assert!(found < limit, "{case}: tags, chi-square {found:.1}");
+            // Neighbouring ports are not independent, so nothing is expected but no crowd.
+            let mut buckets = vec![0_u32; FLOWS as usize / 2];
+            for key in &flows {
+                buckets[bucket(key, FLOWS / 2) as usize] += 1;
+            }
+            let fullest = buckets.into_iter().max();
+            assert!(fullest < Some(16), "{case}: {fullest:?} of 2 in a bucket");
         }
     }
 
@@ -180,7 +189,17 @@ mod tests {
                 }
             }
             let average = f64::from(changed) / f64::from(changes);
-            assert!((15.5..16.5).contains(&average), "{vip}: {average:.2} of 32 bits");
+            assert!((31.0..33.0).contains(&average), "{vip}: {average:.2} of 64 bits");
+        }
+    }
+
+    #[test]
+    fn given_any_number_of_buckets_when_a_flow_gets_one_then_it_is_one_of_them() {
+        for buckets in (1..100).chain([1_000, 65_536, u32::MAX]) {
+            for sport in 0..1_000 {
+                let found = bucket(&key([198, 51, 100, 7], sport, "203.0.113.10"), buckets);
+                assert!(found < buckets, "{found} of {buckets}");
+            }
         }
     }
 
@@ -188,8 +207,8 @@ mod tests {
     fn given_known_tuples_when_hashed_then_the_numbers_are_those_of_every_gateway() {
         let v4 = key([198, 51, 100, 7], 40_000, "203.0.113.10");
         let v6 = key(v6(5, 7), 40_000, "2001:db8:113::10");
-        assert_eq!(flow(&v4), 0x576e_bfcd, "IPv4");
-        assert_eq!(flow(&v6), 0xb5a7_1477, "IPv6");
+        assert_eq!(flow(&v4), 0x7a50_2fc2_f2dc_36a4, "IPv4");
+        assert_eq!(flow(&v6), 0x5ce5_9b25_d73f_443f, "IPv6");
         assert_eq!(identity(v4.dst, 80), 0xae27_8ce2_06bf_9fdf, "IPv4");
         assert_eq!(identity(v6.dst, 80), 0x43aa_3f1f_a24a_e4d1, "IPv6");
     }

@@ -84,9 +84,10 @@ impl Sample {
                 dport: self.dport,
                 proto: self.proto,
             },
-            l4: L3 + if is_v4 { 20 + self.options.len() } else { 40 + extensions },
+            l4: (L3 + if is_v4 { 20 + self.options.len() } else { 40 + extensions }) as u32,
             flags: self.flags,
-            is_v4,
+            v4: is_v4.into(),
+            spare: 0,
         }
     }
 

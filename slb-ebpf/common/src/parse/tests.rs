@@ -52,10 +52,10 @@ fn check_any(bytes: &mut [u8]) -> Result<(), TestCaseError> {
     match parsed {
         Ok(packet) => {
             let header = if packet.key.proto == TCP { TcpHdr::LEN } else { UdpHdr::LEN };
-            prop_assert!(packet.l4 + header <= bytes.len(), "{packet:?}");
-            prop_assert_eq!(packet.is_v4, bytes[12..14] == [0x08, 0x00]);
+            prop_assert!(packet.l4 as usize + header <= bytes.len(), "{packet:?}");
+            prop_assert_eq!(packet.is_v4(), bytes[12..14] == [0x08, 0x00]);
             if let Some((key, is_v4)) = independent(bytes) {
-                prop_assert_eq!((packet.key, packet.is_v4), (key, is_v4));
+                prop_assert_eq!((packet.key, packet.is_v4()), (key, is_v4));
             }
         }
         Err(Reject::To(_, verdict)) => prop_assert!(
@@ -115,7 +115,7 @@ proptest! {
     ) {
         let mut bytes = sample.bytes();
         // Payload bytes change nothing.
-        let headers = sample.expected().l4 + 14;
+        let headers = sample.expected().l4 as usize + 14;
         for (at, value) in changes {
             let at = at.index(headers.min(bytes.len()));
             bytes[at] = value;
@@ -149,7 +149,7 @@ proptest! {
         bit in any::<Index>(),
     ) {
         let mut bytes = sample.bytes();
-        let bit = bit.index((sample.expected().l4 - L3) * 8);
+        let bit = bit.index((sample.expected().l4 as usize - L3) * 8);
         bytes[L3 + bit / 8] ^= 1 << (bit % 8);
         prop_assert!(parse(&mut bytes).is_err());
     }
