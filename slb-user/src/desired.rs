@@ -102,11 +102,10 @@ impl Planner {
             let usable = usable(service, targets, health);
             let shared = targets.iter().filter(|target| is_shared(&service.origin(target)));
             let shared: HashSet<u32> = shared.map(|target| target.id).collect();
-            let usable = match self.waits(service, targets, health, &now) {
-                true => vec![false; targets.len()],
-                false => usable,
-            };
-            let schedule = self.schedule(service, targets, &usable, &shared, &now);
+            let nobody = vec![false; targets.len()];
+            let waits = self.waits(service, targets, health, &now);
+            let candidates = if waits { &nobody } else { &usable };
+            let schedule = self.schedule(service, targets, candidates, &shared, &now);
             if self.is_tracked(service.id) {
                 tracked.insert(service.id);
             }
@@ -171,8 +170,7 @@ impl Planner {
         };
         // A primary is taken for healthy until its probes say otherwise.
         let has_primary = targets.iter().any(|target| target.role == Role::Primary);
-        let waits =
-            !has_primary && *until > now.now && targets.iter().zip(health).any(is_out);
+        let waits = !has_primary && *until > now.now && targets.iter().zip(health).any(is_out);
         if !waits {
             self.waiting.remove(&service.id);
         }

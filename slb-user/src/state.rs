@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use slb_common::abi::{Address, Backend, Endpoint, Interface, NO_BACKEND, Origin, Roles, SLOT_BACKEND};
+use slb_common::abi::{
+    Address, Backend, Endpoint, Interface, NO_BACKEND, Origin, Roles, SLOT_BACKEND,
+};
 
 /// The content of every map that the agent writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -56,7 +56,8 @@ impl RoleFilter {
         let all = addresses.filter_map(|addr| roles.get(addr)).fold(0, |all, r| all | r.roles);
         if let Some(filter) = self.memory.element(0) {
             // SAFETY: a byte of the mapping, which is only accessed in this way.
-            let byte = unsafe { AtomicU8::from_ptr((&raw mut (*filter.as_ptr()).roles[index]).cast()) };
+            let byte =
+                unsafe { AtomicU8::from_ptr((&raw mut (*filter.as_ptr()).roles[index]).cast()) };
             byte.store(all as u8, Ordering::Release);
         }
     }

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, io, ops::Range, sync::Arc, time::Instant};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use slb_common::{
     abi::{
-        Address, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET, EPOCH_TAKEN, Endpoint, Interface, Listener,
-        Origin, Roles, Settings, Traffic,
+        Address, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET, EPOCH_TAKEN, Endpoint, Interface,
+        Listener, Origin, Roles, Settings, Traffic,
     },
     verdict::Verdict,
 };

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use slb_common::abi::Address;
+use slb_common::abi::{Address, SLOT_KEEP, SLOT_LOOK};
 
 use super::*;
 use crate::{
@@ -17,6 +17,9 @@ struct World {
     health: Vec<Health>,
     hops: HashMap<IpAddr, Hop>,
     interfaces: BTreeMap<u32, Interface>,
+    locals: Vec<IpAddr>,
+    installed: State,
+    now: Instant,
 }
 
 impl World {
@@ -28,7 +31,15 @@ impl World {
             layout,
             hops: HashMap::new(),
             interfaces: BTreeMap::new(),
+            locals: Vec::new(),
+            installed: State::default(),
+            now: Instant::now(),
         }
+    }
+
+    /// Lets time pass.
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
     }
 
     fn desired(&mut self) -> State {
@@ -36,7 +47,10 @@ impl World {
             health: &self.health,
             hops: &self.hops,
             interfaces: &self.interfaces,
+            locals: &self.locals,
             jiffies: Jiffies::per_second(250),
+            installed: &self.installed,
+            now: self.now,
         };
         self.planner.desired(&self.layout, now)
     }
@@ -124,6 +138,8 @@ fn given_health_when_planned_then_only_healthy_backends_get_new_flows() {
             let mut world = World::new(&config([shop]));
             world.health = health.to_vec();
             let case = format!("{scheduler} {policy} {health:?}");
+            world.desired();
+            world.wait(FIRST_PROBES);
             assert_eq!(world.chosen(), *expected, "{case}");
 
             let state = world.desired();
@@ -191,7 +207,7 @@ fn given_weight_0_when_planned_then_a_backend_keeps_its_flows_and_gets_no_new_on
 }
 
 #[test]
-fn given_nobody_with_weight_when_planned_then_the_schedule_is_empty() {
+fn given_nobody_with_weight_when_planned_then_the_schedule_has_nobody() {
     for scheduler in [Scheduler::Tch, Scheduler::Wrr] {
         for count in 0..=2 {
             let backends =
@@ -199,7 +215,7 @@ fn given_nobody_with_weight_when_planned_then_the_schedule_is_empty() {
             let mut shop = instance(&backends[..count]);
             shop.listeners[0].scheduler = scheduler;
             let schedule = World::new(&config([shop])).schedule();
-            assert_eq!(schedule.slots, [0_u32; 0], "{scheduler}, {count} backends");
+            assert_eq!(schedule.shares(), BTreeMap::new(), "{scheduler}, {count} backends");
         }
     }
 }
@@ -227,9 +243,8 @@ fn given_schedulers_when_planned_then_the_program_is_told_how_to_choose() {
     let cases = [
         (Scheduler::Tch, 2, abi::SCHEDULER_HASH),
         (Scheduler::Wrr, 2, abi::SCHEDULER_RING),
-        // With one backend there is nothing to count.
         (Scheduler::Tch, 1, abi::SCHEDULER_HASH),
-        (Scheduler::Wrr, 1, abi::SCHEDULER_HASH),
+        (Scheduler::Wrr, 1, abi::SCHEDULER_RING),
     ];
     for (scheduler, count, expected) in cases {
         let mut shop = instance(&["10.0.0.1", "10.0.0.2"].map(backend)[..count]);
@@ -249,9 +264,9 @@ fn given_a_failure_when_planned_then_the_hash_table_keeps_its_size_and_moves_lit
     let after = world.schedule();
 
     assert_eq!(after.slots.len(), before.slots.len());
-    assert!(!after.slots.contains(&3));
+    assert!(!after.shares().contains_key(&3));
     let pairs = before.slots.iter().zip(&after.slots);
-    let moved = pairs.filter(|&(&old, &new)| old != 3 && old != new).count();
+    let moved = pairs.filter(|&(&old, &new)| old != 3 && old != new & SLOT_BACKEND).count();
     let share = moved as f64 / before.slots.len() as f64;
     assert!(share < 0.05, "{share:.3} of all slots moved without need");
 }
@@ -272,7 +287,7 @@ fn given_nothing_new_when_planned_again_then_the_schedule_is_the_same_object() {
     world.health[0] = Unknown;
     assert!(Arc::ptr_eq(&second, &world.schedule()), "unknown is as unusable as unhealthy");
     world.health[0] = Healthy;
-    assert_eq!(world.schedule(), first, "and back");
+    assert_eq!(world.schedule().shares(), first.shares(), "and back");
 }
 
 #[test]
@@ -344,7 +359,18 @@ fn given_addresses_when_planned_then_each_has_its_roles() {
 }
 
 #[test]
-fn given_a_backend_of_two_listeners_when_planned_then_its_endpoint_names_one_of_them() {
+fn given_addresses_of_the_gateway_when_planned_then_they_are_known_as_local() {
+    let mut world = World::new(&config([three()]));
+    world.locals = ["192.0.2.1", "203.0.113.10"].map(addr).to_vec();
+    let state = world.desired();
+
+    let roles = |text| state.addresses[&Address::from(addr(text))].roles;
+    assert_eq!(roles("192.0.2.1"), ROLE_LOCAL);
+    assert_eq!(roles("203.0.113.10"), ROLE_VIP | ROLE_LOCAL, "the agent holds the VIPs");
+}
+
+#[test]
+fn given_a_backend_of_two_listeners_when_planned_then_its_flows_have_entries() {
     let mut shop = three();
     shop.listeners.push(listener(81));
     let mut dns = three();
@@ -353,10 +379,113 @@ fn given_a_backend_of_two_listeners_when_planned_then_its_endpoint_names_one_of_
     let state = World::new(&config([shop, dns])).desired();
 
     assert_eq!(state.endpoints.len(), 6, "three backends, two protocols");
-    for (endpoint, direct) in &state.endpoints {
-        let backend = state.backends[&direct.backend];
+    for (endpoint, origin) in &state.endpoints {
+        let backend = state.backends[&origin.backend];
         assert_eq!((backend.addr, backend.port), (endpoint.addr, endpoint.port), "{endpoint:?}");
+        let is_shared = endpoint.proto == abi::TCP;
+        assert_eq!(origin.flags & ORIGIN_SHARED != 0, is_shared, "{endpoint:?}");
     }
+    for (at, service) in &state.listeners {
+        let is_shared = at.proto == abi::TCP;
+        for slot in &service.schedule.slots {
+            let flags = if is_shared { SLOT_LOOK | SLOT_KEEP } else { 0 };
+            assert_eq!(slot & !SLOT_BACKEND, flags, "{at:?}");
+            let backend = state.backends[&(slot & SLOT_BACKEND)];
+            assert_eq!(backend.flags & BACKEND_SHARED != 0, is_shared, "{at:?}");
+        }
+    }
+}
+
+#[test]
+fn given_two_vips_when_planned_then_an_answer_does_not_tell_which_it_is_for() {
+    let mut shop = three();
+    shop.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
+    let state = World::new(&config([shop])).desired();
+
+    assert!(state.endpoints.values().all(|origin| origin.flags & ORIGIN_SHARED != 0));
+}
+
+#[test]
+fn given_a_backend_that_comes_to_be_shared_when_planned_then_it_answers_for_whom_it_did() {
+    let mut shop = three();
+    shop.listeners = vec![listener(81)];
+    let before = World::new(&config([shop.clone()])).desired();
+    shop.listeners = vec![listener(80), listener(81)];
+    let mut world = World::new(&config([shop]));
+    world.installed = before;
+
+    for origin in world.desired().endpoints.values() {
+        assert_eq!((origin.port, origin.flags & ORIGIN_SHARED), (81, ORIGIN_SHARED));
+    }
+}
+
+#[test]
+fn given_flows_with_entries_when_planned_then_their_ends_are_tracked() {
+    let is_tracked = |state: &State| {
+        let flags: Vec<bool> =
+            state.endpoints.values().map(|origin| origin.flags & ORIGIN_TRACKED != 0).collect();
+        assert!(flags.windows(2).all(|pair| pair[0] == pair[1]));
+        flags[0]
+    };
+    let mut shop = three();
+    let mut world = World::new(&config([shop.clone()]));
+    assert!(!is_tracked(&world.desired()), "settled");
+    world.health[0] = Unhealthy;
+    assert!(is_tracked(&world.desired()), "in transition");
+
+    shop.listeners[0].scheduler = Scheduler::Wrr;
+    assert!(is_tracked(&World::new(&config([shop])).desired()), "in turn");
+}
+
+#[test]
+fn given_a_new_schedule_when_first_probes_are_out_then_it_waits_for_them_but_not_for_ever() {
+    let mut world = World::new(&config([three()]));
+    world.health = vec![Unknown, Unknown, Unknown];
+    assert_eq!(world.chosen(), [0_u32; 0]);
+    world.health = vec![Healthy, Unknown, Healthy];
+    assert_eq!(world.chosen(), [0_u32; 0], "the second would take over slots of the others");
+    assert_eq!(world.planner.due(), Some(world.now + FIRST_PROBES));
+
+    world.wait(FIRST_PROBES);
+    assert_eq!(world.chosen(), [0, 2]);
+    assert!(world.schedule().slots.iter().all(|slot| slot & SLOT_LOOK == 0), "nobody had a flow");
+    assert_eq!(world.planner.due(), None);
+
+    world.health = vec![Healthy; 3];
+    assert_eq!(world.chosen(), [0, 1, 2]);
+    assert!(world.schedule().slots.iter().any(|slot| slot & SLOT_LOOK != 0));
+}
+
+#[test]
+fn given_another_agents_schedule_when_planned_then_its_flows_are_not_forgotten() {
+    let before = World::new(&config([three()])).desired();
+    let mut fewer = three();
+    fewer.groups[0].backends.pop();
+    let fewer = config([fewer]);
+    let layout = Layout::new(&fewer, &before).unwrap();
+    let mut world = World { layout, installed: before.clone(), ..World::new(&fewer) };
+    let schedule = world.schedule();
+
+    let old = &before.listeners.values().next().unwrap().schedule.slots;
+    assert_eq!(schedule.previous, *old);
+    for (slot, old) in schedule.slots.iter().zip(old) {
+        let moves = *old == 2;
+        let flags = if moves { SLOT_LOOK | SLOT_KEEP } else { 0 };
+        if moves {
+            assert_ne!(slot & SLOT_BACKEND, 2);
+        }
+        if slot & SLOT_BACKEND == *old || moves {
+            assert_eq!(slot & !SLOT_BACKEND, flags);
+        }
+    }
+    let idle = world.layout.services[0].idle_timeout;
+    assert_eq!(world.planner.due(), Some(world.now + idle));
+    world.wait(idle);
+    assert_eq!(world.schedule().previous, [0_u32; 0], "every old flow has an entry by now");
+    let watched = world.planner.watched();
+    let (&id, schedule) = watched.iter().next().unwrap();
+    world.planner.settle(id, schedule, &HashSet::new());
+    assert!(world.schedule().slots.iter().all(|slot| slot & SLOT_LOOK == 0));
 }
 
 #[test]

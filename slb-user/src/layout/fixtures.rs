@@ -1,6 +1,10 @@
 //! Configurations with plausible defaults.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use super::Layout;
 use crate::{
@@ -93,7 +97,10 @@ pub fn desired(layout: &Layout) -> State {
             health: &vec![Health::Healthy; layout.targets.len()],
             hops: &[].into(),
             interfaces: &[].into(),
+            locals: &[],
             jiffies: Jiffies::per_second(250),
+            installed: &State::default(),
+            now: Instant::now(),
         },
     )
 }

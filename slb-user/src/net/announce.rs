@@ -246,10 +246,8 @@ impl Announcer {
 /// All addresses of this host.
 async fn held(rtnl: &Rtnl) -> Result<Vec<Held>, Error> {
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    let answers = rtnl
-        .dump(question)
-        .await
-        .map_err(|source| Error::Dump { table: "addresses", source })?;
+    let answers =
+        rtnl.dump(question).await.map_err(|source| Error::Dump { table: "addresses", source })?;
     Ok(answers
         .iter()
         .filter_map(|answer| match answer {

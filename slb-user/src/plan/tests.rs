@@ -53,9 +53,10 @@ fn states() -> impl Strategy<Value = State> {
                 idle_jiffies: 100,
                 listener: 0,
                 hop: Hop { ifindex, ..Hop::KERNEL },
+                ..Backend::default()
             };
             state.backends.insert(id, backend);
-            let direct = DirectEndpoint { backend: id };
+            let direct = Origin { backend: id, ..Origin::default() };
             state.endpoints.insert(endpoint(backend.addr, backend.port), direct);
             state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
             if ifindex != 0 {
@@ -70,7 +71,8 @@ fn states() -> impl Strategy<Value = State> {
                 .filter(|(id, _)| named[**id as usize])
                 .map(|(&id, _)| id)
                 .collect();
-            let schedule = Arc::new(Schedule { scheduler: SCHEDULER_HASH, slots });
+            let schedule =
+                Arc::new(Schedule { scheduler: SCHEDULER_HASH, slots, previous: vec![] });
             state.listeners.insert(endpoint(vip(n), port), Service { id, schedule });
             state.addresses.entry(vip(n)).or_default().roles |= ROLE_VIP;
         }
@@ -95,7 +97,8 @@ fn any_states() -> impl Strategy<Value = State> {
             listeners: listeners
                 .into_iter()
                 .map(|((n, port), (id, slots))| {
-                    let schedule = Arc::new(Schedule { scheduler: SCHEDULER_HASH, slots });
+                    let schedule =
+                        Arc::new(Schedule { scheduler: SCHEDULER_HASH, slots, previous: vec![] });
                     (endpoint(vip(n), port), Service { id, schedule })
                 })
                 .collect(),
@@ -108,7 +111,9 @@ fn any_states() -> impl Strategy<Value = State> {
             addresses: addresses.into_iter().map(|(n, roles)| (vip(n), Roles { roles })).collect(),
             endpoints: endpoints
                 .into_iter()
-                .map(|((n, port), backend)| (endpoint(host(n), port), DirectEndpoint { backend }))
+                .map(|((n, port), backend)| {
+                    (endpoint(host(n), port), Origin { backend, ..Origin::default() })
+                })
                 .collect(),
             interfaces: interfaces
                 .into_iter()
@@ -238,7 +243,8 @@ proptest! {
 fn given_a_backend_that_fails_when_planned_then_its_flag_goes_after_the_last_schedule() {
     let backend = |flags| Backend { addr: host(1), port: 80, flags, ..Backend::default() };
     let state = |flags, slots: &[u32]| {
-        let schedule = Schedule { scheduler: SCHEDULER_HASH, slots: slots.to_vec() };
+        let schedule =
+            Schedule { scheduler: SCHEDULER_HASH, slots: slots.to_vec(), previous: vec![] };
         let service = Service { id: 0, schedule: Arc::new(schedule) };
         State {
             backends: [(0, backend(BACKEND_IN_USE | BACKEND_USABLE)), (1, backend(flags))].into(),

@@ -150,9 +150,10 @@ impl Transition {
             return;
         }
         // The old slots are observed, and then give way to the new ones.
-        let observed = self.phases.iter().all(
-            |phase| matches!(phase, Phase::Observed(since) if is_over(*since, terms)),
-        );
+        let observed = self
+            .phases
+            .iter()
+            .all(|phase| matches!(phase, Phase::Observed(since) if is_over(*since, terms)));
         if observed || self.owners.iter().all(|&owner| owner == NO_BACKEND || !usable(owner)) {
             self.owners = wanted.to_vec();
             self.phases = vec![Phase::Watched; wanted.len()];
@@ -177,9 +178,13 @@ impl Transition {
 
     /// Ends the phases whose time has come.
     pub fn advance(&mut self, terms: Terms) {
-        for phase in &mut self.phases {
+        for (slot, phase) in self.phases.iter_mut().enumerate() {
             if matches!(phase, Phase::Moving(since) if is_over(*since, terms)) {
                 *phase = Phase::Watched;
+                // Others may go on by the schedule before.
+                if self.previous.len() == self.owners.len() {
+                    self.previous[slot] = self.owners[slot];
+                }
             }
         }
         self.tidy(terms.idle);
