@@ -6,8 +6,8 @@
 
 use slb_common::{
     abi::{
-        Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, NO_PLACE, Origin, RST,
-        SCHEDULER_HASH, SLOT_BACKEND, Translation, UDP,
+        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, NO_PLACE, Origin,
+        RST, SCHEDULER_HASH, SLOT_BACKEND, Translation, UDP,
     },
     hash,
     verdict::Verdict,
@@ -56,7 +56,7 @@ const BEGINS: u32 = NO_PLACE - 1;
 fn begin(now: u32, key: &FlowKey, id: u32) -> u32 {
     let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
     *reply = key.reversed();
-    if !flows::is_taken(now, reply, key) && !may_be_balanced(reply, id) {
+    if !flows::is_taken(now, reply, key) && !may_be_balanced(now, reply, id) {
         flows::insert_direct(now, reply, id);
         return NO_PLACE;
     }
@@ -114,13 +114,13 @@ fn mark(work: &Work<'_>, id: u32, idle: u32) {
 /// Whether `reply`, with which the backend `id` answers, may belong to a flow through a listener that
 /// has no entry.
 #[inline(always)]
-pub fn may_be_balanced(reply: &FlowKey, id: u32) -> bool {
-    direct_may_be_balanced(reply, id) != 0
+pub fn may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> bool {
+    direct_may_be_balanced(now, reply, id) != 0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn direct_may_be_balanced(reply: *const FlowKey, id: u32) -> u32 {
+extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -> u32 {
     // SAFETY: the caller above passes a reference.
     let Some(reply) = (unsafe { reply.as_ref() }) else { return 0 };
     let Some(Keys { forward: key, to: at, .. }) = maps::keys() else { return 0 };
@@ -138,7 +138,9 @@ extern "C" fn direct_may_be_balanced(reply: *const FlowKey, id: u32) -> u32 {
     // SAFETY: a replaced value lives on until the program ends.
     let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(&*at) }) else { return 0 };
     if let Some(flow) = flows::seek(key) {
-        return u32::from(flow.backend == id && flow.port == u32::from(reply.dport));
+        let is_it = flow.backend == id && flow.port == u32::from(reply.dport);
+        let is_alive = !abi::has_ended(flow.state) && !flows::is_over(now, flow.expires);
+        return u32::from(is_it && is_alive);
     }
     if origin.backend != id || listener.scheduler != SCHEDULER_HASH {
         return 0;

@@ -30,6 +30,8 @@ use crate::{Work, atomic, direct, maps};
 const PORT_ATTEMPTS: u32 = 8;
 /// First port that may replace a client's.
 const FIRST_PORT: u32 = 1_024;
+/// The port behind the last: from here on, most clients take theirs (`net.ipv4.ip_local_port_range`).
+const LAST_PORT: u32 = 32_768;
 
 /// The clock of the flow table: wraps, so only differences mean something.
 #[inline(always)]
@@ -297,7 +299,11 @@ extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey
 #[inline(always)]
 pub fn create(now: u32, key: &FlowKey, id: u32, with_reply: bool) -> Result<u16, Verdict> {
     let created = flow_create(now, key, id, with_reply.into());
-    if created & IS_VERDICT == 0 { Ok(created as u16) } else { Err(Verdict::from_slot(created)) }
+    if created & IS_VERDICT == 0 {
+        Ok(created as u16)
+    } else {
+        Err(Verdict::from_slot(created & !IS_VERDICT))
+    }
 }
 
 /// In what [`flow_create`] gives: the rest is a verdict.
@@ -316,19 +322,22 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u3
     let hash = flow_hash(key);
     if with_reply != 0 {
         // A direct flow must not pass for the one through a listener that may be there without an
-        // entry.
+        // entry. With one backend any port may have one: then it has to do that few clients use it.
         let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
-        let mut is_own = !is_direct;
         let mut draw = hash::choice(hash);
         let mut attempts = 0;
-        while is_taken(now, reply, key) || !is_own && direct::may_be_balanced(reply, id) {
+        while is_taken(now, reply, key)
+            || is_direct && attempts == 0
+            || attempts > 0
+                && attempts < PORT_ATTEMPTS / 2
+                && direct::may_be_balanced(now, reply, id)
+        {
             if attempts == PORT_ATTEMPTS {
                 return IS_VERDICT | Verdict::NoPort as u32;
             }
             attempts += 1;
-            is_own = false;
             draw = draw.wrapping_mul(0x9e37_79b1).wrapping_add(1);
-            reply.dport = (FIRST_PORT + hash::slot(draw, 0x1_0000 - FIRST_PORT)) as u16;
+            reply.dport = (FIRST_PORT + hash::slot(draw, LAST_PORT - FIRST_PORT)) as u16;
         }
     }
     let place = flow_take(now, key, abi::tag(hash));

@@ -118,7 +118,7 @@ pub fn to_client(work: &Work<'_>, vip: &Address) -> Result<Hop, Verdict> {
         }
         let answer = look_up(work, vip, &mut hop);
         if answer & IS_VERDICT != 0 {
-            return Err(Verdict::from_slot(answer));
+            return Err(Verdict::from_slot(answer & !IS_VERDICT));
         }
         flags = answer;
     }

@@ -44,7 +44,7 @@ pub struct Planner {
 /// The schedule of a service.
 #[derive(Debug)]
 struct Planned {
-    scheduler: Scheduler,
+    by_hash: bool,
     members: Vec<Member>,
     /// Backends, usable or not.
     of: usize,
@@ -161,7 +161,7 @@ impl Planner {
     ) -> bool {
         let is_new = !self.schedules.contains_key(&service.id)
             && !service.endpoints.iter().any(|at| now.installed.listeners.contains_key(at));
-        if is_new && service.scheduler == Scheduler::Tch {
+        if is_new && by_hash(service, targets) {
             self.waiting.insert(service.id, now.now + FIRST_PROBES);
         }
         let Some(until) = self.waiting.get(&service.id) else { return false };
@@ -238,9 +238,10 @@ impl Planner {
             idle: service.idle_timeout,
             now: now.now,
         };
+        let by_hash = by_hash(service, targets);
         let before = self.schedules.remove(&service.id);
         let is_same = before.as_ref().is_some_and(|before| {
-            before.scheduler == service.scheduler
+            before.by_hash == by_hash
                 && before.members == members
                 && before.of == targets.len()
                 && before.shared == *shared
@@ -259,13 +260,13 @@ impl Planner {
                     let installed = installed.find(|installed| installed.id == service.id)?;
                     Some(Way::restored(&installed.schedule, terms))
                 });
-                let way = match service.scheduler {
-                    Scheduler::Tch => Way::hash(from, &wanted, is_usable, terms),
-                    Scheduler::Wrr => Way::ring(from, terms),
+                let way = match by_hash {
+                    true => Way::hash(from, &wanted, is_usable, terms),
+                    false => Way::ring(from, terms),
                 };
                 let published = Arc::new(way.schedule(&wanted, shared));
                 Planned {
-                    scheduler: service.scheduler,
+                    by_hash,
                     members,
                     of: targets.len(),
                     shared: shared.clone(),
@@ -340,16 +341,28 @@ impl Way {
     }
 }
 
+/// Whether one backend gets all new flows.
+fn is_single(targets: &[Target]) -> bool {
+    targets.len() == 1 || targets.iter().any(|target| target.role == Role::Primary)
+}
+
+/// Whether flows go by hash, without entries. Datagrams of a pair do not: they would stay with the
+/// secondary for an idle timeout after the primary has come back.
+fn by_hash(service: &Service, targets: &[Target]) -> bool {
+    let is_pair = targets.iter().any(|target| target.role == Role::Primary);
+    service.scheduler == Scheduler::Tch && !(is_pair && service.endpoints[0].proto == abi::UDP)
+}
+
 /// Who is to get new flows, slot by slot.
 fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32> {
+    if is_single(targets) {
+        // Nothing to choose.
+        let only = members.iter().find(|member| member.weight > 0);
+        return vec![only.map_or(NO_BACKEND, |member| member.id)];
+    }
     match service.scheduler {
         Scheduler::Tch => {
             // As large for the healthy ones as for all, so that a failure moves as little as it can.
-            if targets.len() == 1 || targets.iter().any(|target| target.role == Role::Primary) {
-                // Nothing to choose.
-                let only = members.iter().find(|member| member.weight > 0);
-                return vec![only.map_or(NO_BACKEND, |member| member.id)];
-            }
             let size = maglev::size_for(targets.len());
             let table = maglev::table(members, size);
             if table.is_empty() { vec![NO_BACKEND; size] } else { table }

@@ -39,11 +39,12 @@ struct Tool {
     needed_by: Option<&'static str>,
 }
 
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 5] = [
     Tool { program: "ip", package: "iproute2", needed_by: Some("the lab") },
     Tool { program: "ethtool", package: "ethtool", needed_by: Some("the lab") },
     Tool { program: "bpftool", package: "bpftool", needed_by: None },
     Tool { program: "curl", package: "curl", needed_by: None },
+    Tool { program: "ping", package: "iputils-ping", needed_by: Some("the tests") },
 ];
 
 /// What other kernels are booted with.

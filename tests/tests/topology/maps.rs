@@ -12,21 +12,29 @@ use crate::support::{
     plan::{self, PRIMARY, SECONDARY, vips},
 };
 
-const FLOW: &[&str] =
-    &["addr", "sport", "dport", "backend", "kind", "state", "last_seen", "epoch", "hop"];
-
 /// What `bpftool` shows of an element's key and value: no names where it is a plain number.
-const FIELDS: [(&str, &[&str], &[&str]); 12] = [
-    ("SLB_LISTENERS", &["addr", "port", "proto"], &["id", "scheduler", "first_chunk", "slots"]),
-    ("SLB_SLOTS", &[], &["backends"]),
+const FIELDS: [(&str, &[&str], &[&str]); 15] = [
+    (
+        "SLB_LISTENERS",
+        &["addr", "port", "proto"],
+        &["id", "scheduler", "first_chunk", "slots", "previous_chunk", "previous_slots"],
+    ),
+    ("SLB_SLOTS", &[], &["slots"]),
     ("SLB_CURSORS", &[], &[]),
-    ("SLB_BACKENDS", &[], &["addr", "port", "flags", "idle_jiffies", "listener", "hop"]),
+    (
+        "SLB_BACKENDS",
+        &[],
+        &["addr", "hop", "port", "flags", "idle_jiffies", "listener", "mode", "mtu", "spare"],
+    ),
+    ("SLB_FILTER", &[], &["roles"]),
     ("SLB_ADDRESSES", &["bytes"], &["roles"]),
-    ("SLB_ENDPOINTS", &["addr", "port", "proto"], &["backend"]),
+    ("SLB_ENDPOINTS", &["addr", "port", "proto"], &["vip", "port", "backend", "flags", "spare"]),
     ("SLB_INTERFACES", &[], &["redirect"]),
-    ("SLB_SETTINGS", &[], &["route_epoch"]),
-    ("SLB_FLOWS", &["src", "dst", "sport", "dport", "proto"], FLOW),
-    ("SLB_SCRATCH", &[], FLOW),
+    ("SLB_SETTINGS", &[], &["route_epoch", "buckets", "opening_jiffies", "closing_jiffies"]),
+    ("SLB_CLIENTS", &[], &["addr", "vip", "hop", "epoch", "flags"]),
+    ("SLB_FLOWS", &[], &["flows"]),
+    ("SLB_DIRECT", &[], &[]),
+    ("SLB_SCRATCH", &[], &["packet", "keys"]),
     ("SLB_VERDICTS", &[], &["packets", "bytes"]),
     ("SLB_TRAFFIC", &[], &["flows", "packets", "bytes", "reply_packets", "reply_bytes"]),
 ];

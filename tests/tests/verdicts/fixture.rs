@@ -4,15 +4,17 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use aya::{
     TestRun as _, TestRunOptions,
-    maps::{HashMap, Map, MapData},
+    maps::{Array, Map, MapData},
 };
 use nix::mount::{MntFlags, umount2};
 use slb_common::{
     abi::{
-        self, ABI_VERSION, Address, BACKEND_IN_USE, BACKEND_USABLE, Backend, Counter,
-        DirectEndpoint, Endpoint, Flow, FlowKey, Hop, Interface, ROLE_BACKEND, ROLE_VIP, Roles,
-        SCHEDULER_HASH, SCHEDULER_RING,
+        self, ABI_VERSION, Address, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_USABLE, Backend,
+        Bucket, Counter, Endpoint, Flow, FlowKey, Hop, Interface, ORIGIN_SHARED, ORIGIN_TRACKED,
+        Origin, ROLE_BACKEND, ROLE_VIP, Roles, SCHEDULER_HASH, SCHEDULER_RING, SLOT_KEEP,
+        SLOT_LOOK, TAG_FREE, TAG_TAKEN,
     },
+    hash,
     verdict::{Action, Verdict},
 };
 use slb_tests::Netns;
@@ -56,10 +58,21 @@ pub mod port {
     pub const SLOW_BACKEND: u16 = 8082;
     /// TCP without a backend.
     pub const EMPTY: u16 = 83;
-    /// TCP to the same address and port as [`HTTP`].
-    pub const TWIN: u16 = 84;
-    /// TCP, with a schedule that names no backend.
-    pub const BROKEN: u16 = 85;
+    /// TCP by hash, to the first backend at [`SHARED_BACKEND`].
+    pub const SHARED: u16 = 84;
+    /// The same, and to the same port.
+    pub const TWIN: u16 = 86;
+    pub const SHARED_BACKEND: u16 = 8084;
+    /// TCP by hash, with a slot that is nobody's.
+    pub const NOBODY: u16 = 85;
+    /// TCP in turn, with a number that no listener can have.
+    pub const BROKEN: u16 = 88;
+    /// TCP in turn, to the first backend at [`TURN_BACKEND`].
+    pub const TURN: u16 = 87;
+    pub const TURN_BACKEND: u16 = 8087;
+    /// UDP in turn, to the first backend at [`SIP_BACKEND`].
+    pub const SIP: u16 = 5060;
+    pub const SIP_BACKEND: u16 = 5061;
     /// UDP by hash, to the first backend at [`DNS_BACKEND`]; the second stands ready.
     pub const DNS: u16 = 53;
     pub const DNS_BACKEND: u16 = 5353;
@@ -67,16 +80,21 @@ pub mod port {
 
 /// Indices into `SLB_BACKENDS`, for IPv4; one more is the same for IPv6.
 pub mod id {
+    use slb_common::abi;
+
     pub const HTTP: u32 = 10;
     pub const HTTP_SECOND: u32 = 20;
     pub const HTTP_SICK: u32 = 30;
     pub const RING: u32 = 40;
     pub const RING_SECOND: u32 = 50;
     pub const SLOW: u32 = 60;
-    pub const TWIN: u32 = 70;
+    pub const SHARED: u32 = 70;
+    pub const TWIN: u32 = 100;
+    pub const TURN: u32 = 110;
+    pub const SIP: u32 = 120;
     pub const DNS: u32 = 80;
     pub const DNS_SECOND: u32 = 90;
-    pub const NONE: u32 = u32::MAX;
+    pub const NONE: u32 = abi::NO_BACKEND;
 }
 
 /// More than any test takes.
@@ -162,11 +180,70 @@ pub struct Run {
 pub struct Slb<'a> {
     pub loaded: Loaded,
     /// `SLB_FLOWS`.
-    pub flows: HashMap<MapData, FlowKey, Flow>,
+    pub flows: Flows,
     pub netns: &'a Netns,
     /// `SLB_VERDICTS` after the last run.
     counters: Vec<(Verdict, Counter)>,
     _pins: PinDirectory,
+}
+
+/// The flow table.
+pub struct Flows(Array<MapData, Bucket>);
+
+impl Flows {
+    fn open(pins: &Path) -> Self {
+        let path = pins.join(format!("v{ABI_VERSION}/maps/SLB_FLOWS"));
+        let map = MapData::from_pin(path).and_then(Map::from_map_data).expect("the flow table");
+        Self(map.try_into().expect("an array"))
+    }
+
+    /// Where a key's entries are.
+    fn bucket(&self, key: &FlowKey) -> (u32, Bucket) {
+        let index = hash::bucket(key, self.0.len());
+        (index, self.0.get(&index, 0).expect("a bucket"))
+    }
+
+    pub fn get(&self, key: &FlowKey) -> Option<Flow> {
+        let (_, bucket) = self.bucket(key);
+        bucket.flows.into_iter().find(|flow| flow.tag > TAG_TAKEN && flow.is_of(key))
+    }
+
+    /// Changes an entry behind the program's back.
+    pub fn change(&mut self, key: &FlowKey, change: impl FnOnce(&mut Flow)) {
+        let (index, mut bucket) = self.bucket(key);
+        let mut flows = bucket.flows.iter_mut();
+        change(flows.find(|flow| flow.tag > TAG_TAKEN && flow.is_of(key)).expect("an entry"));
+        self.0.set(index, bucket, 0).expect("a bucket");
+    }
+
+    /// Makes an entry behind the program's back.
+    pub fn insert(&mut self, key: &FlowKey, flow: Flow) {
+        let (index, mut bucket) = self.bucket(key);
+        let place = bucket.flows.iter_mut().find(|flow| flow.tag == TAG_FREE).expect("room");
+        let FlowKey { src, dst, sport, dport, .. } = *key;
+        *place = Flow { tag: abi::tag(hash::flow(key)), src, dst, sport, dport, ..flow };
+        self.0.set(index, bucket, 0).expect("a bucket");
+    }
+
+    pub fn remove(&mut self, key: &FlowKey) {
+        self.change(key, |flow| flow.tag = TAG_FREE);
+    }
+
+    /// How many entries there are.
+    pub fn count(&self) -> usize {
+        let buckets = self.0.iter().map(|bucket| bucket.expect("a bucket"));
+        buckets.flat_map(|bucket| bucket.flows).filter(|flow| flow.tag > TAG_TAKEN).count()
+    }
+
+    pub fn clear(&mut self) {
+        for index in 0..self.0.len() {
+            let mut bucket = self.0.get(&index, 0).expect("a bucket");
+            if bucket.flows.iter().any(|flow| flow.tag != TAG_FREE) {
+                bucket.flows.iter_mut().for_each(|flow| flow.tag = TAG_FREE);
+                self.0.set(index, bucket, 0).expect("a bucket");
+            }
+        }
+    }
 }
 
 /// Runs `test` on a fresh datapath, in a namespace of its own.
@@ -174,21 +251,19 @@ pub fn with_slb(test: impl FnOnce(&mut Slb<'_>) + Send) {
     with_capacity(4_096, test);
 }
 
-/// The same, with so many entries in the flow table.
-pub fn with_capacity(flow_entries: u32, test: impl FnOnce(&mut Slb<'_>) + Send) {
+/// The same, with room for so many flows.
+pub fn with_capacity(flows: u32, test: impl FnOnce(&mut Slb<'_>) + Send) {
     let netns = lab::gateway();
-    netns.run(|| test(&mut Slb::open(&netns, flow_entries))).expect("the namespace");
+    netns.run(|| test(&mut Slb::open(&netns, flows))).expect("the namespace");
 }
 
 impl<'a> Slb<'a> {
-    fn open(netns: &'a Netns, flow_entries: u32) -> Self {
+    fn open(netns: &'a Netns, flows: u32) -> Self {
         let pins = PinDirectory::create();
-        let capacities = Capacities { flow_entries, chunks: 64 };
+        let capacities = Capacities { flows, chunks: 64 };
         let loaded = Loaded::open(Pins::new(pins.path()), capacities).expect("the datapath");
-        let path = pins.path().join(format!("v{ABI_VERSION}/maps/SLB_FLOWS"));
-        let flows = MapData::from_pin(path).and_then(Map::from_map_data).expect("the flow table");
         let mut slb = Self {
-            flows: flows.try_into().expect("a hash map"),
+            flows: Flows::open(pins.path()),
             counters: loaded.maps.verdicts().expect("counters"),
             loaded,
             netns,
@@ -207,13 +282,41 @@ impl<'a> Slb<'a> {
         }
     }
 
-    /// New flows to a listener go to these backends from now on; the scheduler stays.
-    pub fn schedule(&mut self, listener: SocketAddr, proto: u32, slots: Vec<u32>) {
+    /// A listener goes by these slots from now on, and by `previous` where that is to be; the
+    /// scheduler stays.
+    pub fn publish(
+        &mut self,
+        listener: SocketAddr,
+        proto: u32,
+        slots: Vec<u32>,
+        previous: Vec<u32>,
+    ) {
+        let looks = slots.iter().any(|slot| slot & SLOT_LOOK != 0);
         self.change(|state| {
             let service = state.listeners.get_mut(&endpoint(listener, proto)).expect("a listener");
             let scheduler = service.schedule.scheduler;
-            service.schedule = Arc::new(Schedule { scheduler, slots });
+            service.schedule = Arc::new(Schedule { scheduler, slots, previous });
+            for origin in state.endpoints.values_mut() {
+                let is_ours = (origin.vip, origin.port) == key_of(listener);
+                if is_ours && scheduler == SCHEDULER_HASH {
+                    origin.flags &= !ORIGIN_TRACKED;
+                    origin.flags |= if looks { ORIGIN_TRACKED } else { 0 };
+                }
+            }
         });
+    }
+
+    /// New flows to a listener go to these backends from now on, as if it had always been so.
+    pub fn schedule(&mut self, listener: SocketAddr, proto: u32, slots: Vec<u32>) {
+        self.publish(listener, proto, slots, Vec::new());
+    }
+
+    /// New connections to a listener go to these backends from now on, and old ones stay.
+    pub fn move_to(&mut self, listener: SocketAddr, slots: &[u32]) {
+        let key = endpoint(listener, abi::TCP);
+        let before = self.loaded.maps.installed().listeners[&key].schedule.slots.clone();
+        let slots = slots.iter().map(|slot| slot | SLOT_LOOK | SLOT_KEEP).collect();
+        self.publish(listener, abi::TCP, slots, before);
     }
 
     pub fn backend(&mut self, id: u32, change: impl FnOnce(&mut Backend)) {
@@ -290,33 +393,28 @@ impl<'a> Slb<'a> {
 
     /// The entry of a frame in the flow table.
     pub fn flow(&self, frame: &Frame) -> Option<Flow> {
-        self.flows.get(&frame.key(), 0).ok()
+        self.flows.get(&frame.key())
     }
 
     /// Changes the entry of a frame behind the program's back.
     pub fn tamper(&mut self, frame: &Frame, change: impl FnOnce(&mut Flow)) {
-        let mut flow = self.flow(frame).expect("an entry");
-        change(&mut flow);
-        self.flows.insert(frame.key(), flow, 0).expect("an entry");
+        self.flows.change(&frame.key(), change);
     }
 
     /// Makes it so long since a frame's entry was last used.
     pub fn age(&mut self, frame: &Frame, jiffies: u32) {
-        self.tamper(frame, |flow| flow.last_seen = flow.last_seen.wrapping_sub(jiffies));
-    }
-
-    /// Makes the program forget every flow.
-    pub fn forget_flows(&mut self) {
-        let keys: Vec<_> = self.flows.keys().map(|key| key.expect("a key")).collect();
-        for key in keys {
-            self.flows.remove(&key).expect("an entry");
-        }
+        self.tamper(frame, |flow| flow.expires = flow.expires.wrapping_sub(jiffies));
     }
 }
 
 /// Readable in a failed assertion.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+/// What an [`Origin`] of this listener says.
+fn key_of(listener: SocketAddr) -> (Address, u32) {
+    (listener.ip().into(), listener.port().into())
 }
 
 /// The state of [`port`] and [`id`].
@@ -339,46 +437,59 @@ fn small() -> State {
 
 fn backends(state: &mut State, family: usize) {
     let (tcp, udp, usable) = (abi::TCP, abi::UDP, BACKEND_IN_USE | BACKEND_USABLE);
+    let (shared, tracked) = (usable | BACKEND_SHARED, ORIGIN_TRACKED);
     let rows = [
-        (id::TWIN, 0, port::HTTP_BACKEND, tcp, usable, FIRST),
-        (id::HTTP, 0, port::HTTP_BACKEND, tcp, usable, FIRST),
-        (id::HTTP_SECOND, 1, port::HTTP_BACKEND, tcp, usable, SECOND),
-        (id::HTTP_SICK, 2, port::HTTP_BACKEND, tcp, BACKEND_IN_USE, FIRST),
-        (id::RING, 0, port::RING_BACKEND, tcp, usable, FIRST),
-        (id::RING_SECOND, 1, port::RING_BACKEND, tcp, usable, SECOND),
-        (id::SLOW, 0, port::SLOW_BACKEND, tcp, usable, Hop::KERNEL),
-        (id::DNS, 0, port::DNS_BACKEND, udp, usable, FIRST),
-        (id::DNS_SECOND, 1, port::DNS_BACKEND, udp, usable, SECOND),
+        (id::HTTP, 0, port::HTTP_BACKEND, tcp, usable, FIRST, port::HTTP, 0),
+        (id::HTTP_SECOND, 1, port::HTTP_BACKEND, tcp, usable, SECOND, port::HTTP, 0),
+        (id::HTTP_SICK, 2, port::HTTP_BACKEND, tcp, BACKEND_IN_USE, FIRST, port::HTTP, 0),
+        (id::RING, 0, port::RING_BACKEND, tcp, usable, FIRST, port::RING, tracked),
+        (id::RING_SECOND, 1, port::RING_BACKEND, tcp, usable, SECOND, port::RING, tracked),
+        (id::TURN, 0, port::TURN_BACKEND, tcp, usable, FIRST, port::TURN, tracked),
+        (id::SIP, 0, port::SIP_BACKEND, udp, usable, FIRST, port::SIP, tracked),
+        (id::SLOW, 0, port::SLOW_BACKEND, tcp, usable, Hop::KERNEL, port::SLOW, 0),
+        (id::TWIN, 0, port::SHARED_BACKEND, tcp, shared, FIRST, port::TWIN, ORIGIN_SHARED),
+        (id::SHARED, 0, port::SHARED_BACKEND, tcp, shared, FIRST, port::SHARED, ORIGIN_SHARED),
+        (id::DNS, 0, port::DNS_BACKEND, udp, usable, FIRST, port::DNS, 0),
+        (id::DNS_SECOND, 1, port::DNS_BACKEND, udp, usable, SECOND, port::DNS, 0),
     ];
-    for (id, number, port, proto, flags, hop) in rows {
+    for (id, number, port, proto, flags, hop, listener, origin) in rows {
         let (id, at) = (id + family as u32, backend(number, family, port));
         let record = Backend {
             addr: at.ip().into(),
             port: port.into(),
             flags,
             idle_jiffies: IDLE_JIFFIES,
-            listener: 0,
             hop,
+            ..Backend::default()
         };
         state.backends.insert(id, record);
-        state.endpoints.insert(endpoint(at, proto), DirectEndpoint { backend: id });
+        let (vip, port) = key_of(vip(family, listener));
+        let origin = Origin { vip, port, backend: id, flags: origin, spare: 0 };
+        state.endpoints.insert(endpoint(at, proto), origin);
     }
 }
 
 fn listeners(state: &mut State, family: usize) {
+    let always = SLOT_LOOK | SLOT_KEEP;
     let rows = [
         (port::HTTP, abi::TCP, SCHEDULER_HASH, vec![id::HTTP]),
         (port::RING, abi::TCP, SCHEDULER_RING, vec![id::RING, id::RING_SECOND]),
         (port::SLOW, abi::TCP, SCHEDULER_HASH, vec![id::SLOW]),
         (port::EMPTY, abi::TCP, SCHEDULER_HASH, vec![]),
-        (port::TWIN, abi::TCP, SCHEDULER_HASH, vec![id::TWIN]),
-        (port::BROKEN, abi::TCP, SCHEDULER_HASH, vec![id::NONE - 1]),
+        (port::SHARED, abi::TCP, SCHEDULER_HASH, vec![id::SHARED | always]),
+        (port::TWIN, abi::TCP, SCHEDULER_HASH, vec![id::TWIN | always]),
+        (port::NOBODY, abi::TCP, SCHEDULER_HASH, vec![id::NONE]),
         (port::DNS, abi::UDP, SCHEDULER_HASH, vec![id::DNS]),
+        (port::TURN, abi::TCP, SCHEDULER_RING, vec![id::TURN]),
+        (port::BROKEN, abi::TCP, SCHEDULER_RING, vec![id::TURN]),
+        (port::SIP, abi::UDP, SCHEDULER_RING, vec![id::SIP]),
     ];
     for (listener, (port, proto, scheduler, slots)) in (0..).zip(rows) {
-        let slots = slots.into_iter().map(|id| id + family as u32).collect();
-        let schedule = Arc::new(Schedule { scheduler, slots });
-        let service = Service { id: 2 * listener + family as u32, schedule };
+        let number = |id| if id == id::NONE { id } else { id + family as u32 };
+        let slots = slots.into_iter().map(number).collect();
+        let schedule = Arc::new(Schedule { scheduler, slots, previous: Vec::new() });
+        let id = if port == port::BROKEN { u32::MAX } else { 2 * listener + family as u32 };
+        let service = Service { id, schedule };
         state.listeners.insert(endpoint(vip(family, port), proto), service);
     }
 }

@@ -31,6 +31,10 @@ pub struct Frame {
     /// In their order.
     pub extensions: Vec<Extension>,
     pub transport: Transport,
+    /// TCP's sequence number.
+    pub seq: u32,
+    /// TCP's acknowledgement number, where the flags have it.
+    pub ack: u32,
     pub payload: Vec<u8>,
     /// Bytes behind the packet, as on a link with a minimum length.
     pub padding: usize,
@@ -98,6 +102,8 @@ impl Frame {
             v4_options: Vec::new(),
             extensions: Vec::new(),
             transport: Transport::Tcp { flags: SYN, options: Vec::new() },
+            seq: 0x0102_0304,
+            ack: 0x0a0b_0c0d,
             payload: b"odd".to_vec(),
             padding: 0,
         }
@@ -225,8 +231,8 @@ impl Frame {
     }
 
     fn tcp_header(&self, flags: u8, options: &[u8]) -> Vec<u8> {
-        let mut tcp = TcpHeader::new(self.src.port(), self.dst.port(), 0x0102_0304, 0xfedc);
-        tcp.acknowledgment_number = if flags & ACK != 0 { 0x0a0b_0c0d } else { 0 };
+        let mut tcp = TcpHeader::new(self.src.port(), self.dst.port(), self.seq, 0xfedc);
+        tcp.acknowledgment_number = if flags & ACK != 0 { self.ack } else { 0 };
         (tcp.fin, tcp.syn, tcp.rst) = (flags & FIN != 0, flags & SYN != 0, flags & RST != 0);
         (tcp.psh, tcp.ack) = (flags & PSH != 0, flags & ACK != 0);
         tcp.set_options_raw(options).expect("at most 40 bytes");

@@ -191,7 +191,7 @@ fn corpus() -> Vec<Vec<u8>> {
         for (net, sport) in nets.into_iter().flat_map(|net| (1..4).map(move |port| (net, port))) {
             let from = client_of(net, family, 1_000 * sport);
             for listener in
-                [port::HTTP, port::RING, port::SLOW, port::EMPTY, port::TWIN, port::BROKEN]
+                [port::HTTP, port::RING, port::SLOW, port::EMPTY, port::TWIN, port::NOBODY]
             {
                 let http = syn(from, vip(family, listener));
                 frames.extend([ACK, FIN | ACK, RST].map(|flags| http.clone().flags(flags)));

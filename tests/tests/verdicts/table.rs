@@ -141,7 +141,7 @@ fn balanced(family: usize) -> Vec<Row> {
 fn ended(family: usize) -> Vec<Row> {
     let http = syn(client(family, 2_000), vip(family, port::HTTP));
     let to_port = |port| syn(client(family, 2_000), vip(family, port));
-    let direct = syn(client(family, 2_001), backend(0, family, port::HTTP_BACKEND));
+    let direct = syn(client(family, 2_001), backend(1, family, port::HTTP_BACKEND));
     let icmp = Frame {
         transport: Transport::Other([IpNumber::ICMP, IpNumber::IPV6_ICMP][family]),
         payload: vec![8, 0, 0xf7, 0xff, 0, 0, 0, 0],
@@ -166,7 +166,8 @@ fn ended(family: usize) -> Vec<Row> {
         untouched("TTL 1", &http.clone().ttl(1), Verdict::TtlExpired),
         untouched("TTL 0", &http.clone().ttl(0), Verdict::TtlExpired),
         untouched("TTL 1, no listener", &to_port(9).ttl(1), Verdict::NoListener),
-        untouched("a schedule without backends", &to_port(port::BROKEN), Verdict::Inconsistent),
+        untouched("a listener without a cursor", &to_port(port::BROKEN), Verdict::Inconsistent),
+        untouched("a slot without a backend", &to_port(port::NOBODY), Verdict::NoBackend),
         untouched("VIP as source", &http.from(vip(family, 2_000)), Verdict::Martian),
         untouched(
             "multicast Ethernet destination",

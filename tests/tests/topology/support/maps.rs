@@ -14,7 +14,8 @@ use aya::{
     },
 };
 use slb_common::abi::{
-    ABI_VERSION, Address, Backend, Chunk, DirectEndpoint, Endpoint, Interface, Listener, Roles,
+    ABI_VERSION, Address, Backend, Chunk, Endpoint, Interface, Listener, Origin, Roles,
+    SLOT_BACKEND,
 };
 use slb_tests::{Gateway, topology};
 
@@ -25,7 +26,7 @@ pub struct Contents {
     pub slots: Vec<Chunk>,
     pub backends: Vec<Backend>,
     pub addresses: BTreeMap<Address, Roles>,
-    pub endpoints: BTreeMap<Endpoint, DirectEndpoint>,
+    pub endpoints: BTreeMap<Endpoint, Origin>,
     pub interfaces: BTreeMap<u32, Interface>,
 }
 
@@ -68,8 +69,8 @@ pub fn chosen(gateway: &Gateway, endpoint: Endpoint) -> Vec<Backend> {
     let slots: Vec<Chunk> = array(gateway, "SLB_SLOTS");
     let backends = backends(gateway);
     let chunk = &slots[listener.first_chunk as usize];
-    let slots = chunk.backends.iter().take(listener.slots as usize);
-    slots.map(|&id| backends[id as usize]).collect()
+    let slots = chunk.slots.iter().take(listener.slots as usize);
+    slots.map(|slot| backends[(slot & SLOT_BACKEND) as usize]).collect()
 }
 
 /// Where everything of this version is pinned.
