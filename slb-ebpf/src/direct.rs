@@ -125,8 +125,9 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
     let Some(reply) = (unsafe { reply.as_ref() }) else { return 0 };
     let Some(Keys { forward: key, to: at, .. }) = maps::keys() else { return 0 };
     *at = reply.source();
+    let from: &Endpoint = at;
     // SAFETY: a replaced value lives on until the program ends.
-    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(&*at) }) else { return 0 };
+    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(from) }) else { return 0 };
     *key = FlowKey {
         src: reply.dst,
         dst: origin.vip,
@@ -135,8 +136,9 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
         proto: reply.proto,
     };
     *at = key.destination();
+    let to: &Endpoint = at;
     // SAFETY: a replaced value lives on until the program ends.
-    let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(&*at) }) else { return 0 };
+    let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else { return 0 };
     if let Some(flow) = flows::seek(key) {
         let is_it = flow.backend == id && flow.port == u32::from(reply.dport);
         let is_alive = !abi::has_ended(flow.state) && !flows::is_over(now, flow.expires);

@@ -85,10 +85,11 @@ pub fn meet_client(work: &Work<'_>) {
 #[inline(always)]
 fn store(client: &mut Client, addr: &Address, vip: &Address, hop: Hop, epoch: u32, flags: u32) {
     let before = client.epoch;
+    if before == EPOCH_TAKEN {
+        return;
+    }
     // SAFETY: an aligned word of an array.
-    if before == EPOCH_TAKEN
-        || !unsafe { atomic::exchange(&raw mut client.epoch, before, EPOCH_TAKEN) }
-    {
+    if !unsafe { atomic::exchange(&raw mut client.epoch, before, EPOCH_TAKEN) } {
         return;
     }
     client.addr = *addr;

@@ -198,11 +198,11 @@ proptest! {
                     }
                 }
                 Event::Begin(flow) => {
-                    if !flows.contains_key(&flow) {
+                    flows.entry(flow).or_insert_with(|| {
                         let schedule = transition.schedule(&HashSet::new());
                         program.entries.remove(&flow);
-                        flows.insert(flow, program.packet(&schedule, flow, true));
-                    }
+                        program.packet(&schedule, flow, true)
+                    });
                 }
                 Event::End(index) => {
                     if let Some(&flow) = flows.keys().nth(index % flows.len().max(1)) {
