@@ -6,8 +6,8 @@
 
 use slb_common::{
     abi::{
-        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, NO_PLACE, Origin,
-        RST, SCHEDULER_HASH, SLOT_BACKEND, Translation, UDP,
+        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT, NO_PLACE,
+        Origin, RST, SCHEDULER_HASH, SLOT_BACKEND, Translation, UDP,
     },
     hash,
     verdict::Verdict,
@@ -45,7 +45,7 @@ pub fn to_backend(work: &Work<'_>, to: &Endpoint) -> Result<Option<Route>, Verdi
         dport: backend.port as u16,
         kind: FLOW_FORWARD.into(),
     };
-    Ok(Some(Route { to, hop: backend.hop }))
+    Ok(Some(Route { to, hop: backend.hop, mode: MODE_NAT }))
 }
 
 /// In place of a place: a flow begins here.

@@ -325,19 +325,18 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u3
         // entry. With one backend any port may have one: then it has to do that few clients use it.
         let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
         let mut draw = hash::choice(hash);
-        let mut attempts = 0;
-        while is_taken(now, reply, key)
-            || is_direct && attempts == 0
-            || attempts > 0
-                && attempts < PORT_ATTEMPTS / 2
-                && direct::may_be_balanced(now, reply, id)
-        {
-            if attempts == PORT_ATTEMPTS {
-                return IS_VERDICT | Verdict::NoPort as u32;
+        let mut is_free = !is_direct && !is_taken(now, reply, key);
+        for attempt in 0..PORT_ATTEMPTS {
+            if is_free {
+                break;
             }
-            attempts += 1;
             draw = draw.wrapping_mul(0x9e37_79b1).wrapping_add(1);
             reply.dport = (FIRST_PORT + hash::slot(draw, LAST_PORT - FIRST_PORT)) as u16;
+            is_free = !is_taken(now, reply, key)
+                && (attempt >= PORT_ATTEMPTS / 2 || !direct::may_be_balanced(now, reply, id));
+        }
+        if !is_free {
+            return IS_VERDICT | Verdict::NoPort as u32;
         }
     }
     let place = flow_take(now, key, abi::tag(hash));

@@ -6,8 +6,8 @@
 use slb_common::{
     abi::{
         BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, Endpoint, FIN_FORWARD, FLOW_FORWARD,
-        Flow, Listener, NO_BACKEND, ROLE_VIP, RST, SCHEDULER_HASH, SLOT_BACKEND, SLOT_KEEP,
-        SLOT_LOOK, Translation, UDP,
+        Flow, Listener, MODE_NAT, NO_BACKEND, ROLE_VIP, RST, SCHEDULER_HASH, SLOT_BACKEND,
+        SLOT_KEEP, SLOT_LOOK, Translation, UDP,
     },
     hash,
     parse::Packet,
@@ -52,6 +52,9 @@ pub fn to_vip(work: &Work<'_>, to: &Endpoint, from: u32) -> Result<Option<Route>
     if work.expires(backend.hop) {
         return Err(Verdict::TtlExpired);
     }
+    if backend.mode != MODE_NAT && !backend.hop.is_known() {
+        return Err(Verdict::NoNeighbour);
+    }
     if packet.is_syn() || packet.key.proto == UDP {
         hops::meet_client(work);
         if is_settled && packet.is_syn() {
@@ -61,7 +64,7 @@ pub fn to_vip(work: &Work<'_>, to: &Endpoint, from: u32) -> Result<Option<Route>
     stats::forward(id, work.frame.len() as u64);
     let kind = FLOW_FORWARD.into();
     let to = Translation { addr: backend.addr, sport: port, dport: backend.port as u16, kind };
-    Ok(Some(Route { to, hop: backend.hop }))
+    Ok(Some(Route { to, hop: backend.hop, mode: backend.mode }))
 }
 
 /// In what [`begin`] gives: the rest is a verdict.

@@ -25,7 +25,7 @@ mod stats;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use slb_common::{
-    abi::{Hop, ROLE_BACKEND, ROLE_VIP, Translation},
+    abi::{Hop, MODE_DSR, ROLE_BACKEND, ROLE_VIP, Translation},
     frame::Frame,
     parse::{self, Packet, Reject},
     rewrite,
@@ -45,6 +45,8 @@ struct Work<'a> {
 struct Route {
     to: Translation,
     hop: Hop,
+    /// [`slb_common::abi::MODE_NAT`] or another.
+    mode: u32,
 }
 
 /// The single entry and the single exit.
@@ -93,7 +95,11 @@ fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict
         at = work.packet.key.destination();
         route = direct::to_backend(&work, &at)?;
     }
-    let Route { to, hop } = route.ok_or(Verdict::NotOurs)?;
+    let Route { to, hop, mode } = route.ok_or(Verdict::NotOurs)?;
+    if mode == MODE_DSR {
+        rewrite::pass_on(&mut work.frame, work.packet, hop)?;
+        return Ok((Verdict::Forwarded, hop.ifindex));
+    }
     rewrite::translate(&mut work.frame, work.packet, &to, hop)?;
     let verdict = match (to.is_reply(), hop.is_known()) {
         (false, true) => Verdict::Forwarded,

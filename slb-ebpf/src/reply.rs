@@ -5,7 +5,7 @@
 
 use slb_common::{
     abi::{
-        Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, NO_PLACE, ORIGIN_SHARED,
+        Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, MODE_NAT, NO_PLACE, ORIGIN_SHARED,
         ORIGIN_TRACKED, Origin, Translation,
     },
     parse::{FIN, RST, SYN},
@@ -41,7 +41,7 @@ pub fn from_backend(work: &Work<'_>, from: &Endpoint) -> Result<Option<Route>, V
         return Err(Verdict::TtlExpired);
     }
     stats::reply(id, work.frame.len() as u64);
-    Ok(Some(Route { to, hop }))
+    Ok(Some(Route { to, hop, mode: MODE_NAT }))
 }
 
 /// In place of a place: it is no reply to a flow through a listener.

@@ -40,7 +40,7 @@ macro_rules! words {
 
 words!(XdpMode { Auto = "auto", Native = "native", Generic = "generic" });
 words!(Announce { Arp = "arp", None = "none" });
-words!(Forwarding { Nat = "nat" });
+words!(Forwarding { Nat = "nat", Dsr = "dsr" });
 words!(Protocol { Tcp = "tcp", Udp = "udp" });
 words!(Scheduler { Tch = "tch", Wrr = "wrr" });
 words!(AllUnhealthy { FailClosed = "fail-closed", FailOpen = "fail-open" });
@@ -136,6 +136,9 @@ pub enum GroupKind {
 pub enum Forwarding {
     /// Destination address and port are rewritten; replies come back through the gateway.
     Nat,
+    /// Only the MAC address is: the backend has the VIP as well, on the same segment, and replies
+    /// directly.
+    Dsr,
 }
 
 /// One server.

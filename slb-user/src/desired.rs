@@ -9,13 +9,13 @@ use std::{
 
 use slb_common::abi::{
     self, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE,
-    Backend, Endpoint, Hop, Interface, NO_BACKEND, ORIGIN_SHARED, ORIGIN_TRACKED, Origin,
-    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
+    Backend, Endpoint, Hop, Interface, MODE_DSR, MODE_NAT, NO_BACKEND, ORIGIN_SHARED,
+    ORIGIN_TRACKED, Origin, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
 };
 
 use crate::{
     clock::Jiffies,
-    config::{AllUnhealthy, Scheduler},
+    config::{AllUnhealthy, Forwarding, Scheduler},
     health::Health,
     layout::{Layout, Role, Service, Target},
     schedule::{
@@ -120,7 +120,9 @@ impl Planner {
                     backend.flags |= BACKEND_SHARED;
                 }
                 state.backends.insert(target.id, backend);
-                state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
+                if target.is_answered_here() {
+                    state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
+                }
             }
         }
         for (at, owners) in owners {
@@ -375,12 +377,20 @@ fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32>
 fn owners(layout: &Layout) -> Owners {
     let mut owners = Owners::new();
     for service in &layout.services {
-        for target in &layout.targets[service.targets.clone()] {
+        let targets = layout.targets[service.targets.clone()].iter();
+        for target in targets.filter(|target| target.is_answered_here()) {
             let owners = owners.entry(service.origin(target)).or_default();
             owners.extend(service.endpoints.iter().map(|&endpoint| (endpoint, target.id)));
         }
     }
     owners
+}
+
+impl Target {
+    /// Whether its answers come through the gateway.
+    fn is_answered_here(&self) -> bool {
+        self.forwarding == Forwarding::Nat
+    }
 }
 
 impl Service {
@@ -433,6 +443,10 @@ fn backend(
         hop: reachable
             .filter(|hop| now.interfaces.contains_key(&hop.ifindex))
             .unwrap_or(Hop::KERNEL),
+        mode: match target.forwarding {
+            Forwarding::Nat => MODE_NAT,
+            Forwarding::Dsr => MODE_DSR,
+        },
         ..Backend::default()
     }
 }

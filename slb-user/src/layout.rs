@@ -16,7 +16,9 @@ use slb_common::{
 
 use self::ids::Ids;
 use crate::{
-    config::{AllUnhealthy, Config, GroupKind, HealthCheck, Instance, Protocol, Scheduler},
+    config::{
+        AllUnhealthy, Config, Forwarding, GroupKind, HealthCheck, Instance, Protocol, Scheduler,
+    },
     state::State,
 };
 
@@ -65,6 +67,8 @@ pub struct Target {
     pub weight: u32,
     /// Its place in a primary/secondary group.
     pub role: Role,
+    /// How packets reach it.
+    pub forwarding: Forwarding,
     /// What the backend is known by on every gateway.
     pub identity: u64,
     /// How it is probed, and where; `None`: it counts as healthy.
@@ -146,6 +150,7 @@ impl Layout {
                     addr: SocketAddr::new(addr, port),
                     weight: member.weight.into(),
                     role,
+                    forwarding: group.forwarding,
                     identity: hash::identity(addr.into(), port),
                     check: check.map(|check| {
                         (check.clone(), SocketAddr::new(addr, check.port.unwrap_or(port)))

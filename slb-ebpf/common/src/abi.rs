@@ -239,23 +239,17 @@ pub struct Backend {
     pub idle_jiffies: u32,
     /// [`Listener::id`] of the listener that this is a backend of.
     pub listener: u32,
-    /// How a packet reaches it: [`MODE_NAT`] and the others.
+    /// How a packet reaches it: [`MODE_NAT`] or [`MODE_DSR`].
     pub mode: u32,
-    /// The longest IP packet, in bytes, that the next hop takes; 0: not known.
-    pub mtu: u32,
     /// Zero.
-    pub spare: [u32; 2],
+    pub spare: [u32; 3],
 }
 const _: () = assert!(size_of::<Backend>() == 64);
 
 /// Destination address and port are rewritten.
 pub const MODE_NAT: u32 = 0;
-/// Only the MAC addresses are.
+/// Only the MAC addresses are: the backend has the VIP as well, and answers by itself.
 pub const MODE_DSR: u32 = 1;
-/// The packet is put into another one (RFC 2003, 2473).
-pub const MODE_IPIP: u32 = 2;
-/// The packet is put into a datagram (Generic UDP Encapsulation).
-pub const MODE_GUE: u32 = 3;
 
 /// The configuration knows this backend.
 pub const BACKEND_IN_USE: u32 = 1;

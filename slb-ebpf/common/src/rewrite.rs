@@ -11,7 +11,7 @@ use network_types::{
 use crate::{
     abi::{Hop, TCP, Translation},
     checksum::Delta,
-    frame::Frame,
+    frame::{Frame, Header},
     parse::{L3, Packet},
     verdict::Verdict,
 };
@@ -38,12 +38,63 @@ pub fn translate(
     }
     ports(frame, packet, to, transport)?;
     if hop.is_known() {
-        let mut eth = frame.header_mut::<12>(0).ok_or(Verdict::Truncated)?;
-        let [a, b, c] = hop.mac_words();
-        eth.set(0, a);
-        eth.set(4, b);
-        eth.set(8, c);
+        address(frame, hop)?;
     }
+    Ok(())
+}
+
+/// Sends a packet on as it is, but for its TTL and the MAC addresses of `hop`: the receiver has the
+/// destination address as well, and answers by itself.
+///
+/// # Errors
+///
+/// As those of [`translate`].
+#[inline(always)]
+pub fn pass_on(frame: &mut Frame<'_>, packet: &Packet, hop: Hop) -> Result<(), Verdict> {
+    if packet.is_v4() {
+        let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
+        let mut header = Delta::default();
+        shorten_v4(&mut ip, &mut header)?;
+        let checksum = ip.get(offset_of!(Ipv4Hdr, check));
+        ip.set(offset_of!(Ipv4Hdr, check), header.apply(checksum));
+    } else {
+        let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
+        shorten_v6(&mut ip)?;
+    }
+    address(frame, hop)
+}
+
+/// Writes the MAC addresses.
+#[inline(always)]
+fn address(frame: &mut Frame<'_>, hop: Hop) -> Result<(), Verdict> {
+    let mut eth = frame.header_mut::<12>(0).ok_or(Verdict::Truncated)?;
+    let [a, b, c] = hop.mac_words();
+    eth.set(0, a);
+    eth.set(4, b);
+    eth.set(8, c);
+    Ok(())
+}
+
+/// One hop less to go, noted in the header's `delta`.
+#[inline(always)]
+fn shorten_v4(ip: &mut Header<'_, { Ipv4Hdr::LEN }>, delta: &mut Delta) -> Result<(), Verdict> {
+    let ttl = ip.get::<u8>(offset_of!(Ipv4Hdr, ttl));
+    if ttl <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    let old: u16 = ip.get(offset_of!(Ipv4Hdr, ttl));
+    ip.set(offset_of!(Ipv4Hdr, ttl), ttl - 1);
+    delta.replace16(old, ip.get(offset_of!(Ipv4Hdr, ttl)));
+    Ok(())
+}
+
+#[inline(always)]
+fn shorten_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) -> Result<(), Verdict> {
+    let hop_limit = ip.get::<u8>(offset_of!(Ipv6Hdr, hop_limit));
+    if hop_limit <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    ip.set(offset_of!(Ipv6Hdr, hop_limit), hop_limit - 1);
     Ok(())
 }
 
@@ -65,13 +116,7 @@ fn network_v4(
     let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
     let mut header = Delta::default();
     if is_sent {
-        let ttl = ip.get::<u8>(offset_of!(Ipv4Hdr, ttl));
-        if ttl <= 1 {
-            return Err(Verdict::TtlExpired);
-        }
-        let old: u16 = ip.get(offset_of!(Ipv4Hdr, ttl));
-        ip.set(offset_of!(Ipv4Hdr, ttl), ttl - 1);
-        header.replace16(old, ip.get(offset_of!(Ipv4Hdr, ttl)));
+        shorten_v4(&mut ip, &mut header)?;
     }
     let at =
         if to.is_reply() { offset_of!(Ipv4Hdr, src_addr) } else { offset_of!(Ipv4Hdr, dst_addr) };
@@ -94,11 +139,7 @@ fn network_v6(
 ) -> Result<(), Verdict> {
     let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
     if is_sent {
-        let hop_limit = ip.get::<u8>(offset_of!(Ipv6Hdr, hop_limit));
-        if hop_limit <= 1 {
-            return Err(Verdict::TtlExpired);
-        }
-        ip.set(offset_of!(Ipv6Hdr, hop_limit), hop_limit - 1);
+        shorten_v6(&mut ip)?;
     }
     let at =
         if to.is_reply() { offset_of!(Ipv6Hdr, src_addr) } else { offset_of!(Ipv6Hdr, dst_addr) };

@@ -92,6 +92,8 @@ verdicts! {
     TableFull = 18, Drop, "table_full";
     /// The maps contradict each other: a bug.
     Inconsistent = 19, Drop, "inconsistent";
+    /// The way to the backend is not known, and the kernel cannot send there: it has the VIP itself.
+    NoNeighbour = 20, Drop, "no_neighbour";
 }
 
 /// Capacity of `SLB_VERDICTS`: with room for those of later versions, which work on the same map.

@@ -24,7 +24,7 @@ const FIELDS: [(&str, &[&str], &[&str]); 15] = [
     (
         "SLB_BACKENDS",
         &[],
-        &["addr", "hop", "port", "flags", "idle_jiffies", "listener", "mode", "mtu", "spare"],
+        &["addr", "hop", "port", "flags", "idle_jiffies", "listener", "mode", "spare"],
     ),
     ("SLB_FILTER", &[], &["roles"]),
     ("SLB_ADDRESSES", &["bytes"], &["roles"]),

@@ -73,6 +73,12 @@ pub mod port {
     /// UDP in turn, to the first backend at [`SIP_BACKEND`].
     pub const SIP: u16 = 5060;
     pub const SIP_BACKEND: u16 = 5061;
+    /// TCP by hash, to the first backend, which answers by itself.
+    pub const DSR: u16 = 89;
+    /// The same, but the way to it is not known.
+    pub const LOST: u16 = 90;
+    /// UDP in turn, to the first backend, which answers by itself.
+    pub const DSR_UDP: u16 = 91;
     /// UDP by hash, to the first backend at [`DNS_BACKEND`]; the second stands ready.
     pub const DNS: u16 = 53;
     pub const DNS_BACKEND: u16 = 5353;
@@ -92,6 +98,9 @@ pub mod id {
     pub const TWIN: u32 = 100;
     pub const TURN: u32 = 110;
     pub const SIP: u32 = 120;
+    pub const DSR: u32 = 130;
+    pub const LOST: u32 = 140;
+    pub const DSR_UDP: u32 = 150;
     pub const DNS: u32 = 80;
     pub const DNS_SECOND: u32 = 90;
     pub const NONE: u32 = abi::NO_BACKEND;
@@ -430,6 +439,7 @@ fn small() -> State {
             state.addresses.insert(addr, Roles { roles: ROLE_BACKEND });
         }
         backends(&mut state, family);
+        direct_backends(&mut state, family);
         listeners(&mut state, family);
     }
     state
@@ -469,6 +479,27 @@ fn backends(state: &mut State, family: usize) {
     }
 }
 
+/// Backends that answer by themselves.
+fn direct_backends(state: &mut State, family: usize) {
+    let rows = [
+        (id::DSR, port::DSR, FIRST),
+        (id::LOST, port::LOST, Hop::KERNEL),
+        (id::DSR_UDP, port::DSR_UDP, FIRST),
+    ];
+    for (id, port, hop) in rows {
+        let record = Backend {
+            addr: backend(0, family, port).ip().into(),
+            port: port.into(),
+            flags: BACKEND_IN_USE | BACKEND_USABLE,
+            idle_jiffies: IDLE_JIFFIES,
+            hop,
+            mode: abi::MODE_DSR,
+            ..Backend::default()
+        };
+        state.backends.insert(id + family as u32, record);
+    }
+}
+
 fn listeners(state: &mut State, family: usize) {
     let always = SLOT_LOOK | SLOT_KEEP;
     let rows = [
@@ -482,6 +513,9 @@ fn listeners(state: &mut State, family: usize) {
         (port::DNS, abi::UDP, SCHEDULER_HASH, vec![id::DNS]),
         (port::TURN, abi::TCP, SCHEDULER_RING, vec![id::TURN]),
         (port::BROKEN, abi::TCP, SCHEDULER_RING, vec![id::TURN]),
+        (port::DSR, abi::TCP, SCHEDULER_HASH, vec![id::DSR]),
+        (port::LOST, abi::TCP, SCHEDULER_HASH, vec![id::LOST]),
+        (port::DSR_UDP, abi::UDP, SCHEDULER_RING, vec![id::DSR_UDP]),
         (port::SIP, abi::UDP, SCHEDULER_RING, vec![id::SIP]),
     ];
     for (listener, (port, proto, scheduler, slots)) in (0..).zip(rows) {

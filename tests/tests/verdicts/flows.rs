@@ -620,3 +620,23 @@ fn given_an_address_of_the_gateway_when_a_backend_sends_there_then_it_is_not_our
         }
     });
 }
+
+#[test]
+#[ignore = "needs root"]
+fn given_direct_return_when_a_client_sends_then_only_the_way_is_written_and_answers_are_not_ours() {
+    with_slb(|slb| {
+        for family in FAMILIES {
+            let from = client(family, 1_000);
+            let tcp = syn(from, vip(family, port::DSR));
+            let udp = datagram(from, vip(family, port::DSR_UDP));
+            for frame in [&tcp, &tcp.clone().flags(ACK), &udp] {
+                slb.client_sends("to", frame, &forwarded(frame.clone(), FIRST));
+            }
+            slb.client_sends("TTL", &tcp.clone().ttl(1), &Outcome::Untouched(Verdict::TtlExpired));
+            // Where it passes here at all, it is traffic like any other.
+            let answer = answer(&tcp.to(backend(0, family, port::DSR)));
+            slb.backend_sends("from", &answer, &Outcome::Untouched(Verdict::NotOurs));
+            assert!(slb.flow(&tcp).is_none() && slb.flow(&udp).is_some());
+        }
+    });
+}

@@ -166,6 +166,7 @@ fn ended(family: usize) -> Vec<Row> {
         untouched("TTL 1", &http.clone().ttl(1), Verdict::TtlExpired),
         untouched("TTL 0", &http.clone().ttl(0), Verdict::TtlExpired),
         untouched("TTL 1, no listener", &to_port(9).ttl(1), Verdict::NoListener),
+        untouched("no way to a backend", &to_port(port::LOST), Verdict::NoNeighbour),
         untouched("a listener without a cursor", &to_port(port::BROKEN), Verdict::Inconsistent),
         untouched("a slot without a backend", &to_port(port::NOBODY), Verdict::NoBackend),
         untouched("VIP as source", &http.from(vip(family, 2_000)), Verdict::Martian),

@@ -16,7 +16,7 @@ const GROUP: Keys =
     Keys { known: &["name", "forwarding", "backend", "primary", "secondary"], later: &[] };
 const BACKEND: Keys = Keys { known: &["name", "address", "port", "weight", "region"], later: &[] };
 
-const LATER_FORWARDING: &[&str] = &["full-nat", "dsr", "ipip", "gue"];
+const LATER_FORWARDING: &[&str] = &["full-nat", "ipip", "gue"];
 const WEIGHT: RangeInclusive<u8> = 0..=100;
 const DEFAULT_WEIGHT: u8 = 100;
 const BACKENDS_HEADER: &str = "[[instance.group.backend]]";
@@ -154,6 +154,24 @@ impl<'a> Group<'a> {
         table.map_or(0, |table| table.at)
     }
 
+    /// Reports backends whose port is not the listener's, if packets keep theirs.
+    pub(super) fn check_ports(&self, listener: &Table<'_>, port: u16) {
+        if self.forwarding != Some(Forwarding::Dsr) {
+            return;
+        }
+        for backend in &self.backends {
+            if let Some(Some(own)) = backend.port
+                && own != port
+            {
+                let message = format_args!(
+                    "has port {own}, but a direct return keeps that of {}; write port = {port}",
+                    listener.label,
+                );
+                backend.table.mistake(backend.table.at, message);
+            }
+        }
+    }
+
     /// Reports a `vip` that no backend, or only one of a pair, can serve.
     ///
     /// Translation between address families will make this superfluous.
@@ -167,10 +185,13 @@ impl<'a> Group<'a> {
             addresses.any(|address| address.value.is_ipv4() == vip.is_ipv4())
         };
         if !self.backends.iter().any(serves) {
+            let why = match self.forwarding {
+                Some(Forwarding::Dsr) => "a direct return does not translate",
+                _ => "translation between families is not supported yet",
+            };
             let message = format!(
-                "{}: no backend has an {family} address for VIP {vip}, and translation between \
-                 families is not supported yet; add an {family} address to a backend, or remove \
-                 the VIP",
+                "{}: no backend has an {family} address for VIP {vip}, and {why}; add an {family} \
+                 address to a backend, or remove the VIP",
                 self.label(),
             );
             table.findings.missing(self.at(), message);

@@ -90,6 +90,11 @@ impl<'a> Instance<'a> {
                 self.table.findings.mistake(name.at, format!("{}: {message}", group.label()));
             }
         }
+        for (listener, group) in &self.listeners {
+            if let (Some(port), Some(group)) = (&listener.port, group) {
+                self.groups[*group].check_ports(&listener.table, port.value);
+            }
+        }
         let used: HashSet<usize> = self.listeners.iter().filter_map(|(_, group)| *group).collect();
         for (index, group) in self.groups.iter().enumerate() {
             if !used.contains(&index) {
