@@ -14,6 +14,7 @@
 #![allow(missing_docs, reason = "the `xdp` macro drops the documentation of what it wraps")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod answer;
 mod atomic;
 mod direct;
 mod flows;
@@ -57,6 +58,7 @@ pub fn slb(ctx: XdpContext) -> u32 {
     let bytes = frame.len() as u64;
     let (verdict, ifindex) = match balance(&ctx, frame) {
         Ok(sent) => sent,
+        Err(Verdict::NoFlow) => (answer::reset(&ctx), ctx.ingress_ifindex() as u32),
         Err(verdict) => (verdict, 0),
     };
     stats::count(verdict, bytes);

@@ -14,5 +14,6 @@ pub mod checksum;
 pub mod frame;
 pub mod hash;
 pub mod parse;
+pub mod reset;
 pub mod rewrite;
 pub mod verdict;

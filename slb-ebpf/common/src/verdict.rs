@@ -70,7 +70,8 @@ verdicts! {
     OtherProtocol = 7, Pass, "other_protocol";
     /// No backend of the listener takes new flows.
     NoBackend = 8, Drop, "no_backend";
-    /// TCP in the middle of a connection that is not known, on a listener that takes turns.
+    /// TCP in the middle of a connection that is not known, on a listener that takes turns, and no
+    /// reset can answer it.
     NoFlow = 9, Drop, "no_flow";
     /// To a VIP, and shorter than its headers say.
     Truncated = 10, Drop, "truncated";
@@ -94,6 +95,8 @@ verdicts! {
     Inconsistent = 19, Drop, "inconsistent";
     /// The way to the backend is not known, and the kernel cannot send there: it has the VIP itself.
     NoNeighbour = 20, Drop, "no_neighbour";
+    /// As [`Verdict::NoFlow`], and answered with a reset.
+    Reset = 21, Transmit, "reset";
 }
 
 /// Capacity of `SLB_VERDICTS`: with room for those of later versions, which work on the same map.

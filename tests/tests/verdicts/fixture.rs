@@ -26,7 +26,7 @@ use slb_user::{
 use tempfile::TempDir;
 
 use crate::{
-    frame::Frame,
+    frame::{Frame, RST, Transport},
     lab::{self, FIRST, LAN, LAN_MAC, ROUTER, SECOND, WAN, WAN_MAC},
 };
 
@@ -157,6 +157,26 @@ pub fn answer(frame: &Frame) -> Frame {
         .flags(crate::frame::ACK)
 }
 
+/// The reset that answers a segment with an acknowledgement number, on its way back.
+pub fn reset(frame: &Frame) -> Outcome {
+    Outcome::Answered(
+        Verdict::Reset,
+        Frame {
+            src_mac: frame.dst_mac,
+            dst_mac: frame.src_mac,
+            src: frame.dst,
+            dst: frame.src,
+            ttl: 64,
+            transport: Transport::Tcp { flags: RST, options: Vec::new() },
+            seq: frame.ack,
+            window: 0,
+            payload: Vec::new(),
+            padding: 0,
+            ..frame.clone()
+        },
+    )
+}
+
 /// What becomes of a frame.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -166,6 +186,8 @@ pub enum Outcome {
     Translated(Verdict, Frame),
     /// Not a byte of it changed.
     Untouched(Verdict),
+    /// Answered with this frame, the way it came.
+    Answered(Verdict, Frame),
 }
 
 pub fn forwarded(frame: Frame, hop: Hop) -> Outcome {
@@ -346,9 +368,12 @@ impl<'a> Slb<'a> {
         };
         let program = self.loaded.program().expect("the program");
         let result = program.test_run(options).expect("a run");
-        assert_eq!(result.data_size_out, len, "the frame's length: {input:02x?}");
+        assert!(result.data_size_out <= len, "the frame's length: {input:02x?}");
+        output.truncate(result.data_size_out as usize);
 
         let verdict = self.moved(u64::from(len));
+        let is_cut = result.data_size_out < len;
+        assert!(!is_cut || verdict == Verdict::Reset, "{verdict:?} cut {input:02x?}");
         let action = result.return_value;
         let agrees = match verdict.action() {
             Action::Transmit => matches!(action, XDP_TX | XDP_REDIRECT),
@@ -381,6 +406,7 @@ impl<'a> Slb<'a> {
                 (*verdict, action, frame.clone().sent(*hop).bytes())
             }
             Outcome::Translated(verdict, frame) => (*verdict, XDP_PASS, frame.bytes()),
+            Outcome::Answered(verdict, frame) => (*verdict, XDP_TX, frame.bytes()),
             Outcome::Untouched(verdict) => {
                 let is_passed = verdict.action() == Action::Pass;
                 (*verdict, if is_passed { XDP_PASS } else { XDP_DROP }, input.to_vec())

@@ -264,7 +264,7 @@ fn given_turns_when_a_connection_is_not_known_then_only_a_single_backend_adopts_
         for family in FAMILIES {
             let flow = Flow::ring(family, 1_000);
             let ack = flow.first.clone().flags(ACK);
-            slb.client_sends("two", &ack, &Outcome::Untouched(Verdict::NoFlow));
+            slb.client_sends("two", &ack, &crate::fixture::reset(&ack));
             let [first, second] = [id::RING, id::RING_SECOND].map(|id| id + family as u32);
             // Its schedule went by hash until a moment ago.
             slb.publish(flow.first.dst, abi::TCP, vec![first, second], vec![second]);

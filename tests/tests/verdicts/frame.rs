@@ -35,6 +35,8 @@ pub struct Frame {
     pub seq: u32,
     /// TCP's acknowledgement number, where the flags have it.
     pub ack: u32,
+    /// TCP's window.
+    pub window: u16,
     pub payload: Vec<u8>,
     /// Bytes behind the packet, as on a link with a minimum length.
     pub padding: usize,
@@ -104,6 +106,7 @@ impl Frame {
             transport: Transport::Tcp { flags: SYN, options: Vec::new() },
             seq: 0x0102_0304,
             ack: 0x0a0b_0c0d,
+            window: 0xfedc,
             payload: b"odd".to_vec(),
             padding: 0,
         }
@@ -231,7 +234,7 @@ impl Frame {
     }
 
     fn tcp_header(&self, flags: u8, options: &[u8]) -> Vec<u8> {
-        let mut tcp = TcpHeader::new(self.src.port(), self.dst.port(), self.seq, 0xfedc);
+        let mut tcp = TcpHeader::new(self.src.port(), self.dst.port(), self.seq, self.window);
         tcp.acknowledgment_number = if flags & ACK != 0 { self.ack } else { 0 };
         (tcp.fin, tcp.syn, tcp.rst) = (flags & FIN != 0, flags & SYN != 0, flags & RST != 0);
         (tcp.psh, tcp.ack) = (flags & PSH != 0, flags & ACK != 0);

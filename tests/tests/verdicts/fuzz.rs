@@ -91,6 +91,15 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
         assert!(run.bytes == input, "{:?}, but now {:02x?}", run.verdict, run.bytes);
         return None;
     }
+    if run.verdict == Verdict::Reset {
+        let swapped = [&input[6..12], &input[..6]].concat();
+        assert_eq!(run.bytes[..12], swapped, "the way it came");
+        // It is made anew, whatever the checksum of the segment was.
+        for checksum in checksums(&run.bytes).expect("a packet") {
+            assert!(checksum.holds(), "{checksum:?} in {:02x?}", run.bytes);
+        }
+        return None;
+    }
     if is_sent {
         let hops: &[Hop] = &[FIRST, SECOND, ROUTER, OTHER_ROUTER];
         let macs = |hop: &Hop| [hop.dst_mac, hop.src_mac].concat() == run.bytes[..12];

@@ -10,7 +10,7 @@ use slb_common::verdict::Verdict;
 use crate::{
     fixture::{
         FAMILIES, Outcome, Slb, answer, at, backend, client, client_of, datagram, forwarded, id,
-        port, replied, syn, vip, with_slb,
+        port, replied, reset, syn, vip, with_slb,
     },
     frame::{ACK, FIN, Frame, L3, RST, SYN, Transport, seal_v4},
     lab::{FIRST, LAN, ROUTER, WAN, WAN_MAC},
@@ -18,7 +18,7 @@ use crate::{
 
 /// What no single frame brings about.
 const UNREACHABLE: [(Verdict, &str); 2] = [
-    (Verdict::TableFull, "an LRU table makes room; only a race on a tiny one can fail"),
+    (Verdict::TableFull, "needs a full bucket; see `flows.rs`"),
     (Verdict::NoPort, "needs 65 000 flows; see `direct.rs`"),
 ];
 
@@ -54,6 +54,7 @@ const fn verdict_of(outcome: &Outcome) -> Verdict {
     match outcome {
         Outcome::Sent(verdict, ..)
         | Outcome::Translated(verdict, _)
+        | Outcome::Answered(verdict, _)
         | Outcome::Untouched(verdict) => *verdict,
     }
 }
@@ -88,6 +89,11 @@ fn from_backend(case: &'static str, frame: &Frame, expected: Outcome) -> Row {
 
 fn untouched(case: &'static str, frame: &Frame, verdict: Verdict) -> Row {
     from_client(case, frame, Outcome::Untouched(verdict))
+}
+
+/// A segment from a client that is answered with a reset.
+fn answered(case: &'static str, frame: &Frame) -> Row {
+    from_client(case, frame, reset(frame))
 }
 
 /// Frames that are translated. Rows of one flow follow each other.
@@ -160,9 +166,10 @@ fn ended(family: usize) -> Vec<Row> {
         untouched("ICMP to a VIP", &icmp, Verdict::OtherProtocol),
         untouched("ICMP to others", &icmp.to(client(family, 0)), Verdict::NotOurs),
         untouched("no backend", &to_port(port::EMPTY), Verdict::NoBackend),
-        untouched("ring, ACK", &to_port(port::RING).flags(ACK), Verdict::NoFlow),
-        untouched("ring, SYN and ACK", &to_port(port::RING).flags(SYN | ACK), Verdict::NoFlow),
-        untouched("ring, FIN", &to_port(port::RING).flags(FIN | ACK), Verdict::NoFlow),
+        answered("ring, ACK", &to_port(port::RING).flags(ACK)),
+        answered("ring, SYN and ACK", &to_port(port::RING).flags(SYN | ACK)),
+        answered("ring, FIN", &to_port(port::RING).flags(FIN | ACK)),
+        untouched("ring, RST", &to_port(port::RING).flags(RST), Verdict::NoFlow),
         untouched("TTL 1", &http.clone().ttl(1), Verdict::TtlExpired),
         untouched("TTL 0", &http.clone().ttl(0), Verdict::TtlExpired),
         untouched("TTL 1, no listener", &to_port(9).ttl(1), Verdict::NoListener),
