@@ -132,11 +132,12 @@ fn try_begin(work: &Work<'_>, listener: &Listener, hash: u64) -> Result<u64, Ver
     if work.expires(backend.hop) {
         return Err(Verdict::TtlExpired);
     }
+    let is_hash = listener.scheduler == SCHEDULER_HASH;
     let is_shared = backend.flags & BACKEND_SHARED != 0 || direct::is_recent(id, work.now);
     let port = if slot & SLOT_KEEP != 0 || is_shared {
         match flows::create(work.now, key, id, is_shared) {
             // By hash the flow finds its backend again, as long as its slot is not changed.
-            Err(Verdict::TableFull) if listener.scheduler == SCHEDULER_HASH => key.sport,
+            Err(Verdict::TableFull) if is_hash && backend.flags & BACKEND_SHARED == 0 => key.sport,
             port => port?,
         }
     } else {

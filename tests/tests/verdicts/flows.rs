@@ -442,6 +442,9 @@ fn given_a_bucket_of_established_flows_when_another_comes_then_turns_have_no_roo
         let http = Flow::http(0, 20_000);
         slb.move_to(http.first.dst, &[id::HTTP_SECOND]);
         http.reaches(slb, "hash", SYN, 1);
+        // Its answers could not be told from another listener's.
+        let (shared, ..) = twins(0);
+        slb.client_sends("shared", &shared, &Outcome::Untouched(Verdict::TableFull));
         for (flow, &number) in flows.iter().zip(&numbers) {
             flow.reaches(slb, "stays", ACK, number);
         }
