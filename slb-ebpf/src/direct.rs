@@ -25,10 +25,7 @@ pub fn is_recent(id: u32, now: u32) -> bool {
 /// A packet whose destination, `to`, may be a backend. `None`: nobody balances to that address and port.
 #[inline(always)]
 pub fn to_backend(work: &Work<'_>, to: &Endpoint) -> Result<Option<Route>, Verdict> {
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(to) }) else {
-        return Ok(None);
-    };
+    let Some(origin) = maps::origin(to) else { return Ok(None) };
     let mut place = pass(work, origin);
     if place == BEGINS {
         place = begin(work.now, &work.packet.key, origin.backend);
@@ -126,6 +123,7 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
     let Some(Keys { forward: key, to: at, .. }) = maps::keys() else { return 0 };
     *at = reply.source();
     let from: &Endpoint = at;
+    // The hash maps themselves take less stack than their indices.
     // SAFETY: a replaced value lives on until the program ends.
     let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(from) }) else { return 0 };
     *key = FlowKey {

@@ -22,8 +22,7 @@ use crate::{Route, Work, atomic, direct, flows, hops, maps, stats};
 #[inline(always)]
 pub fn to_vip(work: &Work<'_>, to: &Endpoint, from: u32) -> Result<Option<Route>, Verdict> {
     let packet = &*work.packet;
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else {
+    let Some(listener) = maps::listener(to) else {
         let is_vip = maps::roles(&packet.key.dst) & ROLE_VIP != 0;
         return if is_vip { Err(Verdict::NoListener) } else { Ok(None) };
     };

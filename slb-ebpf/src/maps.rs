@@ -8,8 +8,9 @@ use aya_ebpf::{
 use slb_common::{
     abi::{
         Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
-        Endpoint, Filter, Interface, Keys, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS,
-        MAX_INTERFACES, MAX_LISTENERS, Origin, Packet, Roles, Scratch, Settings, Traffic,
+        Endpoint, Filter, INDEX_MANY, INDEX_NONE, Index, Interface, Keys, Listener, MAX_BACKENDS,
+        MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENER_RECORDS,
+        MAX_LISTENERS, Origin, Packet, Record, Roles, Scratch, Settings, Traffic,
     },
     hash,
     verdict::MAX_VERDICTS,
@@ -24,6 +25,22 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 /// Written by the agent. Missing: no listener there.
 #[btf_map]
 pub static SLB_LISTENERS: HashMap<Endpoint, Listener, MAX_LISTENERS, NO_PREALLOC> = HashMap::new();
+
+/// Written by the agent: spares the program the look-up in `SLB_LISTENERS`.
+#[btf_map]
+pub static SLB_LISTENER_INDEX: Array<Index, 1, MMAPABLE> = Array::new();
+
+/// Written by the agent; only records that the index does not name are written.
+#[btf_map]
+pub static SLB_LISTENER_RECORDS: Array<Record<Listener>, MAX_LISTENER_RECORDS> = Array::new();
+
+/// Written by the agent: spares the program the look-up in `SLB_ENDPOINTS`.
+#[btf_map]
+pub static SLB_ENDPOINT_INDEX: Array<Index, 1, MMAPABLE> = Array::new();
+
+/// Written by the agent; only records that the index does not name are written.
+#[btf_map]
+pub static SLB_ENDPOINT_RECORDS: Array<Record<Origin>, MAX_ENDPOINT_RECORDS> = Array::new();
 
 /// Written by the agent; only chunks that no listener refers to are written.
 #[btf_map]
@@ -108,6 +125,40 @@ pub fn filter(src: &Address, dst: &Address) -> (u32, u32) {
     let Some(filter) = SLB_FILTER.get(0) else { return (0, 0) };
     let roles = |addr: &Address| u32::from(filter.roles[hash::address(*addr)]);
     (roles(src), roles(dst))
+}
+
+/// The number of an endpoint's record, if an index has it for certain.
+#[inline(always)]
+fn place(index: Option<&Index>, at: &Endpoint) -> u32 {
+    index.map_or(INDEX_MANY, |index| index.records[hash::endpoint(at)])
+}
+
+/// The listener of an endpoint.
+#[inline(always)]
+pub fn listener(at: &Endpoint) -> Option<&'static Listener> {
+    match place(SLB_LISTENER_INDEX.get(0), at) {
+        INDEX_NONE => None,
+        // SAFETY: a replaced value lives on until the program ends.
+        INDEX_MANY => unsafe { SLB_LISTENERS.get(at) },
+        place => {
+            let record = SLB_LISTENER_RECORDS.get(place - 1)?;
+            record.at.same(at).then_some(&record.value)
+        }
+    }
+}
+
+/// Whom a backend's address and port answer for.
+#[inline(always)]
+pub fn origin(at: &Endpoint) -> Option<&'static Origin> {
+    match place(SLB_ENDPOINT_INDEX.get(0), at) {
+        INDEX_NONE => None,
+        // SAFETY: a replaced value lives on until the program ends.
+        INDEX_MANY => unsafe { SLB_ENDPOINTS.get(at) },
+        place => {
+            let record = SLB_ENDPOINT_RECORDS.get(place - 1)?;
+            record.at.same(at).then_some(&record.value)
+        }
+    }
 }
 
 /// What an address is to us.

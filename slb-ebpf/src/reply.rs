@@ -18,8 +18,7 @@ use crate::{Route, Work, direct, flows, hops, maps, stats};
 #[inline(always)]
 pub fn from_backend(work: &Work<'_>, from: &Endpoint) -> Result<Option<Route>, Verdict> {
     let key = &work.packet.key;
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(from) }) else { return Ok(None) };
+    let Some(origin) = maps::origin(from) else { return Ok(None) };
     let kind = FLOW_REPLY.into();
     let mut id = origin.backend;
     let mut to =

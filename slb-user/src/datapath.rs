@@ -4,6 +4,7 @@ mod bpffs;
 mod error;
 mod filter;
 mod flow_table;
+mod index;
 mod layouts;
 mod links;
 mod loader;

@@ -25,6 +25,8 @@ mod flows;
 mod fuzz;
 #[path = "verdicts/headers.rs"]
 mod headers;
+#[path = "verdicts/index.rs"]
+mod index;
 #[path = "verdicts/replies.rs"]
 mod replies;
 #[path = "verdicts/shares.rs"]

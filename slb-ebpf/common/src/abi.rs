@@ -31,6 +31,12 @@ pub const BUCKET_FLOWS: usize = 8;
 pub const PLACES_PER_FLOW: usize = 4;
 /// Capacity of `SLB_FLOWS`, in buckets, unless the agent asks for another.
 pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
+/// Slots in an [`Index`]; a power of two.
+pub const INDEX_SLOTS: usize = 65_536;
+/// Capacity of `SLB_LISTENER_RECORDS`: twice the listeners, so that all can be replaced at once.
+pub const MAX_LISTENER_RECORDS: usize = 2 * MAX_LISTENERS;
+/// Capacity of `SLB_ENDPOINT_RECORDS`.
+pub const MAX_ENDPOINT_RECORDS: usize = 2 * MAX_ENDPOINTS;
 /// Bytes in `SLB_FILTER`; a power of two.
 pub const FILTER_BYTES: usize = 65_536;
 /// Capacity of `SLB_CLIENTS`; a power of two.
@@ -140,7 +146,7 @@ const _: () = assert!(size_of::<Endpoint>() == 24);
 /// Replaced as a whole, and a hash map swaps a value by swapping a pointer: a packet sees either the
 /// old schedule or the new one.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Listener {
     /// Index into `SLB_CURSORS`; never changes while the listener exists.
     pub id: u32,
@@ -263,6 +269,31 @@ pub const BACKEND_UNHEALTHY: u32 = 8;
 /// not tell which of them it is for, so its flows have entries.
 pub const BACKEND_SHARED: u32 = 16;
 
+/// Value of `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`: where an endpoint's record is, by its
+/// [`crate::hash::endpoint`]. One word, so it is replaced as a whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Index {
+    /// [`INDEX_NONE`], [`INDEX_MANY`], or the number of a record and 1.
+    pub records: [u32; INDEX_SLOTS],
+}
+
+/// No endpoint has this hash.
+pub const INDEX_NONE: u32 = 0;
+/// Several have it: the hash map knows.
+pub const INDEX_MANY: u32 = u32::MAX;
+
+/// Value of `SLB_LISTENER_RECORDS` and `SLB_ENDPOINT_RECORDS`: a copy of an entry of the hash map, which
+/// is not written again while an index names it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Record<V> {
+    /// The key.
+    pub at: Endpoint,
+    /// The value.
+    pub value: V,
+}
+
 /// Value of `SLB_FILTER`: what the addresses of a hash may be to us, as a byte of [`Roles`] each. What
 /// is not in here needs no look-up.
 #[repr(C)]
@@ -359,6 +390,17 @@ pub struct FlowKey {
     pub proto: u32,
 }
 const _: () = assert!(size_of::<FlowKey>() == 40);
+
+impl Endpoint {
+    /// Whether both are the same. `==` would compare byte by byte, with a call.
+    #[must_use]
+    #[inline(always)]
+    pub const fn same(&self, other: &Self) -> bool {
+        let ([a, b], [c, d]) = (self.addr.halves(), other.addr.halves());
+        let rest = (self.port ^ other.port) | (self.proto ^ other.proto);
+        (a ^ c) | (b ^ d) | rest as u64 == 0
+    }
+}
 
 impl FlowKey {
     /// Where the packet goes.
@@ -611,7 +653,9 @@ mod pod {
         )*};
     }
     pod! { Endpoint Listener Chunk Backend Address Roles Origin Interface FlowKey Flow Bucket }
-    pod! { Settings Counter Traffic Client Filter Packet Keys Scratch }
+    // SAFETY: as above, if the value is one.
+    unsafe impl<V: aya::Pod> aya::Pod for super::Record<V> {}
+    pod! { Index Settings Counter Traffic Client Filter Packet Keys Scratch }
 }
 
 #[cfg(test)]

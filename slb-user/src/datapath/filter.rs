@@ -54,11 +54,9 @@ impl RoleFilter {
     fn write(&self, index: usize, roles: &BTreeMap<Address, Roles>) {
         let addresses = self.addresses.get(&index).into_iter().flatten();
         let all = addresses.filter_map(|addr| roles.get(addr)).fold(0, |all, r| all | r.roles);
-        if let Some(filter) = self.memory.element(0) {
-            // SAFETY: a byte of the mapping, which is only accessed in this way.
-            let byte =
-                unsafe { AtomicU8::from_ptr((&raw mut (*filter.as_ptr()).roles[index]).cast()) };
-            byte.store(all as u8, Ordering::Release);
-        }
+        let filter = self.memory.first();
+        // SAFETY: a byte of the mapping, which is only accessed in this way.
+        let byte = unsafe { AtomicU8::from_ptr((&raw mut (*filter.as_ptr()).roles[index]).cast()) };
+        byte.store(all as u8, Ordering::Release);
     }
 }

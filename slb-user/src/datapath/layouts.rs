@@ -3,9 +3,9 @@
 use aya::maps::MapInfo;
 use slb_common::{
     abi::{
-        Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, Filter, Interface, Listener,
-        MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENERS, Origin, Roles,
-        Scratch, Settings, Traffic,
+        Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, Filter, Index, Interface,
+        Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_INTERFACES,
+        MAX_LISTENER_RECORDS, MAX_LISTENERS, Origin, Record, Roles, Scratch, Settings, Traffic,
     },
     verdict::MAX_VERDICTS,
 };
@@ -26,8 +26,12 @@ const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> Layout {
 }
 
 /// All of them.
-pub(super) const MAPS: [Layout; 15] = [
+pub(super) const MAPS: [Layout; 19] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
+    layout::<u32, Index>("SLB_LISTENER_INDEX", Some(1)),
+    layout::<u32, Record<Listener>>("SLB_LISTENER_RECORDS", Some(MAX_LISTENER_RECORDS)),
+    layout::<u32, Index>("SLB_ENDPOINT_INDEX", Some(1)),
+    layout::<u32, Record<Origin>>("SLB_ENDPOINT_RECORDS", Some(MAX_ENDPOINT_RECORDS)),
     layout::<u32, Chunk>("SLB_SLOTS", None),
     layout::<u32, u64>("SLB_CURSORS", Some(MAX_LISTENERS)),
     layout::<u32, Backend>("SLB_BACKENDS", Some(MAX_BACKENDS)),

@@ -13,7 +13,7 @@ use slb_common::{
     verdict::Verdict,
 };
 
-use super::{Pins, filter::RoleFilter, slots::Chunks};
+use super::{Pins, filter::RoleFilter, index::Indexed, slots::Chunks};
 use crate::{
     plan::Step,
     state::{Schedule, Service, State},
@@ -56,6 +56,8 @@ pub struct Maps {
     addresses: HashMap<MapData, Address, Roles>,
     endpoints: HashMap<MapData, Endpoint, Origin>,
     filter: RoleFilter,
+    listener_index: Indexed<Listener>,
+    endpoint_index: Indexed<Origin>,
     interfaces: HashMap<MapData, u32, Interface>,
     settings: Array<MapData, Settings>,
     verdicts: PerCpuArray<MapData, Counter>,
@@ -67,7 +69,7 @@ pub struct Maps {
 }
 
 /// A pinned map knows its real capacity; one taken from the loader claims the object's.
-fn open<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn open<T: TryFrom<Map, Error = MapError>>(
     pins: &Pins,
     name: &'static str,
 ) -> Result<T, TableError> {
@@ -77,7 +79,7 @@ fn open<T: TryFrom<Map, Error = MapError>>(
         .map_err(at(name))
 }
 
-fn at(map: &'static str) -> impl Fn(MapError) -> TableError {
+pub(super) fn at(map: &'static str) -> impl Fn(MapError) -> TableError {
     move |source| TableError::Map { map, source }
 }
 
@@ -96,6 +98,8 @@ impl Maps {
             endpoints: open(pins, "SLB_ENDPOINTS")?,
             interfaces: open(pins, "SLB_INTERFACES")?,
             filter: RoleFilter::open(pins)?,
+            listener_index: Indexed::open(pins, ["SLB_LISTENER_INDEX", "SLB_LISTENER_RECORDS"])?,
+            endpoint_index: Indexed::open(pins, ["SLB_ENDPOINT_INDEX", "SLB_ENDPOINT_RECORDS"])?,
             settings: open(pins, "SLB_SETTINGS")?,
             verdicts: open(pins, "SLB_VERDICTS")?,
             traffic: open(pins, "SLB_TRAFFIC")?,
@@ -141,6 +145,9 @@ impl Maps {
         self.installed.endpoints = contents(&self.endpoints).map_err(at("SLB_ENDPOINTS"))?;
         self.installed.interfaces = contents(&self.interfaces).map_err(at("SLB_INTERFACES"))?;
         self.filter.fill(&self.installed.addresses);
+        let listeners = contents(&self.listeners).map_err(at("SLB_LISTENERS"))?;
+        self.listener_index.fill(&listeners)?;
+        self.endpoint_index.fill(&self.installed.endpoints)?;
         Ok(())
     }
 
@@ -183,6 +190,7 @@ impl Maps {
             Step::PutListener(endpoint, service) => self.put_listener(endpoint, service)?,
             Step::RemoveListener(endpoint) => {
                 absent_is_fine(self.listeners.remove(&endpoint)).map_err(at("SLB_LISTENERS"))?;
+                self.listener_index.remove(&endpoint);
                 self.installed.listeners.remove(&endpoint);
                 if let Some(range) = self.ranges.remove(&endpoint) {
                     self.release(range);
@@ -190,10 +198,12 @@ impl Maps {
             }
             Step::PutEndpoint(endpoint, value) => {
                 self.endpoints.insert(endpoint, value, 0).map_err(at("SLB_ENDPOINTS"))?;
+                self.endpoint_index.put(endpoint, value)?;
                 self.installed.endpoints.insert(endpoint, value);
             }
             Step::RemoveEndpoint(endpoint) => {
                 absent_is_fine(self.endpoints.remove(&endpoint)).map_err(at("SLB_ENDPOINTS"))?;
+                self.endpoint_index.remove(&endpoint);
                 self.installed.endpoints.remove(&endpoint);
             }
             Step::PutAddress(addr, roles) => {
@@ -228,6 +238,7 @@ impl Maps {
             self.release(range);
             return Err(at("SLB_LISTENERS")(error));
         }
+        self.listener_index.put(endpoint, listener)?;
         self.installed.listeners.insert(endpoint, service);
         if let Some(old) = self.ranges.insert(endpoint, range) {
             self.release(old);

@@ -47,6 +47,11 @@ impl<T: aya::Pod> Memory<T> {
         self.len
     }
 
+    /// Where the first element begins; there is no map without one.
+    pub fn first(&self) -> NonNull<T> {
+        NonNull::new(self.memory.as_mut_ptr().cast()).unwrap_or(NonNull::dangling())
+    }
+
     /// Where an element begins; `None` if there is none of this number.
     #[must_use]
     pub fn element(&self, index: usize) -> Option<NonNull<T>> {

@@ -11,7 +11,7 @@ use std::{
 };
 
 /// An XDP program runs for microseconds; this is far beyond it.
-const GRACE: Duration = Duration::from_millis(100);
+pub(super) const GRACE: Duration = Duration::from_millis(100);
 
 /// A first-fit allocator of ranges.
 #[derive(Debug)]

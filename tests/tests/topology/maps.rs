@@ -13,12 +13,16 @@ use crate::support::{
 };
 
 /// What `bpftool` shows of an element's key and value: no names where it is a plain number.
-const FIELDS: [(&str, &[&str], &[&str]); 15] = [
+const FIELDS: [(&str, &[&str], &[&str]); 19] = [
     (
         "SLB_LISTENERS",
         &["addr", "port", "proto"],
         &["id", "scheduler", "first_chunk", "slots", "previous_chunk", "previous_slots"],
     ),
+    ("SLB_LISTENER_INDEX", &[], &["records"]),
+    ("SLB_LISTENER_RECORDS", &[], &["at", "value"]),
+    ("SLB_ENDPOINT_INDEX", &[], &["records"]),
+    ("SLB_ENDPOINT_RECORDS", &[], &["at", "value"]),
     ("SLB_SLOTS", &[], &["slots"]),
     ("SLB_CURSORS", &[], &[]),
     (

@@ -1,0 +1,144 @@
+//! `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`, and their records: copies of the hash maps, which cost
+//! the program a fifth of what those do.
+//!
+//! A record is written while no index names it, and the index is then replaced by one atomic store; so a
+//! packet sees the old record or the new one. The old one is left alone for a while, as in `slots.rs`.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Instant,
+};
+
+use aya::maps::{Array, MapData};
+use slb_common::{
+    abi::{Endpoint, INDEX_MANY, INDEX_NONE, INDEX_SLOTS, Index, Record},
+    hash,
+};
+
+use super::{
+    Pins, TableError,
+    maps::{at, open},
+    memory::Memory,
+    slots::GRACE,
+};
+
+/// An index and its records.
+pub(super) struct Indexed<V: aya::Pod> {
+    names: [&'static str; 2],
+    index: Memory<Index>,
+    records: Array<MapData, Record<V>>,
+    /// The record of each endpoint.
+    places: BTreeMap<Endpoint, u32>,
+    /// Endpoints of the same hash.
+    hashes: HashMap<usize, Vec<Endpoint>>,
+    free: Vec<u32>,
+    released: VecDeque<(Instant, u32)>,
+}
+
+impl<V: aya::Pod + PartialEq> Indexed<V> {
+    /// Opens the pinned maps.
+    pub fn open(pins: &Pins, names: [&'static str; 2]) -> Result<Self, TableError> {
+        let records: Array<MapData, Record<V>> = open(pins, names[1])?;
+        Ok(Self {
+            index: Memory::open(pins, names[0])?,
+            free: Vec::new(),
+            records,
+            names,
+            places: BTreeMap::new(),
+            hashes: HashMap::new(),
+            released: VecDeque::new(),
+        })
+    }
+
+    /// Brings both in line with `entries`, of the hash map. What is right stays as it is.
+    pub fn fill(&mut self, entries: &BTreeMap<Endpoint, V>) -> Result<(), TableError> {
+        let named: HashSet<u32> = (0..INDEX_SLOTS)
+            .map(|slot| self.slot(slot).load(Ordering::Acquire))
+            .filter(|word| !matches!(*word, INDEX_NONE | INDEX_MANY))
+            .map(|word| word - 1)
+            .collect();
+        for &place in &named {
+            let record = self.records.get(&place, 0).map_err(at(self.names[1]))?;
+            if entries.get(&record.at) == Some(&record.value) {
+                self.places.insert(record.at, place);
+            }
+        }
+        self.free = (0..self.records.len()).rev().filter(|place| !named.contains(place)).collect();
+        for &endpoint in entries.keys() {
+            self.hashes.entry(hash::endpoint(&endpoint)).or_default().push(endpoint);
+        }
+        for (&endpoint, &value) in entries {
+            if !self.places.contains_key(&endpoint) {
+                self.write(endpoint, value)?;
+            }
+        }
+        (0..INDEX_SLOTS).for_each(|slot| self.publish(slot));
+        // Those that nothing names any more.
+        let used: HashSet<u32> = self.places.values().copied().collect();
+        let now = Instant::now();
+        self.released.extend(named.difference(&used).map(|&place| (now, place)));
+        Ok(())
+    }
+
+    /// An entry was written to the hash map.
+    pub fn put(&mut self, endpoint: Endpoint, value: V) -> Result<(), TableError> {
+        let slot = hash::endpoint(&endpoint);
+        let endpoints = self.hashes.entry(slot).or_default();
+        if !endpoints.contains(&endpoint) {
+            endpoints.push(endpoint);
+        }
+        let before = self.places.get(&endpoint).copied();
+        self.write(endpoint, value)?;
+        self.publish(slot);
+        self.released.extend(before.map(|place| (Instant::now(), place)));
+        Ok(())
+    }
+
+    /// An entry was removed from the hash map.
+    pub fn remove(&mut self, endpoint: &Endpoint) {
+        let slot = hash::endpoint(endpoint);
+        if let Some(endpoints) = self.hashes.get_mut(&slot) {
+            endpoints.retain(|known| known != endpoint);
+        }
+        let before = self.places.remove(endpoint);
+        self.publish(slot);
+        self.released.extend(before.map(|place| (Instant::now(), place)));
+    }
+
+    /// Writes a record; without room for one, the hash map has to do.
+    fn write(&mut self, endpoint: Endpoint, value: V) -> Result<(), TableError> {
+        while let Some((since, _)) = self.released.front()
+            && since.elapsed() >= GRACE
+            && let Some((_, place)) = self.released.pop_front()
+        {
+            self.free.push(place);
+        }
+        let Some(place) = self.free.pop() else {
+            self.places.remove(&endpoint);
+            return Ok(());
+        };
+        let record = Record { at: endpoint, value };
+        if let Err(error) = self.records.set(place, record, 0) {
+            self.free.push(place);
+            return Err(at(self.names[1])(error));
+        }
+        self.places.insert(endpoint, place);
+        Ok(())
+    }
+
+    fn publish(&self, slot: usize) {
+        let word = match self.hashes.get(&slot).map(Vec::as_slice) {
+            None | Some([]) => INDEX_NONE,
+            Some([only]) => self.places.get(only).map_or(INDEX_MANY, |place| place + 1),
+            Some(_) => INDEX_MANY,
+        };
+        self.slot(slot).store(word, Ordering::Release);
+    }
+
+    fn slot(&self, slot: usize) -> &AtomicU32 {
+        let index = self.index.first();
+        // SAFETY: a word of the mapping, which is only accessed in this way.
+        unsafe { AtomicU32::from_ptr((&raw mut (*index.as_ptr()).records[slot]).cast()) }
+    }
+}
