@@ -26,6 +26,25 @@ impl Delta {
     pub const fn apply(self, checksum: u16) -> u16 {
         !fold(self.0 + (!checksum) as u64)
     }
+
+    /// The same for UDP (RFC 768): 0 says that the sender made none, which stays so, and a sum of 0 is
+    /// sent as its complement.
+    #[must_use]
+    #[inline(always)]
+    pub const fn apply_udp(self, checksum: u16) -> u16 {
+        if checksum == 0 {
+            return 0;
+        }
+        let checksum = self.apply(checksum);
+        if checksum == 0 { 0xffff } else { checksum }
+    }
+
+    /// Both changes.
+    #[must_use]
+    #[inline(always)]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
 }
 
 /// Folds a sum of fewer than 2^16 words of 32 bits to 16 bits.

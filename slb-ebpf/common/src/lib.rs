@@ -13,6 +13,7 @@ pub mod abi;
 pub mod checksum;
 pub mod frame;
 pub mod hash;
+pub mod icmp;
 pub mod parse;
 pub mod reset;
 pub mod rewrite;

@@ -19,11 +19,11 @@ use crate::{
 /// Where the network header begins.
 pub const L3: usize = EthHdr::LEN;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 /// How many IPv6 extension headers are followed; RFC 8200, section 4.1, lists six in a sensible
 /// packet, one of which (AH) rules out translation.
@@ -210,7 +210,7 @@ fn v6(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
 }
 
 #[inline(always)]
-fn v6_address(ip: &Header<'_, { Ipv6Hdr::LEN }>, at: usize) -> Address {
+pub(crate) fn v6_address(ip: &Header<'_, { Ipv6Hdr::LEN }>, at: usize) -> Address {
     Address::from_words([ip.get(at), ip.get(at + 4), ip.get(at + 8), ip.get(at + 12)])
 }
 

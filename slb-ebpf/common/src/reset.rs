@@ -3,7 +3,6 @@
 use core::mem::offset_of;
 
 use network_types::{
-    eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
 };
@@ -13,10 +12,9 @@ use crate::{
     checksum::{self, Delta},
     frame::Frame,
     parse::{ACK, FIN, L3, Packet, RST, SYN},
+    rewrite,
 };
 
-/// What the answer begins its way with.
-const TTL: u8 = 64;
 const TCP_LEN: u16 = TcpHdr::LEN as u16;
 /// Five words of header, no options.
 const DATA_OFFSET: u8 = 5 << 4;
@@ -47,34 +45,17 @@ pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
         let new = ((l4 - L3) as u16 + TCP_LEN).to_be();
         header.replace16(ip.get(at), new);
         ip.set(at, new);
-        let at = offset_of!(Ipv4Hdr, ttl);
-        let before = ip.get(at);
-        ip.set(at, TTL);
-        header.replace16(before, ip.get(at));
-        // Swapped addresses have the same sum.
-        let (src, dst) = (offset_of!(Ipv4Hdr, src_addr), offset_of!(Ipv4Hdr, dst_addr));
-        let (from, to): (u32, u32) = (ip.get(src), ip.get(dst));
-        ip.set(src, to);
-        ip.set(dst, from);
-        let at = offset_of!(Ipv4Hdr, check);
-        let before = ip.get(at);
-        ip.set(at, header.apply(before));
+        rewrite::turn_v4(&mut ip, header);
         total.wrapping_sub(l4 - L3)
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3)?;
         let at = offset_of!(Ipv6Hdr, payload_len);
         let payload = usize::from(ip.number(at));
         ip.set(at, TCP_LEN.to_be());
-        ip.set(offset_of!(Ipv6Hdr, hop_limit), TTL);
-        let (src, dst) = (offset_of!(Ipv6Hdr, src_addr), offset_of!(Ipv6Hdr, dst_addr));
-        for word in [0, 4, 8, 12] {
-            let (from, to): (u32, u32) = (ip.get(src + word), ip.get(dst + word));
-            ip.set(src + word, to);
-            ip.set(dst + word, from);
-        }
+        rewrite::turn_v6(&mut ip);
         payload
     };
-    swap_macs(frame)?;
+    rewrite::swap_macs(frame)?;
 
     let has_ack = packet.flags & ACK != 0;
     let flags = if has_ack { RST } else { RST | ACK };
@@ -106,17 +87,6 @@ pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
 }
 
 #[inline(always)]
-fn swap_macs(frame: &mut Frame<'_>) -> Option<()> {
-    let mut eth = frame.header_mut::<{ EthHdr::LEN }>(0)?;
-    for word in [0, 2, 4] {
-        let (to, from): (u16, u16) = (eth.get(word), eth.get(6 + word));
-        eth.set(word, from);
-        eth.set(6 + word, to);
-    }
-    Some(())
-}
-
-#[inline(always)]
 const fn sum([a, b, c, d]: [u32; 4]) -> u64 {
     a as u64 + b as u64 + c as u64 + d as u64
 }
@@ -127,7 +97,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::parse::{self, fixtures::samples};
+    use crate::{
+        parse::{self, fixtures::samples},
+        rewrite::TTL,
+    };
 
     proptest! {
         #[test]

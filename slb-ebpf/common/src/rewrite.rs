@@ -3,18 +3,22 @@
 use core::mem::offset_of;
 
 use network_types::{
+    eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
     udp::UdpHdr,
 };
 
 use crate::{
-    abi::{Hop, TCP, Translation},
+    abi::{Address, Hop, TCP, Translation},
     checksum::Delta,
     frame::{Frame, Header},
     parse::{L3, Packet},
     verdict::Verdict,
 };
+
+/// What an answer begins its way with.
+pub(crate) const TTL: u8 = 64;
 
 /// Translates addresses and ports of `packet` as `to` says, and makes it ready for the wire: TTL one
 /// less, and the MAC addresses of `hop`. Both are the kernel's business if it has to find the hop.
@@ -64,9 +68,49 @@ pub fn pass_on(frame: &mut Frame<'_>, packet: &Packet, hop: Hop) -> Result<(), V
     address(frame, hop)
 }
 
+/// Sends a frame back where it came from.
+#[inline(always)]
+pub(crate) fn swap_macs(frame: &mut Frame<'_>) -> Option<()> {
+    let mut eth = frame.header_mut::<{ EthHdr::LEN }>(0)?;
+    for word in [0, 2, 4] {
+        let (to, from): (u16, u16) = (eth.get(word), eth.get(6 + word));
+        eth.set(word, from);
+        eth.set(6 + word, to);
+    }
+    Some(())
+}
+
+/// Makes an answer's header of a question's: addresses swapped, [`TTL`], `delta` noted.
+#[inline(always)]
+pub(crate) fn turn_v4(ip: &mut Header<'_, { Ipv4Hdr::LEN }>, mut delta: Delta) {
+    let at = offset_of!(Ipv4Hdr, ttl);
+    let before = ip.get(at);
+    ip.set(at, TTL);
+    delta.replace16(before, ip.get(at));
+    // Swapped addresses have the same sum.
+    let (src, dst) = (offset_of!(Ipv4Hdr, src_addr), offset_of!(Ipv4Hdr, dst_addr));
+    let (from, to): (u32, u32) = (ip.get(src), ip.get(dst));
+    ip.set(src, to);
+    ip.set(dst, from);
+    let checksum = ip.get(offset_of!(Ipv4Hdr, check));
+    ip.set(offset_of!(Ipv4Hdr, check), delta.apply(checksum));
+}
+
+/// As [`turn_v4`].
+#[inline(always)]
+pub(crate) fn turn_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) {
+    ip.set(offset_of!(Ipv6Hdr, hop_limit), TTL);
+    let (src, dst) = (offset_of!(Ipv6Hdr, src_addr), offset_of!(Ipv6Hdr, dst_addr));
+    for word in [0, 4, 8, 12] {
+        let (from, to): (u32, u32) = (ip.get(src + word), ip.get(dst + word));
+        ip.set(src + word, to);
+        ip.set(dst + word, from);
+    }
+}
+
 /// Writes the MAC addresses.
 #[inline(always)]
-fn address(frame: &mut Frame<'_>, hop: Hop) -> Result<(), Verdict> {
+pub(crate) fn address(frame: &mut Frame<'_>, hop: Hop) -> Result<(), Verdict> {
     let mut eth = frame.header_mut::<12>(0).ok_or(Verdict::Truncated)?;
     let [a, b, c] = hop.mac_words();
     eth.set(0, a);
@@ -77,7 +121,10 @@ fn address(frame: &mut Frame<'_>, hop: Hop) -> Result<(), Verdict> {
 
 /// One hop less to go, noted in the header's `delta`.
 #[inline(always)]
-fn shorten_v4(ip: &mut Header<'_, { Ipv4Hdr::LEN }>, delta: &mut Delta) -> Result<(), Verdict> {
+pub(crate) fn shorten_v4(
+    ip: &mut Header<'_, { Ipv4Hdr::LEN }>,
+    delta: &mut Delta,
+) -> Result<(), Verdict> {
     let ttl = ip.get::<u8>(offset_of!(Ipv4Hdr, ttl));
     if ttl <= 1 {
         return Err(Verdict::TtlExpired);
@@ -89,7 +136,7 @@ fn shorten_v4(ip: &mut Header<'_, { Ipv4Hdr::LEN }>, delta: &mut Delta) -> Resul
 }
 
 #[inline(always)]
-fn shorten_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) -> Result<(), Verdict> {
+pub(crate) fn shorten_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) -> Result<(), Verdict> {
     let hop_limit = ip.get::<u8>(offset_of!(Ipv6Hdr, hop_limit));
     if hop_limit <= 1 {
         return Err(Verdict::TtlExpired);
@@ -143,12 +190,23 @@ fn network_v6(
     }
     let at =
         if to.is_reply() { offset_of!(Ipv6Hdr, src_addr) } else { offset_of!(Ipv6Hdr, dst_addr) };
-    let [a, b, c, d] = to.addr.words();
+    replace_v6(&mut ip, at, to.addr, transport);
+    Ok(())
+}
+
+/// Writes an address, noted in `delta`.
+#[inline(always)]
+pub(crate) fn replace_v6(
+    ip: &mut Header<'_, { Ipv6Hdr::LEN }>,
+    at: usize,
+    addr: Address,
+    delta: &mut Delta,
+) {
+    let [a, b, c, d] = addr.words();
     for (at, new) in [(at, a), (at + 4, b), (at + 8, c), (at + 12, d)] {
-        transport.replace32(ip.get(at), new);
+        delta.replace32(ip.get(at), new);
         ip.set(at, new);
     }
-    Ok(())
 }
 
 #[inline(always)]
@@ -159,7 +217,7 @@ fn ports(
     mut delta: Delta,
 ) -> Result<(), Verdict> {
     let mut ports = frame.header_mut::<4>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
-    let new = u32::from_ne_bytes(concat(to.sport.to_be_bytes(), to.dport.to_be_bytes()));
+    let new = port_word(to);
     delta.replace32(ports.get(0), new);
     ports.set(0, new);
     if packet.key.proto == TCP {
@@ -173,18 +231,15 @@ fn ports(
         let mut udp =
             frame.header_mut::<{ UdpHdr::LEN }>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
         let checksum: u16 = udp.get(at);
-        // RFC 768: 0 says that the sender made none, and a sum of 0 is sent as its complement.
-        if checksum != 0 {
-            let checksum = delta.apply(checksum);
-            udp.set(at, if checksum == 0 { 0xffff } else { checksum });
-        }
+        udp.set(at, delta.apply_udp(checksum));
     }
     Ok(())
 }
 
+/// Both ports, as they stand at the beginning of a transport header.
 #[inline(always)]
-const fn concat([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
-    [a, b, c, d]
+pub(crate) const fn port_word(to: &Translation) -> u32 {
+    ((to.sport as u32) << 16 | to.dport as u32).to_be()
 }
 
 #[cfg(test)]

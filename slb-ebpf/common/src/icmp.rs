@@ -1,0 +1,311 @@
+//! ICMP (RFC 792) and ICMPv6 (RFC 4443): echo requests are answered, and errors about translated
+//! packets are translated to those whom they concern.
+//!
+//! For frames that [`crate::parse::packet`] has rejected as [`Verdict::OtherProtocol`]: their IP header is
+//! right, and they are no fragments. Extension headers in front of ICMPv6 are not followed.
+
+use core::mem::offset_of;
+
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+use crate::{
+    abi::{Address, FlowKey, Hop, TCP, Translation, UDP},
+    checksum::Delta,
+    frame::Frame,
+    parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT, L3, Packet, v6_address},
+    rewrite,
+    verdict::Verdict,
+};
+
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMPV6: u8 = 58;
+/// Length of an ICMP header of either family, for the messages here.
+pub(crate) const LEN: usize = 8;
+/// Offset of the checksum in it.
+pub(crate) const CHECKSUM: usize = 2;
+
+const ECHO_V4: u8 = 8;
+const ECHO_REPLY_V4: u8 = 0;
+const ECHO_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;
+
+/// An ICMP message.
+struct Message {
+    is_v4: bool,
+    /// Offset of its header.
+    at: usize,
+    /// Offset of what follows the IP packet.
+    end: usize,
+    kind: u8,
+}
+
+/// An ICMP error about a TCP or UDP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Quote {
+    /// The quoted packet; its transport header's offset is that in the frame, and its flags are not
+    /// looked at.
+    pub packet: Packet,
+    /// Offset of the ICMP header.
+    at: u32,
+    /// Offset of what follows the IP packet.
+    end: u32,
+}
+
+#[inline(always)]
+fn message(frame: &Frame<'_>) -> Option<Message> {
+    let eth = frame.header::<{ EthHdr::LEN }>(0)?;
+    let (is_v4, at, end) = match eth.number(offset_of!(EthHdr, ether_type)) {
+        ETHERTYPE_IPV4 => {
+            let ip = frame.header::<{ Ipv4Hdr::LEN }>(L3)?;
+            if ip.get::<u8>(offset_of!(Ipv4Hdr, proto)) != ICMP {
+                return None;
+            }
+            let len = usize::from(ip.get::<u8>(offset_of!(Ipv4Hdr, vihl)) & 0x0f) * 4;
+            (true, L3 + len, L3 + usize::from(ip.number(offset_of!(Ipv4Hdr, tot_len))))
+        }
+        ETHERTYPE_IPV6 => {
+            let ip = frame.header::<{ Ipv6Hdr::LEN }>(L3)?;
+            if ip.get::<u8>(offset_of!(Ipv6Hdr, next_hdr)) != ICMPV6 {
+                return None;
+            }
+            let at = L3 + Ipv6Hdr::LEN;
+            (false, at, at + usize::from(ip.number(offset_of!(Ipv6Hdr, payload_len))))
+        }
+        _ => return None,
+    };
+    if at + LEN > end {
+        return None;
+    }
+    let kind = frame.header::<LEN>(at)?.get(0);
+    Some(Message { is_v4, at, end, kind })
+}
+
+/// Turns an echo request into its reply. `None`, with the frame unchanged: it is none.
+///
+/// A wrong checksum stays wrong by as much: the sender sees that its request was damaged.
+#[inline(always)]
+pub fn answer_echo(frame: &mut Frame<'_>) -> Option<()> {
+    let Message { is_v4, at, kind, .. } = message(frame)?;
+    if kind != if is_v4 { ECHO_V4 } else { ECHO_V6 } {
+        return None;
+    }
+    if is_v4 {
+        let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
+        rewrite::turn_v4(&mut ip, Delta::default());
+    } else {
+        let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3)?;
+        // ICMPv6 sums the addresses up, too: in either order.
+        rewrite::turn_v6(&mut ip);
+    }
+    rewrite::swap_macs(frame)?;
+    let mut icmp = frame.header_mut::<LEN>(at)?;
+    let mut delta = Delta::default();
+    let before = icmp.get(0);
+    icmp.set(0, if is_v4 { ECHO_REPLY_V4 } else { ECHO_REPLY_V6 });
+    delta.replace16(before, icmp.get(0));
+    let checksum = icmp.get(CHECKSUM);
+    icmp.set(CHECKSUM, delta.apply(checksum));
+    Some(())
+}
+
+/// The packet that an ICMP error is about, if that is TCP or UDP and its ports are quoted: not if it is
+/// a later fragment, or if extension headers other than that of a first fragment precede its transport.
+#[must_use]
+#[inline(always)]
+pub fn quote(frame: &Frame<'_>) -> Option<Quote> {
+    let Message { is_v4, at, end, kind } = message(frame)?;
+    if !is_error(kind, is_v4) {
+        return None;
+    }
+    let l3 = at + LEN;
+    let (src, dst, proto, l4) = if is_v4 {
+        let ip = frame.header::<{ Ipv4Hdr::LEN }>(l3)?;
+        let version_and_length = ip.get::<u8>(offset_of!(Ipv4Hdr, vihl));
+        let header_len = usize::from(version_and_length & 0x0f) * 4;
+        let fragment_offset = 0x1fff;
+        if version_and_length >> 4 != 4
+            || header_len < Ipv4Hdr::LEN
+            || ip.number(offset_of!(Ipv4Hdr, frags)) & fragment_offset != 0
+        {
+            return None;
+        }
+        let src = Address::from_v4_word(ip.get(offset_of!(Ipv4Hdr, src_addr)));
+        let dst = Address::from_v4_word(ip.get(offset_of!(Ipv4Hdr, dst_addr)));
+        (src, dst, ip.get(offset_of!(Ipv4Hdr, proto)), l3 + header_len)
+    } else {
+        let ip = frame.header::<{ Ipv6Hdr::LEN }>(l3)?;
+        let src = v6_address(&ip, offset_of!(Ipv6Hdr, src_addr));
+        let dst = v6_address(&ip, offset_of!(Ipv6Hdr, dst_addr));
+        if ip.get::<u8>(0) >> 4 != 6 || src.is_v4() || dst.is_v4() {
+            return None;
+        }
+        let mut proto: u8 = ip.get(offset_of!(Ipv6Hdr, next_hdr));
+        let mut l4 = l3 + Ipv6Hdr::LEN;
+        if proto == FRAGMENT {
+            let fragment = frame.header::<8>(l4)?;
+            let fragment_offset = 0xfff8;
+            if fragment.number(2) & fragment_offset != 0 {
+                return None;
+            }
+            proto = fragment.get(0);
+            l4 += 8;
+        }
+        (src, dst, proto, l4)
+    };
+    let proto = u32::from(proto);
+    if !matches!(proto, TCP | UDP) || l4 + 4 > end {
+        return None;
+    }
+    let ports = frame.header::<4>(l4)?;
+    let key = FlowKey { src, dst, sport: ports.number(0), dport: ports.number(2), proto };
+    let packet = Packet { key, l4: l4 as u32, flags: 0, v4: is_v4.into(), spare: 0 };
+    Some(Quote { packet, at: at as u32, end: end as u32 })
+}
+
+/// Destination unreachable, time exceeded, parameter problem, and ICMPv6's packet too big. Source quench
+/// is not to be reacted to (RFC 6633), and a redirect is for the gateway itself.
+#[inline(always)]
+const fn is_error(kind: u8, is_v4: bool) -> bool {
+    if is_v4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
+}
+
+/// Translates an error to whom it concerns, and makes it ready for the wire as [`rewrite::translate`]
+/// does. Ports of `to` are those that the quoted packet is to have.
+///
+/// An error about what a backend has sent goes to the backend (`to` is no reply): its address becomes
+/// the quoted source and the error's destination. One about what a client has sent goes to the client:
+/// the VIP becomes the quoted destination, and the error's source if the backend itself is that; a
+/// router on the way speaks for itself.
+///
+/// # Errors
+///
+/// [`Verdict::TtlExpired`], with the frame unchanged. [`Verdict::Truncated`] cannot happen to a frame
+/// that `quote` is of.
+#[inline(always)]
+pub fn translate_error(
+    frame: &mut Frame<'_>,
+    quote: &Quote,
+    to: &Translation,
+    hop: Hop,
+) -> Result<(), Verdict> {
+    let mut icmp = Delta::default();
+    if quote.packet.is_v4() {
+        outer_v4(frame, quote, to, hop.is_known())?;
+    } else {
+        outer_v6(frame, quote, to, hop.is_known(), &mut icmp)?;
+    }
+    quoted(frame, quote, to, &mut icmp)?;
+    let mut header = frame.header_mut::<LEN>(quote.at as usize).ok_or(Verdict::Truncated)?;
+    let checksum = header.get(CHECKSUM);
+    header.set(CHECKSUM, icmp.apply(checksum));
+    if hop.is_known() {
+        rewrite::address(frame, hop)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn outer_v4(
+    frame: &mut Frame<'_>,
+    quote: &Quote,
+    to: &Translation,
+    is_sent: bool,
+) -> Result<(), Verdict> {
+    let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
+    let mut header = Delta::default();
+    if is_sent {
+        rewrite::shorten_v4(&mut ip, &mut header)?;
+    }
+    let src = offset_of!(Ipv4Hdr, src_addr);
+    let [_, _, _, new] = to.addr.words();
+    let [_, _, _, backend] = quote.packet.key.dst.words();
+    if !to.is_reply() || ip.get::<u32>(src) == backend {
+        let at = if to.is_reply() { src } else { offset_of!(Ipv4Hdr, dst_addr) };
+        header.replace32(ip.get(at), new);
+        ip.set(at, new);
+    }
+    let checksum = ip.get(offset_of!(Ipv4Hdr, check));
+    ip.set(offset_of!(Ipv4Hdr, check), header.apply(checksum));
+    Ok(())
+}
+
+#[inline(always)]
+fn outer_v6(
+    frame: &mut Frame<'_>,
+    quote: &Quote,
+    to: &Translation,
+    is_sent: bool,
+    icmp: &mut Delta,
+) -> Result<(), Verdict> {
+    let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
+    if is_sent {
+        rewrite::shorten_v6(&mut ip)?;
+    }
+    let src = offset_of!(Ipv6Hdr, src_addr);
+    if !to.is_reply() || v6_address(&ip, src).same(quote.packet.key.dst) {
+        let at = if to.is_reply() { src } else { offset_of!(Ipv6Hdr, dst_addr) };
+        // ICMPv6 sums the addresses up, too (RFC 4443, section 2.3).
+        rewrite::replace_v6(&mut ip, at, to.addr, icmp);
+    }
+    Ok(())
+}
+
+/// Translates the quoted packet, and notes in `icmp` what has changed there.
+#[inline(always)]
+fn quoted(
+    frame: &mut Frame<'_>,
+    quote: &Quote,
+    to: &Translation,
+    icmp: &mut Delta,
+) -> Result<(), Verdict> {
+    let l3 = quote.at as usize + LEN;
+    let mut transport = Delta::default();
+    if quote.packet.is_v4() {
+        let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(l3).ok_or(Verdict::Truncated)?;
+        let (src, dst) = (offset_of!(Ipv4Hdr, src_addr), offset_of!(Ipv4Hdr, dst_addr));
+        let at = if to.is_reply() { dst } else { src };
+        let [_, _, _, new] = to.addr.words();
+        transport.replace32(ip.get(at), new);
+        ip.set(at, new);
+        let checksum = ip.get(offset_of!(Ipv4Hdr, check));
+        // The address and the checksum that makes up for it: the sum over the header stays.
+        ip.set(offset_of!(Ipv4Hdr, check), transport.apply(checksum));
+    } else {
+        let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(l3).ok_or(Verdict::Truncated)?;
+        let (src, dst) = (offset_of!(Ipv6Hdr, src_addr), offset_of!(Ipv6Hdr, dst_addr));
+        rewrite::replace_v6(
+            &mut ip,
+            if to.is_reply() { dst } else { src },
+            to.addr,
+            &mut transport,
+        );
+        *icmp = icmp.plus(transport);
+    }
+    let l4 = quote.packet.l4 as usize;
+    let mut ports = frame.header_mut::<4>(l4).ok_or(Verdict::Truncated)?;
+    let (old, new) = (ports.get(0), rewrite::port_word(to));
+    ports.set(0, new);
+    transport.replace32(old, new);
+    icmp.replace32(old, new);
+
+    let is_udp = quote.packet.key.proto == UDP;
+    let at = l4 + if is_udp { offset_of!(UdpHdr, check) } else { offset_of!(TcpHdr, check) };
+    if at + 2 > quote.end as usize {
+        // RFC 792 asks for the first 8 bytes only.
+        return Ok(());
+    }
+    let mut field = frame.header_mut::<2>(at).ok_or(Verdict::Truncated)?;
+    let old: u16 = field.get(0);
+    let new = if is_udp { transport.apply_udp(old) } else { transport.apply(old) };
+    field.set(0, new);
+    icmp.replace16(old, new);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
