@@ -17,4 +17,5 @@ pub mod icmp;
 pub mod parse;
 pub mod reset;
 pub mod rewrite;
+pub mod too_big;
 pub mod verdict;
