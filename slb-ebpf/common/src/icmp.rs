@@ -108,8 +108,10 @@ pub fn answer_echo(frame: &mut Frame<'_>) -> Option<()> {
     let before = icmp.get(0);
     icmp.set(0, if is_v4 { ECHO_REPLY_V4 } else { ECHO_REPLY_V6 });
     delta.replace16(before, icmp.get(0));
-    let checksum = icmp.get(CHECKSUM);
-    icmp.set(CHECKSUM, delta.apply(checksum));
+    let checksum = delta.apply(icmp.get(CHECKSUM));
+    // An IPv4 reply may be zeros throughout, whose sum cannot be made up for by a zero; its complement is
+    // right for any other text as well.
+    icmp.set(CHECKSUM, if checksum == 0 { 0xffff } else { checksum });
     Some(())
 }
 

@@ -161,6 +161,11 @@ proptest! {
         let mut expected = reply.bytes();
         expected[..6].copy_from_slice(&SOURCE_MAC);
         expected[6..12].copy_from_slice(&DESTINATION_MAC);
+        let at = L3 + 2 + if reply.src.is_ipv4() { 20 + reply.options.len() } else { 40 };
+        if expected[at..at + 2] == [0, 0] {
+            // The same number in one's complement.
+            expected[at..at + 2].fill(0xff);
+        }
         prop_assert_eq!(bytes, expected);
     }
 
@@ -280,6 +285,27 @@ fn icmp_checksums(bytes: &[u8], at: usize, is_v4: bool) -> (u16, u16) {
         (header.checksum, computed)
     };
     (stated, computed)
+}
+
+#[test]
+fn given_an_echo_request_of_zeros_when_it_is_answered_then_the_reply_has_a_right_checksum() {
+    for (sample, kind) in [(Sample::default(), 8), (Sample::v6(), 128)] {
+        let (src, dst, is_v4) = (sample.src, sample.dst, sample.src.is_ipv4());
+        let echo = Sent {
+            src,
+            dst,
+            ttl: 9,
+            options: Vec::new(),
+            kind,
+            code: 0,
+            rest: [0; 4],
+            payload: vec![0; 56],
+        };
+        let mut bytes = echo.bytes();
+        answer_echo(&mut Frame::from_slice(&mut bytes)).unwrap();
+        let (stated, computed) = icmp_checksums(&bytes, L3 + if is_v4 { 20 } else { 40 }, is_v4);
+        assert_eq!(stated, computed, "{src}");
+    }
 }
 
 #[test]
