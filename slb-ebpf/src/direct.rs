@@ -7,13 +7,16 @@
 use slb_common::{
     abi::{
         self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT, NO_PLACE,
-        Origin, RST, SCHEDULER_HASH, SLOT_BACKEND, Translation, UDP,
+        Origin, RST, SCHEDULER_HASH, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
     },
     hash,
     verdict::Verdict,
 };
 
-use crate::{Route, Work, flows, forward, maps, stats};
+use crate::{
+    flows, forward, maps, stats,
+    work::{Exit, Route, Work},
+};
 
 /// Whether somebody may be talking to a backend directly: then flows of it have entries.
 #[inline(always)]
@@ -24,25 +27,47 @@ pub fn is_recent(id: u32, now: u32) -> bool {
 
 /// A packet whose destination, `to`, may be a backend. `None`: nobody balances to that address and port.
 #[inline(always)]
-pub fn to_backend(work: &Work<'_>, to: &Endpoint) -> Result<Option<Route>, Verdict> {
+pub fn to_backend<const REST: bool>(
+    work: &mut Work<'_>,
+    to: &Endpoint,
+) -> Result<Option<Route>, Exit> {
     let Some(origin) = maps::origin(to) else { return Ok(None) };
-    let mut place = pass(work, origin);
+    let place = pass(work, origin);
     if place == BEGINS {
-        place = begin(work.now, &work.packet.key, origin.backend);
+        work.handover.what = FLOW_DIRECT.into();
+        return Err(Exit::Stage(STAGE_FLOW));
     }
+    arrive::<REST>(work, place).map(Some)
+}
+
+/// A packet with which a direct flow begins.
+#[inline(always)]
+pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
+    let key = &work.packet.key;
+    let origin = maps::origin(&key.destination()).ok_or(Verdict::NotOurs)?;
+    let place = remember(work.now, key, origin.backend);
+    arrive::<true>(work, place)
+}
+
+/// How a packet gets to the backend if its flow has to be translated: that of the entry at `place`.
+#[inline(always)]
+fn arrive<const REST: bool>(work: &mut Work<'_>, place: u32) -> Result<Route, Exit> {
     let flow = flows::at(place).ok_or(Verdict::Direct)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     if work.expires(backend.hop) {
-        return Err(Verdict::TtlExpired);
+        return Err(Verdict::TtlExpired.into());
     }
-    stats::forward(flow.backend, work.frame.len() as u64);
+    stats::forward(flow.backend, work.bytes);
+    if REST {
+        work.handover.backend = flow.backend;
+    }
     let to = Translation {
         addr: backend.addr,
-        sport: flow.port as u16,
+        sport: flow.port,
         dport: backend.port as u16,
         kind: FLOW_FORWARD.into(),
     };
-    Ok(Some(Route { to, hop: backend.hop, mode: MODE_NAT }))
+    Ok(Route { to, hop: backend.hop, mode: MODE_NAT, mtu: backend.mtu })
 }
 
 /// In place of a place: a flow begins here.
@@ -50,7 +75,7 @@ const BEGINS: u32 = NO_PLACE - 1;
 
 /// Remembers a direct flow that begins. Gives the place of its entry if it has to be translated.
 #[inline(always)]
-fn begin(now: u32, key: &FlowKey, id: u32) -> u32 {
+fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
     let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
     *reply = key.reversed();
     if !flows::is_taken(now, reply, key) && !may_be_balanced(now, reply, id) {
@@ -80,8 +105,9 @@ fn pass(work: &Work<'_>, origin: &Origin) -> u32 {
         }
         flows::forget(flow);
     }
-    let reply_key = key.reversed();
-    if let Some(known) = flows::seek(&reply_key)
+    let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
+    *reply = key.reversed();
+    if let Some(known) = flows::seek(reply)
         && known.kind == FLOW_DIRECT
     {
         if is_syn {
@@ -138,7 +164,7 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
     // SAFETY: a replaced value lives on until the program ends.
     let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else { return 0 };
     if let Some(flow) = flows::seek(key) {
-        let is_it = flow.backend == id && flow.port == u32::from(reply.dport);
+        let is_it = flow.backend == id && flow.port == reply.dport;
         let is_alive = !abi::has_ended(flow.state) && !flows::is_over(now, flow.expires);
         return u32::from(is_it && is_alive);
     }

@@ -16,15 +16,15 @@ use aya_ebpf::helpers::bpf_jiffies64;
 use slb_common::{
     abi::{
         self, ANSWERED, BUCKET_FLOWS, Backend, ESTABLISHED, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT,
-        FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, REFRESH_JIFFIES, TAG_FREE,
-        TAG_TAKEN, TCP, age,
+        FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES,
+        TAG_FREE, TAG_TAKEN, TCP, age,
     },
     hash,
     parse::{ACK, FIN, RST, SYN},
     verdict::Verdict,
 };
 
-use crate::{Work, atomic, direct, maps};
+use crate::{atomic, direct, maps, work::Work};
 
 /// How many source ports are tried before a flow is given up.
 const PORT_ATTEMPTS: u32 = 8;
@@ -129,7 +129,7 @@ pub fn peer(reply: &Flow, key: &FlowKey) -> Option<&'static mut Flow> {
     let is_it = flow.tag > TAG_TAKEN
         && flow.kind == FLOW_FORWARD
         && flow.proto == reply.proto
-        && flow.port == u32::from(key.dport)
+        && flow.port == key.dport
         && flow.src.same(key.dst)
         && backend.addr.same(key.src);
     is_it.then_some(flow)
@@ -241,14 +241,15 @@ fn acknowledges(work: &Work<'_>, sequence: u32) -> bool {
 /// Keeps the reply's entry, or makes it again if it is gone.
 #[inline(never)]
 fn keep_reply(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
-    let key = reply_key(&work.packet.key, backend, flow.port as u16);
-    if let Some(reply) = seek(&key) {
+    let Some(Keys { reply: key, .. }) = maps::keys() else { return };
+    *key = reply_key(&work.packet.key, backend, flow.port);
+    if let Some(reply) = seek(key) {
         if reply.kind == FLOW_REPLY {
             keep_with(reply, flow);
         }
         return;
     }
-    flow_insert_reply(work.now, &key, position(&work.packet.key));
+    flow_insert_reply(work.now, key, position(&work.packet.key));
 }
 
 /// What a backend answers with to `key`, if it was sent from `port`.
@@ -342,7 +343,7 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u3
     let place = flow_take(now, key, abi::tag(hash));
     let Some(flow) = at(place) else { return IS_VERDICT | Verdict::TableFull as u32 };
     fill(flow, key, id, FLOW_FORWARD, now.wrapping_add(maps::settings().opening_jiffies));
-    flow.port = reply.dport.into();
+    flow.port = reply.dport;
     publish(flow, hash);
     if with_reply != 0 && flow_insert_reply(now, reply, place) == NO_PLACE {
         forget(flow);
@@ -392,7 +393,8 @@ fn fill(flow: &mut Flow, key: &FlowKey, id: u32, kind: u8, expires: u32) {
     flow.kind = kind;
     flow.state = 0;
     flow.spare = 0;
-    flow.port = key.sport.into();
+    flow.port = key.sport;
+    flow.source = NO_SOURCE;
     flow.peer = NO_PLACE;
     flow.sequence = 0;
 }

@@ -6,29 +6,37 @@
 use slb_common::{
     abi::{
         BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, Endpoint, FIN_FORWARD, FLOW_FORWARD,
-        Flow, Listener, MODE_NAT, NO_BACKEND, ROLE_VIP, RST, SCHEDULER_HASH, SLOT_BACKEND,
-        SLOT_KEEP, SLOT_LOOK, Translation, UDP,
+        Flow, Listener, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP, NO_LISTENER_RESET, ROLE_VIP, RST,
+        SCHEDULER_HASH, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, STAGE_FLOW, Translation, UDP,
     },
     hash,
     parse::Packet,
     verdict::Verdict,
 };
 
-use crate::{Route, Work, atomic, direct, flows, hops, maps, stats};
+use crate::{
+    atomic, direct, flows, hops, maps, stats,
+    work::{Exit, Route, Work},
+};
 
 /// A packet whose destination, `to`, may be a VIP; `from` is what its source may be.
 ///
 /// `None`: it is not for a listener, nor is its destination a VIP.
 #[inline(always)]
-pub fn to_vip(work: &Work<'_>, to: &Endpoint, from: u32) -> Result<Option<Route>, Verdict> {
+pub fn to_vip<const REST: bool>(
+    work: &mut Work<'_>,
+    to: &Endpoint,
+    from: u32,
+) -> Result<Option<Route>, Exit> {
     let packet = &*work.packet;
-    let Some(listener) = maps::listener(to) else {
-        let is_vip = maps::roles(&packet.key.dst) & ROLE_VIP != 0;
-        return if is_vip { Err(Verdict::NoListener) } else { Ok(None) };
-    };
-    if is_martian(packet) || from & ROLE_VIP != 0 && maps::roles(&packet.key.src) & ROLE_VIP != 0 {
-        return Err(Verdict::Martian);
+    let listener = maps::listener(to);
+    if listener.is_none() && maps::roles(&packet.key.dst) & ROLE_VIP == 0 {
+        return Ok(None);
     }
+    if is_martian(packet) || from & ROLE_VIP != 0 && maps::roles(&packet.key.src) & ROLE_VIP != 0 {
+        return Err(Verdict::Martian.into());
+    }
+    let Some(listener) = listener else { return Err(no_listener(work)) };
     let hash = hash::flow(&packet.key);
     let mut id = 0;
     let mut port = packet.key.sport;
@@ -40,46 +48,69 @@ pub fn to_vip(work: &Work<'_>, to: &Endpoint, from: u32) -> Result<Option<Route>
     }
     if !is_settled {
         let found = remembered(work, hash);
-        let chosen = if found == NOT_REMEMBERED { begin(work, listener, hash) } else { found };
-        if chosen & IS_VERDICT != 0 {
-            return Err(Verdict::from_slot(chosen as u32));
+        if found == NOT_REMEMBERED {
+            (work.handover.hash, work.handover.what) = (hash, FLOW_FORWARD.into());
+            return Err(Exit::Stage(STAGE_FLOW));
         }
-        id = chosen as u32 & SLOT_BACKEND;
-        port = (chosen >> 16) as u16;
+        id = found & SLOT_BACKEND;
+        port = (found >> 16) as u16;
     }
+    let is_new = is_settled && packet.is_syn();
+    arrive::<REST>(work, Chosen { id, port, hash, is_new }).map(Some)
+}
+
+/// A backend for a packet.
+struct Chosen {
+    id: u32,
+    /// Source port towards it.
+    port: u16,
+    hash: u64,
+    /// Whether a flow begins.
+    is_new: bool,
+}
+
+/// How a packet gets to the backend that it was given.
+#[inline(always)]
+fn arrive<const REST: bool>(work: &mut Work<'_>, chosen: Chosen) -> Result<Route, Exit> {
+    let Chosen { id, port, hash, is_new } = chosen;
     let backend = maps::backend(id).ok_or(Verdict::NoBackend)?;
     if work.expires(backend.hop) {
-        return Err(Verdict::TtlExpired);
+        return Err(Verdict::TtlExpired.into());
     }
     if backend.mode != MODE_NAT && !backend.hop.is_known() {
-        return Err(Verdict::NoNeighbour);
+        return Err(Verdict::NoNeighbour.into());
     }
-    if packet.is_syn() || packet.key.proto == UDP {
+    if REST || backend.mode != MODE_NAT {
+        (work.handover.hash, work.handover.backend) = (hash, id);
+    }
+    if work.packet.is_syn() || work.packet.key.proto == UDP {
         hops::meet_client(work);
-        if is_settled && packet.is_syn() {
+        if is_new {
             stats::new_flow(id);
         }
     }
-    stats::forward(id, work.frame.len() as u64);
+    stats::forward(id, work.bytes);
     let kind = FLOW_FORWARD.into();
     let to = Translation { addr: backend.addr, sport: port, dport: backend.port as u16, kind };
-    Ok(Some(Route { to, hop: backend.hop, mode: backend.mode }))
+    Ok(Route { to, hop: backend.hop, mode: backend.mode, mtu: backend.mtu })
 }
 
-/// In what [`begin`] gives: the rest is a verdict.
-const IS_VERDICT: u64 = 1 << 32;
+/// What a packet to a VIP gets where no listener is.
+#[inline(always)]
+fn no_listener(work: &mut Work<'_>) -> Exit {
+    match maps::settings().no_listener {
+        NO_LISTENER_DROP => Verdict::NoListenerDropped.into(),
+        NO_LISTENER_RESET => work.answer(Verdict::Refused),
+        _ => Verdict::NoListener.into(),
+    }
+}
+
 /// No entry, or one that does not count any more.
-const NOT_REMEMBERED: u64 = 1 << 33;
+const NOT_REMEMBERED: u32 = u32::MAX;
 
-/// What [`begin`] gives for a backend, and the source port towards it.
+/// The backend of a flow that has an entry, and above that the source port towards it.
 #[inline(always)]
-const fn chosen(id: u32, port: u16) -> u64 {
-    (port as u64) << 16 | id as u64
-}
-
-/// The backend of a flow that has an entry.
-#[inline(always)]
-fn remembered(work: &Work<'_>, hash: u64) -> u64 {
+fn remembered(work: &Work<'_>, hash: u64) -> u32 {
     let Some(flow) = flows::find(&work.packet.key, hash) else { return NOT_REMEMBERED };
     let Some(backend) = maps::backend(flow.backend) else { return NOT_REMEMBERED };
     if starts_anew(work, flow, backend) {
@@ -87,7 +118,7 @@ fn remembered(work: &Work<'_>, hash: u64) -> u64 {
         return NOT_REMEMBERED;
     }
     flows::note_forward(work, flow, backend);
-    chosen(flow.backend, flow.port as u16)
+    u32::from(flow.port) << 16 | flow.backend & SLOT_BACKEND
 }
 
 /// Whether a packet begins a flow anew although an entry for its tuple is there.
@@ -106,30 +137,24 @@ fn starts_anew(work: &Work<'_>, flow: &Flow, backend: &Backend) -> bool {
         || is_syn && flow.state & (FIN_FORWARD | RST) != 0
 }
 
-/// A packet without an entry: chooses a backend, and makes the entries that its flow needs.
-///
-/// Has no stack frame of its own: with one, kernel 6.1 counts more than 512 bytes from here down to the
-/// look-up of a port that is free.
+/// A packet to a VIP without an entry: chooses a backend, and makes the entries that its flow needs.
 #[inline(always)]
-fn begin(work: &Work<'_>, listener: &Listener, hash: u64) -> u64 {
-    match try_begin(work, listener, hash) {
-        Ok(chosen) => chosen,
-        Err(verdict) => IS_VERDICT | verdict as u64,
-    }
-}
-
-#[inline(always)]
-fn try_begin(work: &Work<'_>, listener: &Listener, hash: u64) -> Result<u64, Verdict> {
+pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
     let key = &work.packet.key;
+    let hash = work.handover.hash;
+    let listener = maps::listener(&key.destination()).ok_or(Verdict::NoListener)?;
     let begins = work.packet.is_syn() || key.proto == UDP;
-    let slot = choose(listener, hash, begins)?;
+    let slot = match choose(listener, hash, begins) {
+        Err(Verdict::NoFlow) => return Err(work.answer(Verdict::Reset)),
+        slot => slot?,
+    };
     let id = slot & SLOT_BACKEND;
     if id == NO_BACKEND {
-        return Err(Verdict::NoBackend);
+        return Err(Verdict::NoBackend.into());
     }
     let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
     if work.expires(backend.hop) {
-        return Err(Verdict::TtlExpired);
+        return Err(Verdict::TtlExpired.into());
     }
     let is_hash = listener.scheduler == SCHEDULER_HASH;
     let is_shared = backend.flags & BACKEND_SHARED != 0 || direct::is_recent(id, work.now);
@@ -142,10 +167,7 @@ fn try_begin(work: &Work<'_>, listener: &Listener, hash: u64) -> Result<u64, Ver
     } else {
         key.sport
     };
-    if begins {
-        stats::new_flow(id);
-    }
-    Ok(chosen(id, port))
+    arrive::<true>(work, Chosen { id, port, hash, is_new: begins })
 }
 
 /// The slot of a packet without an entry.
@@ -154,7 +176,7 @@ fn try_begin(work: &Work<'_>, listener: &Listener, hash: u64) -> Result<u64, Ver
 /// change; otherwise it gets the backend that the hash gives: that is how another gateway has chosen.
 /// A scheduler that counts has no such answer.
 #[inline(always)]
-fn choose(listener: &Listener, hash: u64, begins: bool) -> Result<u32, Verdict> {
+pub fn choose(listener: &Listener, hash: u64, begins: bool) -> Result<u32, Verdict> {
     let choice = hash::choice(hash);
     let is_hash = listener.scheduler == SCHEDULER_HASH;
     if !begins && listener.previous_slots != 0 {
@@ -200,7 +222,7 @@ fn at(first_chunk: u32, slot: u32) -> Result<u32, Verdict> {
 /// Whether the source is no unicast address that a router may forward from: RFC 1812, section 5.3.7;
 /// RFC 3927, section 2.7; RFC 4291, sections 2.5.2, 2.5.3, 2.5.6 and 2.7.
 #[inline(always)]
-fn is_martian(packet: &Packet) -> bool {
+pub fn is_martian(packet: &Packet) -> bool {
     let bytes = &packet.key.src.bytes;
     if packet.is_v4() {
         return matches!(bytes[12], 0 | 127 | 224..) || (bytes[12] == 169 && bytes[13] == 254);

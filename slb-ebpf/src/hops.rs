@@ -16,14 +16,14 @@ use aya_ebpf::{
 };
 use slb_common::{
     abi::{
-        Address, CLIENT_LOCAL, Client, EPOCH_MET, EPOCH_TAKEN, Hop, MAX_CLIENTS, ROLE_LOCAL,
+        Address, CLIENT_LOCAL, Client, EPOCH_MET, EPOCH_TAKEN, Hop, Keys, MAX_CLIENTS, ROLE_LOCAL,
         ROLE_VIP,
     },
     hash,
     verdict::Verdict,
 };
 
-use crate::{Work, atomic, maps};
+use crate::{atomic, maps, work::Work};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -77,13 +77,20 @@ pub fn meet_client(work: &Work<'_>) {
     let (addr, vip) = (&work.packet.key.src, &work.packet.key.dst);
     let Some(client) = client(addr, vip) else { return };
     if !is_of(client, addr, vip) {
-        store(client, addr, vip, back(work), EPOCH_MET, 0);
+        store(client, addr, vip, back(work), EPOCH_MET, [0, 0]);
     }
 }
 
-/// Writes where nobody else is writing.
+/// Writes where nobody else is writing; flags and MTU come last.
 #[inline(always)]
-fn store(client: &mut Client, addr: &Address, vip: &Address, hop: Hop, epoch: u32, flags: u32) {
+fn store(
+    client: &mut Client,
+    addr: &Address,
+    vip: &Address,
+    hop: Hop,
+    epoch: u32,
+    [flags, mtu]: [u32; 2],
+) {
     let before = client.epoch;
     if before == EPOCH_TAKEN {
         return;
@@ -96,20 +103,29 @@ fn store(client: &mut Client, addr: &Address, vip: &Address, hop: Hop, epoch: u3
     client.vip = *vip;
     client.hop = hop;
     client.flags = flags;
+    client.mtu = mtu;
     compiler_fence(Ordering::Release);
     // SAFETY: an aligned word.
     unsafe { ptr::write_volatile(&raw mut client.epoch, epoch) };
 }
 
-/// The way from the VIP `vip` to the destination of a reply, looked up in the kernel's tables once per
-/// route epoch.
+/// The way to a client.
+pub struct Way {
+    /// The next hop.
+    pub hop: Hop,
+    /// [`Client::mtu`].
+    pub mtu: u32,
+}
+
+/// The way from the VIP `vip` to the client `addr`, looked up in the kernel's tables once per route
+/// epoch. `None`: it is the gateway itself.
 #[inline(always)]
-pub fn to_client(work: &Work<'_>, vip: &Address) -> Result<Hop, Verdict> {
-    let addr = &work.packet.key.dst;
+pub fn to_client(work: &Work<'_>, vip: &Address, addr: &Address) -> Result<Option<Way>, Verdict> {
     let client = client(addr, vip).ok_or(Verdict::Inconsistent)?;
     let epoch = client.epoch;
     let mut hop = client.hop;
     let mut flags = client.flags;
+    let mut mtu = client.mtu;
     // SAFETY: an aligned word.
     let is_whole =
         is_of(client, addr, vip) && unsafe { ptr::read_volatile(&raw const client.epoch) } == epoch;
@@ -117,40 +133,45 @@ pub fn to_client(work: &Work<'_>, vip: &Address) -> Result<Hop, Verdict> {
         if !is_whole || epoch == EPOCH_TAKEN {
             hop = Hop::KERNEL;
         }
-        let answer = look_up(work, vip, &mut hop);
+        let answer = look_up(work, vip, addr, &mut hop);
         if answer & IS_VERDICT != 0 {
             return Err(Verdict::from_slot(answer & !IS_VERDICT));
         }
-        flags = answer;
+        flags = answer & CLIENT_LOCAL;
+        mtu = answer >> MTU_SHIFT;
     }
     if flags & CLIENT_LOCAL != 0 {
-        return Err(Verdict::NotOurs);
+        return Ok(None);
     }
-    Ok(hop)
+    Ok(Some(Way { hop, mtu }))
 }
 
 /// In what [`look_up`] gives: the rest is a verdict.
-const IS_VERDICT: u32 = 1 << 16;
+const IS_VERDICT: u32 = 1 << 8;
+/// In what [`look_up`] gives: where the MTU begins.
+const MTU_SHIFT: u32 = 16;
 
 /// Asks the kernel for the way from the VIP to the client; `hop` is the last that is known. Gives
-/// [`Client::flags`]. Only an answer is good for the epoch; what is a makeshift is asked for again
+/// [`Client::flags`] and the MTU. Only an answer is good for the epoch; what is a makeshift is asked for again
 /// with the next reply.
 #[inline(never)]
-fn look_up(work: &Work<'_>, vip: &Address, hop: &mut Hop) -> u32 {
-    let addr = &work.packet.key.dst;
+fn look_up(work: &Work<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32 {
     let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
     let epoch = maps::settings().route_epoch;
     if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
-        store(client, addr, vip, Hop::KERNEL, epoch, CLIENT_LOCAL);
+        store(client, addr, vip, Hop::KERNEL, epoch, [CLIENT_LOCAL, 0]);
         return CLIENT_LOCAL;
     }
-    // SAFETY: integers and unions of integers only.
-    let mut query: FibLookup = unsafe { core::mem::zeroed() };
+    let Some(Keys { route, .. }) = maps::keys() else { return 0 };
+    *route = [0; 8];
+    const { assert!(size_of::<FibLookup>() == size_of::<[u64; 8]>()) };
+    // SAFETY: as long and no less aligned; integers and unions of integers only.
+    let query = unsafe { &mut *ptr::from_mut(route).cast::<FibLookup>() };
     query.ifindex = work.ctx.ingress_ifindex() as u32;
     query.l4_protocol = work.packet.key.proto as u8;
     let src = vip.words();
     let dst = addr.words();
-    if work.packet.is_v4() {
+    if addr.is_v4() {
         query.family = AF_INET;
         query.__bindgen_anon_3.ipv4_src = src[3];
         query.__bindgen_anon_4.ipv4_dst = dst[3];
@@ -163,7 +184,7 @@ fn look_up(work: &Work<'_>, vip: &Address, hop: &mut Hop) -> u32 {
     let answer = unsafe {
         bpf_fib_lookup(
             work.ctx.ctx.cast(),
-            ptr::from_mut(&mut query).cast(),
+            ptr::from_mut(query).cast(),
             size_of::<FibLookup>() as i32,
             0,
         )
@@ -171,7 +192,10 @@ fn look_up(work: &Work<'_>, vip: &Address, hop: &mut Hop) -> u32 {
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS if can_redirect(query.ifindex) => {
             *hop = Hop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
-            store(client, addr, vip, *hop, epoch, 0);
+            // SAFETY: both members of the union are numbers. From kernel 5.12 on this is the MTU.
+            let mtu: u32 = unsafe { query.__bindgen_anon_1.mtu_result }.into();
+            store(client, addr, vip, *hop, epoch, [0, mtu]);
+            return mtu << MTU_SHIFT;
         }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
             return IS_VERDICT | Verdict::NoRoute as u32;

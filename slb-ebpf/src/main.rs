@@ -1,13 +1,20 @@
-//! The packet path: one XDP program on every interface of the gateway.
+//! The packet path: one XDP program on every interface of the gateway, and those behind it.
 //!
 //! ```text
-//! parse ─┬─ to a VIP ──────► forward ─┐
-//!        ├─ from a backend ► reply ───┼─► rewrite ─► count ─► out
-//!        └─ to a backend ──► direct ──┘
+//! slb     parse ─┬─ to a VIP ──────► forward ─┐
+//!                ├─ from a backend ► reply ───┼─► rewrite ─► count ─► out
+//!                └─ to a backend ──► direct ──┘
+//!           │                          │
+//!           ├► slb_icmp  echo, errors  ├► slb_flow    a flow that needs an entry
+//!           └► slb_rest  tagged,       ├► slb_tunnel  IPIP, GUE
+//!              │ fragments, large      └► slb_answer  resets, ICMP errors
+//!              └► slb_parsed, slb_later
 //! ```
 //!
-//! Every stage returns the [`Verdict`] of the packets that end there, and [`slb`] counts it: the
-//! single exit. `docs/architecture.md` has the picture.
+//! Nearly all packets begin and end in [`slb`]. What costs more code than it is worth there is left to
+//! another program by a tail call: that has the stack to itself, and nothing of it is in the way of the
+//! others. Wherever a packet ends, [`work`] counts its verdict: the single exit. `docs/architecture.md`
+//! has the picture.
 
 #![no_std]
 #![no_main]
@@ -19,105 +26,124 @@ mod atomic;
 mod direct;
 mod flows;
 mod forward;
+mod fragments;
 mod hops;
+mod icmp;
 mod maps;
 mod reply;
+mod rest;
 mod stats;
+mod tags;
+mod tunnel;
+mod work;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{macros::xdp, programs::XdpContext};
 use slb_common::{
-    abi::{Hop, MODE_DSR, ROLE_BACKEND, ROLE_VIP, Translation},
-    frame::Frame,
-    parse::{self, Packet, Reject},
-    rewrite,
-    verdict::{Action, Verdict},
+    abi::{FLOW_DIRECT, ROLE_BACKEND, ROLE_VIP, STAGE_ICMP, STAGE_REST},
+    parse::{self, Reject},
+    verdict::Verdict,
 };
 
-/// A frame on its way through the stages.
-struct Work<'a> {
-    ctx: &'a XdpContext,
-    frame: Frame<'a>,
-    packet: &'a mut Packet,
-    /// Low half of the jiffies.
-    now: u32,
-}
+use work::{Exit, Route, Sent, Work, leave, leave_stage};
 
-/// What a stage makes of its packets.
-struct Route {
-    to: Translation,
-    hop: Hop,
-    /// [`slb_common::abi::MODE_NAT`] or another.
-    mode: u32,
-}
-
-/// The single entry and the single exit.
-#[xdp]
+/// Every frame begins here.
+#[xdp(frags)]
 pub fn slb(ctx: XdpContext) -> u32 {
-    // SAFETY: the kernel vouches for `data..data_end` while the program runs.
-    let frame = unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) };
-    let bytes = frame.len() as u64;
-    let (verdict, ifindex) = match balance(&ctx, frame) {
-        Ok(sent) => sent,
-        Err(Verdict::NoFlow) => (answer::reset(&ctx), ctx.ingress_ifindex() as u32),
-        Err(verdict) => (verdict, 0),
+    let bytes = work::frame(&ctx).len() as u64;
+    leave(&ctx, balance(&ctx), bytes)
+}
+
+/// Tagged frames, fragments, and frames in several buffers.
+#[xdp(frags)]
+pub fn slb_rest(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, rest::prepare(&ctx))
+}
+
+/// The same, once they are parsed.
+#[xdp(frags)]
+pub fn slb_parsed(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, rest::balance(&ctx))
+}
+
+/// Fragments other than the first.
+#[xdp(frags)]
+pub fn slb_later(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, fragments::follow(&ctx))
+}
+
+/// ICMP of both families.
+#[xdp(frags)]
+pub fn slb_icmp(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, icmp::message(&ctx))
+}
+
+/// Flows that have no entry and may need one.
+#[xdp(frags)]
+pub fn slb_flow(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, begin(&ctx))
+}
+
+/// Into a tunnel.
+#[xdp(frags)]
+pub fn slb_tunnel(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, tunnel::enter(&ctx))
+}
+
+/// What the gateway answers itself.
+#[xdp(frags)]
+pub fn slb_answer(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, answer::write(&ctx))
+}
+
+#[inline(always)]
+fn balance(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::begin(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    parse::packet(&work.frame, work.packet).map_err(rejected)?;
+    let route = route::<false>(&mut work)?;
+    work.send(route)
+}
+
+#[inline(always)]
+fn begin(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let route = if work.handover.what == FLOW_DIRECT.into() {
+        direct::begin(&mut work)
+    } else {
+        forward::begin(&mut work)
     };
-    stats::count(verdict, bytes);
-    #[cfg(feature = "trace")]
-    aya_log_ebpf::info!(&ctx, "{} bytes: {}", bytes, verdict.label());
-    match verdict.action() {
-        Action::Pass => xdp_action::XDP_PASS,
-        Action::Drop => xdp_action::XDP_DROP,
-        Action::Transmit => hops::transmit(&ctx, ifindex),
+    fragments::lead(&mut work, route)
+}
+
+/// What becomes of a frame that cannot be balanced as it is.
+#[inline(always)]
+fn rejected(reject: Reject) -> Exit {
+    match reject {
+        Reject::Icmp => Exit::Stage(STAGE_ICMP),
+        Reject::Rest => Exit::Stage(STAGE_REST),
+        Reject::To(dst, verdict) if maps::roles(&dst) & ROLE_VIP != 0 => verdict.into(),
+        Reject::To(..) | Reject::NotIp => Verdict::NotOurs.into(),
     }
 }
 
-/// The stages. Gives the verdict on a packet that was translated, and the interface that it leaves
-/// through; an `Err` is the verdict on any other.
+/// Where a packet goes. `REST`: it is one of [`rest`].
 #[inline(always)]
-fn balance(ctx: &XdpContext, frame: Frame<'_>) -> Result<(Verdict, u32), Verdict> {
-    let packet = maps::packet().ok_or(Verdict::Inconsistent)?;
-    let mut work = Work { ctx, frame, packet, now: flows::now() };
-    match parse::packet(&work.frame, work.packet) {
-        Ok(()) => {}
-        Err(Reject::To(dst, verdict)) if maps::roles(&dst) & ROLE_VIP != 0 => return Err(verdict),
-        Err(_) => return Err(Verdict::NotOurs),
-    }
+fn route<const REST: bool>(work: &mut Work<'_>) -> Result<Route, Exit> {
     let (from, to) = maps::filter(&work.packet.key.src, &work.packet.key.dst);
     let mut route = None;
     // One for all look-ups: stack is scarce.
     let mut at = work.packet.key.destination();
     if to & ROLE_VIP != 0 {
-        route = forward::to_vip(&work, &at, from)?;
+        route = forward::to_vip::<REST>(work, &at, from)?;
     }
     if route.is_none() && from & ROLE_BACKEND != 0 {
         at = work.packet.key.source();
-        route = reply::from_backend(&work, &at)?;
+        route = reply::from_backend::<REST>(work, &at)?;
     }
     if route.is_none() && to & ROLE_BACKEND != 0 {
         at = work.packet.key.destination();
-        route = direct::to_backend(&work, &at)?;
+        route = direct::to_backend::<REST>(work, &at)?;
     }
-    let Route { to, hop, mode } = route.ok_or(Verdict::NotOurs)?;
-    if mode == MODE_DSR {
-        rewrite::pass_on(&mut work.frame, work.packet, hop)?;
-        return Ok((Verdict::Forwarded, hop.ifindex));
-    }
-    rewrite::translate(&mut work.frame, work.packet, &to, hop)?;
-    let verdict = match (to.is_reply(), hop.is_known()) {
-        (false, true) => Verdict::Forwarded,
-        (true, true) => Verdict::Replied,
-        (false, false) => Verdict::ForwardedByKernel,
-        (true, false) => Verdict::RepliedByKernel,
-    };
-    Ok((verdict, hop.ifindex))
-}
-
-impl Work<'_> {
-    /// Whether the packet may not be sent any further. The kernel sees for itself.
-    #[inline(always)]
-    fn expires(&self, hop: Hop) -> bool {
-        hop.is_known() && rewrite::expires(&self.frame, self.packet)
-    }
+    Ok(route.ok_or(Verdict::NotOurs)?)
 }
 
 #[cfg(not(test))]

@@ -2,15 +2,16 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use slb_common::{
     abi::{
         Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
-        Endpoint, Filter, INDEX_MANY, INDEX_NONE, Index, Interface, Keys, Listener, MAX_BACKENDS,
-        MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENER_RECORDS,
-        MAX_LISTENERS, Origin, Packet, Record, Roles, Scratch, Settings, Traffic,
+        Endpoint, Filter, Fragment, FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Keys,
+        Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_FRAGMENTS,
+        MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin, Record, Roles,
+        STAGES, Scratch, Settings, Traffic,
     },
     hash,
     verdict::MAX_VERDICTS,
@@ -95,15 +96,28 @@ pub static SLB_VERDICTS: PerCpuArray<Counter, MAX_VERDICTS> = PerCpuArray::new()
 #[btf_map]
 pub static SLB_TRAFFIC: PerCpuArray<Traffic, MAX_BACKENDS> = PerCpuArray::new();
 
+/// Written by the agent: source addresses towards backends. Number 0 is none.
+#[btf_map]
+pub static SLB_SOURCES: Array<Address, MAX_SOURCES> = Array::new();
+
+/// Written by the program: where the first fragments of packets went.
+#[btf_map]
+pub static SLB_FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = LruHashMap::new();
+
+/// Written by the agent: the programs behind the first.
+#[btf_map]
+pub static SLB_STAGES: ProgramArray<{ STAGES.len() }> = ProgramArray::new();
+
 /// Written and read by the program.
 #[btf_map]
 pub static SLB_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// This CPU's place for the packet. For `balance` only: there is one.
+/// This CPU's place for the packet, and for what one program tells the next. For [`crate::work::Work`] only:
+/// there is one.
 #[inline(always)]
-pub fn packet() -> Option<&'static mut Packet> {
+pub fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: this CPU's own, and a program is not interrupted by another on its CPU.
-    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).packet })
+    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
 /// This CPU's place for keys. For one function at a time.

@@ -12,11 +12,19 @@ use slb_common::{
     verdict::Verdict,
 };
 
-use crate::{Route, Work, direct, flows, hops, maps, stats};
+use crate::{
+    direct, flows,
+    hops::{self, Way},
+    maps, stats,
+    work::{Route, Work},
+};
 
 /// A packet whose source, `from`, may be a backend. `None`: nobody balances to that address and port.
 #[inline(always)]
-pub fn from_backend(work: &Work<'_>, from: &Endpoint) -> Result<Option<Route>, Verdict> {
+pub fn from_backend<const REST: bool>(
+    work: &mut Work<'_>,
+    from: &Endpoint,
+) -> Result<Option<Route>, Verdict> {
     let key = &work.packet.key;
     let Some(origin) = maps::origin(from) else { return Ok(None) };
     let kind = FLOW_REPLY.into();
@@ -35,12 +43,15 @@ pub fn from_backend(work: &Work<'_>, from: &Endpoint) -> Result<Option<Route>, V
     } else if origin.flags & ORIGIN_TRACKED != 0 && work.packet.flags & (SYN | FIN | RST) != 0 {
         track(work, origin);
     }
-    let hop = hops::to_client(work, &to.addr)?;
+    let Way { hop, mtu } = hops::to_client(work, &to.addr, &key.dst)?.ok_or(Verdict::NotOurs)?;
     if work.expires(hop) {
         return Err(Verdict::TtlExpired);
     }
-    stats::reply(id, work.frame.len() as u64);
-    Ok(Some(Route { to, hop, mode: MODE_NAT }))
+    stats::reply(id, work.bytes);
+    if REST {
+        work.handover.backend = id;
+    }
+    Ok(Some(Route { to, hop, mode: MODE_NAT, mtu }))
 }
 
 /// In place of a place: it is no reply to a flow through a listener.

@@ -420,6 +420,13 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
     healthy
 }
 
+const fn mode(forwarding: Forwarding) -> u32 {
+    match forwarding {
+        Forwarding::Nat => MODE_NAT,
+        Forwarding::Dsr => MODE_DSR,
+    }
+}
+
 fn backend(
     service: &Service,
     target: &Target,
@@ -443,10 +450,7 @@ fn backend(
         hop: reachable
             .filter(|hop| now.interfaces.contains_key(&hop.ifindex))
             .unwrap_or(Hop::KERNEL),
-        mode: match target.forwarding {
-            Forwarding::Nat => MODE_NAT,
-            Forwarding::Dsr => MODE_DSR,
-        },
+        mode: mode(target.forwarding),
         ..Backend::default()
     }
 }

@@ -13,6 +13,8 @@ mod frame;
 #[path = "verdicts/lab.rs"]
 mod lab;
 
+#[path = "verdicts/answers.rs"]
+mod answers;
 #[path = "verdicts/cuts.rs"]
 mod cuts;
 #[path = "verdicts/direct.rs"]
@@ -21,10 +23,14 @@ mod direct;
 mod families;
 #[path = "verdicts/flows.rs"]
 mod flows;
+#[path = "verdicts/fragments.rs"]
+mod fragments;
 #[path = "verdicts/fuzz.rs"]
 mod fuzz;
 #[path = "verdicts/headers.rs"]
 mod headers;
+#[path = "verdicts/icmp.rs"]
+mod icmp;
 #[path = "verdicts/index.rs"]
 mod index;
 #[path = "verdicts/replies.rs"]
@@ -33,3 +39,7 @@ mod replies;
 mod shares;
 #[path = "verdicts/table.rs"]
 mod table;
+#[path = "verdicts/tags.rs"]
+mod tags;
+#[path = "verdicts/tunnels.rs"]
+mod tunnels;

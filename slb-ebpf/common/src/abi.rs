@@ -10,7 +10,7 @@ pub use crate::parse::Packet;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Capacity of `SLB_LISTENERS` and `SLB_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
@@ -41,6 +41,29 @@ pub const MAX_ENDPOINT_RECORDS: usize = 2 * MAX_ENDPOINTS;
 pub const FILTER_BYTES: usize = 65_536;
 /// Capacity of `SLB_CLIENTS`; a power of two.
 pub const MAX_CLIENTS: usize = 65_536;
+/// Capacity of `SLB_SOURCES`; [`NO_SOURCE`] is none.
+pub const MAX_SOURCES: usize = 1_024;
+/// Capacity of `SLB_FRAGMENTS`: datagrams whose fragments are on their way at the same time.
+pub const MAX_FRAGMENTS: usize = 16_384;
+
+/// The programs that the first one passes packets on to, by their index in `SLB_STAGES`: each has the
+/// stack and the verifier's patience to itself.
+pub const STAGES: [&str; 7] =
+    ["slb_icmp", "slb_rest", "slb_parsed", "slb_later", "slb_flow", "slb_tunnel", "slb_answer"];
+/// ICMP: echo requests, and errors about flows.
+pub const STAGE_ICMP: u32 = 0;
+/// Tagged frames, fragments, and frames in several buffers.
+pub const STAGE_REST: u32 = 1;
+/// What [`STAGE_REST`] has made a packet like any other.
+pub const STAGE_PARSED: u32 = 2;
+/// Fragments other than the first.
+pub const STAGE_LATER: u32 = 3;
+/// The first packet of a flow that has no entry and may need one.
+pub const STAGE_FLOW: u32 = 4;
+/// To a backend behind a tunnel.
+pub const STAGE_TUNNEL: u32 = 5;
+/// What the gateway answers itself.
+pub const STAGE_ANSWER: u32 = 6;
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -245,10 +268,18 @@ pub struct Backend {
     pub idle_jiffies: u32,
     /// [`Listener::id`] of the listener that this is a backend of.
     pub listener: u32,
-    /// How a packet reaches it: [`MODE_NAT`] or [`MODE_DSR`].
+    /// How a packet reaches it: [`MODE_NAT`] or another.
     pub mode: u32,
+    /// The longest packet that gets there, in bytes from its IP header on, as it arrives here: what a
+    /// tunnel adds is taken off. 0: not known.
+    pub mtu: u32,
+    /// First index into `SLB_SOURCES` of the addresses that packets to it may be given as a source, or
+    /// [`NO_SOURCE`].
+    pub source: u16,
+    /// How many there are.
+    pub sources: u16,
     /// Zero.
-    pub spare: [u32; 3],
+    pub spare: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
 
@@ -256,6 +287,15 @@ const _: () = assert!(size_of::<Backend>() == 64);
 pub const MODE_NAT: u32 = 0;
 /// Only the MAC addresses are: the backend has the VIP as well, and answers by itself.
 pub const MODE_DSR: u32 = 1;
+/// IP in IP, to a backend that has the VIP as well.
+pub const MODE_IPIP: u32 = 2;
+/// Generic UDP encapsulation, to a backend that has the VIP as well.
+pub const MODE_GUE: u32 = 3;
+/// All of it is rewritten, the source as well; the family may change.
+pub const MODE_FULL: u32 = 4;
+
+/// In place of an index into `SLB_SOURCES`.
+pub const NO_SOURCE: u16 = 0;
 
 /// The configuration knows this backend.
 pub const BACKEND_IN_USE: u32 = 1;
@@ -268,6 +308,10 @@ pub const BACKEND_UNHEALTHY: u32 = 8;
 /// Another VIP or listener has a backend at the same address, port and protocol: what it answers does
 /// not tell which of them it is for, so its flows have entries.
 pub const BACKEND_SHARED: u32 = 16;
+/// [`MODE_FULL`]: a connection begins with the client's address in a PROXY protocol header, version 2.
+pub const BACKEND_PROXY: u32 = 32;
+/// [`MODE_FULL`]: a connection's first segments have the client's address in a TCP option.
+pub const BACKEND_OPTION: u32 = 64;
 
 /// Value of `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`: where an endpoint's record is, by its
 /// [`crate::hash::endpoint`]. One word, so it is replaced as a whole.
@@ -355,8 +399,12 @@ pub struct Client {
     pub epoch: u32,
     /// [`CLIENT_LOCAL`].
     pub flags: u32,
+    /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
+    pub mtu: u32,
+    /// Zero.
+    pub spare: u32,
 }
-const _: () = assert!(size_of::<Client>() == 56);
+const _: () = assert!(size_of::<Client>() == 64);
 
 /// Never looked up: this is how the client's packets came.
 pub const EPOCH_MET: u32 = 0;
@@ -461,11 +509,15 @@ pub struct Flow {
     /// Zero.
     pub spare: u8,
     /// [`FLOW_FORWARD`]: source port towards the backend.
-    pub port: u32,
+    pub port: u16,
+    /// [`FLOW_FORWARD`]: index into `SLB_SOURCES` of the source address towards the backend, or
+    /// [`NO_SOURCE`]: the client's own.
+    pub source: u16,
     /// [`FLOW_FORWARD`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
-    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge.
+    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge. [`FLOW_REPLY`] and
+    /// [`MODE_FULL`]: the number of the client's first byte.
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
@@ -529,7 +581,80 @@ pub struct Scratch {
     pub packet: Packet,
     /// Keys that are made on its account.
     pub keys: Keys,
+    /// What one program tells the next.
+    pub handover: Handover,
+    /// Low half of the jiffies when this CPU last sent an ICMP error.
+    pub errors_at: u32,
+    /// How many it has sent in that jiffy.
+    pub errors: u32,
 }
+
+/// How many ICMP errors a CPU sends per jiffy at most.
+pub const ERRORS_PER_JIFFY: u32 = 10;
+
+/// Part of [`Scratch`]: what one program tells the next about the packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Handover {
+    /// Length of the frame as it arrived, in bytes.
+    pub bytes: u64,
+    /// [`crate::hash::flow`] of the client's packets.
+    pub hash: u64,
+    /// Index into `SLB_BACKENDS`.
+    pub backend: u32,
+    /// Place of the client's entry in `SLB_FLOWS`, or [`NO_PLACE`].
+    pub place: u32,
+    /// For [`STAGE_ANSWER`]: the [`crate::verdict::Verdict`] that asks for the answer. For
+    /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`].
+    pub what: u32,
+    /// For [`STAGE_ANSWER`]: the MTU that the packet exceeds.
+    pub mtu: u32,
+    /// VLAN tags that were taken off, the outer one first, each as it stood in the frame; 0: none.
+    pub tags: [u32; 2],
+}
+
+/// Key of `SLB_FRAGMENTS`: what the fragments of one packet have in common (RFC 791, RFC 8200,
+/// section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Identification, as it stands in the header.
+    pub id: u32,
+    /// Protocol of what is fragmented.
+    pub proto: u32,
+}
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+
+/// Value of `SLB_FRAGMENTS`: where the first fragment of a packet went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Fragment {
+    /// Source address afterwards.
+    pub src: Address,
+    /// Destination address afterwards.
+    pub dst: Address,
+    /// The way.
+    pub hop: Hop,
+    /// [`crate::hash::flow`] of the client's packets.
+    pub hash: u64,
+    /// Index into `SLB_BACKENDS`.
+    pub backend: u32,
+    /// [`MODE_NAT`] or another.
+    pub mode: u32,
+    /// [`FLOW_FORWARD`], [`FLOW_REPLY`], or [`FLOW_DIRECT`]: it was left to the kernel.
+    pub kind: u32,
+    /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
+    pub mtu: u32,
+    /// Low half of the jiffies after which another packet may have the same key.
+    pub expires: u32,
+    /// Zero.
+    pub spare: u32,
+}
+const _: () = assert!(size_of::<Fragment>() == 80);
 
 /// Part of [`Scratch`].
 #[repr(C)]
@@ -541,6 +666,12 @@ pub struct Keys {
     pub forward: FlowKey,
     /// Where either goes to.
     pub to: Endpoint,
+    /// Of a packet in fragments.
+    pub fragments: FragmentKey,
+    /// Where its first one goes.
+    pub fragment: Fragment,
+    /// A question to the kernel's routing tables, and the answer: `struct bpf_fib_lookup`.
+    pub route: [u64; 8],
 }
 
 /// What is written into a packet of a flow.
@@ -616,7 +747,22 @@ pub struct Settings {
     pub opening_jiffies: u32,
     /// The same for one that both sides have closed, or one has reset.
     pub closing_jiffies: u32,
+    /// For how many jiffies fragments follow their first (RFC 791, section 3.2).
+    pub fragment_jiffies: u32,
+    /// What TCP and UDP get at a VIP where no listener is: [`NO_LISTENER_PASS`] or another.
+    pub no_listener: u32,
+    /// What outer source addresses of tunnels over IPv4 begin with: 16 bits, the rest is zero.
+    pub tunnel_v4: Address,
+    /// The same over IPv6: 64 bits.
+    pub tunnel_v6: Address,
 }
+
+/// The kernel gets it.
+pub const NO_LISTENER_PASS: u32 = 0;
+/// It is dropped.
+pub const NO_LISTENER_DROP: u32 = 1;
+/// It is answered with a TCP reset, or with ICMP's port unreachable.
+pub const NO_LISTENER_RESET: u32 = 2;
 
 /// Value of `SLB_VERDICTS`, per CPU.
 #[repr(C)]
@@ -655,7 +801,8 @@ mod pod {
     pod! { Endpoint Listener Chunk Backend Address Roles Origin Interface FlowKey Flow Bucket }
     // SAFETY: as above, if the value is one.
     unsafe impl<V: aya::Pod> aya::Pod for super::Record<V> {}
-    pod! { Index Settings Counter Traffic Client Filter Packet Keys Scratch }
+    pod! { Index Settings Counter Traffic Client Filter Packet Keys Handover Scratch }
+    pod! { FragmentKey Fragment }
 }
 
 #[cfg(test)]

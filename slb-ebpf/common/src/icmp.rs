@@ -1,7 +1,7 @@
 //! ICMP (RFC 792) and ICMPv6 (RFC 4443): echo requests are answered, and errors about translated
 //! packets are translated to those whom they concern.
 //!
-//! For frames that [`crate::parse::packet`] has rejected as [`Verdict::OtherProtocol`]: their IP header is
+//! For frames that [`crate::parse::packet`] has rejected as [`crate::parse::Reject::Icmp`]: their IP header is
 //! right, and they are no fragments. Extension headers in front of ICMPv6 are not followed.
 
 use core::mem::offset_of;
@@ -165,7 +165,7 @@ pub fn quote(frame: &Frame<'_>) -> Option<Quote> {
     }
     let ports = frame.header::<4>(l4)?;
     let key = FlowKey { src, dst, sport: ports.number(0), dport: ports.number(2), proto };
-    let packet = Packet { key, l4: l4 as u32, flags: 0, v4: is_v4.into(), spare: 0 };
+    let packet = Packet { key, l4: l4 as u32, v4: is_v4.into(), ..Packet::default() };
     Some(Quote { packet, at: at as u32, end: end as u32 })
 }
 

@@ -21,6 +21,12 @@ pub const L3: usize = EthHdr::LEN;
 
 pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Tags of IEEE 802.1Q and 802.1ad, and what came before the latter.
+const ETHERTYPE_TAGS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
+/// Length of a VLAN tag.
+pub const TAG_LEN: usize = 4;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 pub(crate) const FRAGMENT: u8 = 44;
@@ -52,9 +58,20 @@ pub struct Packet {
     pub flags: u8,
     /// 1: IPv4, otherwise IPv6.
     pub v4: u8,
-    /// Zero.
-    pub spare: u16,
+    /// [`FRAGMENT_NONE`], [`FRAGMENT_FIRST`] or [`FRAGMENT_LATER`], which has no ports.
+    pub fragment: u16,
+    /// Length in bytes from the IP header on.
+    pub len: u32,
+    /// What its fragments have in common, as it stands in the header.
+    pub fragment_id: u32,
 }
+
+/// The packet is whole.
+pub const FRAGMENT_NONE: u16 = 0;
+/// It begins here: the transport header is there.
+pub const FRAGMENT_FIRST: u16 = 1;
+/// It has begun before.
+pub const FRAGMENT_LATER: u16 = 2;
 
 impl Packet {
     /// Whether this is IPv4, and not IPv6.
@@ -78,6 +95,10 @@ pub enum Reject {
     /// It is not IP, or too short to say where it goes, or multicast, or IPv6 with an IPv4-mapped
     /// address, which has no place on a wire.
     NotIp,
+    /// ICMP of either family, in [`Packet::l4`] and behind.
+    Icmp,
+    /// Not what nearly all packets are: tagged, a fragment, or not all in this buffer. [`rest`] knows.
+    Rest,
     /// Its destination is known, and this is its verdict if that is a VIP.
     To(Address, Verdict),
 }
@@ -89,20 +110,64 @@ pub enum Reject {
 /// [`Reject`], for every frame that cannot be balanced.
 #[inline(always)]
 pub fn packet(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
+    parse::<false>(frame, packet, frame.len())
+}
+
+/// The same for what [`packet`] rejects as [`Reject::Rest`], once its tags are gone; `len` is the frame's
+/// whole length, of which only the first part may be in its first buffer.
+///
+/// # Errors
+///
+/// [`Reject`], for every frame that cannot be balanced.
+#[inline(always)]
+pub fn rest(frame: &Frame<'_>, packet: &mut Packet, len: usize) -> Result<(), Reject> {
+    parse::<true>(frame, packet, len)
+}
+
+/// How many VLAN tags a frame has, of the two that are followed. Something has to be behind each.
+#[must_use]
+#[inline(always)]
+pub fn tags(frame: &Frame<'_>) -> usize {
+    let is_tag = |at| frame.header::<{ TAG_LEN + 2 }>(at).is_some_and(|tag| is_tag(tag.number(0)));
+    let at = offset_of!(EthHdr, ether_type);
+    match (is_tag(at), is_tag(at + TAG_LEN)) {
+        (true, true) => 2,
+        (true, false) => 1,
+        (false, _) => 0,
+    }
+}
+
+#[inline(always)]
+const fn is_tag(ethertype: u16) -> bool {
+    let [a, b, c] = ETHERTYPE_TAGS;
+    ethertype == a || ethertype == b || ethertype == c
+}
+
+#[inline(always)]
+fn parse<const REST: bool>(
+    frame: &Frame<'_>,
+    packet: &mut Packet,
+    frame_len: usize,
+) -> Result<(), Reject> {
     let eth = frame.header::<{ EthHdr::LEN }>(0).ok_or(Reject::NotIp)?;
     let is_group = eth.get::<u8>(0) & 1 != 0;
     if is_group {
         return Err(Reject::NotIp);
     }
     match eth.number(offset_of!(EthHdr, ether_type)) {
-        ETHERTYPE_IPV4 => v4(frame, packet),
-        ETHERTYPE_IPV6 => v6(frame, packet),
+        ETHERTYPE_IPV4 => v4::<REST>(frame, packet, frame_len),
+        ETHERTYPE_IPV6 => v6::<REST>(frame, packet, frame_len),
+        ethertype if !REST && is_tag(ethertype) => Err(Reject::Rest),
         _ => Err(Reject::NotIp),
     }
 }
 
 #[inline(always)]
-fn v4(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
+fn v4<const REST: bool>(
+    frame: &Frame<'_>,
+    packet: &mut Packet,
+    frame_len: usize,
+) -> Result<(), Reject> {
     let ip = frame.header::<{ Ipv4Hdr::LEN }>(L3).ok_or(Reject::NotIp)?;
     let src = Address::from_v4_word(ip.get(offset_of!(Ipv4Hdr, src_addr)));
     let dst = Address::from_v4_word(ip.get(offset_of!(Ipv4Hdr, dst_addr)));
@@ -114,20 +179,44 @@ fn v4(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
     if version_and_length >> 4 != 4 || header_len < Ipv4Hdr::LEN || total_len < header_len {
         return Err(reject(Verdict::Malformed));
     }
-    if L3 + total_len > frame.len() {
-        return Err(reject(Verdict::Truncated));
+    if L3 + total_len > frame_len {
+        return Err(if REST { reject(Verdict::Truncated) } else { Reject::Rest });
     }
     if !v4_checksum_holds(frame, &ip, header_len) {
         return Err(reject(Verdict::BadChecksum));
     }
     let more_or_later_fragments = 0x3fff;
-    if ip.number(offset_of!(Ipv4Hdr, frags)) & more_or_later_fragments != 0 {
-        return Err(reject(Verdict::Fragment));
+    let fragmentation = ip.number(offset_of!(Ipv4Hdr, frags));
+    let mut fragment = FRAGMENT_NONE;
+    if fragmentation & more_or_later_fragments != 0 {
+        if !REST {
+            return Err(Reject::Rest);
+        }
+        let is_later = fragmentation & 0x1fff != 0;
+        fragment = if is_later { FRAGMENT_LATER } else { FRAGMENT_FIRST };
     }
     let proto = ip.get::<u8>(offset_of!(Ipv4Hdr, proto));
     packet.v4 = 1;
+    packet.fragment = fragment;
+    packet.len = total_len as u32;
     (packet.key.src, packet.key.dst) = (src, dst);
+    if fragment != FRAGMENT_NONE {
+        packet.fragment_id = ip.get::<u16>(offset_of!(Ipv4Hdr, id)).into();
+        if fragment == FRAGMENT_LATER {
+            later(packet, proto, L3 + header_len);
+            return Ok(());
+        }
+    }
     transport(frame, proto, L3 + header_len, total_len - header_len, packet)
+}
+
+/// A later fragment: no transport header, no ports.
+#[inline(always)]
+const fn later(packet: &mut Packet, proto: u8, l4: usize) {
+    packet.key.proto = proto as u32;
+    (packet.key.sport, packet.key.dport) = (0, 0);
+    packet.l4 = l4 as u32;
+    packet.flags = 0;
 }
 
 /// RFC 1812, section 5.2.2: a router must verify the header checksum. Were it only updated, a
@@ -159,7 +248,11 @@ fn v4_checksum_holds(
 }
 
 #[inline(always)]
-fn v6(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
+fn v6<const REST: bool>(
+    frame: &Frame<'_>,
+    packet: &mut Packet,
+    frame_len: usize,
+) -> Result<(), Reject> {
     let ip = frame.header::<{ Ipv6Hdr::LEN }>(L3).ok_or(Reject::NotIp)?;
     let src = v6_address(&ip, offset_of!(Ipv6Hdr, src_addr));
     let dst = v6_address(&ip, offset_of!(Ipv6Hdr, dst_addr));
@@ -173,9 +266,13 @@ fn v6(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
         return Err(reject(Verdict::Malformed));
     }
     let end = L3 + Ipv6Hdr::LEN + usize::from(ip.number(offset_of!(Ipv6Hdr, payload_len)));
-    if end > frame.len() {
-        return Err(reject(Verdict::Truncated));
+    if end > frame_len {
+        return Err(if REST { reject(Verdict::Truncated) } else { Reject::Rest });
     }
+    packet.v4 = 0;
+    packet.fragment = FRAGMENT_NONE;
+    packet.len = (end - L3) as u32;
+    (packet.key.src, packet.key.dst) = (src, dst);
 
     let mut proto = ip.get::<u8>(offset_of!(Ipv6Hdr, next_hdr));
     let mut l4 = L3 + Ipv6Hdr::LEN;
@@ -188,8 +285,18 @@ fn v6(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
         if proto == FRAGMENT {
             // A fragment header of a whole packet is allowed (RFC 6946); its length is fixed.
             let more_or_later_fragments = 0xfff9;
-            if extension.number(2) & more_or_later_fragments != 0 {
-                return Err(reject(Verdict::Fragment));
+            let fragmentation = extension.number(2);
+            if fragmentation & more_or_later_fragments != 0 {
+                if !REST {
+                    return Err(Reject::Rest);
+                }
+                packet.fragment_id = extension.get(4);
+                if fragmentation & 0xfff8 != 0 {
+                    packet.fragment = FRAGMENT_LATER;
+                    later(packet, extension.get(0), l4 + 8);
+                    return Ok(());
+                }
+                packet.fragment = FRAGMENT_FIRST;
             }
             len = 8;
         }
@@ -204,8 +311,6 @@ fn v6(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
     if l4 > end {
         return Err(reject(Verdict::Malformed));
     }
-    packet.v4 = 0;
-    (packet.key.src, packet.key.dst) = (src, dst);
     transport(frame, proto, l4, end - l4, packet)
 }
 
@@ -239,11 +344,14 @@ fn transport(
         UDP => {
             let udp = frame.header::<{ UdpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
             let stated = usize::from(udp.number(offset_of!(UdpHdr, len)));
-            if stated < UdpHdr::LEN || stated > len {
+            // A first fragment has a part of what is stated.
+            let is_too_long = stated > len && packet.fragment == FRAGMENT_NONE;
+            if stated < UdpHdr::LEN || is_too_long {
                 return Err(reject(Verdict::Malformed));
             }
             0
         }
+        _ if proto == if packet.v4 != 0 { ICMP } else { ICMPV6 } => return Err(Reject::Icmp),
         _ => return Err(reject(Verdict::OtherProtocol)),
     };
     // Both transports begin with their ports.

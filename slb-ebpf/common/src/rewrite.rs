@@ -47,6 +47,48 @@ pub fn translate(
     Ok(())
 }
 
+/// Translates the addresses of a later fragment, which has nothing else: the first has the checksum.
+///
+/// # Errors
+///
+/// As those of [`translate`].
+#[inline(always)]
+pub fn translate_later(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    [src, dst]: [Address; 2],
+    hop: Hop,
+) -> Result<(), Verdict> {
+    let is_sent = hop.is_known();
+    if packet.is_v4() {
+        let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
+        let mut header = Delta::default();
+        if is_sent {
+            shorten_v4(&mut ip, &mut header)?;
+        }
+        let ends = [(offset_of!(Ipv4Hdr, src_addr), src), (offset_of!(Ipv4Hdr, dst_addr), dst)];
+        for (at, addr) in ends {
+            let [_, _, _, new] = addr.words();
+            header.replace32(ip.get(at), new);
+            ip.set(at, new);
+        }
+        let checksum = ip.get(offset_of!(Ipv4Hdr, check));
+        ip.set(offset_of!(Ipv4Hdr, check), header.apply(checksum));
+    } else {
+        let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
+        if is_sent {
+            shorten_v6(&mut ip)?;
+        }
+        let mut nowhere = Delta::default();
+        replace_v6(&mut ip, offset_of!(Ipv6Hdr, src_addr), src, &mut nowhere);
+        replace_v6(&mut ip, offset_of!(Ipv6Hdr, dst_addr), dst, &mut nowhere);
+    }
+    if is_sent {
+        address(frame, hop)?;
+    }
+    Ok(())
+}
+
 /// Sends a packet on as it is, but for its TTL and the MAC addresses of `hop`: the receiver has the
 /// destination address as well, and answers by itself.
 ///

@@ -111,7 +111,8 @@ fn over_v4(
         (0x45 << 24 | u32::from(inner.tos) << 16 | u32::from(len)).to_be(),
         inner.fragmentation.to_be(),
         (u32::from(TTL) << 24 | u32::from(proto) << 16).to_be(),
-        src | u32::from(tunnel.hash as u16).to_be(),
+        // The better mixed half of the low word.
+        src | u32::from((tunnel.hash >> 16) as u16).to_be(),
         dst,
     ];
     let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
@@ -191,7 +192,7 @@ fn shorten(frame: &mut Frame<'_>, is_v4: bool, l3: usize) -> Result<Inner, Verdi
 #[inline(always)]
 fn gue(frame: &mut Frame<'_>, at: usize, inner: &Inner, tunnel: &Tunnel) -> Result<(), Verdict> {
     // From the ports that nobody is registered at.
-    let sport = 0xc000 | (tunnel.hash >> 16) as u16;
+    let sport = 0xc000 | tunnel.hash as u16;
     let len = inner.len.wrapping_add((UdpHdr::LEN + GUE_LEN) as u16);
     let mut udp = frame.header_mut::<{ UdpHdr::LEN + GUE_LEN }>(at).ok_or(Verdict::Truncated)?;
     udp.set(0, (u32::from(sport) << 16 | u32::from(tunnel.port)).to_be());

@@ -79,7 +79,7 @@ verdicts! {
     Malformed = 11, Drop, "malformed";
     /// To a VIP, with a wrong IPv4 header checksum.
     BadChecksum = 12, Drop, "bad_checksum";
-    /// To a VIP, and a fragment: only the first one has ports.
+    /// To a VIP, and a fragment whose first one has not been seen.
     Fragment = 13, Drop, "fragment";
     /// Its TTL or hop limit ends here.
     TtlExpired = 14, Drop, "ttl_expired";
@@ -97,6 +97,18 @@ verdicts! {
     NoNeighbour = 20, Drop, "no_neighbour";
     /// As [`Verdict::NoFlow`], and answered with a reset.
     Reset = 21, Transmit, "reset";
+    /// An echo request to a VIP, answered.
+    Echo = 22, Transmit, "echo";
+    /// Larger than the next hop takes, and its sender was told by ICMP.
+    TooBig = 23, Transmit, "too_big";
+    /// Larger than the next hop takes; its sender lets it be fragmented, which nobody can here.
+    Oversize = 24, Drop, "oversize";
+    /// As [`Verdict::NoListener`], and dropped, as `no_listener` asks for.
+    NoListenerDropped = 25, Drop, "no_listener_dropped";
+    /// As [`Verdict::NoListener`], and refused by a reset or by ICMP, as `no_listener` asks for.
+    Refused = 26, Transmit, "refused";
+    /// IPv4 and IPv6 have no common word for it.
+    Untranslatable = 27, Drop, "untranslatable";
 }
 
 /// Capacity of `SLB_VERDICTS`: with room for those of later versions, which work on the same map.

@@ -57,7 +57,7 @@ impl FlowTable {
                 continue;
             }
             let says_nothing = flow.peer == NO_PLACE
-                && flow.port == u32::from(flow.sport)
+                && flow.port == flow.sport
                 && flow.backend == schedule.slots[slot] & SLOT_BACKEND;
             if says_nothing || abi::age(now, flow.expires) > 0 {
                 // Somebody else may have taken the place meanwhile.

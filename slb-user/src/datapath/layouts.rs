@@ -3,9 +3,10 @@
 use aya::maps::MapInfo;
 use slb_common::{
     abi::{
-        Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, Filter, Index, Interface,
-        Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_INTERFACES,
-        MAX_LISTENER_RECORDS, MAX_LISTENERS, Origin, Record, Roles, Scratch, Settings, Traffic,
+        Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, Filter, Fragment, FragmentKey,
+        Index, Interface, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS,
+        MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin,
+        Record, Roles, STAGES, Scratch, Settings, Traffic,
     },
     verdict::MAX_VERDICTS,
 };
@@ -26,7 +27,7 @@ const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> Layout {
 }
 
 /// All of them.
-pub(super) const MAPS: [Layout; 19] = [
+pub(super) const MAPS: [Layout; 22] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
     layout::<u32, Index>("SLB_LISTENER_INDEX", Some(1)),
     layout::<u32, Record<Listener>>("SLB_LISTENER_RECORDS", Some(MAX_LISTENER_RECORDS)),
@@ -45,6 +46,9 @@ pub(super) const MAPS: [Layout; 19] = [
     layout::<u32, u32>("SLB_DIRECT", Some(MAX_BACKENDS)),
     layout::<u32, Counter>("SLB_VERDICTS", Some(MAX_VERDICTS)),
     layout::<u32, Traffic>("SLB_TRAFFIC", Some(MAX_BACKENDS)),
+    layout::<u32, Address>("SLB_SOURCES", Some(MAX_SOURCES)),
+    layout::<FragmentKey, Fragment>("SLB_FRAGMENTS", Some(MAX_FRAGMENTS)),
+    layout::<u32, u32>("SLB_STAGES", Some(STAGES.len())),
     layout::<u32, Scratch>("SLB_SCRATCH", Some(1)),
 ];
 

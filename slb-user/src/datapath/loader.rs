@@ -6,8 +6,12 @@ use std::{
     time::Duration,
 };
 
-use aya::{Ebpf, EbpfLoader, maps::MapData, programs::Xdp};
-use slb_common::abi::{BUCKET_FLOWS, EPOCH_MET, PLACES_PER_FLOW};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, MapError, ProgramArray},
+    programs::Xdp,
+};
+use slb_common::abi::{BUCKET_FLOWS, EPOCH_MET, PLACES_PER_FLOW, STAGES};
 
 use super::{FlowTable, LoadError, Maps, Pins, bpffs, layouts};
 use crate::clock::Jiffies;
@@ -59,8 +63,11 @@ impl Loaded {
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         #[cfg(feature = "trace")]
         super::trace::start(&mut ebpf);
-        let program = program(&mut ebpf)?;
-        program.load().map_err(|error| LoadError::Program(Box::new(error)))?;
+        for name in STAGES.into_iter().chain([PROGRAM]) {
+            let loaded = program(&mut ebpf, name)?.load();
+            loaded.map_err(|error| LoadError::Program(Box::new(error)))?;
+        }
+        put_stages(&mut ebpf)?;
         let flows = flow_table(&pins)?;
         let mut maps = Maps::open(&pins)?;
         let jiffies = Jiffies::from_kernel().map_err(LoadError::Clock)?;
@@ -68,6 +75,7 @@ impl Loaded {
             settings.buckets = flows.0 / FLOWS_PER_BUCKET;
             settings.opening_jiffies = jiffies.from_duration(OPENING);
             settings.closing_jiffies = jiffies.from_duration(CLOSING);
+            settings.fragment_jiffies = jiffies.from_duration(FRAGMENTS);
             settings.route_epoch = settings.route_epoch.max(EPOCH_MET + 1);
         })?;
         Ok(Self { maps, table: FlowTable::open(&pins)?, ebpf, pins, flows, warning })
@@ -91,7 +99,7 @@ impl Loaded {
     ///
     /// [`LoadError::NoProgram`] cannot happen after [`Loaded::open`] has succeeded.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
-        program(&mut self.ebpf)
+        program(&mut self.ebpf, PROGRAM)
     }
 }
 
@@ -100,6 +108,8 @@ impl Loaded {
 const OPENING: Duration = Duration::from_secs(60);
 /// Late packets of a connection that both sides have closed still find their backend.
 const CLOSING: Duration = Duration::from_secs(10);
+/// As long as Linux waits for fragments (`net.ipv4.ipfrag_time`).
+const FRAGMENTS: Duration = Duration::from_secs(30);
 const FLOWS_PER_BUCKET: u32 = (BUCKET_FLOWS / PLACES_PER_FLOW) as u32;
 
 /// How many buckets a table for so many flows has.
@@ -107,8 +117,23 @@ const fn buckets_for(flows: u32) -> u32 {
     flows.div_ceil(FLOWS_PER_BUCKET)
 }
 
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
-    ebpf.program_mut(PROGRAM)
+/// Puts the programs behind the first into their places. An older one that is attached goes on with
+/// newer ones there: what they tell each other is part of the ABI.
+fn put_stages(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let name = "SLB_STAGES";
+    let refused = |error: MapError| LoadError::Map { name, source: Box::new(error) };
+    // No program is loaded after this, so that none misses the map.
+    let map = ebpf.take_map(name).ok_or(LoadError::NoProgram)?;
+    let mut stages = ProgramArray::try_from(map).map_err(refused)?;
+    for (index, stage) in (0..).zip(STAGES) {
+        let fd = program(ebpf, stage)?.fd().map_err(|error| LoadError::Program(Box::new(error)))?;
+        stages.set(index, fd, 0).map_err(refused)?;
+    }
+    Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, LoadError> {
+    ebpf.program_mut(name)
         .ok_or(LoadError::NoProgram)?
         .try_into()
         .map_err(|error| LoadError::Program(Box::new(error)))

@@ -3,8 +3,9 @@
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use aya::{
-    TestRun as _, TestRunOptions,
-    maps::{Array, Map, MapData},
+    TestRun as _, TestRunOptions, TestRunResult,
+    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
 };
 use nix::mount::{MntFlags, umount2};
 use slb_common::{
@@ -12,7 +13,7 @@ use slb_common::{
         self, ABI_VERSION, Address, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_USABLE, Backend,
         Bucket, Counter, Endpoint, Flow, FlowKey, Hop, Interface, ORIGIN_SHARED, ORIGIN_TRACKED,
         Origin, ROLE_BACKEND, ROLE_VIP, Roles, SCHEDULER_HASH, SCHEDULER_RING, SLOT_KEEP,
-        SLOT_LOOK, TAG_FREE, TAG_TAKEN,
+        SLOT_LOOK, Scratch, Settings, TAG_FREE, TAG_TAKEN,
     },
     hash,
     verdict::{Action, Verdict},
@@ -38,6 +39,8 @@ pub const XDP_REDIRECT: u32 = 4;
 
 /// The virtual addresses.
 pub const VIPS: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
+/// What the sources of tunnels begin with.
+pub const TUNNELS: [&str; 2] = ["172.16.0.0", "2001:db8:7:7::"];
 /// First backend's and second backend's addresses.
 pub const BACKENDS: [[&str; 2]; 3] = [
     ["10.0.0.11", "2001:db8:a::11"],
@@ -79,6 +82,12 @@ pub mod port {
     pub const LOST: u16 = 90;
     /// UDP in turn, to the first backend, which answers by itself.
     pub const DSR_UDP: u16 = 91;
+    /// TCP by hash, to the first backend in IPIP.
+    pub const IPIP: u16 = 92;
+    /// UDP by hash, to the first backend in GUE.
+    pub const GUE: u16 = 93;
+    /// TCP by hash, to the first backend in IPIP over the other family.
+    pub const CROSS: u16 = 94;
     /// UDP by hash, to the first backend at [`DNS_BACKEND`]; the second stands ready.
     pub const DNS: u16 = 53;
     pub const DNS_BACKEND: u16 = 5353;
@@ -101,6 +110,9 @@ pub mod id {
     pub const DSR: u32 = 130;
     pub const LOST: u32 = 140;
     pub const DSR_UDP: u32 = 150;
+    pub const IPIP: u32 = 160;
+    pub const GUE: u32 = 170;
+    pub const CROSS: u32 = 180;
     pub const DNS: u32 = 80;
     pub const DNS_SECOND: u32 = 90;
     pub const NONE: u32 = abi::NO_BACKEND;
@@ -188,6 +200,8 @@ pub enum Outcome {
     Untouched(Verdict),
     /// Answered with this frame, the way it came.
     Answered(Verdict, Frame),
+    /// Sent through an interface, byte for byte.
+    Bytes(Verdict, u32, Vec<u8>),
 }
 
 pub fn forwarded(frame: Frame, hop: Hop) -> Outcome {
@@ -213,6 +227,7 @@ pub struct Slb<'a> {
     /// `SLB_FLOWS`.
     pub flows: Flows,
     pub netns: &'a Netns,
+    scratch: PerCpuArray<MapData, Scratch>,
     /// `SLB_VERDICTS` after the last run.
     counters: Vec<(Verdict, Counter)>,
     _pins: PinDirectory,
@@ -221,11 +236,14 @@ pub struct Slb<'a> {
 /// The flow table.
 pub struct Flows(Array<MapData, Bucket>);
 
+fn pinned(pins: &Path, name: &str) -> Map {
+    let path = pins.join(format!("v{ABI_VERSION}/maps/{name}"));
+    MapData::from_pin(path).and_then(Map::from_map_data).expect("a map")
+}
+
 impl Flows {
     fn open(pins: &Path) -> Self {
-        let path = pins.join(format!("v{ABI_VERSION}/maps/SLB_FLOWS"));
-        let map = MapData::from_pin(path).and_then(Map::from_map_data).expect("the flow table");
-        Self(map.try_into().expect("an array"))
+        Self(pinned(pins, "SLB_FLOWS").try_into().expect("an array"))
     }
 
     /// Where a key's entries are.
@@ -295,12 +313,17 @@ impl<'a> Slb<'a> {
         let loaded = Loaded::open(Pins::new(pins.path()), capacities).expect("the datapath");
         let mut slb = Self {
             flows: Flows::open(pins.path()),
+            scratch: pinned(pins.path(), "SLB_SCRATCH").try_into().expect("an array"),
             counters: loaded.maps.verdicts().expect("counters"),
             loaded,
             netns,
             _pins: pins,
         };
         slb.change(|state| *state = small());
+        slb.set(|settings| {
+            settings.tunnel_v4 = at(TUNNELS[0], 0).ip().into();
+            settings.tunnel_v6 = at(TUNNELS[1], 0).ip().into();
+        });
         slb
     }
 
@@ -350,30 +373,32 @@ impl<'a> Slb<'a> {
         self.publish(listener, abi::TCP, slots, before);
     }
 
+    /// Changes the settings.
+    pub fn set(&mut self, change: impl FnOnce(&mut Settings)) {
+        self.loaded.maps.set(change).expect("a write");
+    }
+
     pub fn backend(&mut self, id: u32, change: impl FnOnce(&mut Backend)) {
         self.change(|state| change(state.backends.get_mut(&id).expect("a backend")));
     }
 
     /// Runs the program on a frame that came through the interface `ingress`.
     pub fn run(&mut self, ingress: u32, input: &[u8]) -> Run {
-        let mut output = vec![0; input.len()];
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress.
+        // Room for what a tunnel or an error adds.
+        let mut output = vec![0; input.len() + 128];
         let len = u32::try_from(input.len()).expect("a short frame");
-        let context = [0, len, 0, ingress, 0, 0].map(u32::to_ne_bytes).concat();
-        let options = TestRunOptions {
-            data_in: Some(input),
-            data_out: Some(&mut output),
-            ctx_in: Some(&context),
-            ..TestRunOptions::default()
-        };
-        let program = self.loaded.program().expect("the program");
-        let result = program.test_run(options).expect("a run");
-        assert!(result.data_size_out <= len, "the frame's length: {input:02x?}");
+        self.forget_errors();
+        let result = self.test_run(ingress, input, &mut output);
         output.truncate(result.data_size_out as usize);
 
         let verdict = self.moved(u64::from(len));
-        let is_cut = result.data_size_out < len;
-        assert!(!is_cut || verdict == Verdict::Reset, "{verdict:?} cut {input:02x?}");
+        let is_as_long = match (verdict, verdict.action()) {
+            // Made anew, or put into a tunnel, or of no use to anybody.
+            (Verdict::Reset | Verdict::Refused | Verdict::TooBig, _) | (_, Action::Drop) => true,
+            (Verdict::Forwarded, _) => result.data_size_out >= len,
+            _ => result.data_size_out == len,
+        };
+        assert!(is_as_long, "{verdict:?} gave {} bytes: {input:02x?}", output.len());
         let action = result.return_value;
         let agrees = match verdict.action() {
             Action::Transmit => matches!(action, XDP_TX | XDP_REDIRECT),
@@ -382,6 +407,35 @@ impl<'a> Slb<'a> {
         };
         assert!(agrees, "{verdict:?}, but XDP action {action}: {input:02x?}");
         Run { verdict, action, bytes: output }
+    }
+
+    /// Runs the program on a frame, and looks at nothing but its XDP action.
+    pub fn act(&mut self, ingress: u32, input: &[u8]) -> u32 {
+        let mut output = vec![0; input.len() + 128];
+        let action = self.test_run(ingress, input, &mut output).return_value;
+        self.counters = self.loaded.maps.verdicts().expect("counters");
+        action
+    }
+
+    /// ICMP errors are few per jiffy: no run is to suffer from those before.
+    fn forget_errors(&mut self) {
+        let cpus = nr_cpus().expect("the number of CPUs");
+        let nothing = PerCpuValues::try_from(vec![Scratch::default(); cpus]).expect("as many");
+        self.scratch.set(0, nothing, 0).expect("a write");
+    }
+
+    fn test_run(&mut self, ingress: u32, input: &[u8], output: &mut [u8]) -> TestRunResult {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress.
+        let len = u32::try_from(input.len()).expect("a short frame");
+        let context = [0, len, 0, ingress, 0, 0].map(u32::to_ne_bytes).concat();
+        let options = TestRunOptions {
+            data_in: Some(input),
+            data_out: Some(output),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let program = self.loaded.program().expect("the program");
+        program.test_run(options).expect("a run")
     }
 
     /// The one verdict that has counted one frame of `len` bytes since the last call.
@@ -407,6 +461,10 @@ impl<'a> Slb<'a> {
             }
             Outcome::Translated(verdict, frame) => (*verdict, XDP_PASS, frame.bytes()),
             Outcome::Answered(verdict, frame) => (*verdict, XDP_TX, frame.bytes()),
+            Outcome::Bytes(verdict, ifindex, bytes) => {
+                let action = if *ifindex == ingress { XDP_TX } else { XDP_REDIRECT };
+                (*verdict, action, bytes.clone())
+            }
             Outcome::Untouched(verdict) => {
                 let is_passed = verdict.action() == Action::Pass;
                 (*verdict, if is_passed { XDP_PASS } else { XDP_DROP }, input.to_vec())
@@ -508,18 +566,21 @@ fn backends(state: &mut State, family: usize) {
 /// Backends that answer by themselves.
 fn direct_backends(state: &mut State, family: usize) {
     let rows = [
-        (id::DSR, port::DSR, FIRST),
-        (id::LOST, port::LOST, Hop::KERNEL),
-        (id::DSR_UDP, port::DSR_UDP, FIRST),
+        (id::DSR, port::DSR, FIRST, family, abi::MODE_DSR),
+        (id::LOST, port::LOST, Hop::KERNEL, family, abi::MODE_DSR),
+        (id::DSR_UDP, port::DSR_UDP, FIRST, family, abi::MODE_DSR),
+        (id::IPIP, port::IPIP, FIRST, family, abi::MODE_IPIP),
+        (id::GUE, port::GUE, FIRST, family, abi::MODE_GUE),
+        (id::CROSS, port::CROSS, FIRST, 1 - family, abi::MODE_IPIP),
     ];
-    for (id, port, hop) in rows {
+    for (id, port, hop, inside, mode) in rows {
         let record = Backend {
-            addr: backend(0, family, port).ip().into(),
+            addr: backend(0, inside, port).ip().into(),
             port: port.into(),
             flags: BACKEND_IN_USE | BACKEND_USABLE,
             idle_jiffies: IDLE_JIFFIES,
             hop,
-            mode: abi::MODE_DSR,
+            mode,
             ..Backend::default()
         };
         state.backends.insert(id + family as u32, record);
@@ -542,6 +603,9 @@ fn listeners(state: &mut State, family: usize) {
         (port::DSR, abi::TCP, SCHEDULER_HASH, vec![id::DSR]),
         (port::LOST, abi::TCP, SCHEDULER_HASH, vec![id::LOST]),
         (port::DSR_UDP, abi::UDP, SCHEDULER_RING, vec![id::DSR_UDP]),
+        (port::IPIP, abi::TCP, SCHEDULER_HASH, vec![id::IPIP]),
+        (port::GUE, abi::UDP, SCHEDULER_HASH, vec![id::GUE]),
+        (port::CROSS, abi::TCP, SCHEDULER_HASH, vec![id::CROSS]),
         (port::SIP, abi::UDP, SCHEDULER_RING, vec![id::SIP]),
     ];
     for (listener, (port, proto, scheduler, slots)) in (0..).zip(rows) {

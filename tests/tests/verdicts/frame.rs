@@ -275,6 +275,52 @@ impl Frame {
     }
 }
 
+/// An ICMP message of the frame's family, in place of its transport: type, code, four bytes and the rest.
+pub fn icmp(frame: &Frame, [kind, code]: [u8; 2], head: [u8; 4], rest: &[u8]) -> Frame {
+    let mut message = vec![kind, code, 0, 0];
+    message.extend(head);
+    message.extend(rest);
+    let (number, pseudo) = match (frame.src.ip(), frame.dst.ip()) {
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let len = u32::try_from(message.len()).expect("a frame of our own").to_be_bytes();
+            let rest = [0, 0, 0, IpNumber::IPV6_ICMP.0];
+            (IpNumber::IPV6_ICMP, [&src.octets()[..], &dst.octets(), &len, &rest].concat())
+        }
+        _ => (IpNumber::ICMP, Vec::new()),
+    };
+    let sum = naive_sum(&[&pseudo[..], &message].concat());
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    Frame { transport: Transport::Other(number), payload: message, ..frame.clone() }
+}
+
+/// An ICMP message with a checksum of zero.
+fn without_sum(message: &[u8]) -> Vec<u8> {
+    [&message[..2], &[0, 0], &message[4..]].concat()
+}
+
+/// RFC 1071.
+pub fn naive_sum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default()));
+    let mut sum: u64 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// A frame with VLAN tags, the outer one first: what each says, and its EtherType.
+pub fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+    let mut bytes = frame[..12].to_vec();
+    for (kind, tag) in tags {
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(tag.to_be_bytes());
+    }
+    bytes.extend(&frame[12..]);
+    bytes
+}
+
 /// Makes the checksum of an IPv4 header right.
 pub fn seal_v4(bytes: &mut [u8]) {
     let len = usize::from(bytes[L3] & 0x0f) * 4;
@@ -303,7 +349,7 @@ impl Checksum {
     }
 }
 
-/// All checksums of a frame with TCP or UDP in it, computed from scratch; `None` for any other, and
+/// All checksums of a frame with TCP, UDP or ICMP in it, computed from scratch; `None` for any other, and
 /// for those that etherparse cannot read. UDP's 0 is none.
 pub fn checksums(bytes: &[u8]) -> Option<Vec<Checksum>> {
     let packet = SlicedPacket::from_ethernet(bytes).ok()?;
@@ -325,41 +371,53 @@ pub fn checksums(bytes: &[u8]) -> Option<Vec<Checksum>> {
         }
         NetSlice::Arp(_) => return None,
     };
-    let transport =
-        match packet.transport? {
-            TransportSlice::Tcp(tcp) => Checksum {
-                at: offset(tcp.slice()) + 16,
-                right: match addresses {
-                    (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                        tcp.calc_checksum_ipv4(src.octets(), dst.octets())
-                    }
-                    (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                        tcp.calc_checksum_ipv6(src.octets(), dst.octets())
-                    }
-                    _ => return None,
+    let transport = match packet.transport? {
+        TransportSlice::Tcp(tcp) => Checksum {
+            at: offset(tcp.slice()) + 16,
+            right: match addresses {
+                (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                    tcp.calc_checksum_ipv4(src.octets(), dst.octets())
                 }
-                .ok()?,
-                found: tcp.checksum(),
-            },
-            TransportSlice::Udp(udp) if udp.checksum() != 0 => {
-                Checksum {
-                    at: offset(udp.slice()) + 6,
-                    right: match addresses {
-                        (IpAddr::V4(src), IpAddr::V4(dst)) => udp
-                            .to_header()
-                            .calc_checksum_ipv4_raw(src.octets(), dst.octets(), udp.payload()),
-                        (IpAddr::V6(src), IpAddr::V6(dst)) => udp
-                            .to_header()
-                            .calc_checksum_ipv6_raw(src.octets(), dst.octets(), udp.payload()),
-                        _ => return None,
-                    }
-                    .ok()?,
-                    found: udp.checksum(),
+                (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                    tcp.calc_checksum_ipv6(src.octets(), dst.octets())
                 }
+                _ => return None,
             }
-            TransportSlice::Udp(_) => return Some(found),
-            _ => return None,
-        };
+            .ok()?,
+            found: tcp.checksum(),
+        },
+        TransportSlice::Udp(udp) if udp.checksum() != 0 => Checksum {
+            at: offset(udp.slice()) + 6,
+            right: match addresses {
+                (IpAddr::V4(src), IpAddr::V4(dst)) => udp.to_header().calc_checksum_ipv4_raw(
+                    src.octets(),
+                    dst.octets(),
+                    udp.payload(),
+                ),
+                (IpAddr::V6(src), IpAddr::V6(dst)) => udp.to_header().calc_checksum_ipv6_raw(
+                    src.octets(),
+                    dst.octets(),
+                    udp.payload(),
+                ),
+                _ => return None,
+            }
+            .ok()?,
+            found: udp.checksum(),
+        },
+        TransportSlice::Udp(_) => return Some(found),
+        TransportSlice::Igmp(_) => return None,
+        TransportSlice::Icmpv4(icmp) => Checksum {
+            at: offset(icmp.slice()) + 2,
+            right: naive_sum(&without_sum(icmp.slice())),
+            found: icmp.checksum(),
+        },
+        TransportSlice::Icmpv6(icmp) => {
+            let (IpAddr::V6(src), IpAddr::V6(dst)) = addresses else { return None };
+            let right =
+                icmp.icmp_type().calc_checksum(src.octets(), dst.octets(), icmp.payload()).ok()?;
+            Checksum { at: offset(icmp.slice()) + 2, right, found: icmp.checksum() }
+        }
+    };
     found.push(transport);
     Some(found)
 }

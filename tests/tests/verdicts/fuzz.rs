@@ -1,5 +1,7 @@
 //! Frames that nobody sends on purpose: whatever arrives, the rules of every frame hold.
 
+use std::net::SocketAddr;
+
 use etherparse::IpNumber;
 use slb_common::{
     abi::Hop,
@@ -10,7 +12,7 @@ use crate::{
     fixture::{
         FAMILIES, Slb, answer, backend, client, client_of, datagram, port, syn, vip, with_slb,
     },
-    frame::{ACK, Extension, FIN, Frame, L3, RST, Transport, checksums, seal_v4},
+    frame::{ACK, Extension, FIN, Frame, L3, RST, Transport, checksums, icmp, seal_v4, tagged},
     lab::{FIRST, LAN, OTHER_ROUTER, ROUTER, SECOND, WAN},
 };
 
@@ -86,52 +88,117 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
     let run = slb.run(ingress, input);
     let is_translated =
         matches!(run.verdict, Verdict::ForwardedByKernel | Verdict::RepliedByKernel);
-    let is_sent = run.verdict.action() == Action::Transmit;
-    if !is_sent && !is_translated {
-        assert!(run.bytes == input, "{:?}, but now {:02x?}", run.verdict, run.bytes);
-        return None;
-    }
-    if run.verdict == Verdict::Reset {
-        let swapped = [&input[6..12], &input[..6]].concat();
-        assert_eq!(run.bytes[..12], swapped, "the way it came");
-        // It is made anew, whatever the checksum of the segment was.
-        for checksum in checksums(&run.bytes).expect("a packet") {
-            assert!(checksum.holds(), "{checksum:?} in {:02x?}", run.bytes);
+    match run.verdict.action() {
+        Action::Drop => return None,
+        Action::Pass if !is_translated => {
+            assert!(run.bytes == input, "{:?}, but now {:02x?}", run.verdict, run.bytes);
+            return None;
         }
+        Action::Pass | Action::Transmit => {}
+    }
+    let (input, output) = (untagged(input), untagged(&run.bytes));
+    assert_eq!(input.0, output.0, "tags");
+    let (input, output) = (&input.1[..], &output.1[..]);
+    if matches!(run.verdict, Verdict::Reset | Verdict::Refused | Verdict::TooBig) {
+        let swapped = [&input[6..12], &input[..6]].concat();
+        assert_eq!(output[..12], swapped, "the way it came");
+        // It is made anew, whatever the checksum of the question was.
+        for checksum in checksums(output).expect("a packet") {
+            assert!(checksum.holds(), "{checksum:?} in {output:02x?}");
+        }
+        assert_eq!(output.len(), packet_end(output), "as long as it says");
         return None;
     }
+    if run.verdict == Verdict::Echo {
+        let swapped = [&input[6..12], &input[..6]].concat();
+        assert_eq!(output[..12], swapped, "the way it came");
+        return keeps_checksums(input, output);
+    }
+    let is_sent = run.verdict.action() == Action::Transmit;
     if is_sent {
         let hops: &[Hop] = &[FIRST, SECOND, ROUTER, OTHER_ROUTER];
-        let macs = |hop: &Hop| [hop.dst_mac, hop.src_mac].concat() == run.bytes[..12];
+        let macs = |hop: &Hop| [hop.dst_mac, hop.src_mac].concat() == output[..12];
         // A neighbour that the kernel has not met gets what it has sent, MAC addresses swapped.
         assert!(
             hops.iter().any(macs) || run.verdict == Verdict::Replied,
             "sent to {:02x?}",
-            &run.bytes[..12]
+            &output[..12]
         );
     } else {
-        assert_eq!(run.bytes[..12], input[..12], "MAC addresses are the kernel's business");
+        assert_eq!(output[..12], input[..12], "MAC addresses are the kernel's business");
     }
+    let unwrapped;
+    let output = if output.len() > input.len() {
+        unwrapped = unwrap(input, output);
+        &unwrapped[..]
+    } else {
+        output
+    };
     let is_v4 = input[12..14] == [0x08, 0x00];
     let ttl = L3 + if is_v4 { 8 } else { 7 };
-    assert_eq!(run.bytes[ttl], input[ttl] - u8::from(is_sent), "TTL");
-    only_headers_differ(input, &run.bytes, is_v4, ttl);
+    assert_eq!(output[ttl], input[ttl] - u8::from(is_sent), "TTL");
+    only_headers_differ(input, output, is_v4, ttl);
+    keeps_checksums(input, output)
+}
 
+/// What was right before is right afterwards. `None`: there are none; otherwise whether they were.
+fn keeps_checksums(input: &[u8], output: &[u8]) -> Option<bool> {
     let before = checksums(input)?;
     if before.iter().any(|checksum| !checksum.holds()) {
         return Some(false);
     }
-    let after = checksums(&run.bytes).expect("still a packet");
-    assert_eq!(before.len(), after.len(), "checksums were added or lost: {:02x?}", run.bytes);
+    let after = checksums(output).expect("still a packet");
+    assert_eq!(before.len(), after.len(), "checksums were added or lost: {output:02x?}");
     for checksum in after {
-        assert!(checksum.holds(), "{checksum:?} in {:02x?}", run.bytes);
+        assert!(checksum.holds(), "{checksum:?} in {output:02x?}");
     }
     Some(true)
+}
+
+/// The tags that are taken off, and the frame without them.
+fn untagged(frame: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut at = 12;
+    while at < 20
+        && frame.len() >= at + 6
+        && matches!(frame[at..at + 2], [0x81, 0] | [0x88, 0xa8] | [0x91, 0])
+    {
+        at += 4;
+    }
+    (frame[12..at].to_vec(), [&frame[..12], &frame[at..]].concat())
+}
+
+/// Where the IP packet in a frame ends.
+fn packet_end(frame: &[u8]) -> usize {
+    let number = |at: usize| usize::from(frame[at]) << 8 | usize::from(frame[at + 1]);
+    L3 + if frame[12..14] == [0x08, 0x00] { number(L3 + 2) } else { 40 + number(L3 + 4) }
+}
+
+/// The packet that was put into a tunnel, as a frame. Asserts what holds for every tunnel.
+fn unwrap(input: &[u8], output: &[u8]) -> Vec<u8> {
+    let is_v4 = output[12..14] == [0x08, 0x00];
+    let (len, proto) = if is_v4 { (20, output[L3 + 9]) } else { (40, output[L3 + 6]) };
+    if is_v4 {
+        let mut sealed = output.to_vec();
+        seal_v4(&mut sealed);
+        assert_eq!(sealed, output, "the outer header's checksum");
+    }
+    let padding = input.len() - packet_end(input);
+    assert_eq!(packet_end(output) + padding, output.len(), "as long as it says");
+    let is_gue = proto == 17;
+    let head = len + if is_gue { 12 } else { 0 };
+    if is_gue {
+        let at = L3 + len + 4;
+        let stated = usize::from(output[at]) << 8 | usize::from(output[at + 1]);
+        assert_eq!(L3 + len + stated, packet_end(output), "as long as it says");
+        assert_eq!(output[at + 2..at + 4], [0, 0], "no checksum");
+    }
+    [&output[..12], &input[12..14], &output[L3 + head..]].concat()
 }
 
 /// TTL, IPv4 checksum and one address in the network header, ports and checksum in the transport
 /// header: nothing else may differ.
 fn only_headers_differ(input: &[u8], output: &[u8], is_v4: bool, ttl: usize) {
+    assert_eq!(input.len(), output.len(), "length");
     let (checksum, addresses) = if is_v4 { (10..12, 12..20) } else { (0..0, 8..40) };
     let header = if is_v4 { usize::from(input[L3] & 0x0f) * 4 } else { 40 };
     let in_network =
@@ -143,8 +210,11 @@ fn only_headers_differ(input: &[u8], output: &[u8], is_v4: bool, ttl: usize) {
     assert!(others.is_empty(), "bytes {others:?} of the network header: {output:02x?}");
     let changed: Vec<usize> =
         (L3 + header..input.len()).filter(|&at| input[at] != output[at]).collect();
+    let is_icmp = input[L3 + if is_v4 { 9 } else { 6 }] == if is_v4 { 1 } else { 58 };
     let span = changed.last().map_or(0, |last| last + 1 - changed[0]);
-    assert!(span <= 18 && changed.len() <= 6, "bytes {changed:?}: {output:02x?}");
+    // An error has the packet that it is about as well.
+    let (longest, most) = if is_icmp { (100, 28) } else { (18, 6) };
+    assert!(span <= longest && changed.len() <= most, "bytes {changed:?}: {output:02x?}");
 }
 
 /// A frame of the corpus after some accidents, or no frame at all.
@@ -216,6 +286,10 @@ fn corpus() -> Vec<Vec<u8>> {
             frames.push(Frame { payload: vec![], ..dns.clone() });
             frames.push(Frame { transport: Transport::Udp { checksum: false }, ..dns.clone() });
             frames.push(dns);
+            frames
+                .extend([port::IPIP, port::CROSS, port::DSR].map(|to| syn(from, vip(family, to))));
+            frames.push(datagram(from, vip(family, port::GUE)));
+            frames.extend(messages(family, from));
         }
         let http = syn(client(family, 4_000), vip(family, port::HTTP));
         let options = Transport::Tcp { flags: ACK, options: vec![1; 20] };
@@ -227,10 +301,32 @@ fn corpus() -> Vec<Vec<u8>> {
             frames.extend(chains().map(|extensions| Frame { extensions, ..http.clone() }));
         }
     }
-    frames.iter().map(Frame::bytes).collect()
+    let plain: Vec<Vec<u8>> = frames.iter().map(Frame::bytes).collect();
+    let tags: [&[(u16, u16)]; 3] =
+        [&[(0x8100, 7)], &[(0x88a8, 1), (0x8100, 2)], &[(0x8100, 1), (0x8100, 2), (0x8100, 3)]];
+    let with_tags = plain.iter().zip(tags.into_iter().cycle()).step_by(3);
+    let with_tags: Vec<_> = with_tags.map(|(frame, tags)| tagged(frame, tags)).collect();
+    [plain, with_tags].concat()
 }
 
-fn chains() -> [Vec<Extension>; 5] {
+/// ICMP to and about a VIP.
+fn messages(family: usize, from: SocketAddr) -> Vec<Frame> {
+    let echo = syn(from, vip(family, 0));
+    let http = syn(from, vip(family, port::HTTP));
+    let inside = http.to(backend(0, family, port::HTTP_BACKEND));
+    let outside = answer(&inside).from(http.dst);
+    let about = |frame: &Frame, to: SocketAddr| {
+        let base = Frame { dst: to, ..echo.clone() };
+        icmp(&base, [[3, 4], [2, 0]][family], [0, 0, 5, 0], &frame.bytes()[L3..])
+    };
+    vec![
+        icmp(&echo, [[8, 0], [128, 0]][family], [0, 1, 0, 2], b"an echo"),
+        about(&outside, outside.src),
+        about(&inside, inside.src).from(inside.dst),
+    ]
+}
+
+fn chains() -> [Vec<Extension>; 6] {
     let options = Extension::padding(IpNumber::IPV6_DESTINATION_OPTIONS);
     let hop_by_hop = Extension::padding(IpNumber::IPV6_HEADER_HOP_BY_HOP);
     [
@@ -238,6 +334,7 @@ fn chains() -> [Vec<Extension>; 5] {
         vec![hop_by_hop, options.clone(), Extension::routing(0), Extension::Fragment(0, false)],
         vec![Extension::routing(1)],
         vec![Extension::Fragment(0, true)],
+        vec![Extension::Fragment(60, false)],
         vec![options; 6],
     ]
 }

@@ -89,7 +89,6 @@ fn given_ipv6_extension_headers_when_a_frame_arrives_then_they_are_followed_or_s
     ];
     let refused = [
         ("routing, on its way", vec![Extension::routing(1)], Verdict::OtherProtocol),
-        ("first fragment", vec![Extension::Fragment(0, true)], Verdict::Fragment),
         ("later fragment", vec![Extension::Fragment(1, true)], Verdict::Fragment),
         ("last fragment", vec![Extension::Fragment(0x1fff, false)], Verdict::Fragment),
         (

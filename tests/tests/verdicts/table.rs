@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use etherparse::{
-    ArpHardwareId, ArpOperation, ArpPacket, EtherType, IpNumber, PacketBuilder, VlanId,
-};
+use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, IpNumber, PacketBuilder};
 use slb_common::verdict::Verdict;
 
 use crate::{
@@ -44,17 +42,31 @@ fn given_a_small_state_when_frames_arrive_then_each_gets_its_verdict() {
         }
         seen.insert(Verdict::NoRoute.label());
 
-        let missing: Vec<_> =
-            Verdict::ALL.iter().filter(|verdict| !seen.contains(verdict.label())).collect();
+        let missing: Vec<_> = Verdict::ALL
+            .iter()
+            .filter(|verdict| !seen.contains(verdict.label()))
+            .filter(|verdict| !ELSEWHERE.contains(verdict))
+            .collect();
         assert!(missing.is_empty(), "no row for {missing:?}");
     });
 }
+
+/// Take more than a state and a frame: `answers.rs` and `icmp.rs` have them.
+const ELSEWHERE: [Verdict; 6] = [
+    Verdict::Echo,
+    Verdict::TooBig,
+    Verdict::Oversize,
+    Verdict::NoListenerDropped,
+    Verdict::Refused,
+    Verdict::Untranslatable,
+];
 
 const fn verdict_of(outcome: &Outcome) -> Verdict {
     match outcome {
         Outcome::Sent(verdict, ..)
         | Outcome::Translated(verdict, _)
         | Outcome::Answered(verdict, _)
+        | Outcome::Bytes(verdict, ..)
         | Outcome::Untouched(verdict) => *verdict,
     }
 }
@@ -150,7 +162,8 @@ fn ended(family: usize) -> Vec<Row> {
     let direct = syn(client(family, 2_001), backend(1, family, port::HTTP_BACKEND));
     let icmp = Frame {
         transport: Transport::Other([IpNumber::ICMP, IpNumber::IPV6_ICMP][family]),
-        payload: vec![8, 0, 0xf7, 0xff, 0, 0, 0, 0],
+        // A question for the time, or nothing that there is.
+        payload: vec![13, 0, 0xf2, 0xff, 0, 0, 0, 0],
         ..http.clone()
     };
     let stranger = syn(client(family, 2_000), client(family, 2_001));
@@ -188,12 +201,6 @@ fn ended(family: usize) -> Vec<Row> {
             Verdict::NotOurs,
         ),
         Row {
-            case: "VLAN",
-            ingress: WAN,
-            input: tagged(&http.bytes()),
-            expected: Outcome::Untouched(Verdict::NotOurs),
-        },
-        Row {
             case: "cut",
             ingress: WAN,
             input: http.bytes()[..http.l4() + 7].to_vec(),
@@ -219,7 +226,6 @@ fn v4_only() -> Vec<Row> {
     bad[L3 + 10] ^= 1;
     let rows = [
         ("bad checksum", bad, Verdict::BadChecksum),
-        ("first fragment", changed(&|b| b[L3 + 6] |= 0x20), Verdict::Fragment),
         ("last fragment", changed(&|b| b[L3 + 7] |= 1), Verdict::Fragment),
         ("header of 16 bytes", changed(&|b| b[L3] = 0x44), Verdict::Malformed),
         ("ARP", arp(), Verdict::NotOurs),
@@ -251,11 +257,6 @@ fn arp() -> Vec<u8> {
         .write(&mut bytes)
         .expect("a vector takes everything");
     bytes
-}
-
-fn tagged(frame: &[u8]) -> Vec<u8> {
-    let id = VlanId::try_new(7).expect("12 bits").value().to_be_bytes();
-    [&frame[..12], &[0x81, 0x00], &id, &frame[12..]].concat()
 }
 
 /// RFC 1812, section 5.3.7; RFC 3927, section 2.7; RFC 4291, sections 2.5.2, 2.5.3 and 2.5.6.

@@ -12,7 +12,7 @@ use etherparse::{
 };
 use proptest::{collection::vec, prelude::*};
 
-use super::{L3, Packet};
+use super::{FRAGMENT_NONE, L3, Packet};
 use crate::abi::{FlowKey, TCP, UDP};
 
 pub const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -87,8 +87,15 @@ impl Sample {
             l4: (L3 + if is_v4 { 20 + self.options.len() } else { 40 + extensions }) as u32,
             flags: self.flags,
             v4: is_v4.into(),
-            spare: 0,
+            fragment: FRAGMENT_NONE,
+            len: self.len(),
+            fragment_id: 0,
         }
+    }
+
+    /// Length of the IP packet, in bytes.
+    fn len(&self) -> u32 {
+        (self.bytes().len() - L3 - self.padding) as u32
     }
 
     pub fn bytes(&self) -> Vec<u8> {

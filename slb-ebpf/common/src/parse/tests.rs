@@ -11,9 +11,16 @@ use super::{
     *,
 };
 
+/// As the program does it: what few packets are is left to [`rest`], which takes all others alike.
 fn parse(bytes: &mut [u8]) -> Result<Packet, Reject> {
-    let mut found = Packet::default();
-    packet(&Frame::from_slice(bytes), &mut found).map(|()| found)
+    let (mut found, mut again) = (Packet::default(), Packet::default());
+    let first = packet(&Frame::from_slice(bytes), &mut found).map(|()| found);
+    let len = bytes.len();
+    let second = rest(&Frame::from_slice(bytes), &mut again, len).map(|()| again);
+    if first != Err(Reject::Rest) {
+        assert_eq!(first, second, "{bytes:02x?}");
+    }
+    second
 }
 
 /// Corrects the IPv4 header checksum after a change.
@@ -52,6 +59,9 @@ fn check_any(bytes: &mut [u8]) -> Result<(), TestCaseError> {
     match parsed {
         Ok(packet) => {
             let header = if packet.key.proto == TCP { TcpHdr::LEN } else { UdpHdr::LEN };
+            if packet.fragment == FRAGMENT_LATER {
+                return Ok(());
+            }
             prop_assert!(packet.l4 as usize + header <= bytes.len(), "{packet:?}");
             prop_assert_eq!(packet.is_v4(), bytes[12..14] == [0x08, 0x00]);
             if let Some((key, is_v4)) = independent(bytes) {
@@ -64,12 +74,12 @@ fn check_any(bytes: &mut [u8]) -> Result<(), TestCaseError> {
                 Verdict::Truncated
                     | Verdict::Malformed
                     | Verdict::BadChecksum
-                    | Verdict::Fragment
                     | Verdict::OtherProtocol
             ),
             "{verdict:?}"
         ),
-        Err(Reject::NotIp) => {}
+        Err(Reject::NotIp | Reject::Icmp) => {}
+        Err(Reject::Rest) => prop_assert!(false, "nobody is left to ask"),
     }
     Ok(())
 }
@@ -179,10 +189,7 @@ fn given_an_ipv4_packet_that_cannot_be_balanced_when_parsed_then_the_verdict_say
         ("total above frame", v4_with(|b| b[L3 + 3] += 1), Verdict::Truncated),
         ("wrong checksum", changed(&Sample::default(), |b| b[L3 + 10] ^= 1), Verdict::BadChecksum),
         ("wrong option", changed(&options, |b| b[L3 + 27] ^= 1), Verdict::BadChecksum),
-        ("first fragment", v4_with(|b| b[L3 + 6] = 0x20), Verdict::Fragment),
-        ("later fragment", v4_with(|b| b[L3 + 7] = 1), Verdict::Fragment),
-        ("later fragment, high bits", v4_with(|b| b[L3 + 6] = 0x10), Verdict::Fragment),
-        ("ICMP", v4_with(|b| b[L3 + 9] = 1), Verdict::OtherProtocol),
+        ("ICMPv6", v4_with(|b| b[L3 + 9] = 58), Verdict::OtherProtocol),
         ("data offset 4", changed(&Sample::default(), |b| b[L3 + 32] = 0x40), Verdict::Malformed),
         ("data offset 15", changed(&Sample::default(), |b| b[L3 + 32] = 0xf0), Verdict::Malformed),
         ("UDP length 7", changed(&udp, |b| b[L3 + 25] = 7), Verdict::Malformed),
@@ -233,18 +240,6 @@ fn v6_chain(chain: &[(u8, Vec<u8>)]) -> Vec<u8> {
 
 #[test]
 fn given_an_ipv6_packet_that_cannot_be_balanced_when_parsed_then_the_verdict_says_why() {
-    let fragment = |offset, more| Sample {
-        extensions: Ipv6Extensions {
-            fragment: Some(Ipv6FragmentHeader::new(
-                IpNumber(0),
-                IpFragOffset::try_new(offset).unwrap(),
-                more,
-                7,
-            )),
-            ..Ipv6Extensions::default()
-        },
-        ..Sample::v6()
-    };
     let v6 = Sample::v6();
     let routing = v6_chain(&[(ROUTING, vec![0, 0, 4, 1, 0, 0, 0, 0])]);
     let long = v6_chain(&[(HOP_BY_HOP, vec![0, 200, 0, 0, 0, 0, 0, 0])]);
@@ -256,10 +251,7 @@ fn given_an_ipv6_packet_that_cannot_be_balanced_when_parsed_then_the_verdict_say
     let cases = [
         ("version 4", changed(&v6, |b| b[L3] = 0x40), Verdict::Malformed),
         ("payload above frame", changed(&v6, |b| b[L3 + 5] += 1), Verdict::Truncated),
-        ("first fragment", fragment(0, true).bytes(), Verdict::Fragment),
-        ("later fragment", fragment(1, true).bytes(), Verdict::Fragment),
-        ("last fragment", fragment(0x1fff, false).bytes(), Verdict::Fragment),
-        ("ICMPv6", changed(&v6, |b| b[L3 + 6] = 58), Verdict::OtherProtocol),
+        ("ICMP", changed(&v6, |b| b[L3 + 6] = 1), Verdict::OtherProtocol),
         ("AH", changed(&v6, |b| b[L3 + 6] = 51), Verdict::OtherProtocol),
         ("no next header", changed(&v6, |b| b[L3 + 6] = 59), Verdict::OtherProtocol),
         ("segments left", routing, Verdict::OtherProtocol),
@@ -331,6 +323,104 @@ fn given_frames_that_are_not_for_us_when_parsed_then_they_have_no_destination() 
     ];
     for (case, mut bytes) in cases {
         assert_eq!(parse(&mut bytes), Err(Reject::NotIp), "{case}");
+    }
+}
+
+#[test]
+fn given_fragments_when_parsed_then_the_first_has_ports_and_the_others_what_they_share() {
+    let v4 = |flags: [u8; 2]| {
+        v4_with(|b| {
+            b[L3 + 4..L3 + 6].copy_from_slice(&[0xab, 0xcd]);
+            b[L3 + 6..L3 + 8].copy_from_slice(&flags);
+        })
+    };
+    let v6 = |offset, more| {
+        let offset = IpFragOffset::try_new(offset).unwrap();
+        let header = Ipv6FragmentHeader::new(IpNumber(0), offset, more, 0x0102_0304);
+        let extensions = Ipv6Extensions { fragment: Some(header), ..Ipv6Extensions::default() };
+        Sample { extensions, ..Sample::v6() }.bytes()
+    };
+    let (first, later) = (FRAGMENT_FIRST, FRAGMENT_LATER);
+    let (v4_key, v6_key) = (Sample::default().expected().key, Sample::v6().expected().key);
+    let cases = [
+        ("IPv4, first", v4([0x20, 0]), first, v4_key),
+        ("IPv4, in the middle", v4([0x20, 1]), later, v4_key),
+        ("IPv4, last", v4([0, 1]), later, v4_key),
+        ("IPv4, high bits", v4([0x10, 0]), later, v4_key),
+        ("IPv6, first", v6(0, true), first, v6_key),
+        ("IPv6, in the middle", v6(1, true), later, v6_key),
+        ("IPv6, last", v6(0x1fff, false), later, v6_key),
+    ];
+    for (case, mut bytes, fragment, key) in cases {
+        let mut found = Packet::default();
+        let rejected = packet(&Frame::from_slice(&mut bytes), &mut found);
+        assert_eq!(rejected, Err(Reject::Rest), "{case}");
+        let found = parse(&mut bytes).unwrap();
+        let ports = if fragment == later { (0, 0) } else { (key.sport, key.dport) };
+        let expected = FlowKey { sport: ports.0, dport: ports.1, ..key };
+        assert_eq!((found.fragment, found.key), (fragment, expected), "{case}");
+        let id: &[u8] = if found.is_v4() { &[0xab, 0xcd, 0, 0] } else { &[1, 2, 3, 4] };
+        assert_eq!(found.fragment_id.to_ne_bytes(), id, "{case}");
+    }
+}
+
+#[test]
+fn given_icmp_when_parsed_then_it_is_left_to_others_with_its_ends() {
+    for (sample, at, proto) in [(Sample::default(), 9, 1), (Sample::v6(), 6, 58)] {
+        let mut bytes = changed(&sample, |bytes| bytes[L3 + at] = proto);
+        if sample.dst.is_ipv4() {
+            seal(&mut bytes);
+        }
+        let mut found = Packet::default();
+        let rejected = packet(&Frame::from_slice(&mut bytes), &mut found);
+        assert_eq!(rejected, Err(Reject::Icmp), "{sample:?}");
+        let expected = sample.expected();
+        assert_eq!((found.key.src, found.key.dst), (expected.key.src, expected.key.dst));
+        assert_eq!((found.l4, found.is_v4()), (expected.l4, expected.is_v4()));
+    }
+}
+
+#[test]
+fn given_tags_when_counted_then_two_are_followed() {
+    let plain = Sample::default().bytes();
+    let tagged = |tags: &[[u8; 2]]| {
+        let mut bytes = plain[..12].to_vec();
+        for tag in tags {
+            bytes.extend([tag[0], tag[1], 0x00, 0x64]);
+        }
+        bytes.extend(&plain[12..]);
+        bytes
+    };
+    let (vlan, service, old) = ([0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]);
+    let cases = [
+        (tagged(&[]), 0),
+        (tagged(&[vlan]), 1),
+        (tagged(&[service]), 1),
+        (tagged(&[service, vlan]), 2),
+        (tagged(&[old, vlan]), 2),
+        (tagged(&[vlan, vlan, vlan]), 2),
+    ];
+    for (mut bytes, count) in cases {
+        assert_eq!(tags(&Frame::from_slice(&mut bytes)), count, "{bytes:02x?}");
+        let mut found = Packet::default();
+        let rejected = packet(&Frame::from_slice(&mut bytes), &mut found);
+        assert_eq!(rejected, if count == 0 { Ok(()) } else { Err(Reject::Rest) });
+    }
+}
+
+#[test]
+fn given_a_packet_that_is_longer_than_its_first_buffer_when_parsed_then_only_the_rest_is_missing() {
+    for sample in [Sample::default(), Sample::v6().udp()] {
+        let sample = Sample { payload: vec![7; 6_000], ..sample };
+        let mut bytes = sample.bytes();
+        let len = bytes.len();
+        let mut found = Packet::default();
+        let buffer = Frame::from_slice(&mut bytes[..3_000]);
+        assert_eq!(packet(&buffer, &mut found), Err(Reject::Rest));
+        assert_eq!(rest(&buffer, &mut found, len), Ok(()));
+        assert_eq!(found, sample.expected());
+        let truncated = Reject::To(sample.dst.into(), Verdict::Truncated);
+        assert_eq!(rest(&buffer, &mut found, len - 1), Err(truncated));
     }
 }
 

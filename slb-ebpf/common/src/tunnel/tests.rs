@@ -92,7 +92,7 @@ fn expected(case: &Case, tunnel: &Tunnel) -> Vec<u8> {
     let hash = tunnel.hash.to_be_bytes();
     let ip = match (IpAddr::from(tunnel.src), IpAddr::from(tunnel.dst)) {
         (IpAddr::V4(_), IpAddr::V4(dst)) => {
-            let src = [172, 16, hash[6], hash[7]];
+            let src = [172, 16, hash[4], hash[5]];
             let mut ip = Ipv4Header::new(0, 64, number, src, dst.octets()).unwrap();
             ip.dscp = IpDscp::try_new(case.tos >> 2).unwrap();
             ip.ecn = IpEcn::try_new(case.tos & 3).unwrap();
@@ -120,7 +120,7 @@ fn expected(case: &Case, tunnel: &Tunnel) -> Vec<u8> {
     if tunnel.port == 0 {
         ethernet.write(&mut expected, number, inner).unwrap();
     } else {
-        let sport = 0xc000 | u16::from_be_bytes([hash[4], hash[5]]);
+        let sport = 0xc000 | u16::from_be_bytes([hash[6], hash[7]]);
         let payload = [&[0, number.0, 0, 0], inner].concat();
         ethernet.udp(sport, tunnel.port).write(&mut expected, &payload).unwrap();
         let at = L3 + if is_outer_v4 { 20 } else { 40 } + 6;

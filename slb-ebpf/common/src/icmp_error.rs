@@ -1,5 +1,5 @@
-//! Makes the message that a packet is too big for the next hop: ICMP's *fragmentation needed* with the
-//! MTU (RFC 1191), ICMPv6's *packet too big* (RFC 8201).
+//! Makes the message that a packet cannot be delivered: too big for the next hop (ICMP's *fragmentation
+//! needed* with the MTU, RFC 1191; ICMPv6's *packet too big*, RFC 8201), or nobody listens there.
 //!
 //! The packet becomes the quote in its own answer, as it arrived: its frame is cut to [`quoted_len`],
 //! grown by [`HEAD_V4`] or [`HEAD_V6`] at its head, and [`write`] fills that.
@@ -37,37 +37,58 @@ const TOS: u8 = 0xc0;
 /// Needs no identification, then (RFC 6864).
 const DONT_FRAGMENT: u32 = 0x4000;
 
-/// The length that the frame of a packet has to be cut to. A multiple of 4 is quoted, so that nothing is
-/// left over when it is summed up.
-///
-/// `None`: nobody is to be told, as it is IPv4 and may be fragmented.
+/// What is wrong with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// It is longer than the next hop's MTU, in bytes from the IP header on.
+    TooBig(u16),
+    /// Nobody listens at its port.
+    PortUnreachable,
+}
+
+impl Problem {
+    /// Type and code of the message, and the second word of its header.
+    #[inline(always)]
+    const fn words(self, is_v4: bool) -> [u32; 2] {
+        match (self, is_v4) {
+            (Self::TooBig(mtu), true) => [0x0304_0000, mtu as u32],
+            (Self::TooBig(mtu), false) => [0x0200_0000, mtu as u32],
+            (Self::PortUnreachable, true) => [0x0303_0000, 0],
+            (Self::PortUnreachable, false) => [0x0104_0000, 0],
+        }
+    }
+}
+
+/// Whether the sender of a packet that is too big is to be told, and not the packet to be fragmented.
 #[must_use]
 #[inline(always)]
-pub fn quoted_len(frame: &Frame<'_>, packet: &Packet) -> Option<usize> {
-    let (len, max) = if packet.is_v4() {
-        let ip = frame.header::<{ Ipv4Hdr::LEN }>(L3)?;
-        if u32::from(ip.number(offset_of!(Ipv4Hdr, frags))) & DONT_FRAGMENT == 0 {
-            return None;
-        }
-        (usize::from(ip.number(offset_of!(Ipv4Hdr, tot_len))), MAX_V4)
-    } else {
-        let ip = frame.header::<{ Ipv6Hdr::LEN }>(L3)?;
-        (Ipv6Hdr::LEN + usize::from(ip.number(offset_of!(Ipv6Hdr, payload_len))), MAX_V6)
-    };
-    let len = if len < max { len & !3 } else { max };
-    Some(L3 + len)
+pub fn is_to_be_told(frame: &Frame<'_>, packet: &Packet) -> bool {
+    !packet.is_v4()
+        || frame
+            .header::<{ Ipv4Hdr::LEN }>(L3)
+            .is_some_and(|ip| u32::from(ip.number(offset_of!(Ipv4Hdr, frags))) & DONT_FRAGMENT != 0)
+}
+
+/// The length that the frame of a packet has to be cut to. A multiple of 4 is quoted, so that nothing is
+/// left over when it is summed up.
+#[must_use]
+#[inline(always)]
+pub const fn quoted_len(packet: &Packet) -> usize {
+    let max = if packet.is_v4() { MAX_V4 } else { MAX_V6 };
+    let len = packet.len as usize;
+    L3 + if len < max { len & !3 } else { max }
 }
 
 /// Writes the message to the quoted packet's source, from its destination, in front of the quote.
 ///
 /// `None`: the frame was not made ready for it.
 #[inline(always)]
-pub fn write(frame: &mut Frame<'_>, is_v4: bool, mtu: u16) -> Option<()> {
-    if is_v4 { write_v4(frame, mtu) } else { write_v6(frame, mtu) }
+pub fn write(frame: &mut Frame<'_>, is_v4: bool, problem: Problem) -> Option<()> {
+    if is_v4 { write_v4(frame, problem) } else { write_v6(frame, problem) }
 }
 
 #[inline(always)]
-fn write_v4(frame: &mut Frame<'_>, mtu: u16) -> Option<()> {
+fn write_v4(frame: &mut Frame<'_>, problem: Problem) -> Option<()> {
     ethernet(frame, HEAD_V4, ETHERTYPE_IPV4)?;
     let len = frame.len().wrapping_sub(L3) as u32;
     let quoted = frame.header::<{ Ipv4Hdr::LEN }>(L3 + HEAD_V4)?;
@@ -88,12 +109,11 @@ fn write_v4(frame: &mut Frame<'_>, mtu: u16) -> Option<()> {
     }
     ip.set(offset_of!(Ipv4Hdr, check), !checksum::fold(sum));
 
-    let unreachable_for_its_size = 0x0304_0000_u32;
-    message(frame, L3 + Ipv4Hdr::LEN, unreachable_for_its_size, mtu, 0)
+    message(frame, L3 + Ipv4Hdr::LEN, problem.words(true), 0)
 }
 
 #[inline(always)]
-fn write_v6(frame: &mut Frame<'_>, mtu: u16) -> Option<()> {
+fn write_v6(frame: &mut Frame<'_>, problem: Problem) -> Option<()> {
     ethernet(frame, HEAD_V6, ETHERTYPE_IPV6)?;
     let len = frame.len().wrapping_sub(L3 + Ipv6Hdr::LEN) as u16;
     let quoted = frame.header::<{ Ipv6Hdr::LEN }>(L3 + HEAD_V6)?;
@@ -110,8 +130,7 @@ fn write_v6(frame: &mut Frame<'_>, mtu: u16) -> Option<()> {
         ip.set(offset_of!(Ipv6Hdr, dst_addr) + word, src);
         pseudo += u64::from(src) + u64::from(dst);
     }
-    let too_big = 0x0200_0000_u32;
-    message(frame, L3 + Ipv6Hdr::LEN, too_big, mtu, pseudo)
+    message(frame, L3 + Ipv6Hdr::LEN, problem.words(false), pseudo)
 }
 
 /// The Ethernet header of an answer, from that of the question, which is `head` bytes behind.
@@ -132,13 +151,12 @@ fn ethernet(frame: &mut Frame<'_>, head: usize, ethertype: u16) -> Option<()> {
 fn message(
     frame: &mut Frame<'_>,
     at: usize,
-    type_and_code: u32,
-    mtu: u16,
+    [type_and_code, rest]: [u32; 2],
     mut sum: u64,
 ) -> Option<()> {
     let mut icmp = frame.header_mut::<{ icmp::LEN }>(at)?;
     icmp.set(0, type_and_code.to_be());
-    icmp.set(4, u32::from(mtu).to_be());
+    icmp.set(4, rest.to_be());
     for word in 0..MAX_WORDS {
         let Some(word) = frame.header::<4>(at + 4 * word) else { break };
         sum += u64::from(word.get::<u32>(0));
@@ -186,22 +204,23 @@ mod tests {
     }
 
     /// What the program does around `write`.
-    fn answered(bytes: &[u8], mtu: u16) -> Option<Vec<u8>> {
+    fn answered(bytes: &[u8], problem: Problem) -> Option<Vec<u8>> {
         let mut cut = bytes.to_vec();
         let packet = packet_in(&mut cut);
-        let len = quoted_len(&Frame::from_slice(&mut cut), &packet)?;
-        cut.truncate(len);
+        cut.truncate(quoted_len(&packet));
         let mut grown = vec![0xee; if packet.is_v4() { HEAD_V4 } else { HEAD_V6 }];
         grown.extend(cut);
-        write(&mut Frame::from_slice(&mut grown), packet.is_v4(), mtu)?;
+        write(&mut Frame::from_slice(&mut grown), packet.is_v4(), problem)?;
         Some(grown)
     }
 
     /// What another implementation makes of it.
-    fn expected(sample: &Sample, bytes: &[u8], mtu: u16) -> Vec<u8> {
+    fn expected(sample: &Sample, bytes: &[u8], problem: Problem) -> Vec<u8> {
         let ethernet = PacketBuilder::ethernet2(DESTINATION_MAC, SOURCE_MAC);
-        let [high, low] = mtu.to_be_bytes();
-        let rest = [0, 0, high, low];
+        let ([code_v4, kind_v6, code_v6], rest) = match problem {
+            Problem::TooBig(mtu) => ([4, 2, 0], u32::from(mtu).to_be_bytes()),
+            Problem::PortUnreachable => ([3, 1, 4], [0; 4]),
+        };
         let packet = &bytes[L3..bytes.len() - sample.padding];
         let quote = |max: usize| &packet[..(packet.len() & !3).min(max)];
         let mut expected = Vec::new();
@@ -213,7 +232,7 @@ mod tests {
                 ip.dont_fragment = true;
                 ethernet
                     .ip(IpHeaders::Ipv4(ip, Ipv4Extensions::default()))
-                    .icmpv4_raw(3, 4, rest)
+                    .icmpv4_raw(3, code_v4, rest)
                     .write(&mut expected, quote(548))
                     .unwrap();
             }
@@ -227,7 +246,7 @@ mod tests {
                 };
                 ethernet
                     .ip(IpHeaders::Ipv6(ip, Ipv6Extensions::default()))
-                    .icmpv6_raw(2, 0, rest)
+                    .icmpv6_raw(kind_v6, code_v6, rest)
                     .write(&mut expected, quote(1_232))
                     .unwrap();
             }
@@ -238,14 +257,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn given_any_packet_when_it_is_too_big_then_its_sender_learns_the_mtu(
+        fn given_any_packet_when_it_cannot_be_delivered_then_its_sender_learns_why(
             sample in samples(),
             payload in vec(any::<u8>(), 0..1_600),
-            mtu in any::<u16>(),
+            problem in prop_oneof![
+                any::<u16>().prop_map(Problem::TooBig),
+                Just(Problem::PortUnreachable),
+            ],
         ) {
             let sample = Sample { payload, ..sample };
             let bytes = whole(&sample);
-            prop_assert_eq!(answered(&bytes, mtu), Some(expected(&sample, &bytes, mtu)));
+            prop_assert_eq!(answered(&bytes, problem), Some(expected(&sample, &bytes, problem)));
         }
 
         #[test]
@@ -255,7 +277,7 @@ mod tests {
         ) {
             let sample =
                 Sample { payload: vec![7; len], extensions: Ipv6Extensions::default(), ..sample };
-            let mut answer = answered(&whole(&sample), 1_400).unwrap();
+            let mut answer = answered(&whole(&sample), Problem::TooBig(1_400)).unwrap();
             let is_v4 = sample.dst.is_ipv4();
             prop_assert_eq!(answer.len(), L3 + if is_v4 { 576 } else { 1_280 });
             let quote = quote(&Frame::from_slice(&mut answer)).unwrap();
@@ -271,7 +293,8 @@ mod tests {
             let whole = whole(&sample);
             let mut bytes = whole.clone();
             let len = len.min(whole.len());
-            let written = write(&mut Frame::from_slice(&mut bytes[..len]), is_v4, 1_400);
+            let problem = Problem::TooBig(1_400);
+            let written = write(&mut Frame::from_slice(&mut bytes[..len]), is_v4, problem);
             let least = if is_v4 { L3 + HEAD_V4 + 20 } else { L3 + HEAD_V6 + 40 };
             prop_assert_eq!(written.is_some(), len >= least);
             prop_assert_eq!(&bytes[len..], &whole[len..]);
@@ -280,12 +303,16 @@ mod tests {
 
     #[test]
     fn given_an_ipv4_packet_that_may_be_fragmented_when_it_is_too_big_then_nobody_is_told() {
+        let is_told = |bytes: &mut [u8]| {
+            let packet = packet_in(bytes);
+            is_to_be_told(&Frame::from_slice(bytes), &packet)
+        };
         let mut bytes = whole(&Sample::default());
-        assert!(answered(&bytes, 1_400).is_some());
+        assert!(is_told(&mut bytes));
         let mut ip = Ipv4Header::from_slice(&bytes[L3..]).unwrap().0;
         ip.dont_fragment = false;
         ip.header_checksum = ip.calc_header_checksum();
         bytes[L3..L3 + 20].copy_from_slice(&ip.to_bytes());
-        assert_eq!(answered(&bytes, 1_400), None);
+        assert!(!is_told(&mut bytes));
     }
 }

@@ -1,0 +1,125 @@
+//! Fragments of IPv4 and IPv6: the first has ports and chooses, the others go where it went.
+
+use aya_ebpf::{bindings::BPF_ANY, programs::XdpContext};
+use slb_common::{
+    abi::{
+        FLOW_DIRECT, FLOW_REPLY, Fragment, FragmentKey, Keys, MODE_DSR, MODE_NAT, ROLE_VIP,
+        STAGE_TUNNEL, TCP, UDP,
+    },
+    parse::{FRAGMENT_FIRST, Packet},
+    rewrite,
+    verdict::{Action, Verdict},
+};
+
+use crate::{
+    flows, maps, stats,
+    work::{Exit, Route, Sent, Work, sent},
+};
+
+/// Fragments of IPv4 packets belong together by their protocol as well (RFC 791, section 3.2); those of
+/// IPv6 do not (RFC 8200, section 4.5), and their headers may name different ones.
+#[inline(always)]
+fn key_of(packet: &Packet) -> FragmentKey {
+    FragmentKey {
+        src: packet.key.src,
+        dst: packet.key.dst,
+        id: packet.fragment_id,
+        proto: if packet.is_v4() { packet.key.proto } else { 0 },
+    }
+}
+
+/// Sends a packet, and the other fragments after it, if it is a first one.
+#[inline(always)]
+pub fn lead(work: &mut Work<'_>, route: Result<Route, Exit>) -> Result<Sent, Exit> {
+    let is_first = work.packet.fragment == FRAGMENT_FIRST;
+    match route {
+        Ok(route) => {
+            if is_first {
+                note(work, Some(&route));
+            }
+            work.send(route)
+        }
+        // Left to the kernel: so are the others.
+        Err(Exit::Verdict(verdict)) if is_first && matches!(verdict.action(), Action::Pass) => {
+            note(work, None);
+            Err(verdict.into())
+        }
+        Err(exit) => Err(exit),
+    }
+}
+
+/// A function of its own: most packets have no need of its part of the stack.
+#[inline(never)]
+fn note(work: &Work<'_>, route: Option<&Route>) {
+    let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
+    *key = key_of(work.packet);
+    *fragment = Fragment {
+        src: key.src,
+        dst: key.dst,
+        hash: work.handover.hash,
+        backend: work.handover.backend,
+        expires: work.now.wrapping_add(maps::settings().fragment_jiffies),
+        kind: FLOW_DIRECT.into(),
+        ..Fragment::default()
+    };
+    if let Some(route) = route {
+        fragment.hop = route.hop;
+        fragment.mode = route.mode;
+        fragment.mtu = route.mtu;
+        fragment.kind = route.to.kind;
+        let addr = if route.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
+        *addr = route.to.addr;
+    }
+    // Without a record the others are dropped: that is all that a full table means.
+    let _ = maps::SLB_FRAGMENTS.insert(&*key, &*fragment, u64::from(BPF_ANY));
+}
+
+/// A later fragment.
+#[inline(always)]
+pub fn follow(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let is_vip = maps::roles(&work.packet.key.dst) & ROLE_VIP != 0;
+    if !matches!(work.packet.key.proto, TCP | UDP) && work.packet.is_v4() {
+        return Err(if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs }.into());
+    }
+    let Some(Keys { fragments: key, .. }) = maps::keys() else {
+        return Err(Verdict::Inconsistent.into());
+    };
+    *key = key_of(work.packet);
+    // SAFETY: read once; an entry that becomes another's meanwhile was the oldest of all.
+    let known = unsafe { maps::SLB_FRAGMENTS.get(&*key) };
+    let Some(first) = known.filter(|first| !flows::is_over(work.now, first.expires)) else {
+        return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs }.into());
+    };
+    if first.kind == FLOW_DIRECT.into() {
+        return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs }.into());
+    }
+    let mut hop = first.hop;
+    if work.expires(hop) {
+        return Err(Verdict::TtlExpired.into());
+    }
+    if first.mtu.wrapping_sub(1) < work.packet.len.wrapping_sub(1) {
+        hop = work.too_big(first.mode, first.mtu)?;
+    }
+    let is_reply = first.kind == FLOW_REPLY.into();
+    if is_reply {
+        stats::reply(first.backend, work.bytes);
+    } else {
+        stats::forward(first.backend, work.bytes);
+    }
+    match first.mode {
+        MODE_NAT => {
+            let ends = [first.src, first.dst];
+            rewrite::translate_later(&mut work.frame, work.packet, ends, hop)?;
+            Ok(sent(is_reply, hop))
+        }
+        MODE_DSR => {
+            rewrite::pass_on(&mut work.frame, work.packet, hop)?;
+            Ok((Verdict::Forwarded, hop.ifindex))
+        }
+        _ => {
+            (work.handover.hash, work.handover.backend) = (first.hash, first.backend);
+            Err(Exit::Stage(STAGE_TUNNEL))
+        }
+    }
+}

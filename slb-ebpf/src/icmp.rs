@@ -1,0 +1,137 @@
+//! ICMP of both families: who asks whether a VIP is there is answered, and what routers and hosts have to
+//! say about a balanced packet reaches who has sent it.
+
+use aya_ebpf::programs::XdpContext;
+use slb_common::{
+    abi::{
+        FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT,
+        NO_BACKEND, ORIGIN_SHARED, ROLE_VIP, SLOT_BACKEND, STAGE_TUNNEL, Translation,
+    },
+    icmp::{self, Quote},
+    parse::FRAGMENT_NONE,
+    rewrite,
+    verdict::Verdict,
+};
+
+use crate::{
+    flows, forward,
+    hops::{self, Way},
+    maps, stats,
+    work::{Exit, Sent, Work, sent},
+};
+
+/// An ICMP message to anybody.
+#[inline(always)]
+pub fn message(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let is_vip = maps::roles(&work.packet.key.dst) & ROLE_VIP != 0;
+    let otherwise = if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs };
+    if work.packet.fragment != FRAGMENT_NONE {
+        return Err(otherwise.into());
+    }
+    if let Some(quote) = icmp::quote(&work.frame) {
+        return match about(&mut work, &quote) {
+            Err(Exit::Verdict(Verdict::NotOurs)) => Err(otherwise.into()),
+            outcome => outcome,
+        };
+    }
+    if !is_vip {
+        return Err(Verdict::NotOurs.into());
+    }
+    if forward::is_martian(work.packet) || maps::roles(&work.packet.key.src) & ROLE_VIP != 0 {
+        return Err(Verdict::Martian.into());
+    }
+    icmp::answer_echo(&mut work.frame).ok_or(Verdict::OtherProtocol)?;
+    Ok((Verdict::Echo, ctx.ingress_ifindex() as u32))
+}
+
+/// An error about a packet. [`Verdict::NotOurs`]: it was none of a listener's.
+#[inline(always)]
+fn about(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
+    let quoted = &quote.packet.key;
+    if maps::roles(&quoted.src) & ROLE_VIP != 0 {
+        return if work.packet.key.dst.same(quoted.src) {
+            to_backend(work, quote)
+        } else {
+            Err(Verdict::NotOurs.into())
+        };
+    }
+    if work.packet.key.dst.same(quoted.src) {
+        return to_client(work, quote);
+    }
+    Err(Verdict::NotOurs.into())
+}
+
+/// Somebody could not deliver what a VIP has sent: its backend wants to know.
+#[inline(always)]
+fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
+    let key = quote.packet.key.reversed();
+    let listener = maps::listener(&key.destination()).ok_or(Verdict::NotOurs)?;
+    let hash = flows::hash(&key);
+    let (mut id, mut port) = (NO_BACKEND, key.sport);
+    if let Some(flow) = flows::seek(&key) {
+        (id, port) = (flow.backend, flow.port);
+    } else if let Ok(slot) = forward::choose(listener, hash, false) {
+        id = slot & SLOT_BACKEND;
+    }
+    if id == NO_BACKEND {
+        return Err(Verdict::NotOurs.into());
+    }
+    let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
+    if work.expires(backend.hop) {
+        return Err(Verdict::TtlExpired.into());
+    }
+    if backend.mode != MODE_NAT && !backend.hop.is_known() {
+        return Err(Verdict::NoNeighbour.into());
+    }
+    stats::forward(id, work.bytes);
+    match backend.mode {
+        MODE_NAT => {
+            let kind = FLOW_FORWARD.into();
+            let sport = backend.port as u16;
+            let to = Translation { addr: backend.addr, sport, dport: port, kind };
+            icmp::translate_error(&mut work.frame, quote, &to, backend.hop)?;
+            Ok(sent(false, backend.hop))
+        }
+        MODE_DSR => {
+            rewrite::pass_on(&mut work.frame, work.packet, backend.hop)?;
+            Ok((Verdict::Forwarded, backend.hop.ifindex))
+        }
+        MODE_IPIP | MODE_GUE => {
+            (work.handover.hash, work.handover.backend) = (hash, id);
+            Err(Exit::Stage(STAGE_TUNNEL))
+        }
+        MODE_FULL => Err(Verdict::NotOurs.into()),
+        _ => Err(Verdict::Inconsistent.into()),
+    }
+}
+
+/// A backend, or somebody on the way there, could not take what a client has sent to a VIP.
+#[inline(always)]
+fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
+    let quoted = &quote.packet.key;
+    let origin = maps::origin(&quoted.destination()).ok_or(Verdict::NotOurs)?;
+    let kind = FLOW_REPLY.into();
+    let mut id = origin.backend;
+    let mut to =
+        Translation { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
+    let reply_key = quoted.reversed();
+    match flows::seek(&reply_key) {
+        Some(reply) if reply.kind == FLOW_DIRECT => return Err(Verdict::NotOurs.into()),
+        Some(reply) => {
+            let flow = flows::peer(reply, &reply_key).ok_or(Verdict::NotOurs)?;
+            id = flow.backend;
+            to = Translation { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
+        }
+        None if origin.flags & ORIGIN_SHARED != 0 => return Err(Verdict::NotOurs.into()),
+        None => {}
+    }
+    let Way { hop, .. } =
+        hops::to_client(work, &to.addr, &work.packet.key.dst)?.ok_or(Verdict::NotOurs)?;
+    if work.expires(hop) {
+        return Err(Verdict::TtlExpired.into());
+    }
+    stats::reply(id, work.bytes);
+    icmp::translate_error(&mut work.frame, quote, &to, hop)?;
+    Ok(sent(true, hop))
+}

@@ -1,0 +1,39 @@
+//! The packets that few gateways see many of: tagged, in fragments, or larger than one buffer.
+
+use aya_ebpf::{helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use slb_common::{
+    abi::{STAGE_LATER, STAGE_PARSED},
+    parse::{self, FRAGMENT_LATER, Reject},
+    verdict::Verdict,
+};
+
+use crate::{
+    fragments, maps, rejected, route, tags,
+    work::{self, Exit, Sent, Work},
+};
+
+/// Takes its tags off, and parses it.
+#[inline(always)]
+pub fn prepare(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    // SAFETY: the context is the kernel's.
+    work.handover.bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
+    work.handover.tags = tags::take(ctx).ok_or(Verdict::Inconsistent)?;
+    work.frame = work::frame(ctx);
+    // SAFETY: the context is the kernel's.
+    let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
+    parse::rest(&work.frame, work.packet, len).map_err(|reject| match reject {
+        Reject::Rest => Verdict::NotOurs.into(),
+        reject => rejected(reject),
+    })?;
+    let is_later = work.packet.fragment == FRAGMENT_LATER;
+    Err(Exit::Stage(if is_later { STAGE_LATER } else { STAGE_PARSED }))
+}
+
+/// What the first program does, for these.
+#[inline(always)]
+pub fn balance(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let route = route::<true>(&mut work);
+    fragments::lead(&mut work, route)
+}

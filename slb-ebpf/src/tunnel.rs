@@ -1,0 +1,55 @@
+//! To backends behind a tunnel, which have the VIP as well and answer by themselves.
+
+use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use slb_common::{
+    abi::{Backend, MODE_GUE, MODE_IPIP},
+    mss,
+    parse::FRAGMENT_LATER,
+    tunnel::{self, GUE_PORT, Tunnel},
+    verdict::Verdict,
+};
+
+use crate::{
+    maps,
+    work::{self, Exit, Sent, Work},
+};
+
+/// Encapsulates the packet.
+#[inline(always)]
+pub fn enter(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let backend = maps::backend(work.handover.backend).ok_or(Verdict::Inconsistent)?;
+    // It may be another's by now.
+    if !matches!(backend.mode, MODE_IPIP | MODE_GUE) || !backend.hop.is_known() {
+        return Err(Verdict::NoNeighbour.into());
+    }
+    let settings = maps::settings();
+    let tunnel = Tunnel {
+        dst: backend.addr,
+        src: if backend.addr.is_v4() { settings.tunnel_v4 } else { settings.tunnel_v6 },
+        hop: backend.hop,
+        hash: work.handover.hash,
+        port: if backend.mode == MODE_GUE { GUE_PORT } else { 0 },
+    };
+    if work.expires(tunnel.hop) {
+        return Err(Verdict::TtlExpired.into());
+    }
+    if work.packet.fragment != FRAGMENT_LATER {
+        clamp(&mut work, backend);
+    }
+    // SAFETY: the context is the kernel's; the frame is asked for afterwards.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(tunnel.overhead() as i32)) } != 0 {
+        return Err(Verdict::Inconsistent.into());
+    }
+    tunnel::write(&mut work::frame(ctx), work.packet.is_v4(), &tunnel)?;
+    Ok((Verdict::Forwarded, tunnel.hop.ifindex))
+}
+
+/// What fits through the tunnel is what the client's segments may have.
+#[inline(never)]
+fn clamp(work: &mut Work<'_>, backend: &Backend) {
+    let headers = if work.packet.is_v4() { 40 } else { 60 };
+    if backend.mtu > headers {
+        mss::clamp(&mut work.frame, work.packet, (backend.mtu - headers) as u16);
+    }
+}

@@ -1,0 +1,192 @@
+//! A packet on its way through a program, and the ways out of it.
+
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use slb_common::{
+    abi::{Handover, Hop, MODE_DSR, MODE_NAT, STAGE_ANSWER, STAGE_TUNNEL, Scratch, Translation},
+    frame::Frame,
+    icmp_error,
+    parse::{Packet, TAG_LEN},
+    rewrite,
+    verdict::{Action, Verdict},
+};
+
+use crate::{flows, hops, maps, stats, tags};
+
+/// A frame on its way through a program.
+pub struct Work<'a> {
+    pub ctx: &'a XdpContext,
+    pub frame: Frame<'a>,
+    pub packet: &'a mut Packet,
+    pub handover: &'a mut Handover,
+    /// Length of the frame as it arrived, in bytes.
+    pub bytes: u64,
+    /// Low half of the jiffies.
+    pub now: u32,
+}
+
+/// What becomes of a packet to or from a backend.
+pub struct Route {
+    pub to: Translation,
+    pub hop: Hop,
+    /// [`MODE_NAT`] or another.
+    pub mode: u32,
+    /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
+    pub mtu: u32,
+}
+
+/// The verdict on a packet that is sent, and the interface that it leaves through.
+pub type Sent = (Verdict, u32);
+
+/// How a packet leaves a program if it is not sent.
+pub enum Exit {
+    /// It ends here.
+    Verdict(Verdict),
+    /// Another program goes on: one of [`slb_common::abi::STAGES`].
+    Stage(u32),
+}
+
+impl From<Verdict> for Exit {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        Self::Verdict(verdict)
+    }
+}
+
+/// What the kernel has of a frame in its first buffer.
+#[inline(always)]
+pub fn frame(ctx: &XdpContext) -> Frame<'_> {
+    // SAFETY: the kernel vouches for `data..data_end` until the frame is resized; whoever does that
+    // asks for it again.
+    unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
+}
+
+impl<'a> Work<'a> {
+    /// The first program's.
+    #[inline(always)]
+    pub fn begin(ctx: &'a XdpContext, scratch: &'a mut Scratch) -> Self {
+        let (frame, packet, handover) = (frame(ctx), &mut scratch.packet, &mut scratch.handover);
+        Self { bytes: frame.len() as u64, ctx, frame, packet, handover, now: flows::now() }
+    }
+
+    /// That of a program behind it.
+    #[inline(always)]
+    pub fn go_on(ctx: &'a XdpContext, scratch: &'a mut Scratch) -> Self {
+        Self { bytes: scratch.handover.bytes, ..Self::begin(ctx, scratch) }
+    }
+
+    /// Length of the frame as it is now, tags taken off, in bytes.
+    #[inline(always)]
+    pub const fn bytes_left(&self) -> u64 {
+        let [outer, inner] = self.handover.tags;
+        let tags = (outer != 0) as u64 + (inner != 0) as u64;
+        self.bytes.wrapping_sub(tags * TAG_LEN as u64)
+    }
+
+    /// Whether the packet may not be sent any further. The kernel sees for itself.
+    #[inline(always)]
+    pub fn expires(&self, hop: Hop) -> bool {
+        hop.is_known() && rewrite::expires(&self.frame, self.packet)
+    }
+
+    /// Has the packet answered; `verdict` is that on a packet for which that works.
+    #[inline(always)]
+    pub fn answer(&mut self, verdict: Verdict) -> Exit {
+        self.handover.what = verdict as u32;
+        Exit::Stage(STAGE_ANSWER)
+    }
+
+    /// Writes what was decided into the frame.
+    #[inline(always)]
+    pub fn send(&mut self, route: Route) -> Result<Sent, Exit> {
+        let Route { to, mut hop, mode, mtu } = route;
+        // 0 is none, and longer than any.
+        if mtu.wrapping_sub(1) < self.packet.len.wrapping_sub(1) {
+            hop = self.too_big(mode, mtu)?;
+        }
+        match mode {
+            MODE_NAT => {
+                rewrite::translate(&mut self.frame, self.packet, &to, hop)?;
+                Ok(sent(to.is_reply(), hop))
+            }
+            MODE_DSR => {
+                rewrite::pass_on(&mut self.frame, self.packet, hop)?;
+                Ok((Verdict::Forwarded, hop.ifindex))
+            }
+            _ => Err(Exit::Stage(STAGE_TUNNEL)),
+        }
+    }
+
+    /// What becomes of a packet that is larger than `mtu`: its sender is told, unless it lets routers
+    /// fragment what it sends (RFC 791). The kernel does.
+    #[inline(always)]
+    pub fn too_big(&mut self, mode: u32, mtu: u32) -> Result<Hop, Exit> {
+        if icmp_error::is_to_be_told(&self.frame, self.packet) {
+            self.handover.mtu = mtu;
+            return Err(self.answer(Verdict::TooBig));
+        }
+        if mode == MODE_NAT { Ok(Hop::KERNEL) } else { Err(Verdict::Oversize.into()) }
+    }
+}
+
+/// The verdict on a translated packet.
+#[inline(always)]
+pub const fn sent(is_reply: bool, hop: Hop) -> Sent {
+    let verdict = match (is_reply, hop.is_known()) {
+        (false, true) => Verdict::Forwarded,
+        (true, true) => Verdict::Replied,
+        (false, false) => Verdict::ForwardedByKernel,
+        (true, false) => Verdict::RepliedByKernel,
+    };
+    (verdict, hop.ifindex)
+}
+
+/// The end of the first program. `bytes` is the frame's length.
+#[inline(always)]
+pub fn leave(ctx: &XdpContext, outcome: Result<Sent, Exit>, bytes: u64) -> u32 {
+    let (verdict, ifindex) = match outcome {
+        Ok(sent) => sent,
+        Err(Exit::Verdict(verdict)) => (verdict, 0),
+        Err(Exit::Stage(stage)) => {
+            if let Some(scratch) = maps::scratch() {
+                (scratch.handover.bytes, scratch.handover.tags) = (bytes, [0; 2]);
+            }
+            // SAFETY: nothing here is needed afterwards.
+            unsafe { maps::SLB_STAGES.tail_call(ctx, stage) };
+            (Verdict::Inconsistent, 0)
+        }
+    };
+    end(ctx, verdict, ifindex, bytes)
+}
+
+/// The end of a program behind it.
+#[inline(always)]
+pub fn leave_stage(ctx: &XdpContext, outcome: Result<Sent, Exit>) -> u32 {
+    let (mut verdict, ifindex) = match outcome {
+        Ok(sent) => sent,
+        Err(Exit::Verdict(verdict)) => (verdict, 0),
+        Err(Exit::Stage(stage)) => {
+            // SAFETY: nothing here is needed afterwards.
+            unsafe { maps::SLB_STAGES.tail_call(ctx, stage) };
+            (Verdict::Inconsistent, 0)
+        }
+    };
+    let Some(scratch) = maps::scratch() else { return xdp_action::XDP_ABORTED };
+    if !matches!(verdict.action(), Action::Drop) && tags::put(ctx, scratch.handover.tags).is_none()
+    {
+        verdict = Verdict::Inconsistent;
+    }
+    end(ctx, verdict, ifindex, scratch.handover.bytes)
+}
+
+/// The single exit: every frame is counted once.
+#[inline(always)]
+fn end(ctx: &XdpContext, verdict: Verdict, ifindex: u32, bytes: u64) -> u32 {
+    stats::count(verdict, bytes);
+    #[cfg(feature = "trace")]
+    aya_log_ebpf::info!(ctx, "{} bytes: {}", bytes, verdict.label());
+    match verdict.action() {
+        Action::Pass => xdp_action::XDP_PASS,
+        Action::Drop => xdp_action::XDP_DROP,
+        Action::Transmit => hops::transmit(ctx, ifindex),
+    }
+}
