@@ -194,6 +194,7 @@ fn look_up(work: &Work<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32
             *hop = Hop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
             // SAFETY: both members of the union are numbers. From kernel 5.12 on this is the MTU.
             let mtu: u32 = unsafe { query.__bindgen_anon_1.mtu_result }.into();
+            let mtu = if maps::settings().generic == 0 { mtu } else { 0 };
             store(client, addr, vip, *hop, epoch, [0, mtu]);
             return mtu << MTU_SHIFT;
         }

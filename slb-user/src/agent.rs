@@ -10,13 +10,17 @@ mod status;
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use slb_common::{
-    abi::{self, BACKEND_HEALTHY, BACKEND_UNHEALTHY, CHUNK_SLOTS, DEFAULT_CHUNKS},
+    abi::{
+        self, BACKEND_HEALTHY, BACKEND_UNHEALTHY, CHUNK_SLOTS, DEFAULT_CHUNKS, NO_LISTENER_DROP,
+        NO_LISTENER_PASS, NO_LISTENER_RESET,
+    },
     verdict::Verdict,
 };
 use tokio::{
@@ -35,12 +39,12 @@ use self::{
 use crate::{
     api::{self, ApiError, Request},
     clock::Jiffies,
-    config::{Announce, Config, Scheduler},
+    config::{Announce, Config, Gateway, NoListener, Scheduler},
     datapath::{Attachment, Capacities, LoadError, Loaded, Pins, TableError},
     desired::{Circumstances, Planner},
     health::{self, Checkers, Health},
     layout::{Layout, LayoutError},
-    net::{AttachedXdp, Interface, NetworkChange, local_source_problems},
+    net::{AttachedXdp, GENERIC, Interface, NetworkChange, local_source_problems},
     plan::plan,
     schedule::maglev,
     state::{Schedule, State},
@@ -195,13 +199,38 @@ impl Agent {
         };
         agent.log_datapath();
         agent.check_interfaces()?;
+        agent.set()?;
         agent.apply()?;
         agent.attach()?;
+        // In which mode, nobody knew before.
+        agent.set()?;
+        agent.apply()?;
         agent.datapath.detach_others(&agent.config.gateway.interfaces)?;
         agent.datapath.maps.next_route_epoch()?;
         follower.announce().await;
         agent.check_health();
         Ok((agent, follower))
+    }
+
+    /// What the program is told besides the maps.
+    fn set(&mut self) -> Result<(), TableError> {
+        let Gateway { no_listener, tunnel_source, .. } = &self.config.gateway;
+        let generic = self.is_generic();
+        self.datapath.maps.set(|settings| {
+            settings.no_listener = match no_listener {
+                NoListener::Pass => NO_LISTENER_PASS,
+                NoListener::Drop => NO_LISTENER_DROP,
+                NoListener::Reset => NO_LISTENER_RESET,
+            };
+            settings.tunnel_v4 = IpAddr::from(tunnel_source.v4).into();
+            settings.tunnel_v6 = IpAddr::from(tunnel_source.v6).into();
+            settings.generic = generic.into();
+        })
+    }
+
+    /// Whether XDP is in generic mode somewhere.
+    fn is_generic(&self) -> bool {
+        self.attachments.iter().any(|(_, attachment)| attachment.mode == GENERIC)
     }
 
     fn log_datapath(&self) {
@@ -305,6 +334,8 @@ impl Agent {
         self.surroundings = surroundings;
         let result = self.attach();
         self.failures.note("XDP", result);
+        let result = self.set();
+        self.failures.note("settings", result);
         self.reconcile();
         // Last: what is looked up from now on depends on what has just been written.
         if self.surroundings.outdates_clients {
@@ -326,7 +357,8 @@ impl Agent {
             interfaces.map(|(found, _)| (found.index, abi::Interface { redirect: 1 })).collect();
         let now = Circumstances {
             health: &self.health,
-            hops: &self.surroundings.hops,
+            ways: &self.surroundings.ways,
+            generic: self.is_generic(),
             interfaces: &interfaces,
             locals: &self.surroundings.addresses,
             jiffies: self.jiffies,
@@ -398,7 +430,7 @@ impl Agent {
         }
         // Those that replies come in by.
         let interfaces = self.surroundings.interfaces.iter().filter(|(interface, _)| {
-            self.surroundings.hops.values().any(|hop| hop.ifindex == interface.index)
+            self.surroundings.ways.values().any(|way| way.hop.ifindex == interface.index)
         });
         local_source_problems(interfaces.map(|(interface, _)| interface.name.as_str()))
     }

@@ -3,7 +3,12 @@
 //! A [`Config`] cannot hold a contradiction: [`parse`] is the only way in, and it reports every
 //! mistake of a file at once.
 
-use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
 
 pub use parse::{load, parse};
 pub use report::{LoadError, Mistake, Report};
@@ -40,7 +45,8 @@ macro_rules! words {
 
 words!(XdpMode { Auto = "auto", Native = "native", Generic = "generic" });
 words!(Announce { Arp = "arp", None = "none" });
-words!(Forwarding { Nat = "nat", Dsr = "dsr" });
+words!(NoListener { Pass = "pass", Drop = "drop", Reset = "reset" });
+words!(Forwarding { Nat = "nat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
 words!(Protocol { Tcp = "tcp", Udp = "udp" });
 words!(Scheduler { Tch = "tch", Wrr = "wrr" });
 words!(AllUnhealthy { FailClosed = "fail-closed", FailOpen = "fail-open" });
@@ -68,6 +74,10 @@ pub struct Gateway {
     pub flows: u32,
     /// Who holds and announces the VIPs.
     pub announce: Announce,
+    /// What TCP and UDP get at a VIP's other ports.
+    pub no_listener: NoListener,
+    /// What the outer sources of tunnels begin with.
+    pub tunnel_source: TunnelSource,
     /// The local API's unix socket.
     pub api: PathBuf,
     /// Directory on bpffs for everything pinned.
@@ -92,6 +102,33 @@ pub enum Announce {
     Arp,
     /// Somebody else.
     None,
+}
+
+/// What TCP and UDP get at a VIP where no listener is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoListener {
+    /// They are left to the kernel.
+    Pass,
+    /// They are dropped.
+    Drop,
+    /// A TCP reset, or ICMP's port unreachable.
+    Reset,
+}
+
+/// What the outer sources of tunnels begin with; the rest is the flow's hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelSource {
+    /// The first 16 bits of an IPv4 address.
+    pub v4: Ipv4Addr,
+    /// The first 64 bits of an IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+/// Nobody's on the Internet: RFC 1918, and the prefix for discarding of RFC 6666.
+impl Default for TunnelSource {
+    fn default() -> Self {
+        Self { v4: Ipv4Addr::new(172, 16, 0, 0), v6: Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0) }
+    }
 }
 
 /// One load balancer.
@@ -139,6 +176,28 @@ pub enum Forwarding {
     /// Only the MAC address is: the backend has the VIP as well, on the same segment, and replies
     /// directly.
     Dsr,
+    /// In an IP packet of either family: the backend has the VIP as well, anywhere, and replies
+    /// directly.
+    Ipip,
+    /// The same in Generic UDP Encapsulation.
+    Gue,
+}
+
+impl Forwarding {
+    /// Whether the backend gets the client's packets as they are, and answers by itself.
+    #[must_use]
+    pub const fn is_direct_return(self) -> bool {
+        match self {
+            Self::Nat => false,
+            Self::Dsr | Self::Ipip | Self::Gue => true,
+        }
+    }
+
+    /// Whether a backend can have another address family than the VIP.
+    #[must_use]
+    pub const fn crosses_families(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
 }
 
 /// One server.

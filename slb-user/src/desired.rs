@@ -9,9 +9,10 @@ use std::{
 
 use slb_common::abi::{
     self, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE,
-    Backend, Endpoint, Hop, Interface, MODE_DSR, MODE_NAT, NO_BACKEND, ORIGIN_SHARED,
-    ORIGIN_TRACKED, Origin, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
+    Backend, Endpoint, Hop, Interface, MODE_DSR, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND,
+    ORIGIN_SHARED, ORIGIN_TRACKED, Origin, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
 };
+use slb_common::tunnel;
 
 use crate::{
     clock::Jiffies,
@@ -64,13 +65,25 @@ enum Way {
     Ring { previous: Vec<u32>, until: Instant },
 }
 
+/// How a packet leaves for a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextWay {
+    /// The neighbour.
+    pub hop: Hop,
+    /// Largest packet that can be sent, from its IP header on, in bytes.
+    pub mtu: u32,
+}
+
 /// What the state depends on besides the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances<'a> {
     /// One per target of the layout.
     pub health: &'a [Health],
     /// The way to each backend's address, as far as known.
-    pub hops: &'a HashMap<IpAddr, Hop>,
+    pub ways: &'a HashMap<IpAddr, NextWay>,
+    /// Whether XDP is in generic mode somewhere: packets may then be as long as the stack has made
+    /// them, and are cut on their way out.
+    pub generic: bool,
     /// By index.
     pub interfaces: &'a BTreeMap<u32, Interface>,
     /// Addresses of the gateway itself.
@@ -389,7 +402,7 @@ fn owners(layout: &Layout) -> Owners {
 impl Target {
     /// Whether its answers come through the gateway.
     fn is_answered_here(&self) -> bool {
-        self.forwarding == Forwarding::Nat
+        !self.forwarding.is_direct_return()
     }
 }
 
@@ -420,10 +433,22 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
     healthy
 }
 
+/// What is left of an MTU for the packets that go to a target.
+fn inner_mtu(target: &Target, mtu: u32) -> u32 {
+    let overhead = match target.forwarding {
+        Forwarding::Nat | Forwarding::Dsr => 0,
+        Forwarding::Ipip => tunnel::overhead(target.addr.is_ipv4(), false),
+        Forwarding::Gue => tunnel::overhead(target.addr.is_ipv4(), true),
+    };
+    mtu.saturating_sub(overhead as u32)
+}
+
 const fn mode(forwarding: Forwarding) -> u32 {
     match forwarding {
         Forwarding::Nat => MODE_NAT,
         Forwarding::Dsr => MODE_DSR,
+        Forwarding::Ipip => MODE_IPIP,
+        Forwarding::Gue => MODE_GUE,
     }
 }
 
@@ -440,16 +465,16 @@ fn backend(
         Health::Healthy => BACKEND_HEALTHY,
         Health::Unhealthy => BACKEND_UNHEALTHY,
     };
-    let reachable = now.hops.get(&target.addr.ip()).copied();
+    let way = now.ways.get(&target.addr.ip());
+    let way = way.filter(|way| now.interfaces.contains_key(&way.hop.ifindex));
     Backend {
         addr: target.addr.ip().into(),
         port: target.addr.port().into(),
         flags: BACKEND_IN_USE | health | if usable { BACKEND_USABLE } else { 0 },
         idle_jiffies: now.jiffies.from_duration(service.idle_timeout),
         listener: service.id,
-        hop: reachable
-            .filter(|hop| now.interfaces.contains_key(&hop.ifindex))
-            .unwrap_or(Hop::KERNEL),
+        hop: way.map_or(Hop::KERNEL, |way| way.hop),
+        mtu: way.filter(|_| !now.generic).map_or(0, |way| inner_mtu(target, way.mtu)),
         mode: mode(target.forwarding),
         ..Backend::default()
     }

@@ -138,12 +138,19 @@ impl Layout {
         let id = ids.listener(&endpoints)?;
         let first = self.targets.len();
         let group = &instance.groups[listener.group];
+        // A tunnel takes any packet; backends of the other family serve where none of its own is.
+        let serves = |is_v4| {
+            let mut addresses = group.backends.iter().flat_map(|backend| &backend.addresses);
+            addresses.any(|addr| addr.is_ipv4() == is_v4)
+        };
+        let inside =
+            if group.forwarding.crosses_families() && !serves(is_v4) { !is_v4 } else { is_v4 };
         for (backend, member) in group.backends.iter().enumerate() {
             // The parser sees to it that one of them is there.
             let port = member.port.or(listener.backend_port).unwrap_or(listener.port);
             let role = Role::of(group.kind, backend);
             let check = listener.health_check.as_ref().filter(|_| role != Role::Secondary);
-            for &addr in member.addresses.iter().filter(|addr| addr.is_ipv4() == is_v4) {
+            for &addr in member.addresses.iter().filter(|addr| addr.is_ipv4() == inside) {
                 self.targets.push(Target {
                     id: ids.backend(id, addr, port)?,
                     backend,

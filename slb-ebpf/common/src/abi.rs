@@ -751,6 +751,11 @@ pub struct Settings {
     pub fragment_jiffies: u32,
     /// What TCP and UDP get at a VIP where no listener is: [`NO_LISTENER_PASS`] or another.
     pub no_listener: u32,
+    /// Not 0: XDP is in generic mode somewhere, where packets may be as long as the stack has made them,
+    /// so that no MTU counts.
+    pub generic: u32,
+    /// Zero.
+    pub spare: u32,
     /// What outer source addresses of tunnels over IPv4 begin with: 16 bits, the rest is zero.
     pub tunnel_v4: Address,
     /// The same over IPv6: 64 bits.

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::{RETRY, failures::Failures};
 use crate::{
     config::{Announce, Config},
+    desired::NextWay,
     layout::Layout,
     net::{
         self, Announcer, AttachedXdp, Interface, KEEP_INTERVAL, Keeper, Network, NetworkChange,
@@ -27,7 +28,7 @@ pub(super) struct Surroundings {
     /// it there.
     pub interfaces: Vec<(Interface, Option<AttachedXdp>)>,
     /// The way to each backend, where the kernel knows it.
-    pub hops: HashMap<IpAddr, Hop>,
+    pub ways: HashMap<IpAddr, NextWay>,
     /// Addresses of this host.
     pub addresses: Vec<IpAddr>,
     /// Whether the program may remember ways to clients that are wrong now.
@@ -44,7 +45,7 @@ pub(super) struct Follower {
     names: Vec<String>,
     backends: Vec<IpAddr>,
     vips: Vec<IpAddr>,
-    hops: HashMap<IpAddr, Hop>,
+    ways: HashMap<IpAddr, NextWay>,
     addresses: Vec<IpAddr>,
     /// Backends whose replies cannot come back through XDP, in words.
     detours: Vec<String>,
@@ -69,7 +70,7 @@ impl Follower {
             names: config.gateway.interfaces.clone(),
             backends: backends.into_iter().collect(),
             vips,
-            hops: HashMap::new(),
+            ways: HashMap::new(),
             addresses: Vec::new(),
             detours: Vec::new(),
             told: Vec::new(),
@@ -100,8 +101,8 @@ impl Follower {
         match self.network.resolve_all(&self.backends).await {
             Ok(answers) => {
                 self.failures.note("next hops", Ok::<_, net::Error>(()));
-                self.hops =
-                    answers.iter().filter_map(|(&addr, hop)| Some((addr, frame(hop)?))).collect();
+                self.ways =
+                    answers.iter().filter_map(|(&addr, hop)| Some((addr, way(hop)?))).collect();
                 let ours = |index| interfaces.iter().any(|interface| interface.index == index);
                 self.detours = detours(&self.network, &answers, &interfaces);
                 let neighbours = answers.values().filter_map(NextHop::neighbour);
@@ -122,7 +123,7 @@ impl Follower {
         problems.extend(self.failures.texts());
         Surroundings {
             interfaces,
-            hops: self.hops.clone(),
+            ways: self.ways.clone(),
             addresses: self.addresses.clone(),
             outdates_clients: change.outdates_answers(),
             problems,
@@ -165,10 +166,10 @@ impl Follower {
     }
 }
 
-fn frame(hop: &NextHop) -> Option<Hop> {
+fn way(hop: &NextHop) -> Option<NextWay> {
     match *hop {
-        NextHop::Resolved { ifindex, dst_mac, src_mac, .. } => {
-            Some(Hop { ifindex, dst_mac, src_mac })
+        NextHop::Resolved { ifindex, dst_mac, src_mac, mtu, .. } => {
+            Some(NextWay { hop: Hop { ifindex, dst_mac, src_mac }, mtu })
         }
         _ => None,
     }

@@ -15,7 +15,7 @@ struct World {
     planner: Planner,
     layout: Layout,
     health: Vec<Health>,
-    hops: HashMap<IpAddr, Hop>,
+    ways: HashMap<IpAddr, NextWay>,
     interfaces: BTreeMap<u32, Interface>,
     locals: Vec<IpAddr>,
     installed: State,
@@ -29,7 +29,7 @@ impl World {
             planner: Planner::default(),
             health: vec![Healthy; layout.targets.len()],
             layout,
-            hops: HashMap::new(),
+            ways: HashMap::new(),
             interfaces: BTreeMap::new(),
             locals: Vec::new(),
             installed: State::default(),
@@ -45,7 +45,8 @@ impl World {
     fn desired(&mut self) -> State {
         let now = Circumstances {
             health: &self.health,
-            hops: &self.hops,
+            ways: &self.ways,
+            generic: false,
             interfaces: &self.interfaces,
             locals: &self.locals,
             jiffies: Jiffies::per_second(250),
@@ -277,7 +278,9 @@ fn given_nothing_new_when_planned_again_then_the_schedule_is_the_same_object() {
     let first = world.schedule();
     assert!(Arc::ptr_eq(&first, &world.schedule()));
 
-    world.hops.insert(addr("10.0.0.1"), Hop { ifindex: 2, ..Hop::KERNEL });
+    world
+        .ways
+        .insert(addr("10.0.0.1"), NextWay { hop: Hop { ifindex: 2, ..Hop::KERNEL }, mtu: 1_500 });
     world.interfaces.insert(2, Interface::default());
     assert!(Arc::ptr_eq(&first, &world.schedule()), "a hop is no matter of the schedule");
 
@@ -319,7 +322,8 @@ fn given_next_hops_when_planned_then_only_ways_through_our_interfaces_are_used()
     let mut world = World::new(&config([three()]));
     let hop = |ifindex| Hop { ifindex, dst_mac: [2; 6], src_mac: [4; 6] };
     world.interfaces.insert(2, Interface { redirect: 1 });
-    world.hops = [(addr("10.0.0.1"), hop(2)), (addr("10.0.0.2"), hop(3))].into();
+    let way = |ifindex| NextWay { hop: hop(ifindex), mtu: 1_500 };
+    world.ways = [(addr("10.0.0.1"), way(2)), (addr("10.0.0.2"), way(3))].into();
     let state = world.desired();
 
     let hops: Vec<Hop> = state.backends.values().map(|backend| backend.hop).collect();

@@ -11,7 +11,8 @@ use crate::{
     clock::Jiffies,
     config::{
         AllUnhealthy, Announce, Backend, Config, Forwarding, Gateway, Group, GroupKind,
-        HealthCheck, Instance, Listener, ProbeKind, Protocol, Scheduler, XdpMode,
+        HealthCheck, Instance, Listener, NoListener, ProbeKind, Protocol, Scheduler, TunnelSource,
+        XdpMode,
     },
     desired::{Circumstances, Planner},
     health::Health,
@@ -27,6 +28,8 @@ pub fn config(instances: impl Into<Vec<Instance>>) -> Config {
             region: None,
             flows: 1_024,
             announce: Announce::None,
+            no_listener: NoListener::Pass,
+            tunnel_source: TunnelSource::default(),
             api: PathBuf::from("/run/slb/api.sock"),
             pins: PathBuf::from("/sys/fs/bpf/slb"),
         },
@@ -95,7 +98,8 @@ pub fn desired(layout: &Layout) -> State {
         layout,
         Circumstances {
             health: &vec![Health::Healthy; layout.targets.len()],
-            hops: &[].into(),
+            ways: &[].into(),
+            generic: false,
             interfaces: &[].into(),
             locals: &[],
             jiffies: Jiffies::per_second(250),

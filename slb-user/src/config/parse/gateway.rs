@@ -1,15 +1,25 @@
 //! `[gateway]`.
 
-use std::{collections::HashSet, ops::RangeInclusive, path::PathBuf};
+use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, path::PathBuf};
 
 use super::{
     read::{Field, Keys, List, Raw, Table},
     values,
 };
-use crate::config::{self, Announce, XdpMode};
+use crate::config::{self, Announce, NoListener, TunnelSource, XdpMode};
 
 const KEYS: Keys = Keys {
-    known: &["interfaces", "xdp_mode", "region", "flows", "announce", "no_listener", "api", "pins"],
+    known: &[
+        "interfaces",
+        "xdp_mode",
+        "region",
+        "flows",
+        "announce",
+        "no_listener",
+        "tunnel_source",
+        "api",
+        "pins",
+    ],
     later: &[("http", "metrics and dashboard")],
 };
 
@@ -21,8 +31,6 @@ const DEFAULT_PINS: &str = "/sys/fs/bpf/slb";
 const LONGEST_API: usize = 107;
 /// Leaves room below `PATH_MAX` for what is pinned there.
 const LONGEST_PINS: usize = 255;
-/// What a VIP's other ports get.
-const NO_LISTENER: &[(&str, ())] = &[("pass", ())];
 
 /// `[gateway]` as read.
 pub(super) struct Gateway {
@@ -31,19 +39,24 @@ pub(super) struct Gateway {
     pub(super) region: Field<String>,
     flows: Option<u32>,
     announce: Option<Announce>,
+    no_listener: Option<NoListener>,
+    tunnel_source: Option<TunnelSource>,
     api: Option<PathBuf>,
     pins: Option<PathBuf>,
 }
 
 pub(super) fn gateway(raw: Raw<'_>) -> Gateway {
     let table = raw.open("gateway".to_owned(), &KEYS);
-    let _: Field<()> = table.field("no_listener", values::choice(NO_LISTENER, &["drop", "reset"]));
     Gateway {
         interfaces: interfaces(&table),
         xdp_mode: table.field("xdp_mode", values::choice(XdpMode::WORDS, &[])).or(XdpMode::Auto),
         region: table.field("region", values::name),
         flows: table.field("flows", values::integer(FLOWS)).or(DEFAULT_FLOWS),
         announce: table.field("announce", values::choice(Announce::WORDS, &[])).or(Announce::Arp),
+        no_listener: table
+            .field("no_listener", values::choice(NoListener::WORDS, &[]))
+            .or(NoListener::Pass),
+        tunnel_source: tunnel_source(&table),
         api: table
             .field("api", values::absolute_path(LONGEST_API, DEFAULT_API))
             .or(DEFAULT_API.into()),
@@ -76,6 +89,30 @@ fn interfaces(table: &Table<'_>) -> Option<Vec<String>> {
     complete.then(|| items.into_iter().map(|interface| interface.value).collect())
 }
 
+/// One prefix, or one per family.
+fn tunnel_source(table: &Table<'_>) -> Option<TunnelSource> {
+    let mut source = TunnelSource::default();
+    let List { items, complete } = match table.one_or_list("tunnel_source", values::tunnel_source) {
+        Field::Absent => return Some(source),
+        Field::Bad => return None,
+        Field::Good(found) => found.value,
+    };
+    let (mut v4, mut v6) = (None, None);
+    for item in items {
+        let (family, is_second) = match item.value {
+            IpAddr::V4(addr) => ("IPv4", v4.replace(addr).is_some()),
+            IpAddr::V6(addr) => ("IPv6", v6.replace(addr).is_some()),
+        };
+        if is_second {
+            let message = format_args!("a second {family} prefix in 'tunnel_source'; write one");
+            table.mistake(item.at, message);
+        }
+    }
+    source.v4 = v4.unwrap_or(source.v4);
+    source.v6 = v6.unwrap_or(source.v6);
+    complete.then_some(source)
+}
+
 impl Gateway {
     /// Nothing if there is a gap.
     pub(super) fn build(self) -> Option<config::Gateway> {
@@ -85,6 +122,8 @@ impl Gateway {
             region: self.region.optional()?,
             flows: self.flows?,
             announce: self.announce?,
+            no_listener: self.no_listener?,
+            tunnel_source: self.tunnel_source?,
             api: self.api?,
             pins: self.pins?,
         })

@@ -16,7 +16,7 @@ const GROUP: Keys =
     Keys { known: &["name", "forwarding", "backend", "primary", "secondary"], later: &[] };
 const BACKEND: Keys = Keys { known: &["name", "address", "port", "weight", "region"], later: &[] };
 
-const LATER_FORWARDING: &[&str] = &["full-nat", "ipip", "gue"];
+const LATER_FORWARDING: &[&str] = &["full-nat"];
 const WEIGHT: RangeInclusive<u8> = 0..=100;
 const DEFAULT_WEIGHT: u8 = 100;
 const BACKENDS_HEADER: &str = "[[instance.group.backend]]";
@@ -156,15 +156,13 @@ impl<'a> Group<'a> {
 
     /// Reports backends whose port is not the listener's, if packets keep theirs.
     pub(super) fn check_ports(&self, listener: &Table<'_>, port: u16) {
-        if self.forwarding != Some(Forwarding::Dsr) {
-            return;
-        }
+        let Some(forwarding) = self.forwarding.filter(|it| it.is_direct_return()) else { return };
         for backend in &self.backends {
             if let Some(Some(own)) = backend.port
                 && own != port
             {
                 let message = format_args!(
-                    "has port {own}, but a direct return keeps that of {}; write port = {port}",
+                    "has port {own}, but '{forwarding}' keeps that of {}; write port = {port}",
                     listener.label,
                 );
                 backend.table.mistake(backend.table.at, message);
@@ -176,7 +174,7 @@ impl<'a> Group<'a> {
     ///
     /// Translation between address families will make this superfluous.
     pub(super) fn check_family(&self, vip: IpAddr, table: &Table<'_>) {
-        if !self.complete {
+        if !self.complete || self.forwarding.is_some_and(Forwarding::crosses_families) {
             return;
         }
         let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
@@ -186,7 +184,7 @@ impl<'a> Group<'a> {
         };
         if !self.backends.iter().any(serves) {
             let why = match self.forwarding {
-                Some(Forwarding::Dsr) => "a direct return does not translate",
+                Some(Forwarding::Dsr) => "'dsr' does not translate",
                 _ => "translation between families is not supported yet",
             };
             let message = format!(

@@ -195,6 +195,19 @@ pub(super) fn http_path(value: &DeValue<'_>) -> Read<String> {
     })
 }
 
+/// What the outer sources of tunnels begin with: 16 bits of IPv4, or 64 of IPv6.
+pub(super) fn tunnel_source(value: &DeValue<'_>) -> Read<IpAddr> {
+    let prefix = value.as_str().and_then(|text| text.split_once('/'));
+    let prefix = prefix.and_then(|(addr, len)| match (addr.parse().ok()?, len) {
+        (IpAddr::V4(addr), "16") if addr.to_bits() & 0xffff == 0 => Some(addr.into()),
+        (IpAddr::V6(addr), "64") if addr.to_bits() as u64 == 0 => Some(addr.into()),
+        _ => None,
+    });
+    prefix.filter(|&addr| not_unicast(addr).is_none()).ok_or_else(|| {
+        Wrong::write("an IPv4 prefix of 16 bits or an IPv6 one of 64, such as \"172.16.0.0/16\"")
+    })
+}
+
 /// The value of a `Host` header.
 pub(super) fn http_host(value: &DeValue<'_>) -> Read<String> {
     text(value, "a host name, with \":port\" if needed, such as \"shop.example\"", |host| {
