@@ -19,6 +19,6 @@ pub use bpffs::BpffsError;
 pub use error::LoadError;
 pub use flow_table::{FlowTable, Watched};
 pub use links::Attachment;
-pub use loader::{Capacities, Loaded, OBJECT};
+pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE};
 pub use maps::{Maps, TableError};
 pub use pins::{Pins, unload};

@@ -795,6 +795,15 @@ pub struct Traffic {
     pub reply_bytes: u64,
 }
 
+/// Capacity of `SLB_DECAP`.
+pub const DECAP_KINDS: usize = 3;
+/// Frames without a tunnel, left alone.
+pub const DECAP_PASSED: u32 = 0;
+/// Packets taken out of their tunnel.
+pub const DECAP_OPENED: u32 = 1;
+/// Packets that were marked on their way, whose sender does not know such marks (RFC 6040).
+pub const DECAP_DROPPED: u32 = 2;
+
 #[cfg(feature = "user")]
 mod pod {
     macro_rules! pod {

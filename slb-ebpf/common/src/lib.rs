@@ -10,6 +10,7 @@
 extern crate std;
 
 pub mod abi;
+pub mod bench;
 pub mod checksum;
 pub mod frame;
 pub mod hash;

@@ -19,6 +19,12 @@ use crate::clock::Jiffies;
 /// The program, as compiled by the build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/slb"));
 
+/// The program of `slb decap`.
+pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
+
+/// What `cargo xtask bench` puts before the programs that it times.
+pub static PRELUDE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/prelude"));
+
 pub(super) const PROGRAM: &str = "slb";
 
 /// Capacities that depend on the configuration. They count when the maps are made, not later.

@@ -302,14 +302,18 @@ pub fn with_slb(test: impl FnOnce(&mut Slb<'_>) + Send) {
 
 /// The same, with room for so many flows.
 pub fn with_capacity(flows: u32, test: impl FnOnce(&mut Slb<'_>) + Send) {
+    with_capacities(Capacities { flows, chunks: 64 }, test);
+}
+
+/// The same, with room for so much.
+pub fn with_capacities(capacities: Capacities, test: impl FnOnce(&mut Slb<'_>) + Send) {
     let netns = lab::gateway();
-    netns.run(|| test(&mut Slb::open(&netns, flows))).expect("the namespace");
+    netns.run(|| test(&mut Slb::open(&netns, capacities))).expect("the namespace");
 }
 
 impl<'a> Slb<'a> {
-    fn open(netns: &'a Netns, flows: u32) -> Self {
+    fn open(netns: &'a Netns, capacities: Capacities) -> Self {
         let pins = PinDirectory::create();
-        let capacities = Capacities { flows, chunks: 64 };
         let loaded = Loaded::open(Pins::new(pins.path()), capacities).expect("the datapath");
         let mut slb = Self {
             flows: Flows::open(pins.path()),
@@ -413,8 +417,13 @@ impl<'a> Slb<'a> {
     pub fn act(&mut self, ingress: u32, input: &[u8]) -> u32 {
         let mut output = vec![0; input.len() + 128];
         let action = self.test_run(ingress, input, &mut output).return_value;
-        self.counters = self.loaded.maps.verdicts().expect("counters");
+        self.recount();
         action
+    }
+
+    /// What has been counted up to now was not by [`Slb::run`].
+    pub fn recount(&mut self) {
+        self.counters = self.loaded.maps.verdicts().expect("counters");
     }
 
     /// ICMP errors are few per jiffy: no run is to suffer from those before.

@@ -1,0 +1,40 @@
+//! What `cargo xtask bench` tells the program that puts frames back.
+
+/// Bytes of a frame's headers that are written again: a multiple of 8, no longer than the shortest frame.
+pub const HEADER_BYTES: usize = 80;
+
+/// A frame, and how flows differ.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// Its first bytes.
+    pub words: [u64; HEADER_BYTES / 8],
+    /// Its length in bytes.
+    pub len: u32,
+    /// By how many bytes the program grows its head.
+    pub grown: u32,
+    /// Not 0: there was a frame before this one.
+    pub has_run: u32,
+    /// Not 0: IPv4, without options; otherwise IPv6.
+    pub is_v4: u32,
+    /// How many flows take turns; 1: the headers as they are.
+    pub flows: u32,
+    /// The next one.
+    pub next: u32,
+    /// Ports per address.
+    pub ports: u32,
+    /// The first of them.
+    pub first_port: u32,
+    /// The first address, or 32 bits of it, in host order.
+    pub first_addr: u32,
+    /// Offset of the address that differs: 26 or 30, 34 or 50.
+    pub addr_at: u32,
+    /// Offset of the port that does.
+    pub port_at: u32,
+    /// Sum of the IPv4 header without checksum and that address, folded.
+    pub sum: u32,
+}
+
+// SAFETY: integers only, no padding.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Template {}

@@ -1,0 +1,177 @@
+//! For `cargo xtask bench`: runs before the program that is timed, and puts the frame back.
+//!
+//! `BPF_PROG_TEST_RUN` gives every repeat the frame that the one before has left: translated, resized,
+//! for nobody any more. So each repeat begins here. The head and the tail are moved back, the headers
+//! written again, for another flow each time if that is asked for, and then the program is called.
+//! [`stub`] behind the same prelude costs what has to be taken off.
+
+#![no_std]
+#![no_main]
+#![allow(missing_docs, reason = "the `xdp` macro drops the documentation of what it wraps")]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+#[path = "../atomic.rs"]
+#[allow(dead_code, reason = "shared with the packet path")]
+mod atomic;
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{Array, LruHashMap, ProgramArray},
+    helpers::{bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use slb_common::{
+    abi::FlowKey,
+    bench::{HEADER_BYTES, Template},
+    checksum,
+    frame::Frame,
+};
+
+/// What frames look like, and which flow is next.
+#[btf_map]
+static TEMPLATE: Array<Template, 1> = Array::new();
+
+/// The program that is timed.
+#[btf_map]
+static TARGET: ProgramArray<1> = ProgramArray::new();
+
+/// Counts, so that there is something to lock.
+#[btf_map]
+static FENCE: Array<u64, 1> = Array::new();
+
+/// What a flow table made of the kernel's maps would cost: for [`lru`].
+#[btf_map]
+static LRU: LruHashMap<FlowKey, u64, 2_097_152> = LruHashMap::new();
+
+#[inline(always)]
+fn frame(ctx: &XdpContext) -> Frame<'_> {
+    // SAFETY: the kernel vouches for `data..data_end` until the frame is resized; it is asked for again
+    // then.
+    unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
+}
+
+#[xdp(frags)]
+pub fn prelude(ctx: XdpContext) -> u32 {
+    if restore(&ctx).is_some()
+        && let Some(fence) = FENCE.get_ptr_mut(0)
+    {
+        // A locked instruction: from here on the headers are in the cache, as they are when a driver
+        // hands over a frame, and not in the CPU's store buffer, from which not every load can be served.
+        // SAFETY: an element of an array, aligned to 8 bytes, written here only.
+        unsafe { atomic::fetch_increment(fence) };
+        // SAFETY: nothing here is needed afterwards.
+        unsafe { TARGET.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn restore(ctx: &XdpContext) -> Option<()> {
+    let template = TEMPLATE.get_ptr_mut(0)?;
+    // SAFETY: an element of an array; nobody else runs this program at the same time.
+    let template = unsafe { &mut *template };
+    if template.grown != 0 && template.has_run != 0 {
+        // SAFETY: the context is the kernel's; the frame is asked for afterwards.
+        if unsafe { bpf_xdp_adjust_head(ctx.ctx, template.grown as i32) } != 0 {
+            return None;
+        }
+    }
+    template.has_run = 1;
+    let missing = template.len as i32 - frame(ctx).len() as i32;
+    if missing != 0 {
+        // SAFETY: as above.
+        if unsafe { bpf_xdp_adjust_tail(ctx.ctx, missing) } != 0 {
+            return None;
+        }
+    }
+    let mut frame = frame(ctx);
+    let mut head = frame.header_mut::<HEADER_BYTES>(0)?;
+    for (at, word) in template.words.iter().enumerate() {
+        head.set(8 * at, *word);
+    }
+    if template.flows > 1 {
+        let flow = template.next;
+        template.next = if flow + 1 >= template.flows { 0 } else { flow + 1 };
+        let ports = template.ports.max(1);
+        let port = ((template.first_port + flow % ports) as u16).to_be();
+        let addr = template.first_addr.wrapping_add(flow / ports).to_be();
+        // Constants to the verifier.
+        match template.addr_at {
+            26 => head.set(26, addr),
+            30 => head.set(30, addr),
+            34 => head.set(34, addr),
+            _ => head.set(50, addr),
+        }
+        match template.port_at {
+            34 => head.set(34, port),
+            36 => head.set(36, port),
+            54 => head.set(54, port),
+            _ => head.set(56, port),
+        }
+        if template.is_v4 != 0 {
+            head.set(24, !checksum::fold(u64::from(template.sum) + u64::from(addr)));
+        }
+    }
+    Some(())
+}
+
+/// Does nothing but to grow the frame as the program does: what is left is the prelude.
+#[xdp(frags)]
+pub fn stub(ctx: XdpContext) -> u32 {
+    let grown = TEMPLATE.get(0).map_or(0, |template| template.grown);
+    // SAFETY: the context is the kernel's; nothing of the frame is touched afterwards.
+    if grown != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -(grown as i32)) } != 0 {
+        return xdp_action::XDP_ABORTED;
+    }
+    xdp_action::XDP_TX
+}
+
+/// One look-up in an LRU hash of the kernel, with the key of a flow; makes what is not there.
+#[xdp(frags)]
+pub fn lru(ctx: XdpContext) -> u32 {
+    let frame = frame(&ctx);
+    let Some(head) = frame.header::<HEADER_BYTES>(0) else { return xdp_action::XDP_ABORTED };
+    let mut key = FlowKey::default();
+    key.src.bytes = (u128::from(head.get::<u32>(26))).to_be_bytes();
+    key.dst.bytes = (u128::from(head.get::<u32>(30))).to_be_bytes();
+    (key.sport, key.dport) = (head.get(34), head.get(36));
+    // SAFETY: copied out at once.
+    if unsafe { LRU.get(&key) }.is_none() {
+        let _ = LRU.insert(&key, &1, 0);
+    }
+    xdp_action::XDP_TX
+}
+
+/// One look-up in the kernel's routes.
+#[xdp(frags)]
+pub fn fib(ctx: XdpContext) -> u32 {
+    let frame = frame(&ctx);
+    let Some(head) = frame.header::<HEADER_BYTES>(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: integers and unions of integers only.
+    let mut query: aya_ebpf::bindings::bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    query.family = 2;
+    query.ifindex = ctx.ingress_ifindex() as u32;
+    query.__bindgen_anon_3.ipv4_src = head.get(30);
+    query.__bindgen_anon_4.ipv4_dst = head.get(26);
+    // SAFETY: the context is the kernel's, and the query is as long as it says.
+    let answer = unsafe {
+        bpf_fib_lookup(
+            ctx.ctx.cast(),
+            core::ptr::from_mut(&mut query).cast(),
+            size_of_val(&query) as i32,
+            0,
+        )
+    };
+    if answer == 0 { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
