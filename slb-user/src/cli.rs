@@ -7,6 +7,8 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, Config, DEFAULT_PATH, LoadError};
 
 mod check;
+mod decap;
+mod doctor;
 mod run;
 mod status;
 mod unload;
@@ -46,6 +48,10 @@ enum Command {
     Check(check::Arguments),
     /// Show instances, listeners, backends, their health, and what became of packets.
     Status(status::Arguments),
+    /// On a backend behind a tunnel: take packets out of IPIP and GUE by XDP.
+    Decap(decap::Arguments),
+    /// On a backend: what it needs for its group's forwarding mode, and whether it has it.
+    Doctor(doctor::Arguments),
     /// Detach XDP, give up the VIPs and remove everything pinned; stopping the agent does not.
     Unload(unload::Arguments),
 }
@@ -69,6 +75,8 @@ impl Cli {
             Command::Run(arguments) => run::run(&arguments),
             Command::Check(arguments) => Ok(check::check(&arguments)),
             Command::Status(arguments) => status::status(&arguments),
+            Command::Decap(arguments) => decap::decap(&arguments),
+            Command::Doctor(arguments) => doctor::doctor(&arguments),
             Command::Unload(arguments) => unload::unload(&arguments),
         }
     }

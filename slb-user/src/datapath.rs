@@ -1,6 +1,7 @@
 //! The kernel's side: loading, pinning and attaching the program, and writing its maps.
 
 mod bpffs;
+mod decap;
 mod error;
 mod filter;
 mod flow_table;
@@ -16,6 +17,7 @@ mod slots;
 mod trace;
 
 pub use bpffs::BpffsError;
+pub use decap::{Decap, Decapsulated};
 pub use error::LoadError;
 pub use flow_table::{FlowTable, Watched};
 pub use links::Attachment;

@@ -47,6 +47,7 @@ pub struct Server {
     host: Host,
     name: String,
     service: Service,
+    addresses: Vec<IpAddr>,
     running: Option<Running>,
 }
 
@@ -72,7 +73,27 @@ impl Server {
     ///
     /// The port is taken.
     pub fn start_as(host: &Host, service: Service, name: &str) -> Result<Self> {
-        let mut server = Self { host: host.clone(), name: name.to_owned(), service, running: None };
+        Self::start_at(host, service, name, &host.addresses())
+    }
+
+    /// The same, on addresses that the host has besides its own.
+    ///
+    /// # Errors
+    ///
+    /// The port is taken, or an address is not there.
+    pub fn start_at(
+        host: &Host,
+        service: Service,
+        name: &str,
+        addresses: &[IpAddr],
+    ) -> Result<Self> {
+        let mut server = Self {
+            host: host.clone(),
+            name: name.to_owned(),
+            service,
+            addresses: addresses.to_vec(),
+            running: None,
+        };
         server.restart()?;
         Ok(server)
     }
@@ -86,7 +107,7 @@ impl Server {
         if self.running.is_some() {
             return Ok(());
         }
-        let (addresses, name, service) = (self.host.addresses(), self.name.clone(), self.service);
+        let (addresses, name, service) = (self.addresses.clone(), self.name.clone(), self.service);
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
         let thread = self.host.netns.thread(&self.name, move || {

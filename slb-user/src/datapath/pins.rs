@@ -92,7 +92,7 @@ pub fn unload(pins: &Pins) -> Result<Vec<PathBuf>, LoadError> {
     Ok(removed)
 }
 
-fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, LoadError> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, LoadError> {
     let failed = |source| LoadError::Path { path: directory.to_owned(), source };
     match fs::read_dir(directory) {
         Ok(entries) => entries

@@ -183,6 +183,32 @@ impl Network {
         Ok(routes)
     }
 
+    /// The maximum segment size that the route to an address says to offer, in bytes; `None`: it says
+    /// nothing, and the interface's MTU decides.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Route`].
+    pub async fn advertised_mss(&self, address: IpAddr) -> Result<Option<u32>, Error> {
+        let question = RouteNetlinkMessage::GetRoute(question(address));
+        let answers = match self.rtnl.ask(question, 0).await {
+            Ok(answers) => answers,
+            Err(source) if refusal(&source).is_some() => return Ok(None),
+            Err(source) => return Err(Error::Route { address, source }),
+        };
+        let routes = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(&route.attributes),
+            _ => None,
+        });
+        Ok(routes.flatten().find_map(|attribute| match attribute {
+            RouteAttribute::Metrics(metrics) => metrics.iter().find_map(|metric| match metric {
+                RouteMetric::Advmss(mss) => Some(*mss),
+                _ => None,
+            }),
+            _ => None,
+        }))
+    }
+
     async fn ask_route(&self, address: IpAddr) -> Result<Route, Error> {
         let question = RouteNetlinkMessage::GetRoute(question(address));
         match self.rtnl.ask(question, 0).await {

@@ -8,6 +8,8 @@ mod configs;
 #[cfg(test)]
 mod direct;
 #[cfg(test)]
+mod direct_return;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod hops;

@@ -1,0 +1,79 @@
+//! `slb decap`.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use comfy_table::Table;
+use slb_common::abi::Counter;
+
+use super::Exit;
+use crate::{config::XdpMode, datapath::Decap};
+
+/// Where everything is pinned by default.
+pub(super) const DEFAULT_PINS: &str = "/sys/fs/bpf/slb";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The interface that tunnels come in by; without one, what is attached and what it has done.
+    interface: Option<String>,
+    /// Detach from the interface.
+    #[arg(long, requires = "interface")]
+    remove: bool,
+    /// How to attach.
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    xdp_mode: Mode,
+    /// Directory on bpffs.
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+    pins: PathBuf,
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    /// In the driver, or in the kernel's stack if the driver cannot.
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the kernel's stack.
+    Generic,
+}
+
+pub(super) fn decap(arguments: &Arguments) -> anyhow::Result<Exit> {
+    let decap = Decap::new(&arguments.pins);
+    let Some(interface) = &arguments.interface else { return show(&decap) };
+    if arguments.remove {
+        if !decap.detach(interface)? {
+            eprintln!("{interface}: nothing was attached");
+            return Ok(Exit::Failed);
+        }
+        println!("{interface}: detached");
+        return Ok(Exit::Done);
+    }
+    let mode = match arguments.xdp_mode {
+        Mode::Auto => XdpMode::Auto,
+        Mode::Native => XdpMode::Native,
+        Mode::Generic => XdpMode::Generic,
+    };
+    let attachment = decap.attach(interface, mode)?;
+    let reason = attachment.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    println!("{interface}: IPIP and GUE are taken off, XDP mode {}{reason}", attachment.mode);
+    Ok(Exit::Done)
+}
+
+fn show(decap: &Decap) -> anyhow::Result<Exit> {
+    let interfaces = decap.interfaces()?;
+    let Some(counters) = decap.counters()?.filter(|_| !interfaces.is_empty()) else {
+        println!("nothing is attached; `slb decap INTERFACE` does that");
+        return Ok(Exit::Done);
+    };
+    println!("attached to {}", interfaces.join(", "));
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["", "packets", "bytes"]);
+    let rows =
+        [("opened", counters.opened), ("passed", counters.passed), ("dropped", counters.dropped)];
+    for (name, Counter { packets, bytes }) in rows {
+        table.add_row([name.to_owned(), packets.to_string(), bytes.to_string()]);
+    }
+    println!("{table}");
+    Ok(Exit::Done)
+}
