@@ -10,6 +10,7 @@ use aya_ebpf::{
 use slb_common::{
     abi::{ERRORS_PER_JIFFY, TCP},
     icmp_error::{self, HEAD_V4, HEAD_V6, Problem},
+    parse::FRAGMENT_NONE,
     reset,
     verdict::Verdict,
 };
@@ -42,6 +43,9 @@ pub fn write(ctx: &XdpContext) -> Result<Sent, Exit> {
 
 #[inline(always)]
 fn reset(work: &mut Work<'_>) -> Option<()> {
+    if work.packet.fragment != FRAGMENT_NONE {
+        return None;
+    }
     let before = work.bytes_left();
     let after = reset::write(&mut work.frame, work.packet)?;
     // SAFETY: the context is the kernel's; nothing of the frame is touched afterwards.

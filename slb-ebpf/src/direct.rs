@@ -14,7 +14,8 @@ use slb_common::{
 };
 
 use crate::{
-    flows, forward, maps, stats,
+    flows::{self, Entries},
+    forward, maps, stats,
     work::{Exit, Route, Work},
 };
 
@@ -83,7 +84,7 @@ fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
         return NO_PLACE;
     }
     // Not translated is no reason not to pass it.
-    if flows::create(now, key, id, true).is_err() {
+    if flows::create(now, key, id, Entries::Both).is_err() {
         return NO_PLACE;
     }
     flows::position(key)

@@ -15,9 +15,9 @@ use core::{
 use aya_ebpf::helpers::bpf_jiffies64;
 use slb_common::{
     abi::{
-        self, ANSWERED, BUCKET_FLOWS, Backend, ESTABLISHED, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT,
-        FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES,
-        TAG_FREE, TAG_TAKEN, TCP, age,
+        self, ANSWERED, Address, BUCKET_FLOWS, Backend, ESTABLISHED, FIN_FORWARD, FIN_REPLY,
+        FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, NO_SOURCE,
+        REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN, TCP, age,
     },
     hash,
     parse::{ACK, FIN, RST, SYN},
@@ -130,9 +130,18 @@ pub fn peer(reply: &Flow, key: &FlowKey) -> Option<&'static mut Flow> {
         && flow.kind == FLOW_FORWARD
         && flow.proto == reply.proto
         && flow.port == key.dport
-        && flow.src.same(key.dst)
-        && backend.addr.same(key.src);
+        && backend.addr.same(key.src)
+        && is_sender(flow, &key.dst);
     is_it.then_some(flow)
+}
+
+/// Whether a backend takes the packets of a client's entry to come from `addr`.
+#[inline(always)]
+fn is_sender(flow: &Flow, addr: &Address) -> bool {
+    if flow.source == NO_SOURCE {
+        return flow.src.same(*addr);
+    }
+    maps::source(flow.source).is_some_and(|source| source.same(*addr))
 }
 
 /// Makes a place free.
@@ -242,7 +251,10 @@ fn acknowledges(work: &Work<'_>, sequence: u32) -> bool {
 #[inline(never)]
 fn keep_reply(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
     let Some(Keys { reply: key, .. }) = maps::keys() else { return };
-    *key = reply_key(&work.packet.key, backend, flow.port);
+    write_reply_key(key, &work.packet.key, backend, flow.port);
+    if let Some(source) = maps::source(flow.source).filter(|_| flow.source != NO_SOURCE) {
+        key.dst = *source;
+    }
     if let Some(reply) = seek(key) {
         if reply.kind == FLOW_REPLY {
             keep_with(reply, flow);
@@ -252,16 +264,14 @@ fn keep_reply(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
     flow_insert_reply(work.now, key, position(&work.packet.key));
 }
 
-/// What a backend answers with to `key`, if it was sent from `port`.
+/// What a backend answers with to `key`, if it was sent from `port`. Written in place: stack is scarce.
 #[inline(always)]
-fn reply_key(key: &FlowKey, backend: &Backend, port: u16) -> FlowKey {
-    FlowKey {
-        src: backend.addr,
-        dst: key.src,
-        sport: backend.port as u16,
-        dport: port,
-        proto: key.proto,
-    }
+fn write_reply_key(reply: &mut FlowKey, key: &FlowKey, backend: &Backend, port: u16) {
+    reply.src = backend.addr;
+    reply.dst = key.src;
+    reply.sport = backend.port as u16;
+    reply.dport = port;
+    reply.proto = key.proto;
 }
 
 /// Whether a flow other than that of `own` has the answer `reply`. What nobody uses any more is removed.
@@ -295,11 +305,21 @@ extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey
     1
 }
 
+/// Which entries a flow needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Entries {
+    /// That of the client's packets.
+    Forward = 0,
+    /// That of the answers as well.
+    Both = 1,
+    /// Both, and the backend is to see a source address of ours.
+    OwnSource = 2,
+}
+
 /// Makes the entries of the flow of `key` to the backend `id`, and gives the source port towards it.
-/// `with_reply`: the answer's as well.
 #[inline(always)]
-pub fn create(now: u32, key: &FlowKey, id: u32, with_reply: bool) -> Result<u16, Verdict> {
-    let created = flow_create(now, key, id, with_reply.into());
+pub fn create(now: u32, key: &FlowKey, id: u32, entries: Entries) -> Result<u16, Verdict> {
+    let created = flow_create(now, key, id, entries as u32);
     if created & IS_VERDICT == 0 {
         Ok(created as u16)
     } else {
@@ -312,21 +332,30 @@ const IS_VERDICT: u32 = 1 << 16;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u32) -> u32 {
+extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, entries: u32) -> u32 {
     // SAFETY: the caller above passes a reference.
     let (Some(key), Some(backend), Some(Keys { reply, .. })) =
         (unsafe { key.as_ref() }, maps::backend(id), maps::keys())
     else {
         return IS_VERDICT | Verdict::Inconsistent as u32;
     };
-    *reply = reply_key(key, backend, key.sport);
     let hash = flow_hash(key);
-    if with_reply != 0 {
+    let is_own = entries == Entries::OwnSource as u32;
+    let mut source = NO_SOURCE;
+    write_reply_key(reply, key, backend, key.sport);
+    if is_own {
+        source = backend.source + hash::slot(hash as u32, backend.sources.into()) as u16;
+        let Some(addr) = maps::source(source).filter(|_| backend.sources != 0) else {
+            return IS_VERDICT | Verdict::NoPort as u32;
+        };
+        reply.dst = *addr;
+    }
+    if entries != Entries::Forward as u32 {
         // A direct flow must not pass for the one through a listener that may be there without an
         // entry. With one backend any port may have one: then it has to do that few clients use it.
         let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
         let mut draw = hash::choice(hash);
-        let mut is_free = !is_direct && !is_taken(now, reply, key);
+        let mut is_free = !is_own && !is_direct && !is_taken(now, reply, key);
         for attempt in 0..PORT_ATTEMPTS {
             if is_free {
                 break;
@@ -334,7 +363,9 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u3
             draw = draw.wrapping_mul(0x9e37_79b1).wrapping_add(1);
             reply.dport = (FIRST_PORT + hash::slot(draw, LAST_PORT - FIRST_PORT)) as u16;
             is_free = !is_taken(now, reply, key)
-                && (attempt >= PORT_ATTEMPTS / 2 || !direct::may_be_balanced(now, reply, id));
+                && (is_own
+                    || attempt >= PORT_ATTEMPTS / 2
+                    || !direct::may_be_balanced(now, reply, id));
         }
         if !is_free {
             return IS_VERDICT | Verdict::NoPort as u32;
@@ -344,8 +375,9 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, with_reply: u3
     let Some(flow) = at(place) else { return IS_VERDICT | Verdict::TableFull as u32 };
     fill(flow, key, id, FLOW_FORWARD, now.wrapping_add(maps::settings().opening_jiffies));
     flow.port = reply.dport;
+    flow.source = source;
     publish(flow, hash);
-    if with_reply != 0 && flow_insert_reply(now, reply, place) == NO_PLACE {
+    if entries != Entries::Forward as u32 && flow_insert_reply(now, reply, place) == NO_PLACE {
         forget(flow);
         return IS_VERDICT | Verdict::TableFull as u32;
     }

@@ -6,8 +6,9 @@
 use slb_common::{
     abi::{
         BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, Endpoint, FIN_FORWARD, FLOW_FORWARD,
-        Flow, Listener, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP, NO_LISTENER_RESET, ROLE_VIP, RST,
-        SCHEDULER_HASH, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, STAGE_FLOW, Translation, UDP,
+        Flow, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP, NO_LISTENER_RESET,
+        NO_SOURCE, ROLE_BACKEND, ROLE_VIP, RST, SCHEDULER_HASH, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
+        STAGE_FLOW, STAGE_FULL, Translation, UDP,
     },
     hash,
     parse::Packet,
@@ -15,7 +16,9 @@ use slb_common::{
 };
 
 use crate::{
-    atomic, direct, flows, hops, maps, stats,
+    atomic, direct,
+    flows::{self, Entries},
+    hops, maps, stats,
     work::{Exit, Route, Work},
 };
 
@@ -44,13 +47,18 @@ pub fn to_vip<const REST: bool>(
     if listener.scheduler == SCHEDULER_HASH {
         let slot = slot(listener.first_chunk, listener.slots, hash::choice(hash))?;
         id = slot & SLOT_BACKEND;
-        is_settled = slot & SLOT_LOOK == 0 && !direct::is_recent(id, work.now);
+        is_settled =
+            slot & SLOT_LOOK == 0 && from & ROLE_BACKEND == 0 && !direct::is_recent(id, work.now);
     }
     if !is_settled {
         let found = remembered(work, hash);
         if found == NOT_REMEMBERED {
             (work.handover.hash, work.handover.what) = (hash, FLOW_FORWARD.into());
             return Err(Exit::Stage(STAGE_FLOW));
+        }
+        if found == OWN_SOURCE {
+            (work.handover.hash, work.handover.what) = (hash, FLOW_FORWARD.into());
+            return Err(Exit::Stage(STAGE_FULL));
         }
         id = found & SLOT_BACKEND;
         port = (found >> 16) as u16;
@@ -107,6 +115,8 @@ fn no_listener(work: &mut Work<'_>) -> Exit {
 
 /// No entry, or one that does not count any more.
 const NOT_REMEMBERED: u32 = u32::MAX;
+/// The backend sees a source of ours: [`crate::full`] knows more.
+const OWN_SOURCE: u32 = NO_BACKEND;
 
 /// The backend of a flow that has an entry, and above that the source port towards it.
 #[inline(always)]
@@ -118,6 +128,9 @@ fn remembered(work: &Work<'_>, hash: u64) -> u32 {
         return NOT_REMEMBERED;
     }
     flows::note_forward(work, flow, backend);
+    if flow.source != NO_SOURCE {
+        return OWN_SOURCE;
+    }
     u32::from(flow.port) << 16 | flow.backend & SLOT_BACKEND
 }
 
@@ -156,10 +169,20 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
     if work.expires(backend.hop) {
         return Err(Verdict::TtlExpired.into());
     }
+    if backend.mode == MODE_FULL || is_hairpin(work, backend) {
+        flows::create(work.now, key, id, Entries::OwnSource)?;
+        hops::meet_client(work);
+        if begins {
+            stats::new_flow(id);
+        }
+        work.handover.what = FLOW_FORWARD.into();
+        return Err(Exit::Stage(STAGE_FULL));
+    }
     let is_hash = listener.scheduler == SCHEDULER_HASH;
     let is_shared = backend.flags & BACKEND_SHARED != 0 || direct::is_recent(id, work.now);
     let port = if slot & SLOT_KEEP != 0 || is_shared {
-        match flows::create(work.now, key, id, is_shared) {
+        let entries = if is_shared { Entries::Both } else { Entries::Forward };
+        match flows::create(work.now, key, id, entries) {
             // By hash the flow finds its backend again, as long as its slot is not changed.
             Err(Verdict::TableFull) if is_hash && backend.flags & BACKEND_SHARED == 0 => key.sport,
             port => port?,
@@ -168,6 +191,15 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
         key.sport
     };
     arrive::<true>(work, Chosen { id, port, hash, is_new: begins })
+}
+
+/// Whether a backend is the client of another, or of itself, on the same side of the gateway: the answer
+/// would go there without us, from an address that the client has not asked.
+#[inline(always)]
+fn is_hairpin(work: &Work<'_>, backend: &Backend) -> bool {
+    backend.mode == MODE_NAT
+        && backend.hop.ifindex == work.ctx.ingress_ifindex() as u32
+        && maps::roles(&work.packet.key.src) & ROLE_BACKEND != 0
 }
 
 /// The slot of a packet without an entry.

@@ -3,8 +3,8 @@
 use aya_ebpf::{bindings::BPF_ANY, programs::XdpContext};
 use slb_common::{
     abi::{
-        FLOW_DIRECT, FLOW_REPLY, Fragment, FragmentKey, Keys, MODE_DSR, MODE_NAT, ROLE_VIP,
-        STAGE_TUNNEL, TCP, UDP,
+        Ends, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Fragment, FragmentKey, Hop, Keys, MODE_DSR,
+        MODE_NAT, ROLE_VIP, STAGE_TUNNEL, TCP, UDP,
     },
     parse::{FRAGMENT_FIRST, Packet},
     rewrite,
@@ -30,22 +30,23 @@ fn key_of(packet: &Packet) -> FragmentKey {
 
 /// Sends a packet, and the other fragments after it, if it is a first one.
 #[inline(always)]
-pub fn lead(work: &mut Work<'_>, route: Result<Route, Exit>) -> Result<Sent, Exit> {
-    let is_first = work.packet.fragment == FRAGMENT_FIRST;
-    match route {
-        Ok(route) => {
-            if is_first {
-                note(work, Some(&route));
-            }
-            work.send(route)
-        }
-        // Left to the kernel: so are the others.
-        Err(Exit::Verdict(verdict)) if is_first && matches!(verdict.action(), Action::Pass) => {
-            note(work, None);
-            Err(verdict.into())
-        }
-        Err(exit) => Err(exit),
+pub fn lead(work: &mut Work<'_>, route: Route) -> Result<Sent, Exit> {
+    if work.packet.fragment == FRAGMENT_FIRST {
+        note(work, Some(&route));
     }
+    work.send(route)
+}
+
+/// A packet that is not sent. If it is left to the kernel, so are the other fragments after it.
+#[inline(always)]
+pub fn leave(work: &Work<'_>, exit: Exit) -> Exit {
+    if let Exit::Verdict(verdict) = exit
+        && matches!(verdict.action(), Action::Pass)
+        && work.packet.fragment == FRAGMENT_FIRST
+    {
+        note(work, None);
+    }
+    exit
 }
 
 /// A function of its own: most packets have no need of its part of the stack.
@@ -71,6 +72,25 @@ fn note(work: &Work<'_>, route: Option<&Route>) {
         *addr = route.to.addr;
     }
     // Without a record the others are dropped: that is all that a full table means.
+    let _ = maps::SLB_FRAGMENTS.insert(&*key, &*fragment, u64::from(BPF_ANY));
+}
+
+/// Notes where a first fragment goes, both of whose ends are replaced.
+#[inline(never)]
+pub fn note_ends(work: &Work<'_>, ends: &Ends, hop: Hop, mtu: u32, is_reply: bool) {
+    let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
+    *key = key_of(work.packet);
+    *fragment = Fragment {
+        src: ends.src,
+        dst: ends.dst,
+        hop,
+        backend: work.handover.backend,
+        mode: MODE_NAT,
+        kind: if is_reply { FLOW_REPLY.into() } else { FLOW_FORWARD.into() },
+        mtu,
+        expires: work.now.wrapping_add(maps::settings().fragment_jiffies),
+        ..Fragment::default()
+    };
     let _ = maps::SLB_FRAGMENTS.insert(&*key, &*fragment, u64::from(BPF_ANY));
 }
 

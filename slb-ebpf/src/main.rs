@@ -7,8 +7,8 @@
 //!           │                          │
 //!           ├► slb_icmp  echo, errors  ├► slb_flow    a flow that needs an entry
 //!           └► slb_rest  tagged,       ├► slb_tunnel  IPIP, GUE
-//!              │ fragments, large      └► slb_answer  resets, ICMP errors
-//!              └► slb_parsed, slb_later
+//!              │ fragments, large      ├► slb_full    full NAT, hairpin, NAT64 and NAT46
+//!              └► slb_parsed, slb_later └► slb_answer  resets, ICMP errors
 //! ```
 //!
 //! Nearly all packets begin and end in [`slb`]. What costs more code than it is worth there is left to
@@ -27,6 +27,7 @@ mod direct;
 mod flows;
 mod forward;
 mod fragments;
+mod full;
 mod hops;
 mod icmp;
 mod maps;
@@ -89,6 +90,12 @@ pub fn slb_tunnel(ctx: XdpContext) -> u32 {
     leave_stage(&ctx, tunnel::enter(&ctx))
 }
 
+/// Flows whose backend sees a source of ours, whatever family it is of.
+#[xdp(frags)]
+pub fn slb_full(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, full::translate(&ctx))
+}
+
 /// What the gateway answers itself.
 #[xdp(frags)]
 pub fn slb_answer(ctx: XdpContext) -> u32 {
@@ -111,7 +118,10 @@ fn begin(ctx: &XdpContext) -> Result<Sent, Exit> {
     } else {
         forward::begin(&mut work)
     };
-    fragments::lead(&mut work, route)
+    match route {
+        Ok(route) => fragments::lead(&mut work, route),
+        Err(exit) => Err(fragments::leave(&work, exit)),
+    }
 }
 
 /// What becomes of a frame that cannot be balanced as it is.

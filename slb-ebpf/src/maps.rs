@@ -8,10 +8,10 @@ use aya_ebpf::{
 use slb_common::{
     abi::{
         Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
-        Endpoint, Filter, Fragment, FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Keys,
-        Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_FRAGMENTS,
-        MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin, Record, Roles,
-        STAGES, Scratch, Settings, Traffic,
+        Endpoint, Ends, Filter, Fragment, FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface,
+        Keys, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS,
+        MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin,
+        Record, Roles, STAGES, Scratch, Settings, Traffic,
     },
     hash,
     verdict::MAX_VERDICTS,
@@ -127,6 +127,13 @@ pub fn keys() -> Option<&'static mut Keys> {
     SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys })
 }
 
+/// This CPU's place for the ends of a packet. For [`crate::full`].
+#[inline(always)]
+pub fn ends() -> Option<&'static mut Ends> {
+    // SAFETY: as above.
+    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys.ends })
+}
+
 /// A backend by its index.
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static Backend> {
@@ -180,6 +187,11 @@ pub fn origin(at: &Endpoint) -> Option<&'static Origin> {
 pub fn roles(addr: &Address) -> u32 {
     // SAFETY: copied out at once.
     unsafe { SLB_ADDRESSES.get(addr) }.copied().unwrap_or_default().roles
+}
+/// A source address towards backends.
+#[inline(always)]
+pub fn source(index: u16) -> Option<&'static Address> {
+    SLB_SOURCES.get(index.into())
 }
 
 /// The agent's settings.

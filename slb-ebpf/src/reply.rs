@@ -5,8 +5,8 @@
 
 use slb_common::{
     abi::{
-        Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, MODE_NAT, NO_PLACE, ORIGIN_SHARED,
-        ORIGIN_TRACKED, Origin, Translation,
+        Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, MODE_FULL, MODE_NAT, NO_PLACE,
+        NO_SOURCE, ORIGIN_SHARED, ORIGIN_TRACKED, Origin, STAGE_FULL, Translation,
     },
     parse::{FIN, RST, SYN},
     verdict::Verdict,
@@ -16,7 +16,7 @@ use crate::{
     direct, flows,
     hops::{self, Way},
     maps, stats,
-    work::{Route, Work},
+    work::{Exit, Route, Work},
 };
 
 /// A packet whose source, `from`, may be a backend. `None`: nobody balances to that address and port.
@@ -24,7 +24,7 @@ use crate::{
 pub fn from_backend<const REST: bool>(
     work: &mut Work<'_>,
     from: &Endpoint,
-) -> Result<Option<Route>, Verdict> {
+) -> Result<Option<Route>, Exit> {
     let key = &work.packet.key;
     let Some(origin) = maps::origin(from) else { return Ok(None) };
     let kind = FLOW_REPLY.into();
@@ -34,24 +34,42 @@ pub fn from_backend<const REST: bool>(
     if origin.flags & ORIGIN_SHARED != 0 || direct::is_recent(id, work.now) {
         let place = remembered(work);
         if place == DIRECT {
-            return Err(Verdict::Direct);
+            return Err(Verdict::Direct.into());
         }
         if let Some(flow) = flows::at(place) {
+            if flow.source != NO_SOURCE {
+                return Err(to_source(work, place));
+            }
             id = flow.backend;
             to = Translation { addr: flow.dst, sport: flow.dport, dport: flow.sport, kind };
+        } else if maps::backend(id).is_some_and(|backend| backend.mode == MODE_FULL) {
+            // Whose answer it would be, only an entry says.
+            return Err(Verdict::NotOurs.into());
         }
     } else if origin.flags & ORIGIN_TRACKED != 0 && work.packet.flags & (SYN | FIN | RST) != 0 {
         track(work, origin);
     }
-    let Way { hop, mtu } = hops::to_client(work, &to.addr, &key.dst)?.ok_or(Verdict::NotOurs)?;
+    let Some(Way { hop, mtu }) = hops::to_client(work, &to.addr, &work.packet.key.dst)? else {
+        // To the gateway itself: for its own ears, or for a client that is a backend as well.
+        let place = remembered(work);
+        let is_own = flows::at(place).is_some_and(|flow| flow.source != NO_SOURCE);
+        return Err(if is_own { to_source(work, place) } else { Verdict::NotOurs.into() });
+    };
     if work.expires(hop) {
-        return Err(Verdict::TtlExpired);
+        return Err(Verdict::TtlExpired.into());
     }
     stats::reply(id, work.bytes);
     if REST {
         work.handover.backend = id;
     }
     Ok(Some(Route { to, hop, mode: MODE_NAT, mtu }))
+}
+
+/// An answer to a source of ours, which the client at `place` stands behind.
+#[inline(always)]
+fn to_source(work: &mut Work<'_>, place: u32) -> Exit {
+    (work.handover.place, work.handover.what) = (place, FLOW_REPLY.into());
+    Exit::Stage(STAGE_FULL)
 }
 
 /// In place of a place: it is no reply to a flow through a listener.

@@ -34,6 +34,8 @@ pub fn prepare(ctx: &XdpContext) -> Result<Sent, Exit> {
 #[inline(always)]
 pub fn balance(ctx: &XdpContext) -> Result<Sent, Exit> {
     let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
-    let route = route::<true>(&mut work);
-    fragments::lead(&mut work, route)
+    match route::<true>(&mut work) {
+        Ok(route) => fragments::lead(&mut work, route),
+        Err(exit) => Err(fragments::leave(&work, exit)),
+    }
 }

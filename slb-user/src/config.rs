@@ -46,7 +46,7 @@ macro_rules! words {
 words!(XdpMode { Auto = "auto", Native = "native", Generic = "generic" });
 words!(Announce { Arp = "arp", None = "none" });
 words!(NoListener { Pass = "pass", Drop = "drop", Reset = "reset" });
-words!(Forwarding { Nat = "nat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
+words!(Forwarding { Nat = "nat", FullNat = "full-nat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
 words!(Protocol { Tcp = "tcp", Udp = "udp" });
 words!(Scheduler { Tch = "tch", Wrr = "wrr" });
 words!(AllUnhealthy { FailClosed = "fail-closed", FailOpen = "fail-open" });
@@ -153,6 +153,8 @@ pub struct Group {
     pub kind: GroupKind,
     /// How a packet reaches a backend.
     pub forwarding: Forwarding,
+    /// `full-nat`: what backends see as source; empty: the gateway's own address.
+    pub sources: Vec<IpAddr>,
     /// Names unique in the group. Primary/secondary: exactly two, the primary first.
     pub backends: Vec<Backend>,
 }
@@ -173,6 +175,8 @@ pub enum GroupKind {
 pub enum Forwarding {
     /// Destination address and port are rewritten; replies come back through the gateway.
     Nat,
+    /// The source is as well: replies come back to the gateway whatever the backend's routes are.
+    FullNat,
     /// Only the MAC address is: the backend has the VIP as well, on the same segment, and replies
     /// directly.
     Dsr,
@@ -188,7 +192,7 @@ impl Forwarding {
     #[must_use]
     pub const fn is_direct_return(self) -> bool {
         match self {
-            Self::Nat => false,
+            Self::Nat | Self::FullNat => false,
             Self::Dsr | Self::Ipip | Self::Gue => true,
         }
     }
@@ -196,7 +200,7 @@ impl Forwarding {
     /// Whether a backend can have another address family than the VIP.
     #[must_use]
     pub const fn crosses_families(self) -> bool {
-        matches!(self, Self::Ipip | Self::Gue)
+        !matches!(self, Self::Dsr)
     }
 }
 

@@ -8,9 +8,10 @@ use std::{
 };
 
 use slb_common::abi::{
-    self, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE,
-    Backend, Endpoint, Hop, Interface, MODE_DSR, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND,
-    ORIGIN_SHARED, ORIGIN_TRACKED, Origin, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
+    self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_UNHEALTHY,
+    BACKEND_USABLE, Backend, Endpoint, Hop, Interface, MAX_SOURCES, MODE_DSR, MODE_FULL, MODE_GUE,
+    MODE_IPIP, MODE_NAT, NO_BACKEND, NO_SOURCE, ORIGIN_SHARED, ORIGIN_TRACKED, Origin,
+    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
 };
 use slb_common::tunnel;
 
@@ -72,6 +73,8 @@ pub struct NextWay {
     pub hop: Hop,
     /// Largest packet that can be sent, from its IP header on, in bytes.
     pub mtu: u32,
+    /// The source that packets of this host's own have.
+    pub source: Option<IpAddr>,
 }
 
 /// What the state depends on besides the configuration.
@@ -102,7 +105,11 @@ type Owners = HashMap<Endpoint, Vec<(Endpoint, u32)>>;
 impl Planner {
     /// What the maps should hold.
     pub fn desired(&mut self, layout: &Layout, now: Circumstances<'_>) -> State {
-        let mut state = State { interfaces: now.interfaces.clone(), ..State::default() };
+        let mut state = State {
+            interfaces: now.interfaces.clone(),
+            sources: now.installed.sources.clone(),
+            ..State::default()
+        };
         for &local in now.locals {
             state.addresses.entry(local.into()).or_default().roles |= ROLE_LOCAL;
         }
@@ -113,7 +120,10 @@ impl Planner {
             let targets = &layout.targets[service.targets.clone()];
             let health = &now.health[service.targets.clone()];
             let usable = usable(service, targets, health);
-            let shared = targets.iter().filter(|target| is_shared(&service.origin(target)));
+            // Whose source is replaced, only an entry says.
+            let shared = targets.iter().filter(|target| {
+                is_shared(&service.origin(target)) || service.mode(target) == MODE_FULL
+            });
             let shared: HashSet<u32> = shared.map(|target| target.id).collect();
             let nobody = vec![false; targets.len()];
             let waits = self.waits(service, targets, health, &now);
@@ -129,6 +139,7 @@ impl Planner {
             }
             for ((target, &health), &usable) in targets.iter().zip(health).zip(&usable) {
                 let mut backend = backend(service, target, health, usable, &now);
+                (backend.source, backend.sources) = sources(&mut state.sources, target, &now);
                 if shared.contains(&target.id) {
                     backend.flags |= BACKEND_SHARED;
                 }
@@ -148,7 +159,8 @@ impl Planner {
                 continue;
             };
             let is_tracked = tracked.contains(&state.backends[backend].listener);
-            let flags = if owners.len() > 1 { ORIGIN_SHARED } else { 0 }
+            let has_entries = owners.len() > 1 || state.backends[backend].mode == MODE_FULL;
+            let flags = if has_entries { ORIGIN_SHARED } else { 0 }
                 | if is_tracked { ORIGIN_TRACKED } else { 0 };
             let (vip, port) = (vip.addr, vip.port);
             state.endpoints.insert(at, Origin { vip, port, backend: *backend, flags, spare: 0 });
@@ -407,6 +419,19 @@ impl Target {
 }
 
 impl Service {
+    /// How packets reach a target: between families by another source.
+    fn mode(&self, target: &Target) -> u32 {
+        let crosses = self.endpoints[0].addr.is_v4() != target.addr.is_ipv4();
+        match target.forwarding {
+            Forwarding::Nat if crosses => MODE_FULL,
+            Forwarding::Nat => MODE_NAT,
+            Forwarding::FullNat => MODE_FULL,
+            Forwarding::Dsr => MODE_DSR,
+            Forwarding::Ipip => MODE_IPIP,
+            Forwarding::Gue => MODE_GUE,
+        }
+    }
+
     /// What answers of a target come from.
     fn origin(&self, target: &Target) -> Endpoint {
         let (addr, port) = (target.addr.ip().into(), target.addr.port().into());
@@ -436,20 +461,41 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
 /// What is left of an MTU for the packets that go to a target.
 fn inner_mtu(target: &Target, mtu: u32) -> u32 {
     let overhead = match target.forwarding {
-        Forwarding::Nat | Forwarding::Dsr => 0,
+        Forwarding::Nat | Forwarding::FullNat | Forwarding::Dsr => 0,
         Forwarding::Ipip => tunnel::overhead(target.addr.is_ipv4(), false),
         Forwarding::Gue => tunnel::overhead(target.addr.is_ipv4(), true),
     };
     mtu.saturating_sub(overhead as u32)
 }
 
-const fn mode(forwarding: Forwarding) -> u32 {
-    match forwarding {
-        Forwarding::Nat => MODE_NAT,
-        Forwarding::Dsr => MODE_DSR,
-        Forwarding::Ipip => MODE_IPIP,
-        Forwarding::Gue => MODE_GUE,
+/// Where the addresses are that packets to a target may be given as a source: the first index, and how
+/// many. What is not there yet is added.
+fn sources(
+    known: &mut BTreeMap<u32, Address>,
+    target: &Target,
+    now: &Circumstances<'_>,
+) -> (u16, u16) {
+    if target.forwarding.is_direct_return() {
+        return (NO_SOURCE, 0);
     }
+    let own = now.ways.get(&target.addr.ip()).and_then(|way| way.source);
+    let wanted: Vec<Address> = match target.sources.as_slice() {
+        [] => own.into_iter().map(Address::from).collect(),
+        sources => sources.iter().map(|&source| source.into()).collect(),
+    };
+    let count = wanted.len() as u32;
+    if count == 0 {
+        return (NO_SOURCE, 0);
+    }
+    let is_at =
+        |first: &u32| (*first..).zip(&wanted).all(|(at, addr)| known.get(&at) == Some(addr));
+    let free = known.last_key_value().map_or(u32::from(NO_SOURCE), |(last, _)| *last) + 1;
+    let first = (u32::from(NO_SOURCE) + 1..free).find(is_at).unwrap_or(free);
+    if (first + count) as usize > MAX_SOURCES {
+        return (NO_SOURCE, 0);
+    }
+    known.extend((first..).zip(wanted));
+    (first as u16, count as u16)
 }
 
 fn backend(
@@ -475,7 +521,7 @@ fn backend(
         listener: service.id,
         hop: way.map_or(Hop::KERNEL, |way| way.hop),
         mtu: way.filter(|_| !now.generic).map_or(0, |way| inner_mtu(target, way.mtu)),
-        mode: mode(target.forwarding),
+        mode: service.mode(target),
         ..Backend::default()
     }
 }

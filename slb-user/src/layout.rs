@@ -69,6 +69,8 @@ pub struct Target {
     pub role: Role,
     /// How packets reach it.
     pub forwarding: Forwarding,
+    /// What it sees as source, if that is replaced; empty: the gateway's own address.
+    pub sources: Vec<IpAddr>,
     /// What the backend is known by on every gateway.
     pub identity: u64,
     /// How it is probed, and where; `None`: it counts as healthy.
@@ -138,7 +140,7 @@ impl Layout {
         let id = ids.listener(&endpoints)?;
         let first = self.targets.len();
         let group = &instance.groups[listener.group];
-        // A tunnel takes any packet; backends of the other family serve where none of its own is.
+        // Backends of the other family serve where none of its own is.
         let serves = |is_v4| {
             let mut addresses = group.backends.iter().flat_map(|backend| &backend.addresses);
             addresses.any(|addr| addr.is_ipv4() == is_v4)
@@ -158,6 +160,12 @@ impl Layout {
                     weight: member.weight.into(),
                     role,
                     forwarding: group.forwarding,
+                    sources: group
+                        .sources
+                        .iter()
+                        .copied()
+                        .filter(|source| source.is_ipv4() == inside)
+                        .collect(),
                     identity: hash::identity(addr.into(), port),
                     check: check.map(|check| {
                         (check.clone(), SocketAddr::new(addr, check.port.unwrap_or(port)))

@@ -2,6 +2,7 @@
 //!
 //! A packet may be in the program between any two writes, and the agent may die there:
 //!
+//! - a source's address is there before a backend's record names it;
 //! - a backend's record is there before a schedule names it, and no schedule names it any more when
 //!   it is marked unusable;
 //! - a listener is there before its VIP is one.
@@ -15,6 +16,8 @@ use crate::state::{Service, State};
 pub enum Step {
     /// To `SLB_INTERFACES`.
     PutInterface(u32, Interface),
+    /// To `SLB_SOURCES`.
+    PutSource(u32, Address),
     /// To `SLB_BACKENDS`.
     PutBackend(u32, Backend),
     /// To `SLB_SLOTS`, then to `SLB_LISTENERS`.
@@ -49,6 +52,10 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
     steps.extend(
         changed(&desired.interfaces, &installed.interfaces)
             .map(|(&index, &interface)| Step::PutInterface(index, interface)),
+    );
+    steps.extend(
+        changed(&desired.sources, &installed.sources)
+            .map(|(&index, &addr)| Step::PutSource(index, addr)),
     );
     steps.extend(backends_first.into_iter().map(|(id, backend)| Step::PutBackend(id, backend)));
     steps.extend(

@@ -19,6 +19,8 @@ pub struct State {
     pub endpoints: BTreeMap<Endpoint, Origin>,
     /// `SLB_INTERFACES`.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// `SLB_SOURCES`. Flows remember indices, so that an address keeps its own for ever.
+    pub sources: BTreeMap<u32, Address>,
 }
 
 /// What a listener's VIPs of one family share.

@@ -25,6 +25,8 @@ mod families;
 mod flows;
 #[path = "verdicts/fragments.rs"]
 mod fragments;
+#[path = "verdicts/full.rs"]
+mod full;
 #[path = "verdicts/fuzz.rs"]
 mod fuzz;
 #[path = "verdicts/headers.rs"]

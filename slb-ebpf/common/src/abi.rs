@@ -48,8 +48,16 @@ pub const MAX_FRAGMENTS: usize = 16_384;
 
 /// The programs that the first one passes packets on to, by their index in `SLB_STAGES`: each has the
 /// stack and the verifier's patience to itself.
-pub const STAGES: [&str; 7] =
-    ["slb_icmp", "slb_rest", "slb_parsed", "slb_later", "slb_flow", "slb_tunnel", "slb_answer"];
+pub const STAGES: [&str; 8] = [
+    "slb_icmp",
+    "slb_rest",
+    "slb_parsed",
+    "slb_later",
+    "slb_flow",
+    "slb_tunnel",
+    "slb_answer",
+    "slb_full",
+];
 /// ICMP: echo requests, and errors about flows.
 pub const STAGE_ICMP: u32 = 0;
 /// Tagged frames, fragments, and frames in several buffers.
@@ -64,6 +72,8 @@ pub const STAGE_FLOW: u32 = 4;
 pub const STAGE_TUNNEL: u32 = 5;
 /// What the gateway answers itself.
 pub const STAGE_ANSWER: u32 = 6;
+/// A flow whose source is replaced as well.
+pub const STAGE_FULL: u32 = 7;
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -602,10 +612,11 @@ pub struct Handover {
     pub hash: u64,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
-    /// Place of the client's entry in `SLB_FLOWS`, or [`NO_PLACE`].
+    /// For [`STAGE_FULL`]: place of the client's entry in `SLB_FLOWS`.
     pub place: u32,
     /// For [`STAGE_ANSWER`]: the [`crate::verdict::Verdict`] that asks for the answer. For
-    /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`].
+    /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`]. For [`STAGE_FULL`]: [`FLOW_FORWARD`] or
+    /// [`FLOW_REPLY`].
     pub what: u32,
     /// For [`STAGE_ANSWER`]: the MTU that the packet exceeds.
     pub mtu: u32,
@@ -656,6 +667,29 @@ pub struct Fragment {
 }
 const _: () = assert!(size_of::<Fragment>() == 80);
 
+/// Both ends of a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Ends {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+}
+
+impl Ends {
+    /// Both ports, as they stand at the beginning of a transport header.
+    #[must_use]
+    #[inline(always)]
+    pub const fn port_word(&self) -> u32 {
+        ((self.sport as u32) << 16 | self.dport as u32).to_be()
+    }
+}
+
 /// Part of [`Scratch`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -670,6 +704,8 @@ pub struct Keys {
     pub fragments: FragmentKey,
     /// Where its first one goes.
     pub fragment: Fragment,
+    /// What its ends are replaced by.
+    pub ends: Ends,
     /// A question to the kernel's routing tables, and the answer: `struct bpf_fib_lookup`.
     pub route: [u64; 8],
 }

@@ -10,7 +10,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Address, Hop, TCP, Translation},
+    abi::{Address, Ends, Hop, TCP, Translation},
     checksum::Delta,
     frame::{Frame, Header},
     parse::{L3, Packet},
@@ -45,6 +45,35 @@ pub fn translate(
         address(frame, hop)?;
     }
     Ok(())
+}
+
+/// As [`translate`], but replaces both ends. They are of the packet's family.
+///
+/// # Errors
+///
+/// As those of [`translate`].
+#[inline(always)]
+pub fn translate_ends(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    ends: &Ends,
+    hop: Hop,
+) -> Result<(), Verdict> {
+    let mut delta = Delta::default();
+    if packet.is_v4() {
+        let (from, to) = (packet.key.src.words(), packet.key.dst.words());
+        delta.replace32(from[3], ends.src.words()[3]);
+        delta.replace32(to[3], ends.dst.words()[3]);
+    } else {
+        let before = packet.key.src.words().into_iter().chain(packet.key.dst.words());
+        let after = ends.src.words().into_iter().chain(ends.dst.words());
+        for (old, new) in before.zip(after) {
+            delta.replace32(old, new);
+        }
+    }
+    // Its addresses are those that were parsed.
+    translate_later(frame, packet, [ends.src, ends.dst], hop)?;
+    write_ports(frame, packet, ends.port_word(), delta)
 }
 
 /// Translates the addresses of a later fragment, which has nothing else: the first has the checksum.
@@ -256,10 +285,19 @@ fn ports(
     frame: &mut Frame<'_>,
     packet: &Packet,
     to: &Translation,
+    delta: Delta,
+) -> Result<(), Verdict> {
+    write_ports(frame, packet, port_word(to), delta)
+}
+
+#[inline(always)]
+fn write_ports(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    new: u32,
     mut delta: Delta,
 ) -> Result<(), Verdict> {
     let mut ports = frame.header_mut::<4>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
-    let new = port_word(to);
     delta.replace32(ports.get(0), new);
     ports.set(0, new);
     if packet.key.proto == TCP {

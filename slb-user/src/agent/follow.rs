@@ -2,7 +2,7 @@
 //! the way to thousands of backends takes longer than a failed backend may wait.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -60,7 +60,13 @@ impl Follower {
         let backends: HashSet<IpAddr> =
             layout.targets.iter().map(|target| target.addr.ip()).collect();
         let vips = match config.gateway.announce {
-            Announce::Arp => config.instances.iter().flat_map(|i| i.vips.clone()).collect(),
+            Announce::Arp => {
+                let groups = config.instances.iter().flat_map(|instance| &instance.groups);
+                let sources = groups.flat_map(|group| group.sources.clone());
+                let vips = config.instances.iter().flat_map(|instance| instance.vips.clone());
+                let held: BTreeSet<IpAddr> = vips.chain(sources).collect();
+                held.into_iter().collect()
+            }
             Announce::None => Vec::new(),
         };
         Ok(Self {
@@ -168,8 +174,8 @@ impl Follower {
 
 fn way(hop: &NextHop) -> Option<NextWay> {
     match *hop {
-        NextHop::Resolved { ifindex, dst_mac, src_mac, mtu, .. } => {
-            Some(NextWay { hop: Hop { ifindex, dst_mac, src_mac }, mtu })
+        NextHop::Resolved { ifindex, dst_mac, src_mac, mtu, source, .. } => {
+            Some(NextWay { hop: Hop { ifindex, dst_mac, src_mac }, mtu, source })
         }
         _ => None,
     }

@@ -59,6 +59,7 @@ pub struct Maps {
     listener_index: Indexed<Listener>,
     endpoint_index: Indexed<Origin>,
     interfaces: HashMap<MapData, u32, Interface>,
+    sources: Array<MapData, Address>,
     settings: Array<MapData, Settings>,
     verdicts: PerCpuArray<MapData, Counter>,
     traffic: PerCpuArray<MapData, Traffic>,
@@ -97,6 +98,7 @@ impl Maps {
             addresses: open(pins, "SLB_ADDRESSES")?,
             endpoints: open(pins, "SLB_ENDPOINTS")?,
             interfaces: open(pins, "SLB_INTERFACES")?,
+            sources: open(pins, "SLB_SOURCES")?,
             filter: RoleFilter::open(pins)?,
             listener_index: Indexed::open(pins, ["SLB_LISTENER_INDEX", "SLB_LISTENER_RECORDS"])?,
             endpoint_index: Indexed::open(pins, ["SLB_ENDPOINT_INDEX", "SLB_ENDPOINT_RECORDS"])?,
@@ -141,6 +143,12 @@ impl Maps {
                 self.installed.backends.insert(id as u32, backend);
             }
         }
+        for (index, source) in self.sources.iter().enumerate() {
+            let source = source.map_err(at("SLB_SOURCES"))?;
+            if source != Address::default() {
+                self.installed.sources.insert(index as u32, source);
+            }
+        }
         self.installed.addresses = contents(&self.addresses).map_err(at("SLB_ADDRESSES"))?;
         self.installed.endpoints = contents(&self.endpoints).map_err(at("SLB_ENDPOINTS"))?;
         self.installed.interfaces = contents(&self.interfaces).map_err(at("SLB_INTERFACES"))?;
@@ -182,6 +190,10 @@ impl Maps {
             Step::RemoveInterface(index) => {
                 absent_is_fine(self.interfaces.remove(&index)).map_err(at("SLB_INTERFACES"))?;
                 self.installed.interfaces.remove(&index);
+            }
+            Step::PutSource(index, addr) => {
+                self.sources.set(index, addr, 0).map_err(at("SLB_SOURCES"))?;
+                self.installed.sources.insert(index, addr);
             }
             Step::PutBackend(id, backend) => {
                 self.backends.set(id, backend, 0).map_err(at("SLB_BACKENDS"))?;

@@ -278,9 +278,10 @@ fn given_nothing_new_when_planned_again_then_the_schedule_is_the_same_object() {
     let first = world.schedule();
     assert!(Arc::ptr_eq(&first, &world.schedule()));
 
-    world
-        .ways
-        .insert(addr("10.0.0.1"), NextWay { hop: Hop { ifindex: 2, ..Hop::KERNEL }, mtu: 1_500 });
+    world.ways.insert(
+        addr("10.0.0.1"),
+        NextWay { hop: Hop { ifindex: 2, ..Hop::KERNEL }, mtu: 1_500, source: None },
+    );
     world.interfaces.insert(2, Interface::default());
     assert!(Arc::ptr_eq(&first, &world.schedule()), "a hop is no matter of the schedule");
 
@@ -322,7 +323,7 @@ fn given_next_hops_when_planned_then_only_ways_through_our_interfaces_are_used()
     let mut world = World::new(&config([three()]));
     let hop = |ifindex| Hop { ifindex, dst_mac: [2; 6], src_mac: [4; 6] };
     world.interfaces.insert(2, Interface { redirect: 1 });
-    let way = |ifindex| NextWay { hop: hop(ifindex), mtu: 1_500 };
+    let way = |ifindex| NextWay { hop: hop(ifindex), mtu: 1_500, source: None };
     world.ways = [(addr("10.0.0.1"), way(2)), (addr("10.0.0.2"), way(3))].into();
     let state = world.desired();
 

@@ -52,6 +52,7 @@ pub fn group(backends: impl Into<Vec<Backend>>) -> Group {
         name: None,
         kind: GroupKind::Default,
         forwarding: Forwarding::Nat,
+        sources: Vec::new(),
         backends: backends.into(),
     }
 }

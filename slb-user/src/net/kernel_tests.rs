@@ -183,7 +183,9 @@ fn given_routes_and_neighbours_when_resolved_then_next_hops_are_the_kernels() {
             dst_mac: PEER_MAC,
             src_mac: OWN_MAC,
             mtu,
+            source: None,
         };
+        let own = network.addresses().await.unwrap();
         let (v4, v6) = ("203.0.113.2", "2001:db8:113::2");
         let lan = index(&network, "lan0");
         let cases = [
@@ -208,7 +210,14 @@ fn given_routes_and_neighbours_when_resolved_then_next_hops_are_the_kernels() {
         let hops = network.resolve_all(&cases.clone().map(|(case, _)| addr(case))).await.unwrap();
 
         for (case, expected) in cases {
-            assert_eq!(hops[&addr(case)], expected, "{case}");
+            let mut found = hops[&addr(case)].clone();
+            if let NextHop::Resolved { source, .. } = &mut found {
+                // Not the source for another family's neighbour.
+                let source = source.take().unwrap();
+                assert!(own.contains(&source), "{case} from {source}");
+                assert_eq!(source.is_ipv4(), addr(case).is_ipv4(), "{case} from {source}");
+            }
+            assert_eq!(found, expected, "{case}");
         }
     });
 }

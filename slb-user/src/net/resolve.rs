@@ -39,6 +39,8 @@ pub enum NextHop {
         src_mac: Mac,
         /// Largest packet that can be sent, from the IP header on, in bytes.
         mtu: u32,
+        /// The address of this host that packets of its own have as source.
+        source: Option<IpAddr>,
     },
     /// The way is known, but not the neighbour's MAC (yet).
     Unresolved {
@@ -103,7 +105,7 @@ impl fmt::Display for Unreachable {
 /// The kernel's answer to a route look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    Via { ifindex: u32, neighbour: IpAddr, mtu: Option<u32> },
+    Via { ifindex: u32, neighbour: IpAddr, mtu: Option<u32>, source: Option<IpAddr> },
     Unreachable(Unreachable),
     Local,
 }
@@ -233,13 +235,20 @@ impl Network {
 
 fn next_hop(tables: &Tables, route: &Route) -> NextHop {
     match route {
-        Route::Via { ifindex, neighbour, mtu } => through(tables, (*ifindex, *neighbour), *mtu),
+        Route::Via { ifindex, neighbour, mtu, source } => {
+            through(tables, (*ifindex, *neighbour), *mtu, *source)
+        }
         Route::Unreachable(reason) => NextHop::Unreachable(*reason),
         Route::Local => NextHop::Local,
     }
 }
 
-fn through(tables: &Tables, (ifindex, neighbour): NeighbourKey, mtu: Option<u32>) -> NextHop {
+fn through(
+    tables: &Tables,
+    (ifindex, neighbour): NeighbourKey,
+    mtu: Option<u32>,
+    source: Option<IpAddr>,
+) -> NextHop {
     let Some(interface) = tables.interfaces.get(&ifindex).filter(|interface| interface.up) else {
         return NextHop::Unreachable(Unreachable::LinkDown);
     };
@@ -253,6 +262,7 @@ fn through(tables: &Tables, (ifindex, neighbour): NeighbourKey, mtu: Option<u32>
             dst_mac,
             src_mac: interface.mac,
             mtu: mtu.map_or(interface.mtu, |mtu| mtu.min(interface.mtu)),
+            source,
         },
         None => NextHop::Unresolved { ifindex, neighbour },
     }
@@ -292,6 +302,7 @@ fn parse(message: &RouteMessage, address: IpAddr) -> Route {
         _ => {}
     }
     let (mut output, mut neighbour, mut mtu, mut learned) = (None, address, None, false);
+    let mut source = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(ifindex) => output = Some(*ifindex),
@@ -299,6 +310,8 @@ fn parse(message: &RouteMessage, address: IpAddr) -> Route {
             | RouteAttribute::Via(RouteVia::Inet(v4)) => neighbour = IpAddr::V4(*v4),
             RouteAttribute::Gateway(RouteAddress::Inet6(v6))
             | RouteAttribute::Via(RouteVia::Inet6(v6)) => neighbour = IpAddr::V6(*v6),
+            RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => source = Some(IpAddr::V4(*v4)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => source = Some(IpAddr::V6(*v6)),
             RouteAttribute::EncapType(_) => return Route::Unreachable(Unreachable::NotEthernet),
             RouteAttribute::Metrics(metrics) => {
                 mtu = metrics.iter().find_map(|metric| match metric {
@@ -313,7 +326,7 @@ fn parse(message: &RouteMessage, address: IpAddr) -> Route {
     match output {
         // An MTU that expires was learnt from ICMP about this host's own packets; the kernel does
         // not hold forwarded packets to it either.
-        Some(ifindex) => Route::Via { ifindex, neighbour, mtu: mtu.filter(|_| !learned) },
+        Some(ifindex) => Route::Via { ifindex, neighbour, mtu: mtu.filter(|_| !learned), source },
         None => Route::Unreachable(Unreachable::NoRoute),
     }
 }
@@ -327,7 +340,7 @@ mod tests {
 
     #[test]
     fn given_answers_of_the_kernel_when_parsed_then_the_way_is_the_kernels() {
-        let on_link = Route::Via { ifindex: 7, neighbour: ADDRESS, mtu: None };
+        let on_link = Route::Via { ifindex: 7, neighbour: ADDRESS, mtu: None, source: None };
         let gateway = RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY));
         let via6 = "fe80::1".parse().unwrap();
         let oif = RouteAttribute::Oif(7);
@@ -337,13 +350,13 @@ mod tests {
                 "gateway and MTU",
                 RouteType::Unicast,
                 vec![gateway, RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]), oif.clone()],
-                Route::Via { ifindex: 7, neighbour: GATEWAY.into(), mtu: Some(1400) },
+                Route::Via { ifindex: 7, neighbour: GATEWAY.into(), mtu: Some(1400), source: None },
             ),
             (
                 "IPv6 gateway of an IPv4 route",
                 RouteType::Unicast,
                 vec![RouteAttribute::Via(RouteVia::Inet6(via6)), oif.clone()],
-                Route::Via { ifindex: 7, neighbour: via6.into(), mtu: None },
+                Route::Via { ifindex: 7, neighbour: via6.into(), mtu: None, source: None },
             ),
             ("own", RouteType::Local, vec![oif.clone()], Route::Local),
             (

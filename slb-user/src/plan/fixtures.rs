@@ -7,6 +7,7 @@ use crate::state::State;
 pub fn apply(state: &mut State, step: Step) {
     match step {
         Step::PutInterface(index, interface) => drop(state.interfaces.insert(index, interface)),
+        Step::PutSource(index, addr) => drop(state.sources.insert(index, addr)),
         Step::PutBackend(id, backend) => drop(state.backends.insert(id, backend)),
         Step::PutListener(endpoint, service) => drop(state.listeners.insert(endpoint, service)),
         Step::RemoveListener(endpoint) => drop(state.listeners.remove(&endpoint)),

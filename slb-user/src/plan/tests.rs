@@ -1,4 +1,8 @@
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use proptest::{
     collection::{btree_map, vec},
@@ -119,6 +123,7 @@ fn any_states() -> impl Strategy<Value = State> {
                 .into_iter()
                 .map(|(index, redirect)| (index, Interface { redirect }))
                 .collect(),
+            sources: BTreeMap::new(),
         },
     )
 }
@@ -180,6 +185,7 @@ proptest! {
     ) {
         let key = |step: &Step| match step {
             Step::PutInterface(index, _) | Step::RemoveInterface(index) => format!("i{index}"),
+            Step::PutSource(index, _) => format!("s{index}"),
             Step::PutBackend(id, _) => format!("b{id}"),
             Step::PutListener(endpoint, _) | Step::RemoveListener(endpoint) => {
                 format!("l{endpoint:?}")

@@ -13,7 +13,10 @@ use crate::support::{
 };
 
 /// What `bpftool` shows of an element's key and value: no names where it is a plain number.
-const FIELDS: [(&str, &[&str], &[&str]); 19] = [
+/// Those that hold what bpftool has no fields for, or nothing without fragments.
+const OTHERS: [&str; 2] = ["SLB_FRAGMENTS", "SLB_STAGES"];
+
+const FIELDS: [(&str, &[&str], &[&str]); 20] = [
     (
         "SLB_LISTENERS",
         &["addr", "port", "proto"],
@@ -28,17 +31,45 @@ const FIELDS: [(&str, &[&str], &[&str]); 19] = [
     (
         "SLB_BACKENDS",
         &[],
-        &["addr", "hop", "port", "flags", "idle_jiffies", "listener", "mode", "spare"],
+        &[
+            "addr",
+            "hop",
+            "port",
+            "flags",
+            "idle_jiffies",
+            "listener",
+            "mode",
+            "mtu",
+            "source",
+            "sources",
+            "spare",
+        ],
     ),
     ("SLB_FILTER", &[], &["roles"]),
     ("SLB_ADDRESSES", &["bytes"], &["roles"]),
     ("SLB_ENDPOINTS", &["addr", "port", "proto"], &["vip", "port", "backend", "flags", "spare"]),
     ("SLB_INTERFACES", &[], &["redirect"]),
-    ("SLB_SETTINGS", &[], &["route_epoch", "buckets", "opening_jiffies", "closing_jiffies"]),
-    ("SLB_CLIENTS", &[], &["addr", "vip", "hop", "epoch", "flags"]),
+    (
+        "SLB_SETTINGS",
+        &[],
+        &[
+            "route_epoch",
+            "buckets",
+            "opening_jiffies",
+            "closing_jiffies",
+            "fragment_jiffies",
+            "no_listener",
+            "generic",
+            "spare",
+            "tunnel_v4",
+            "tunnel_v6",
+        ],
+    ),
+    ("SLB_SOURCES", &[], &["bytes"]),
+    ("SLB_CLIENTS", &[], &["addr", "vip", "hop", "epoch", "flags", "mtu", "spare"]),
     ("SLB_FLOWS", &[], &["flows"]),
     ("SLB_DIRECT", &[], &[]),
-    ("SLB_SCRATCH", &[], &["packet", "keys"]),
+    ("SLB_SCRATCH", &[], &["packet", "keys", "handover", "errors_at", "errors"]),
     ("SLB_VERDICTS", &[], &["packets", "bytes"]),
     ("SLB_TRAFFIC", &[], &["flows", "packets", "bytes", "reply_packets", "reply_bytes"]),
 ];
@@ -55,7 +86,8 @@ fn given_traffic_when_bpftool_dumps_the_pinned_maps_then_every_element_has_named
     }
 
     let directory = version(&lab.gateway).join("maps");
-    let mut known: Vec<_> = FIELDS.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    let fields = FIELDS.iter().map(|(name, ..)| *name);
+    let mut known: Vec<_> = fields.chain(OTHERS).map(str::to_owned).collect();
     known.sort();
     assert_eq!(names(&directory), known);
     for (name, key_fields, value_fields) in FIELDS {

@@ -12,8 +12,8 @@ use slb_common::{
     abi::{
         self, ABI_VERSION, Address, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_USABLE, Backend,
         Bucket, Counter, Endpoint, Flow, FlowKey, Hop, Interface, ORIGIN_SHARED, ORIGIN_TRACKED,
-        Origin, ROLE_BACKEND, ROLE_VIP, Roles, SCHEDULER_HASH, SCHEDULER_RING, SLOT_KEEP,
-        SLOT_LOOK, Scratch, Settings, TAG_FREE, TAG_TAKEN,
+        Origin, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles, SCHEDULER_HASH, SCHEDULER_RING,
+        SLOT_KEEP, SLOT_LOOK, Scratch, Settings, TAG_FREE, TAG_TAKEN,
     },
     hash,
     verdict::{Action, Verdict},
@@ -41,6 +41,9 @@ pub const XDP_REDIRECT: u32 = 4;
 pub const VIPS: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
 /// What the sources of tunnels begin with.
 pub const TUNNELS: [&str; 2] = ["172.16.0.0", "2001:db8:7:7::"];
+/// What backends see as source, if that is replaced: two addresses each.
+pub const SOURCES: [[&str; 2]; 2] =
+    [["10.0.0.101", "10.0.0.102"], ["2001:db8:a::101", "2001:db8:a::102"]];
 /// First backend's and second backend's addresses.
 pub const BACKENDS: [[&str; 2]; 3] = [
     ["10.0.0.11", "2001:db8:a::11"],
@@ -82,6 +85,18 @@ pub mod port {
     pub const LOST: u16 = 90;
     /// UDP in turn, to the first backend, which answers by itself.
     pub const DSR_UDP: u16 = 91;
+    /// TCP by hash, to the first backend at [`FULL_BACKEND`], from an address of the gateway.
+    pub const FULL: u16 = 95;
+    pub const FULL_BACKEND: u16 = 8095;
+    /// The same by UDP.
+    pub const FULL_UDP: u16 = 96;
+    pub const FULL_UDP_BACKEND: u16 = 8096;
+    /// TCP by hash, to the first backend at [`OTHER_BACKEND`], at its address of the other family.
+    pub const OTHER: u16 = 97;
+    pub const OTHER_BACKEND: u16 = 8097;
+    /// The same by UDP.
+    pub const OTHER_UDP: u16 = 98;
+    pub const OTHER_UDP_BACKEND: u16 = 8098;
     /// TCP by hash, to the first backend in IPIP.
     pub const IPIP: u16 = 92;
     /// UDP by hash, to the first backend in GUE.
@@ -110,6 +125,10 @@ pub mod id {
     pub const DSR: u32 = 130;
     pub const LOST: u32 = 140;
     pub const DSR_UDP: u32 = 150;
+    pub const FULL: u32 = 190;
+    pub const FULL_UDP: u32 = 200;
+    pub const OTHER: u32 = 210;
+    pub const OTHER_UDP: u32 = 220;
     pub const IPIP: u32 = 160;
     pub const GUE: u32 = 170;
     pub const CROSS: u32 = 180;
@@ -302,7 +321,7 @@ pub fn with_slb(test: impl FnOnce(&mut Slb<'_>) + Send) {
 
 /// The same, with room for so many flows.
 pub fn with_capacity(flows: u32, test: impl FnOnce(&mut Slb<'_>) + Send) {
-    with_capacities(Capacities { flows, chunks: 64 }, test);
+    with_capacities(Capacities { flows, chunks: 96 }, test);
 }
 
 /// The same, with room for so much.
@@ -399,7 +418,8 @@ impl<'a> Slb<'a> {
         let is_as_long = match (verdict, verdict.action()) {
             // Made anew, or put into a tunnel, or of no use to anybody.
             (Verdict::Reset | Verdict::Refused | Verdict::TooBig, _) | (_, Action::Drop) => true,
-            (Verdict::Forwarded, _) => result.data_size_out >= len,
+            // Or of another family.
+            (Verdict::Forwarded | Verdict::Replied, _) => result.data_size_out + 40 >= len,
             _ => result.data_size_out == len,
         };
         assert!(is_as_long, "{verdict:?} gave {} bytes: {input:02x?}", output.len());
@@ -532,6 +552,13 @@ fn small() -> State {
             state.addresses.insert(addr, Roles { roles: ROLE_BACKEND });
         }
         backends(&mut state, family);
+        full_backends(&mut state, family);
+        for (number, source) in (1..).zip(SOURCES[family]) {
+            let index = 2 * family as u32 + number;
+            let source = at(source, 0).ip().into();
+            state.sources.insert(index, source);
+            state.addresses.insert(source, Roles { roles: ROLE_LOCAL });
+        }
         direct_backends(&mut state, family);
         listeners(&mut state, family);
     }
@@ -568,6 +595,34 @@ fn backends(state: &mut State, family: usize) {
         state.backends.insert(id, record);
         let (vip, port) = key_of(vip(family, listener));
         let origin = Origin { vip, port, backend: id, flags: origin, spare: 0 };
+        state.endpoints.insert(endpoint(at, proto), origin);
+    }
+}
+
+/// Backends that see a source of ours.
+fn full_backends(state: &mut State, family: usize) {
+    let rows = [
+        (id::FULL, port::FULL, port::FULL_BACKEND, abi::TCP, family),
+        (id::FULL_UDP, port::FULL_UDP, port::FULL_UDP_BACKEND, abi::UDP, family),
+        (id::OTHER, port::OTHER, port::OTHER_BACKEND, abi::TCP, 1 - family),
+        (id::OTHER_UDP, port::OTHER_UDP, port::OTHER_UDP_BACKEND, abi::UDP, 1 - family),
+    ];
+    for (id, listener, port, proto, inside) in rows {
+        let (id, at) = (id + family as u32, backend(0, inside, port));
+        let record = Backend {
+            addr: at.ip().into(),
+            port: port.into(),
+            flags: BACKEND_IN_USE | BACKEND_USABLE | BACKEND_SHARED,
+            idle_jiffies: IDLE_JIFFIES,
+            hop: FIRST,
+            mode: abi::MODE_FULL,
+            source: 1 + 2 * inside as u16,
+            sources: 2,
+            ..Backend::default()
+        };
+        state.backends.insert(id, record);
+        let (vip, port) = key_of(vip(family, listener));
+        let origin = Origin { vip, port, backend: id, flags: ORIGIN_SHARED, spare: 0 };
         state.endpoints.insert(endpoint(at, proto), origin);
     }
 }
@@ -612,6 +667,10 @@ fn listeners(state: &mut State, family: usize) {
         (port::DSR, abi::TCP, SCHEDULER_HASH, vec![id::DSR]),
         (port::LOST, abi::TCP, SCHEDULER_HASH, vec![id::LOST]),
         (port::DSR_UDP, abi::UDP, SCHEDULER_RING, vec![id::DSR_UDP]),
+        (port::FULL, abi::TCP, SCHEDULER_HASH, vec![id::FULL | always]),
+        (port::FULL_UDP, abi::UDP, SCHEDULER_HASH, vec![id::FULL_UDP | always]),
+        (port::OTHER, abi::TCP, SCHEDULER_HASH, vec![id::OTHER | always]),
+        (port::OTHER_UDP, abi::UDP, SCHEDULER_HASH, vec![id::OTHER_UDP | always]),
         (port::IPIP, abi::TCP, SCHEDULER_HASH, vec![id::IPIP]),
         (port::GUE, abi::UDP, SCHEDULER_HASH, vec![id::GUE]),
         (port::CROSS, abi::TCP, SCHEDULER_HASH, vec![id::CROSS]),

@@ -12,11 +12,12 @@ use super::{
 };
 use crate::config::{self, Forwarding, GroupKind};
 
-const GROUP: Keys =
-    Keys { known: &["name", "forwarding", "backend", "primary", "secondary"], later: &[] };
+const GROUP: Keys = Keys {
+    known: &["name", "forwarding", "sources", "backend", "primary", "secondary"],
+    later: &[],
+};
 const BACKEND: Keys = Keys { known: &["name", "address", "port", "weight", "region"], later: &[] };
 
-const LATER_FORWARDING: &[&str] = &["full-nat"];
 const WEIGHT: RangeInclusive<u8> = 0..=100;
 const DEFAULT_WEIGHT: u8 = 100;
 const BACKENDS_HEADER: &str = "[[instance.group.backend]]";
@@ -28,6 +29,7 @@ pub(super) struct Group<'a> {
     pub(super) name: Field<String>,
     kind: GroupKind,
     forwarding: Option<Forwarding>,
+    sources: Option<Vec<IpAddr>>,
     pub(super) backends: Vec<Backend<'a>>,
     /// Whether `backends` are all there are.
     complete: bool,
@@ -41,6 +43,7 @@ impl<'a> Group<'a> {
             name: Field::Absent,
             kind: GroupKind::Default,
             forwarding: Some(Forwarding::Nat),
+            sources: Some(Vec::new()),
             backends: Vec::new(),
             complete: true,
         };
@@ -53,9 +56,8 @@ impl<'a> Group<'a> {
     pub(super) fn named(raw: Raw<'a>, number: usize) -> Self {
         let table = raw.open(raw.label("group", number), &GROUP);
         let name = table.required("name", "name = \"api\"", values::name);
-        let forwarding = table
-            .field("forwarding", values::choice(Forwarding::WORDS, LATER_FORWARDING))
-            .or(Forwarding::Nat);
+        let forwarding =
+            table.field("forwarding", values::choice(Forwarding::WORDS, &[])).or(Forwarding::Nat);
         let pair = [("primary", "primary"), ("secondary", "secondary")]
             .map(|(key, label)| (label, table.table(key, &example(key))));
         let backends = table.tables("backend", BACKENDS_HEADER);
@@ -65,6 +67,7 @@ impl<'a> Group<'a> {
             table: None,
             name: name.map_or(Field::Bad, Field::Good),
             kind: if is_pair { GroupKind::PrimarySecondary } else { GroupKind::VServer },
+            sources: sources(&table, forwarding),
             forwarding,
             backends: Vec::new(),
             complete: true,
@@ -171,10 +174,8 @@ impl<'a> Group<'a> {
     }
 
     /// Reports a `vip` that no backend, or only one of a pair, can serve.
-    ///
-    /// Translation between address families will make this superfluous.
     pub(super) fn check_family(&self, vip: IpAddr, table: &Table<'_>) {
-        if !self.complete || self.forwarding.is_some_and(Forwarding::crosses_families) {
+        if !self.complete {
             return;
         }
         let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
@@ -183,13 +184,12 @@ impl<'a> Group<'a> {
             addresses.any(|address| address.value.is_ipv4() == vip.is_ipv4())
         };
         if !self.backends.iter().any(serves) {
-            let why = match self.forwarding {
-                Some(Forwarding::Dsr) => "'dsr' does not translate",
-                _ => "translation between families is not supported yet",
-            };
+            if self.forwarding.is_some_and(Forwarding::crosses_families) {
+                return;
+            }
             let message = format!(
-                "{}: no backend has an {family} address for VIP {vip}, and {why}; add an {family} \
-                 address to a backend, or remove the VIP",
+                "{}: no backend has an {family} address for VIP {vip}, and 'dsr' does not translate; \
+                 add an {family} address to a backend, or remove the VIP",
                 self.label(),
             );
             table.findings.missing(self.at(), message);
@@ -210,9 +210,32 @@ impl<'a> Group<'a> {
             name: self.name.optional()?,
             kind: self.kind,
             forwarding: self.forwarding?,
+            sources: self.sources?,
             backends: self.backends.into_iter().map(Backend::build).collect::<Option<_>>()?,
         })
     }
+}
+
+/// What backends of a group see as source.
+fn sources(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<Vec<IpAddr>> {
+    let found = match table.one_or_list("sources", values::unicast) {
+        Field::Absent => return Some(Vec::new()),
+        Field::Bad => return None,
+        Field::Good(found) => found,
+    };
+    if forwarding.is_some_and(|forwarding| forwarding != Forwarding::FullNat) {
+        let message = "'sources' are for forwarding = \"full-nat\"; remove them, or write that";
+        table.mistake(found.at, message);
+    }
+    let List { items, complete } = found.value;
+    let mut seen = HashSet::new();
+    for source in &items {
+        if !seen.insert(source.value) {
+            let message = format_args!("{} is a source twice; write it once", source.value);
+            table.mistake(source.at, message);
+        }
+    }
+    complete.then(|| items.into_iter().map(|source| source.value).collect())
 }
 
 fn example(key: &str) -> String {

@@ -1,0 +1,105 @@
+//! Flows whose source is replaced as well: the backend answers an address of ours, wherever it is, and
+//! whatever family its client is of. Both directions have entries.
+
+use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use slb_common::{
+    abi::{Ends, FLOW_FORWARD, Hop, MODE_NAT, UDP},
+    cross::{self, HEAD_V4, HEAD_V6},
+    icmp_error,
+    parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3},
+    rewrite,
+    verdict::Verdict,
+};
+
+use crate::{
+    flows, fragments,
+    hops::{self, Way},
+    maps, stats,
+    work::{self, Exit, Sent, Work, sent},
+};
+
+/// Translates a packet of either direction.
+#[inline(always)]
+pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let is_reply = work.handover.what != FLOW_FORWARD.into();
+    // In place, for want of stack.
+    let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
+    let Way { mut hop, mtu } =
+        if is_reply { to_client(&mut work, ends)? } else { to_backend(&mut work, ends)? };
+    if work.expires(hop) {
+        return Err(Verdict::TtlExpired.into());
+    }
+    if ends.dst.is_v4() != work.packet.is_v4() {
+        return cross(&mut work, ends, hop, mtu, is_reply);
+    }
+    if mtu.wrapping_sub(1) < work.packet.len.wrapping_sub(1) {
+        hop = work.too_big(MODE_NAT, mtu)?;
+    }
+    if work.packet.fragment == FRAGMENT_FIRST {
+        fragments::note_ends(&work, ends, hop, mtu, is_reply);
+    }
+    rewrite::translate_ends(&mut work.frame, work.packet, ends, hop)?;
+    Ok(sent(is_reply, hop))
+}
+
+/// From a client.
+#[inline(always)]
+fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
+    let flow = flows::seek(&work.packet.key).ok_or(Verdict::Inconsistent)?;
+    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
+    ends.src = *maps::source(flow.source).ok_or(Verdict::Inconsistent)?;
+    ends.dst = backend.addr;
+    (ends.sport, ends.dport) = (flow.port, backend.port as u16);
+    stats::forward(flow.backend, work.bytes);
+    work.handover.backend = flow.backend;
+    Ok(Way { hop: backend.hop, mtu: backend.mtu })
+}
+
+/// From a backend.
+#[inline(always)]
+fn to_client(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
+    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+    (ends.src, ends.dst) = (flow.dst, flow.src);
+    (ends.sport, ends.dport) = (flow.dport, flow.sport);
+    work.handover.backend = flow.backend;
+    let way = hops::to_client(work, &ends.src, &ends.dst)?.ok_or(Verdict::NotOurs)?;
+    stats::reply(work.handover.backend, work.bytes);
+    Ok(way)
+}
+
+/// Into the other family (RFC 7915).
+#[inline(always)]
+fn cross(
+    work: &mut Work<'_>,
+    ends: &Ends,
+    hop: Hop,
+    mtu: u32,
+    is_reply: bool,
+) -> Result<Sent, Exit> {
+    let is_v4 = work.packet.is_v4();
+    if work.packet.fragment != FRAGMENT_NONE
+        || work.packet.key.proto == UDP && is_v4 && !cross::has_checksum(&work.frame, work.packet)
+    {
+        return Err(Verdict::Untranslatable.into());
+    }
+    let before = work.packet.l4.wrapping_sub(L3 as u32);
+    let after = (if is_v4 { HEAD_V6 } else { HEAD_V4 }) as u32;
+    // Its length over there.
+    let len = work.packet.len.wrapping_sub(before).wrapping_add(after);
+    if mtu.wrapping_sub(1) < len.wrapping_sub(1) {
+        if !icmp_error::is_to_be_told(&work.frame, work.packet) {
+            return Err(Verdict::Oversize.into());
+        }
+        work.handover.mtu = mtu.wrapping_sub(after).wrapping_add(before);
+        return Err(work.answer(Verdict::TooBig));
+    }
+    let packet = cross::header(&work.frame, work.packet).ok_or(Verdict::Truncated)?;
+    // SAFETY: the context is the kernel's; the frame is asked for afterwards.
+    if unsafe { bpf_xdp_adjust_head(work.ctx.ctx, before as i32 - after as i32) } != 0 {
+        return Err(Verdict::Inconsistent.into());
+    }
+    work.frame = work::frame(work.ctx);
+    cross::write(&mut work.frame, work.packet, &packet, ends, hop)?;
+    Ok(sent(is_reply, hop))
+}
