@@ -30,11 +30,11 @@ const AF_INET6: u8 = 10;
 
 /// Sends the frame out of an interface.
 ///
-/// Back the way it came `XDP_TX` is faster, but a veth whose peer has no XDP program keeps such frames
-/// until something else is sent. Answers are few, and somebody waits for each: they go the other way.
+/// Back the way it came `XDP_TX` is faster. But a veth whose peer has no XDP program keeps such frames
+/// until something else is sent, and stops for good when it has enough of them.
 #[inline(always)]
-pub fn transmit(ctx: &XdpContext, ifindex: u32, is_answer: bool) -> u32 {
-    if !is_answer && ifindex == ctx.ingress_ifindex() as u32 {
+pub fn transmit(ctx: &XdpContext, ifindex: u32) -> u32 {
+    if ifindex == ctx.ingress_ifindex() as u32 && maps::settings().veth == 0 {
         return xdp_action::XDP_TX;
     }
     // SAFETY: touches no memory of ours.

@@ -187,6 +187,6 @@ fn end(ctx: &XdpContext, verdict: Verdict, ifindex: u32, bytes: u64) -> u32 {
     match verdict.action() {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
-        Action::Transmit => hops::transmit(ctx, ifindex, verdict.is_answer()),
+        Action::Transmit => hops::transmit(ctx, ifindex),
     }
 }

@@ -216,6 +216,7 @@ impl Agent {
     fn set(&mut self) -> Result<(), TableError> {
         let Gateway { no_listener, tunnel_source, .. } = &self.config.gateway;
         let generic = self.is_generic();
+        let veth = self.surroundings.interfaces.iter().any(|(interface, _)| interface.is_veth);
         self.datapath.maps.set(|settings| {
             settings.no_listener = match no_listener {
                 NoListener::Pass => NO_LISTENER_PASS,
@@ -225,6 +226,7 @@ impl Agent {
             settings.tunnel_v4 = IpAddr::from(tunnel_source.v4).into();
             settings.tunnel_v6 = IpAddr::from(tunnel_source.v6).into();
             settings.generic = generic.into();
+            settings.veth = veth.into();
         })
     }
 

@@ -790,8 +790,8 @@ pub struct Settings {
     /// Not 0: XDP is in generic mode somewhere, where packets may be as long as the stack has made them,
     /// so that no MTU counts.
     pub generic: u32,
-    /// Zero.
-    pub spare: u32,
+    /// Not 0: an interface is a veth, and nothing may be sent back by `XDP_TX`.
+    pub veth: u32,
     /// What outer source addresses of tunnels over IPv4 begin with: 16 bits, the rest is zero.
     pub tunnel_v4: Address,
     /// The same over IPv6: 64 bits.

@@ -111,15 +111,6 @@ verdicts! {
     Untranslatable = 27, Drop, "untranslatable";
 }
 
-impl Verdict {
-    /// Whether what is sent is the gateway's own, and not the packet that came.
-    #[must_use]
-    #[inline(always)]
-    pub const fn is_answer(self) -> bool {
-        matches!(self, Self::Reset | Self::Echo | Self::TooBig | Self::Refused)
-    }
-}
-
 /// Capacity of `SLB_VERDICTS`: with room for those of later versions, which work on the same map.
 pub const MAX_VERDICTS: usize = 64;
 

@@ -113,6 +113,7 @@ mod tests {
             mtu: 1500,
             up: true,
             is_ethernet: true,
+            is_veth: false,
         };
         for (case, values, expected) in cases {
             let root = settings(&values);

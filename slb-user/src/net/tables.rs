@@ -7,7 +7,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
         NeighbourState,
@@ -35,6 +35,8 @@ pub struct Interface {
     pub up: bool,
     /// Packets on it have Ethernet headers.
     pub is_ethernet: bool,
+    /// One end of a pair.
+    pub is_veth: bool,
 }
 
 /// What has changed in the kernel's network.
@@ -170,12 +172,16 @@ fn parse_link(message: &LinkMessage, before: Option<&Interface>) -> Interface {
         mtu: 0,
         up: false,
         is_ethernet: false,
+        is_veth: false,
     });
     interface.up = message.header.flags.contains(running);
     interface.is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::LinkInfo(infos) => {
+                interface.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Address(address) => {
                 interface.mac = Mac::try_from(address.as_slice()).unwrap_or_default();

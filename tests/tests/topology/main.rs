@@ -12,6 +12,8 @@ mod direct_return;
 #[cfg(test)]
 mod failover;
 #[cfg(test)]
+mod full_nat;
+#[cfg(test)]
 mod hops;
 #[cfg(test)]
 mod maps;

@@ -60,7 +60,7 @@ const FIELDS: [(&str, &[&str], &[&str]); 20] = [
             "fragment_jiffies",
             "no_listener",
             "generic",
-            "spare",
+            "veth",
             "tunnel_v4",
             "tunnel_v6",
         ],
@@ -86,8 +86,8 @@ fn given_traffic_when_bpftool_dumps_the_pinned_maps_then_every_element_has_named
     }
 
     let directory = version(&lab.gateway).join("maps");
-    let fields = FIELDS.iter().map(|(name, ..)| *name);
-    let mut known: Vec<_> = fields.chain(OTHERS).map(str::to_owned).collect();
+    let names_of = FIELDS.iter().map(|(name, ..)| *name);
+    let mut known: Vec<_> = names_of.chain(OTHERS).map(str::to_owned).collect();
     known.sort();
     assert_eq!(names(&directory), known);
     for (name, key_fields, value_fields) in FIELDS {

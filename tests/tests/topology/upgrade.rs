@@ -85,7 +85,7 @@ fn another_build(object: &[u8]) -> Vec<u8> {
     const MOV32: u8 = 0xb4;
     const LOAD64: u8 = 0x18;
     let mut object = object.to_vec();
-    let mut at = section(&object, "xdp");
+    let mut at = section(&object, "xdp.frags");
     loop {
         let instruction: [u8; 8] = object[at..at + 8].try_into().unwrap();
         let [code, _, off_low, off_high, imm @ ..] = instruction;

@@ -489,10 +489,10 @@ impl<'a> Slb<'a> {
                 (*verdict, action, frame.clone().sent(*hop).bytes())
             }
             Outcome::Translated(verdict, frame) => (*verdict, XDP_PASS, frame.bytes()),
-            Outcome::Answered(verdict, frame) => (*verdict, XDP_REDIRECT, frame.bytes()),
+            Outcome::Answered(verdict, frame) => (*verdict, XDP_TX, frame.bytes()),
             Outcome::Bytes(verdict, ifindex, bytes) => {
-                let is_back = *ifindex == ingress && !verdict.is_answer();
-                (*verdict, if is_back { XDP_TX } else { XDP_REDIRECT }, bytes.clone())
+                let action = if *ifindex == ingress { XDP_TX } else { XDP_REDIRECT };
+                (*verdict, action, bytes.clone())
             }
             Outcome::Untouched(verdict) => {
                 let is_passed = verdict.action() == Action::Pass;

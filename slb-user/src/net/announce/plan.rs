@@ -156,6 +156,7 @@ mod tests {
             mtu: 1500,
             up: true,
             is_ethernet: true,
+            is_veth: false,
         })
     }
 

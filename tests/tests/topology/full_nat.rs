@@ -1,0 +1,116 @@
+//! Backends that see a source of the gateway's: they need no route to the clients, may be of another
+//! family than the VIP, and may be clients themselves.
+
+use std::net::{IpAddr, SocketAddr};
+
+use slb_tests::{Client, Gateway, Server, Service, Topology, gateway::backends, topology};
+
+use crate::support::NOTICED;
+
+const HTTP: Service = Service::Http(8080);
+const UDP: Service = Service::Udp(5353);
+
+/// A group of the backends' addresses of `families`, with a listener each for TCP and UDP.
+fn instance(topology: &Topology, group: &str, v4: bool, v6: bool) -> String {
+    let vips = format!("vips = [\"{}\", \"{}\"]\n", topology::VIP_V4, topology::VIP_V6);
+    let mut text = format!("[[instance]]\nname = \"lab\"\n{vips}");
+    for (name, port) in [("web", 8080), ("dns", 5353)] {
+        text += &format!("[[instance.group]]\nname = \"{name}\"\n{group}\n");
+        for host in &topology.backends {
+            let addresses: Vec<String> = host
+                .addresses()
+                .into_iter()
+                .filter(|addr| if addr.is_ipv4() { v4 } else { v6 })
+                .map(|addr| addr.to_string())
+                .collect();
+            text += &format!(
+                "[[instance.group.backend]]\nname = \"{}\"\naddress = {addresses:?}\nport = {port}\n",
+                host.name
+            );
+        }
+    }
+    text += "[[instance.listener]]\nprotocol = \"tcp\"\nport = 80\ngroup = \"web\"\n";
+    text += "[[instance.listener]]\nprotocol = \"udp\"\nport = 53\ngroup = \"dns\"\nscheduler = \"wrr\"\n";
+    text
+}
+
+fn vips(port: u16) -> [SocketAddr; 2] {
+    [IpAddr::from(topology::VIP_V4), topology::VIP_V6.into()].map(|vip| (vip, port).into())
+}
+
+/// Servers on all backends, and an agent that finds them healthy.
+fn serving(topology: &Topology, instances: &str) -> (Gateway, Vec<Server>) {
+    let mut servers = Vec::new();
+    for host in &topology.backends {
+        for service in [HTTP, UDP] {
+            servers.push(Server::start(host, service).unwrap());
+        }
+    }
+    let mut gateway = Gateway::new(topology, instances).unwrap();
+    gateway.start().unwrap();
+    gateway
+        .wait("all backends healthy", NOTICED, |status| {
+            [("tcp", 80), ("udp", 53)].into_iter().all(|(protocol, port)| {
+                let found = backends(status, protocol, port);
+                found.len() == 8 && found.iter().all(|backend| backend["health"] == "healthy")
+            })
+        })
+        .unwrap();
+    (gateway, servers)
+}
+
+/// Everybody gets a part of what a client asks of both VIPs.
+fn all_serve(client: &Client, case: &str) {
+    for (tcp, udp) in vips(80).into_iter().zip(vips(53)) {
+        for outcome in [client.http(tcp, 400, 8).unwrap(), client.udp(udp, 400, 8).unwrap()] {
+            assert_eq!(outcome.ok(), 400, "{case}, {tcp}: {outcome}");
+            assert_eq!(outcome.per_backend.len(), 4, "{case}, {tcp}: {outcome}");
+        }
+        drop(client.download(tcp, 3_000_000).unwrap());
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_backends_without_a_route_to_clients_when_their_source_is_the_gateways_then_they_serve() {
+    let topology = Topology::build().unwrap();
+    for host in &topology.backends {
+        host.netns
+            .ip("route del default via 10.0.0.1\nroute del default via 2001:db8:10::1")
+            .unwrap();
+    }
+    for (case, group) in [
+        ("the gateway's own address", "forwarding = \"full-nat\""),
+        (
+            "a pool",
+            "forwarding = \"full-nat\"\nsources = [\"10.0.0.201\", \"10.0.0.202\", \
+             \"2001:db8:10::201\"]",
+        ),
+    ] {
+        let (gateway, servers) = serving(&topology, &instance(&topology, group, true, true));
+        all_serve(&Client::new(&topology.clients[0]), case);
+        drop((gateway, servers));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_backends_of_one_family_when_clients_of_both_come_then_they_are_served() {
+    for (v4, group) in [(true, ""), (false, ""), (true, "forwarding = \"full-nat\"")] {
+        let topology = Topology::build().unwrap();
+        let (gateway, servers) = serving(&topology, &instance(&topology, group, v4, !v4));
+        all_serve(&Client::new(&topology.clients[0]), &format!("IPv4: {v4}, {group}"));
+        drop((gateway, servers));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_backend_when_it_is_a_client_of_its_own_vip_then_it_is_served_by_all_and_itself() {
+    let topology = Topology::build().unwrap();
+    let (gateway, servers) = serving(&topology, &instance(&topology, "", true, true));
+    let host = &topology.backends[0];
+    host.netns.sysctl("ipv4/ip_local_port_range", "60000 65535").unwrap();
+    all_serve(&Client::new(host), "a backend");
+    drop((gateway, servers));
+}
