@@ -1,9 +1,10 @@
-//! Everything a developer runs: `cargo xtask setup | run | test | verify | lint`.
+//! Everything a developer runs: `cargo xtask setup | run | test | verify | bench | lint`.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod lint;
 mod process;
 mod run;
@@ -31,6 +32,8 @@ enum Task {
     Test,
     /// Checks what the packet path costs, and that it works on every supported kernel
     Verify(verify::Options),
+    /// Measures what a packet costs on every path, and what clients get, against other balancers
+    Bench(bench::Options),
     /// Checks format, lints, and licences of the dependencies
     Lint,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Run(options) => run::run(&options),
         Task::Test => test::run(),
         Task::Verify(options) => verify::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Lint => lint::run(),
     };
     match result {

@@ -1,0 +1,94 @@
+//! `cargo xtask bench`: what a packet costs, and what clients get.
+//!
+//! `docs/performance.md` says how it is measured, and what it does not show.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde::Deserialize;
+use slb_tests::gateway;
+
+use crate::{process, setup};
+
+mod end_to_end;
+mod plot;
+mod table;
+
+/// Options of `cargo xtask bench`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Rounds, over which medians are taken
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Only single packets, not clients through the lab
+    #[arg(long)]
+    packets: bool,
+    /// Only clients through the lab, against other balancers that are installed
+    #[arg(long, conflicts_with = "packets")]
+    end_to_end: bool,
+    /// Where the results go; by default `bench` in the target directory
+    #[arg(long, value_name = "DIRECTORY")]
+    out: Option<PathBuf>,
+}
+
+/// What was measured of one path.
+#[derive(Debug, Deserialize)]
+struct Row {
+    name: String,
+    group: String,
+    flows: u32,
+    verdict: Option<String>,
+    /// Nanoseconds per packet, without the harness.
+    median: f64,
+    p10: f64,
+}
+
+/// Measures, and writes JSON, tables and a plot.
+///
+/// # Errors
+///
+/// Not root, or something does not work.
+pub fn run(options: &Options) -> Result<()> {
+    if !process::is_root() {
+        bail!("network namespaces and XDP take root");
+    }
+    setup::ensure(&setup::Options::default())?;
+    let out = match &options.out {
+        Some(out) => out.clone(),
+        None => process::target()?.join("bench"),
+    };
+    fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+    if !options.end_to_end {
+        packets(options, &out)?;
+    }
+    if !options.packets {
+        let slb = process::build_slb()?;
+        // SAFETY: this program has only one thread so far.
+        unsafe { std::env::set_var(gateway::BINARY_VARIABLE, slb) };
+        let rows = end_to_end::measure()?;
+        let table = table::end_to_end(&rows);
+        print!("\n{table}");
+        write(&out.join("end-to-end.md"), &table)?;
+        write(&out.join("end-to-end.json"), &serde_json::to_string_pretty(&rows)?)?;
+    }
+    println!("\nresults: {}", out.display());
+    Ok(())
+}
+
+fn packets(options: &Options, out: &std::path::Path) -> Result<()> {
+    let json = out.join("packets.json");
+    let rounds = options.rounds.to_string();
+    let mut command = process::cargo(["bench", "--package", "slb-tests", "--bench", "packets"]);
+    process::run(command.args(["--", "--rounds", &rounds, "--out"]).arg(&json))?;
+    let text = fs::read_to_string(&json).with_context(|| json.display().to_string())?;
+    let rows: Vec<Row> = serde_json::from_str(&text)?;
+    let table = table::packets(&rows);
+    print!("\n{table}");
+    write(&out.join("packets.md"), &table)?;
+    plot::flows(&rows, &out.join("flows.svg"))
+}
+
+fn write(path: &std::path::Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| path.display().to_string())
+}

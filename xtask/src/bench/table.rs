@@ -1,0 +1,60 @@
+//! The results as Markdown.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{Row, end_to_end};
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header.to_vec());
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// Single packets.
+pub fn packets(rows: &[Row]) -> String {
+    let hot = rows.iter().find(|row| row.name == "one LRU look-up, 1 flow");
+    let unit = hot.map_or(f64::NAN, |row| row.median);
+    let mut table = table(&["path", "flows", "median ns", "p10 ns", "LRU look-ups", "verdict"]);
+    for row in rows {
+        table.add_row([
+            row.name.clone(),
+            row.flows.to_string(),
+            format!("{:.0}", row.median),
+            format!("{:.0}", row.p10),
+            format!("{:.2}", row.median / unit),
+            row.verdict.clone().unwrap_or_default(),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+/// Clients through the lab.
+pub fn end_to_end(rows: &[end_to_end::Row]) -> String {
+    let mut table = table(&[
+        "through",
+        "Gbit/s",
+        "requests/s",
+        "p50 µs",
+        "p99 µs",
+        "connections/s",
+        "p50 µs",
+        "p99 µs",
+    ]);
+    for row in rows {
+        let number = |value: f64| format!("{value:.0}");
+        table.add_row([
+            row.through.clone(),
+            format!("{:.1}", row.gigabits),
+            number(row.kept.per_second),
+            number(row.kept.p50),
+            number(row.kept.p99),
+            number(row.closed.per_second),
+            number(row.closed.p50),
+            number(row.closed.p99),
+        ]);
+    }
+    format!("{table}\n")
+}
