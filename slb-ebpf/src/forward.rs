@@ -47,8 +47,10 @@ pub fn to_vip<const REST: bool>(
     if listener.scheduler == SCHEDULER_HASH {
         let slot = slot(listener.first_chunk, listener.slots, hash::choice(hash))?;
         id = slot & SLOT_BACKEND;
-        is_settled =
-            slot & SLOT_LOOK == 0 && from & ROLE_BACKEND == 0 && !direct::is_recent(id, work.now);
+        is_settled = slot & SLOT_LOOK == 0
+            && !direct::is_recent(id, work.now)
+            // The filter may take a client for a backend, which may need an entry.
+            && (from & ROLE_BACKEND == 0 || maps::roles(&packet.key.src) & ROLE_BACKEND == 0);
     }
     if !is_settled {
         let found = remembered(work, hash);

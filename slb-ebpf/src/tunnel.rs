@@ -2,9 +2,9 @@
 
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use slb_common::{
-    abi::{Backend, MODE_GUE, MODE_IPIP},
+    abi::{Backend, MODE_GUE, MODE_IPIP, TCP},
     mss,
-    parse::FRAGMENT_LATER,
+    parse::SYN,
     tunnel::{self, GUE_PORT, Tunnel},
     verdict::Verdict,
 };
@@ -14,7 +14,7 @@ use crate::{
     work::{self, Exit, Sent, Work},
 };
 
-/// Encapsulates the packet.
+/// Encapsulates the packet, which has a hop left: who has sent it here has seen to that.
 #[inline(always)]
 pub fn enter(ctx: &XdpContext) -> Result<Sent, Exit> {
     let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
@@ -31,10 +31,7 @@ pub fn enter(ctx: &XdpContext) -> Result<Sent, Exit> {
         hash: work.handover.hash,
         port: if backend.mode == MODE_GUE { GUE_PORT } else { 0 },
     };
-    if work.expires(tunnel.hop) {
-        return Err(Verdict::TtlExpired.into());
-    }
-    if work.packet.fragment != FRAGMENT_LATER {
+    if work.packet.flags & SYN != 0 && work.packet.key.proto == TCP {
         clamp(&mut work, backend);
     }
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.

@@ -252,10 +252,10 @@ fn nft(topology: &Topology, scratch: &Path) -> Result<Option<Process>> {
         .map(|(n, host)| format!("{n} : {}", host.v4))
         .collect();
     let rules = format!(
-        "table ip bench {{ chain in {{ type nat hook prerouting priority -100;\n\
+        "table ip bench {{\nchain in {{\ntype nat hook prerouting priority -100;\n\
          ip daddr {VIP_V4} tcp dport {IPERF} dnat to {}\n\
          ip daddr {VIP_V4} tcp dport {HTTP} dnat to jhash ip saddr . tcp sport mod {} map {{ {} }}\n\
-         }} }}\n",
+         }}\n}}\n",
         topology.backends[0].v4,
         hosts.len(),
         hosts.join(", ")
@@ -269,7 +269,7 @@ fn nft(topology: &Topology, scratch: &Path) -> Result<Option<Process>> {
 fn haproxy(topology: &Topology, scratch: &Path) -> Result<Option<Process>> {
     let _ = in_gateway(topology, "nft", &["flush", "ruleset"]);
     let mut config =
-        "global\n nbthread 2\n maxconn 20000\ndefaults\n mode tcp\n timeout connect 5s\n \
+        "global\n nbthread 2\n maxconn 5000\ndefaults\n mode tcp\n timeout connect 5s\n \
                       timeout client 60s\n timeout server 60s\n"
             .to_owned();
     for (port, hosts) in [(HTTP, &topology.backends[..]), (IPERF, &topology.backends[..1])] {
