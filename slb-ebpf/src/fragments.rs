@@ -71,8 +71,7 @@ fn note(work: &Work<'_>, route: Option<&Route>) {
         let addr = if route.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
         *addr = route.to.addr;
     }
-    // Without a record the others are dropped: that is all that a full table means.
-    let _ = maps::SLB_FRAGMENTS.insert(&*key, &*fragment, u64::from(BPF_ANY));
+    put(key, fragment);
 }
 
 /// Notes where a first fragment goes, both of whose ends are replaced.
@@ -91,7 +90,13 @@ pub fn note_ends(work: &Work<'_>, ends: &Ends, hop: Hop, mtu: u32, is_reply: boo
         expires: work.now.wrapping_add(maps::settings().fragment_jiffies),
         ..Fragment::default()
     };
-    let _ = maps::SLB_FRAGMENTS.insert(&*key, &*fragment, u64::from(BPF_ANY));
+    put(key, fragment);
+}
+
+/// Without a record the others are dropped: that is all that a full table means.
+#[inline(always)]
+fn put(key: &FragmentKey, fragment: &Fragment) {
+    let _ = maps::SLB_FRAGMENTS.insert(key, fragment, u64::from(BPF_ANY));
 }
 
 /// A later fragment.
@@ -106,8 +111,9 @@ pub fn follow(ctx: &XdpContext) -> Result<Sent, Exit> {
         return Err(Verdict::Inconsistent.into());
     };
     *key = key_of(work.packet);
+    let key: &FragmentKey = key;
     // SAFETY: read once; an entry that becomes another's meanwhile was the oldest of all.
-    let known = unsafe { maps::SLB_FRAGMENTS.get(&*key) };
+    let known = unsafe { maps::SLB_FRAGMENTS.get(key) };
     let Some(first) = known.filter(|first| !flows::is_over(work.now, first.expires)) else {
         return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs }.into());
     };

@@ -137,8 +137,8 @@ pub fn lru(ctx: XdpContext) -> u32 {
     key.dst.bytes = (u128::from(head.get::<u32>(30))).to_be_bytes();
     (key.sport, key.dport) = (head.get(34), head.get(36));
     // SAFETY: copied out at once.
-    if unsafe { LRU.get(&key) }.is_none() {
-        let _ = LRU.insert(&key, &1, 0);
+    if unsafe { LRU.get(key) }.is_none() {
+        let _ = LRU.insert(key, 1, 0);
     }
     xdp_action::XDP_TX
 }

@@ -20,6 +20,8 @@ mod maps;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod soak;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod traffic;

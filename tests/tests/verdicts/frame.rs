@@ -359,7 +359,8 @@ pub fn checksums(bytes: &[u8]) -> Option<Vec<Checksum>> {
             let header = ip.header();
             let checksum = Checksum {
                 at: offset(header.slice()) + 10,
-                right: header.to_header().calc_header_checksum(),
+                // etherparse forgets the reserved bit of the flags.
+                right: naive_sum(&[&header.slice()[..10], &[0, 0], &header.slice()[12..]].concat()),
                 found: header.header_checksum(),
             };
             let pair = (header.source_addr().into(), header.destination_addr().into());
