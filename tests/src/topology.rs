@@ -136,6 +136,27 @@ impl Topology {
         Ok(Self { clients, gateway, backends, fabric })
     }
 
+    /// Another gateway beside the first, at `.2` of both networks: this topology as it sees it, without
+    /// hosts.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`build`](Self::build).
+    pub fn second_gateway(&self) -> Result<Self> {
+        let gateway = Arc::new(Netns::create("gw2")?);
+        quiet(&gateway)?;
+        gateway.sysctl("ipv4/ip_forward", "1")?;
+        gateway.sysctl("ipv6/conf/all/forwarding", "1")?;
+        for (bridge, port, device, network) in
+            [("wan", "gw2-wan", "wan0", "192.0.2"), ("lan", "gw2-lan", "lan0", "10.0.0")]
+        {
+            cable(&self.fabric, bridge, port, &gateway, device)?;
+            gateway.ip(&format!("addr add {network}.2/24 dev {device}"))?;
+        }
+        let fabric = Arc::clone(&self.fabric);
+        Ok(Self { clients: Vec::new(), gateway, backends: Vec::new(), fabric })
+    }
+
     /// Pulls the gateway's card towards the backends, and puts a new one in its place.
     ///
     /// # Errors

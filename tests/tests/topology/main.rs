@@ -26,6 +26,8 @@ mod support;
 #[cfg(test)]
 mod traffic;
 #[cfg(test)]
+mod two_gateways;
+#[cfg(test)]
 mod untouched;
 #[cfg(test)]
 mod upgrade;
