@@ -5,7 +5,7 @@ use aya_ebpf::programs::XdpContext;
 use slb_common::{
     abi::{
         FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT,
-        NO_BACKEND, ORIGIN_SHARED, ROLE_VIP, SLOT_BACKEND, STAGE_TUNNEL, Translation,
+        NO_BACKEND, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP, SLOT_BACKEND, STAGE_TUNNEL, Translation,
     },
     icmp::{self, Quote},
     parse::FRAGMENT_NONE,
@@ -68,9 +68,12 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     let key = quote.packet.key.reversed();
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NotOurs)?;
     let hash = flows::hash(&key);
-    let (mut id, mut port) = (NO_BACKEND, key.sport);
+    let (mut id, mut port, mut peer) = (NO_BACKEND, key.sport, None);
     if let Some(flow) = flows::seek(&key) {
         (id, port) = (flow.backend, flow.port);
+        if flow.source != NO_SOURCE {
+            peer = Some(*maps::source(flow.source).ok_or(Verdict::Inconsistent)?);
+        }
     } else if let Ok(slot) = forward::choose(listener, hash, false) {
         id = slot & SLOT_BACKEND;
     }
@@ -86,11 +89,15 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     }
     stats::forward(id, work.bytes);
     match backend.mode {
-        MODE_NAT => {
+        // An error into another family would have to be made anew.
+        MODE_FULL if peer.is_none() || backend.addr.is_v4() != key.src.is_v4() => {
+            Err(Verdict::NotOurs.into())
+        }
+        MODE_NAT | MODE_FULL => {
             let kind = FLOW_FORWARD.into();
             let sport = backend.port as u16;
             let to = Translation { addr: backend.addr, sport, dport: port, kind };
-            icmp::translate_error(&mut work.frame, quote, &to, backend.hop)?;
+            icmp::translate_error(&mut work.frame, quote, &to, peer, backend.hop)?;
             Ok(sent(false, backend.hop))
         }
         MODE_DSR => {
@@ -101,7 +108,6 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
             (work.handover.hash, work.handover.backend) = (hash, id);
             Err(Exit::Stage(STAGE_TUNNEL))
         }
-        MODE_FULL => Err(Verdict::NotOurs.into()),
         _ => Err(Verdict::Inconsistent.into()),
     }
 }
@@ -116,22 +122,28 @@ fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     let mut to =
         Translation { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
     let reply_key = quoted.reversed();
+    let (mut peer, mut client) = (None, work.packet.key.dst);
     match flows::seek(&reply_key) {
         Some(reply) if reply.kind == FLOW_DIRECT => return Err(Verdict::NotOurs.into()),
         Some(reply) => {
             let flow = flows::peer(reply, &reply_key).ok_or(Verdict::NotOurs)?;
             id = flow.backend;
             to = Translation { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
+            if flow.source != NO_SOURCE {
+                if flow.src.is_v4() != quoted.src.is_v4() {
+                    return Err(Verdict::NotOurs.into());
+                }
+                (peer, client) = (Some(flow.src), flow.src);
+            }
         }
         None if origin.flags & ORIGIN_SHARED != 0 => return Err(Verdict::NotOurs.into()),
         None => {}
     }
-    let Way { hop, .. } =
-        hops::to_client(work, &to.addr, &work.packet.key.dst)?.ok_or(Verdict::NotOurs)?;
+    let Way { hop, .. } = hops::to_client(work, &to.addr, &client)?.ok_or(Verdict::NotOurs)?;
     if work.expires(hop) {
         return Err(Verdict::TtlExpired.into());
     }
     stats::reply(id, work.bytes);
-    icmp::translate_error(&mut work.frame, quote, &to, hop)?;
+    icmp::translate_error(&mut work.frame, quote, &to, peer, hop)?;
     Ok(sent(true, hop))
 }

@@ -318,10 +318,6 @@ pub const BACKEND_UNHEALTHY: u32 = 8;
 /// Another VIP or listener has a backend at the same address, port and protocol: what it answers does
 /// not tell which of them it is for, so its flows have entries.
 pub const BACKEND_SHARED: u32 = 16;
-/// [`MODE_FULL`]: a connection begins with the client's address in a PROXY protocol header, version 2.
-pub const BACKEND_PROXY: u32 = 32;
-/// [`MODE_FULL`]: a connection's first segments have the client's address in a TCP option.
-pub const BACKEND_OPTION: u32 = 64;
 
 /// Value of `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`: where an endpoint's record is, by its
 /// [`crate::hash::endpoint`]. One word, so it is replaced as a whole.
@@ -526,8 +522,7 @@ pub struct Flow {
     /// [`FLOW_FORWARD`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
-    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge. [`FLOW_REPLY`] and
-    /// [`MODE_FULL`]: the number of the client's first byte.
+    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge.
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);

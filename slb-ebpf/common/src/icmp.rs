@@ -184,6 +184,9 @@ const fn is_error(kind: u8, is_v4: bool) -> bool {
 /// the VIP becomes the quoted destination, and the error's source if the backend itself is that; a
 /// router on the way speaks for itself.
 ///
+/// `peer`: whom the quoted packet has at its other end, if that is replaced as well: what the backend sees
+/// as source, or the client, who then is the error's destination.
+///
 /// # Errors
 ///
 /// [`Verdict::TtlExpired`], with the frame unchanged. [`Verdict::Truncated`] cannot happen to a frame
@@ -193,15 +196,18 @@ pub fn translate_error(
     frame: &mut Frame<'_>,
     quote: &Quote,
     to: &Translation,
+    peer: Option<Address>,
     hop: Hop,
 ) -> Result<(), Verdict> {
     let mut icmp = Delta::default();
+    // An answer's destination stays, unless it was a source of ours.
+    let receiver = if to.is_reply() { peer } else { Some(to.addr) };
     if quote.packet.is_v4() {
-        outer_v4(frame, quote, to, hop.is_known())?;
+        outer_v4(frame, quote, to, receiver, hop.is_known())?;
     } else {
-        outer_v6(frame, quote, to, hop.is_known(), &mut icmp)?;
+        outer_v6(frame, quote, to, receiver, hop.is_known(), &mut icmp)?;
     }
-    quoted(frame, quote, to, &mut icmp)?;
+    quoted(frame, quote, to, peer, &mut icmp)?;
     let mut header = frame.header_mut::<LEN>(quote.at as usize).ok_or(Verdict::Truncated)?;
     let checksum = header.get(CHECKSUM);
     header.set(CHECKSUM, icmp.apply(checksum));
@@ -216,6 +222,7 @@ fn outer_v4(
     frame: &mut Frame<'_>,
     quote: &Quote,
     to: &Translation,
+    receiver: Option<Address>,
     is_sent: bool,
 ) -> Result<(), Verdict> {
     let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
@@ -223,13 +230,17 @@ fn outer_v4(
     if is_sent {
         rewrite::shorten_v4(&mut ip, &mut header)?;
     }
-    let src = offset_of!(Ipv4Hdr, src_addr);
-    let [_, _, _, new] = to.addr.words();
+    let (src, dst) = (offset_of!(Ipv4Hdr, src_addr), offset_of!(Ipv4Hdr, dst_addr));
     let [_, _, _, backend] = quote.packet.key.dst.words();
-    if !to.is_reply() || ip.get::<u32>(src) == backend {
-        let at = if to.is_reply() { src } else { offset_of!(Ipv4Hdr, dst_addr) };
-        header.replace32(ip.get(at), new);
-        ip.set(at, new);
+    if to.is_reply() && ip.get::<u32>(src) == backend {
+        let [_, _, _, new] = to.addr.words();
+        header.replace32(ip.get(src), new);
+        ip.set(src, new);
+    }
+    if let Some(receiver) = receiver {
+        let [_, _, _, new] = receiver.words();
+        header.replace32(ip.get(dst), new);
+        ip.set(dst, new);
     }
     let checksum = ip.get(offset_of!(Ipv4Hdr, check));
     ip.set(offset_of!(Ipv4Hdr, check), header.apply(checksum));
@@ -241,6 +252,7 @@ fn outer_v6(
     frame: &mut Frame<'_>,
     quote: &Quote,
     to: &Translation,
+    receiver: Option<Address>,
     is_sent: bool,
     icmp: &mut Delta,
 ) -> Result<(), Verdict> {
@@ -248,11 +260,13 @@ fn outer_v6(
     if is_sent {
         rewrite::shorten_v6(&mut ip)?;
     }
+    // ICMPv6 sums the addresses up, too (RFC 4443, section 2.3).
     let src = offset_of!(Ipv6Hdr, src_addr);
-    if !to.is_reply() || v6_address(&ip, src).same(quote.packet.key.dst) {
-        let at = if to.is_reply() { src } else { offset_of!(Ipv6Hdr, dst_addr) };
-        // ICMPv6 sums the addresses up, too (RFC 4443, section 2.3).
-        rewrite::replace_v6(&mut ip, at, to.addr, icmp);
+    if to.is_reply() && v6_address(&ip, src).same(quote.packet.key.dst) {
+        rewrite::replace_v6(&mut ip, src, to.addr, icmp);
+    }
+    if let Some(receiver) = receiver {
+        rewrite::replace_v6(&mut ip, offset_of!(Ipv6Hdr, dst_addr), receiver, icmp);
     }
     Ok(())
 }
@@ -263,6 +277,7 @@ fn quoted(
     frame: &mut Frame<'_>,
     quote: &Quote,
     to: &Translation,
+    peer: Option<Address>,
     icmp: &mut Delta,
 ) -> Result<(), Verdict> {
     let l3 = quote.at as usize + LEN;
@@ -270,22 +285,26 @@ fn quoted(
     if quote.packet.is_v4() {
         let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(l3).ok_or(Verdict::Truncated)?;
         let (src, dst) = (offset_of!(Ipv4Hdr, src_addr), offset_of!(Ipv4Hdr, dst_addr));
-        let at = if to.is_reply() { dst } else { src };
+        let (at, other) = if to.is_reply() { (dst, src) } else { (src, dst) };
         let [_, _, _, new] = to.addr.words();
         transport.replace32(ip.get(at), new);
         ip.set(at, new);
+        if let Some(peer) = peer {
+            let [_, _, _, new] = peer.words();
+            transport.replace32(ip.get(other), new);
+            ip.set(other, new);
+        }
         let checksum = ip.get(offset_of!(Ipv4Hdr, check));
         // The address and the checksum that makes up for it: the sum over the header stays.
         ip.set(offset_of!(Ipv4Hdr, check), transport.apply(checksum));
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(l3).ok_or(Verdict::Truncated)?;
         let (src, dst) = (offset_of!(Ipv6Hdr, src_addr), offset_of!(Ipv6Hdr, dst_addr));
-        rewrite::replace_v6(
-            &mut ip,
-            if to.is_reply() { dst } else { src },
-            to.addr,
-            &mut transport,
-        );
+        let (at, other) = if to.is_reply() { (dst, src) } else { (src, dst) };
+        rewrite::replace_v6(&mut ip, at, to.addr, &mut transport);
+        if let Some(peer) = peer {
+            rewrite::replace_v6(&mut ip, other, peer, &mut transport);
+        }
         *icmp = icmp.plus(transport);
     }
     let l4 = quote.packet.l4 as usize;

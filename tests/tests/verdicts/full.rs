@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Source address and port of a frame that was sent.
-fn sender(bytes: &[u8], family: usize) -> SocketAddr {
+pub fn sender(bytes: &[u8], family: usize) -> SocketAddr {
     let (addr, l4) = if family == 0 { (12..16, 20) } else { (8..24, 40) };
     let bytes = &bytes[L3..];
     let port = u16::from_be_bytes([bytes[l4], bytes[l4 + 1]]);

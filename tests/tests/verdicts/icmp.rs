@@ -1,6 +1,6 @@
 //! ICMP of both families: echo to a VIP, and errors about flows.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use slb_common::verdict::Verdict;
 
@@ -97,9 +97,8 @@ struct Talk {
     reply_outside: Frame,
 }
 
-fn talk(slb: &mut Slb<'_>, forward: Frame, inside: SocketAddr, sport: u16) -> Talk {
-    let inside =
-        Frame { src: SocketAddr::new(forward.src.ip(), sport), ..forward.clone().to(inside) };
+fn talk(slb: &mut Slb<'_>, forward: Frame, inside: SocketAddr, source: IpAddr, sport: u16) -> Talk {
+    let inside = Frame { src: SocketAddr::new(source, sport), ..forward.clone().to(inside) };
     let reply = answer(&inside);
     let reply_outside = Frame { src: forward.dst, dst: forward.src, ..reply.clone() };
     slb.client_sends("a flow", &forward, &forwarded(inside.clone(), FIRST));
@@ -113,19 +112,25 @@ fn talks(slb: &mut Slb<'_>, family: usize) -> Vec<Talk> {
     let dns = datagram(from, vip(family, port::DNS));
     let turn = syn(from, vip(family, port::TURN));
     let mut talks = vec![
-        talk(slb, http, backend(0, family, port::HTTP_BACKEND), 1_000),
-        talk(slb, dns, backend(0, family, port::DNS_BACKEND), 1_000),
-        talk(slb, turn, backend(0, family, port::TURN_BACKEND), 1_000),
+        talk(slb, http, backend(0, family, port::HTTP_BACKEND), from.ip(), 1_000),
+        talk(slb, dns, backend(0, family, port::DNS_BACKEND), from.ip(), 1_000),
+        talk(slb, turn, backend(0, family, port::TURN_BACKEND), from.ip(), 1_000),
     ];
     // Two listeners with one backend: the second gets another source port.
     let shared = syn(from, vip(family, port::SHARED));
-    talks.push(talk(slb, shared, backend(0, family, port::SHARED_BACKEND), 1_000));
+    talks.push(talk(slb, shared, backend(0, family, port::SHARED_BACKEND), from.ip(), 1_000));
     let twin = syn(from, vip(family, port::TWIN));
     let run = slb.run(crate::lab::WAN, &twin.bytes());
     let l4 = twin.l4();
     let sport = u16::from_be_bytes([run.bytes[l4], run.bytes[l4 + 1]]);
     assert_ne!(sport, 1_000, "the port is taken");
-    talks.push(talk(slb, twin, backend(0, family, port::SHARED_BACKEND), sport));
+    talks.push(talk(slb, twin, backend(0, family, port::SHARED_BACKEND), from.ip(), sport));
+    // One whose backend sees a source of ours.
+    let full = syn(from, vip(family, port::FULL));
+    let run = slb.run(crate::lab::WAN, &full.bytes());
+    let source = super::full::sender(&run.bytes, family);
+    let inside = backend(0, family, port::FULL_BACKEND);
+    talks.push(talk(slb, full, inside, source.ip(), source.port()));
     talks
 }
 
