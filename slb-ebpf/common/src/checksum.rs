@@ -3,6 +3,8 @@
 //! All words are taken as they stand in the frame: the sum of one's complement does not depend on
 //! the byte order, only the result does, and it is stored as it was summed (RFC 1071, section 2B).
 
+use crate::abi::Address;
+
 /// How much a checksummed text has changed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Delta(u64);
@@ -18,6 +20,16 @@ impl Delta {
     #[inline(always)]
     pub const fn replace32(&mut self, old: u32, new: u32) {
         self.0 += (!old) as u64 + new as u64;
+    }
+
+    /// An IPv6 address was replaced. No loop: Linux 6.1 takes not every one that a compiler makes.
+    #[inline(always)]
+    pub const fn replace_address(&mut self, old: Address, new: Address) {
+        let ([a, b, c, d], [e, f, g, h]) = (old.words(), new.words());
+        self.replace32(a, e);
+        self.replace32(b, f);
+        self.replace32(c, g);
+        self.replace32(d, h);
     }
 
     /// The checksum of the changed text, given that of the old one.

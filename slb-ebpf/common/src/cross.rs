@@ -14,7 +14,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Ends, Hop, TCP},
+    abi::{Address, Ends, Hop, TCP},
     checksum::{self, Delta},
     frame::Frame,
     parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3, Packet},
@@ -97,9 +97,9 @@ pub fn write(
         write_v6(frame, packet, header, ttl, payload, ends, &mut delta)?;
         ports(frame, L3 + HEAD_V6, packet, ends, delta)?;
     } else {
-        for word in packet.key.src.words().into_iter().chain(packet.key.dst.words()) {
-            delta.replace32(word, 0);
-        }
+        let nothing = Address::from_words([0; 4]);
+        delta.replace_address(packet.key.src, nothing);
+        delta.replace_address(packet.key.dst, nothing);
         write_v4(frame, packet, header, ttl, payload, ends, &mut delta)?;
         ports(frame, L3 + HEAD_V4, packet, ends, delta)?;
     }
@@ -122,10 +122,16 @@ fn write_v6(
     let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
     ip.set(0, (6 << 28 | u32::from(header.tos) << 20).to_be());
     ip.set(4, (payload << 16 | packet.key.proto << 8 | u32::from(ttl)).to_be());
-    let addresses = ends.src.words().into_iter().chain(ends.dst.words());
-    for (at, word) in [8, 12, 16, 20, 24, 28, 32, 36].into_iter().zip(addresses) {
-        ip.set(at, word);
-        delta.replace32(0, word);
+    let nothing = Address::from_words([0; 4]);
+    for (at, addr) in
+        [(offset_of!(Ipv6Hdr, src_addr), ends.src), (offset_of!(Ipv6Hdr, dst_addr), ends.dst)]
+    {
+        let [a, b, c, d] = addr.words();
+        ip.set(at, a);
+        ip.set(at + 4, b);
+        ip.set(at + 8, c);
+        ip.set(at + 12, d);
+        delta.replace_address(nothing, addr);
     }
     Ok(())
 }

@@ -65,11 +65,8 @@ pub fn translate_ends(
         delta.replace32(from[3], ends.src.words()[3]);
         delta.replace32(to[3], ends.dst.words()[3]);
     } else {
-        let before = packet.key.src.words().into_iter().chain(packet.key.dst.words());
-        let after = ends.src.words().into_iter().chain(ends.dst.words());
-        for (old, new) in before.zip(after) {
-            delta.replace32(old, new);
-        }
+        delta.replace_address(packet.key.src, ends.src);
+        delta.replace_address(packet.key.dst, ends.dst);
     }
     // Its addresses are those that were parsed.
     translate_later(frame, packet, [ends.src, ends.dst], hop)?;
