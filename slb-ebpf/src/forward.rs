@@ -125,7 +125,13 @@ const OWN_SOURCE: u32 = NO_BACKEND;
 fn remembered(work: &Work<'_>, hash: u64) -> u32 {
     let Some(flow) = flows::find(&work.packet.key, hash) else { return NOT_REMEMBERED };
     let Some(backend) = maps::backend(flow.backend) else { return NOT_REMEMBERED };
-    if starts_anew(work, flow, backend) {
+    let fits = match flow.source {
+        NO_SOURCE => backend.mode != MODE_FULL,
+        // NAT: a backend is its client.
+        _ => matches!(backend.mode, MODE_FULL | MODE_NAT),
+    };
+    // Else the group's forwarding is another one by now.
+    if !fits || starts_anew(work, flow, backend) {
         flows::forget(flow);
         return NOT_REMEMBERED;
     }

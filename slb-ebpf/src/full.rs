@@ -27,6 +27,10 @@ pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     let Way { mut hop, mtu } =
         if is_reply { to_client(&mut work, ends)? } else { to_backend(&mut work, ends)? };
+    // To the kernel a source of its own is a forgery, if it comes from outside.
+    if !is_reply && !hop.is_known() {
+        return Err(Verdict::NoNeighbour.into());
+    }
     if work.expires(hop) {
         return Err(Verdict::TtlExpired.into());
     }

@@ -87,13 +87,13 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     if backend.mode != MODE_NAT && !backend.hop.is_known() {
         return Err(Verdict::NoNeighbour.into());
     }
-    stats::forward(id, work.bytes);
     match backend.mode {
         // An error into another family would have to be made anew.
         MODE_FULL if peer.is_none() || backend.addr.is_v4() != key.src.is_v4() => {
             Err(Verdict::NotOurs.into())
         }
         MODE_NAT | MODE_FULL => {
+            stats::forward(id, work.bytes);
             let kind = FLOW_FORWARD.into();
             let sport = backend.port as u16;
             let to = Translation { addr: backend.addr, sport, dport: port, kind };
@@ -101,10 +101,12 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
             Ok(sent(false, backend.hop))
         }
         MODE_DSR => {
+            stats::forward(id, work.bytes);
             rewrite::pass_on(&mut work.frame, work.packet, backend.hop)?;
             Ok((Verdict::Forwarded, backend.hop.ifindex))
         }
         MODE_IPIP | MODE_GUE => {
+            stats::forward(id, work.bytes);
             (work.handover.hash, work.handover.backend) = (hash, id);
             Err(Exit::Stage(STAGE_TUNNEL))
         }

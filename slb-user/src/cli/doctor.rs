@@ -45,6 +45,8 @@ pub(super) struct Arguments {
 enum Mode {
     /// Address and port are rewritten.
     Nat,
+    /// The source is as well.
+    FullNat,
     /// The MAC address is.
     Dsr,
     /// IP in IP.
@@ -71,11 +73,16 @@ impl Need {
 }
 
 pub(super) fn doctor(arguments: &Arguments) -> anyhow::Result<Exit> {
-    if arguments.backend != Mode::Nat && arguments.vips.is_empty() {
+    let is_translated = matches!(arguments.backend, Mode::Nat | Mode::FullNat);
+    if !is_translated && arguments.vips.is_empty() {
         eprintln!(
             "with this mode a backend has the VIPs as well; write --vip ADDRESS for each of them"
         );
         return Ok(Exit::Invalid);
+    }
+    if arguments.backend == Mode::FullNat && !arguments.json {
+        println!("ok      it answers the gateway, which it has a route to: nothing else is needed");
+        return Ok(Exit::Done);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -114,6 +121,9 @@ async fn needs(arguments: &Arguments) -> anyhow::Result<Vec<Need>> {
     };
     let interface = interface.unwrap_or_else(|| "eth0".to_owned());
     let mut needs = Vec::new();
+    if arguments.backend == Mode::FullNat {
+        return Ok(needs);
+    }
     if arguments.backend == Mode::Nat {
         needs.push(default_route(&network, arguments.gateway).await?);
         return Ok(needs);
@@ -144,7 +154,7 @@ async fn needs(arguments: &Arguments) -> anyhow::Result<Vec<Need>> {
         ));
     }
     let is_gue = match arguments.backend {
-        Mode::Nat | Mode::Dsr => return Ok(needs),
+        Mode::Nat | Mode::FullNat | Mode::Dsr => return Ok(needs),
         Mode::Ipip => false,
         Mode::Gue => true,
     };
@@ -232,8 +242,8 @@ async fn segments(
 ) -> anyhow::Result<Need> {
     let mtu = network.interface(interface).map_or(1_500, |found| found.mtu);
     let headers = if is_v4 { 40 } else { 60 };
-    // Over the family that takes more: which it is, only the gateway's file says.
-    let overhead = tunnel::overhead(is_v4, is_gue) as u32;
+    // Over IPv6, which takes more: whether it is, only the gateway's file says.
+    let overhead = tunnel::overhead(false, is_gue) as u32;
     let most = mtu.saturating_sub(overhead + headers);
     let internet: IpAddr = INTERNET[usize::from(!is_v4)].parse().context("an address")?;
     let stated = network.advertised_mss(internet).await?;

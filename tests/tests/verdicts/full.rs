@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, net::SocketAddr};
 
-use slb_common::{abi::Hop, verdict::Verdict};
+use slb_common::{
+    abi::{self, Hop},
+    verdict::Verdict,
+};
 
 use crate::{
     fixture::{
@@ -263,6 +266,40 @@ fn given_full_nat_when_a_backend_talks_to_the_gateway_itself_then_it_is_left_alo
             let own = at(SOURCES[family][0], 40_000);
             let check = answer(&syn(own, backend(0, family, port::FULL_BACKEND)));
             slb.backend_sends("a health check", &check, &Outcome::Untouched(Verdict::NotOurs));
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_flow_when_the_forwarding_of_its_group_changes_then_it_begins_anew() {
+    with_slb(|slb| {
+        for family in FAMILIES {
+            let from = client(family, 1_000);
+            let (to, number) = (vip(family, port::SIP), id::SIP + family as u32);
+            let inside = backend(0, family, port::SIP_BACKEND);
+            let udp = datagram(from, to);
+            slb.client_sends("nat", &udp, &forwarded(udp.to(inside), FIRST));
+            slb.backend(number, |backend| {
+                backend.mode = abi::MODE_FULL;
+                backend.source = 1 + 2 * family as u16;
+                backend.sources = 2;
+            });
+            talks(slb, "full-nat", &udp, inside);
+            slb.backend(number, |backend| backend.mode = abi::MODE_DSR);
+            slb.client_sends("dsr", &udp, &forwarded(udp.clone(), FIRST));
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_full_nat_when_the_way_to_the_backend_is_not_known_then_its_packets_are_dropped() {
+    with_slb(|slb| {
+        for family in FAMILIES {
+            slb.backend(id::FULL + family as u32, |backend| backend.hop = Hop::KERNEL);
+            let tcp = syn(client(family, 1_000), vip(family, port::FULL));
+            slb.client_sends("lost", &tcp, &Outcome::Untouched(Verdict::NoNeighbour));
         }
     });
 }

@@ -29,7 +29,7 @@ pub(super) struct Group<'a> {
     pub(super) name: Field<String>,
     kind: GroupKind,
     forwarding: Option<Forwarding>,
-    sources: Option<Vec<IpAddr>>,
+    pub(super) sources: Option<List<IpAddr>>,
     pub(super) backends: Vec<Backend<'a>>,
     /// Whether `backends` are all there are.
     complete: bool,
@@ -43,7 +43,7 @@ impl<'a> Group<'a> {
             name: Field::Absent,
             kind: GroupKind::Default,
             forwarding: Some(Forwarding::Nat),
-            sources: Some(Vec::new()),
+            sources: Some(List { items: Vec::new(), complete: true }),
             backends: Vec::new(),
             complete: true,
         };
@@ -157,6 +157,20 @@ impl<'a> Group<'a> {
         table.map_or(0, |table| table.at)
     }
 
+    /// Reports sources that belong to somebody else.
+    pub(super) fn check_sources(&self, owner: impl Fn(IpAddr) -> Option<String>) {
+        let Some(table) = &self.table else { return };
+        for source in self.sources.iter().flat_map(|list| &list.items) {
+            if let Some(owner) = owner(source.value) {
+                let message = format_args!(
+                    "source {} is {owner}; write an address that is nothing else",
+                    source.value
+                );
+                table.mistake(source.at, message);
+            }
+        }
+    }
+
     /// Reports backends whose port is not the listener's, if packets keep theirs.
     pub(super) fn check_ports(&self, listener: &Table<'_>, port: u16) {
         let Some(forwarding) = self.forwarding.filter(|it| it.is_direct_return()) else { return };
@@ -210,16 +224,16 @@ impl<'a> Group<'a> {
             name: self.name.optional()?,
             kind: self.kind,
             forwarding: self.forwarding?,
-            sources: self.sources?,
+            sources: self.sources?.items.into_iter().map(|source| source.value).collect(),
             backends: self.backends.into_iter().map(Backend::build).collect::<Option<_>>()?,
         })
     }
 }
 
 /// What backends of a group see as source.
-fn sources(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<Vec<IpAddr>> {
+fn sources(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<List<IpAddr>> {
     let found = match table.one_or_list("sources", values::unicast) {
-        Field::Absent => return Some(Vec::new()),
+        Field::Absent => return Some(List { items: Vec::new(), complete: true }),
         Field::Bad => return None,
         Field::Good(found) => found,
     };
@@ -227,15 +241,14 @@ fn sources(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<Vec<IpAd
         let message = "'sources' are for forwarding = \"full-nat\"; remove them, or write that";
         table.mistake(found.at, message);
     }
-    let List { items, complete } = found.value;
     let mut seen = HashSet::new();
-    for source in &items {
+    for source in &found.value.items {
         if !seen.insert(source.value) {
             let message = format_args!("{} is a source twice; write it once", source.value);
             table.mistake(source.at, message);
         }
     }
-    complete.then(|| items.into_iter().map(|source| source.value).collect())
+    found.value.complete.then_some(found.value)
 }
 
 fn example(key: &str) -> String {

@@ -57,6 +57,10 @@ impl<'a> Instance<'a> {
         self.groups.iter().flat_map(|group| &group.backends)
     }
 
+    fn groups(&self) -> impl Iterator<Item = &Group<'a>> {
+        self.groups.iter()
+    }
+
     fn vips(&self) -> impl Iterator<Item = &At<IpAddr>> {
         self.vips.iter().flat_map(|list| &list.items)
     }
@@ -145,6 +149,20 @@ pub(super) fn check_together(instances: &[Instance<'_>]) {
                 instance.table.mistake(vip.at, message);
             }
         }
+    }
+    let servers: HashMap<IpAddr, &str> = instances
+        .iter()
+        .flat_map(Instance::backends)
+        .flat_map(|backend| {
+            let addresses = backend.addresses.iter().flat_map(|list| &list.items);
+            addresses.map(|address| (address.value, backend.table.label.as_str()))
+        })
+        .collect();
+    for group in instances.iter().flat_map(Instance::groups) {
+        group.check_sources(|source| {
+            let vip = owners.get(&source).map(|owner| format!("a VIP of {}", owner.table.label));
+            vip.or_else(|| servers.get(&source).map(|label| format!("the address of {label}")))
+        });
     }
     for backend in instances.iter().flat_map(Instance::backends) {
         for address in backend.addresses.iter().flat_map(|list| &list.items) {
