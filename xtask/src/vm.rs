@@ -27,7 +27,7 @@ pub const QEMU: &str = "qemu-system-x86_64";
 pub const BUSYBOX: &str = "busybox";
 
 /// What the machine may take for everything. It is done in a quarter of that, on two processors.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1_800);
 /// Where the machine has busybox.
 const SHELL: &str = "/bin/busybox";
 /// Where the machine has all programs but busybox.
