@@ -13,7 +13,7 @@ use slb_common::{
 
 use crate::{
     flows, maps, stats,
-    work::{Exit, Route, Sent, Work, sent},
+    work::{Exit, Route, Sent, Work, exceeds, sent},
 };
 
 /// Fragments of IPv4 packets belong together by their protocol as well (RFC 791, section 3.2); those of
@@ -124,7 +124,7 @@ pub fn follow(ctx: &XdpContext) -> Result<Sent, Exit> {
     if work.expires(hop) {
         return Err(Verdict::TtlExpired.into());
     }
-    if first.mtu.wrapping_sub(1) < work.packet.len.wrapping_sub(1) {
+    if exceeds(work.packet.len, first.mtu) {
         hop = work.too_big(first.mode, first.mtu)?;
     }
     let is_reply = first.kind == FLOW_REPLY.into();

@@ -15,7 +15,7 @@ use crate::{
     flows, fragments,
     hops::{self, Way},
     maps, stats,
-    work::{self, Exit, Sent, Work, sent},
+    work::{self, Exit, Sent, Work, exceeds, sent},
 };
 
 /// Translates a packet of either direction.
@@ -37,7 +37,7 @@ pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
     if ends.dst.is_v4() != work.packet.is_v4() {
         return cross(&mut work, ends, hop, mtu, is_reply);
     }
-    if mtu.wrapping_sub(1) < work.packet.len.wrapping_sub(1) {
+    if exceeds(work.packet.len, mtu) {
         hop = work.too_big(MODE_NAT, mtu)?;
     }
     if work.packet.fragment == FRAGMENT_FIRST {
@@ -91,7 +91,7 @@ fn cross(
     let after = (if is_v4 { HEAD_V6 } else { HEAD_V4 }) as u32;
     // Its length over there.
     let len = work.packet.len.wrapping_sub(before).wrapping_add(after);
-    if mtu.wrapping_sub(1) < len.wrapping_sub(1) {
+    if exceeds(len, mtu) {
         if !icmp_error::is_to_be_told(&work.frame, work.packet) {
             return Err(Verdict::Oversize.into());
         }

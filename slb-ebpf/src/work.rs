@@ -99,8 +99,7 @@ impl<'a> Work<'a> {
     #[inline(always)]
     pub fn send(&mut self, route: Route) -> Result<Sent, Exit> {
         let Route { to, mut hop, mode, mtu } = route;
-        // 0 is none, and longer than any.
-        if mtu.wrapping_sub(1) < self.packet.len.wrapping_sub(1) {
+        if exceeds(self.packet.len, mtu) {
             hop = self.too_big(mode, mtu)?;
         }
         match mode {
@@ -126,6 +125,12 @@ impl<'a> Work<'a> {
         }
         if mode == MODE_NAT { Ok(Hop::KERNEL) } else { Err(Verdict::Oversize.into()) }
     }
+}
+
+/// Whether a packet is longer than an MTU, of which 0 is none.
+#[inline(always)]
+pub const fn exceeds(len: u32, mtu: u32) -> bool {
+    mtu.wrapping_sub(1) < len.wrapping_sub(1)
 }
 
 /// The verdict on a translated packet.

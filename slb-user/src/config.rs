@@ -19,6 +19,9 @@ mod report;
 /// Where the agent looks for its file.
 pub const DEFAULT_PATH: &str = "/etc/slb/slb.toml";
 
+/// Where everything is pinned by default.
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/slb";
+
 /// Gives an enum the words that the file, the commands and the metrics use for its values.
 macro_rules! words {
     ($type:ident { $($variant:ident = $word:literal),+ $(,)? }) => {

@@ -58,7 +58,7 @@ fn main() {
     fixture::with_capacities(Capacities { flows: 1_048_576, chunks: 4_096 }, |slb| {
         let mut timer = Timer::open(slb);
         let mut measured = paths::references();
-        measured.extend(paths::all(slb));
+        measured.extend(paths::all());
         measured.extend(FLOWS.into_iter().flat_map(paths::flows));
         measured.extend(BACKENDS.into_iter().flat_map(|backends| paths::backends(slb, backends)));
         for path in &measured {

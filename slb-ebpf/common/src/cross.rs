@@ -15,9 +15,9 @@ use network_types::{
 
 use crate::{
     abi::{Address, Ends, Hop, TCP},
-    checksum::{self, Delta},
+    checksum::Delta,
     frame::Frame,
-    parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3, Packet},
+    parse::{DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3, Packet},
     rewrite,
     verdict::Verdict,
 };
@@ -26,8 +26,6 @@ use crate::{
 pub const HEAD_V4: usize = Ipv4Hdr::LEN;
 /// Length of an IPv6 header that is written.
 pub const HEAD_V6: usize = Ipv6Hdr::LEN;
-
-const DONT_FRAGMENT: u32 = 0x4000;
 
 /// What the new header takes from the old one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,13 +154,7 @@ fn write_v4(
         src,
         dst,
     ];
-    let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
-    let mut sum = 0;
-    for (at, word) in [0, 4, 8, 12, 16].into_iter().zip(words) {
-        ip.set(at, word);
-        sum += u64::from(word);
-    }
-    ip.set(offset_of!(Ipv4Hdr, check), !checksum::fold(sum));
+    rewrite::write_v4(frame, words).ok_or(Verdict::Truncated)?;
     delta.replace32(0, src);
     delta.replace32(0, dst);
     Ok(())

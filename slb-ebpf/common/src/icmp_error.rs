@@ -15,8 +15,8 @@ use crate::{
     checksum,
     frame::{Frame, REACH},
     icmp::{self, ICMP, ICMPV6},
-    parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3, Packet, v6_address},
-    rewrite::TTL,
+    parse::{DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3, Packet, v6_address},
+    rewrite::{self, TTL},
 };
 
 /// How much longer than the quote an answer to an IPv4 packet is.
@@ -34,8 +34,6 @@ const _: () = assert!(L3 + HEAD_V6 + MAX_V6 <= REACH);
 
 /// Internetwork control, as Linux marks its errors (RFC 1812, section 4.3.2.5).
 const TOS: u8 = 0xc0;
-/// Needs no identification, then (RFC 6864).
-const DONT_FRAGMENT: u32 = 0x4000;
 
 /// What is wrong with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,18 +94,13 @@ fn write_v4(frame: &mut Frame<'_>, problem: Problem) -> Option<()> {
     let dst: u32 = quoted.get(offset_of!(Ipv4Hdr, dst_addr));
     let words = [
         (0x45 << 24 | u32::from(TOS) << 16 | len).to_be(),
+        // Needs no identification, then (RFC 6864).
         DONT_FRAGMENT.to_be(),
         (u32::from(TTL) << 24 | u32::from(ICMP) << 16).to_be(),
         dst,
         src,
     ];
-    let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
-    let mut sum = 0;
-    for (at, word) in [0, 4, 8, 12, 16].into_iter().zip(words) {
-        ip.set(at, word);
-        sum += u64::from(word);
-    }
-    ip.set(offset_of!(Ipv4Hdr, check), !checksum::fold(sum));
+    rewrite::write_v4(frame, words)?;
 
     message(frame, L3 + Ipv4Hdr::LEN, problem.words(true), 0)
 }

@@ -30,6 +30,8 @@ const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 pub(crate) const FRAGMENT: u8 = 44;
+/// In the second word of an IPv4 header.
+pub(crate) const DONT_FRAGMENT: u32 = 0x4000;
 const DESTINATION_OPTIONS: u8 = 60;
 /// How many IPv6 extension headers are followed; RFC 8200, section 4.1, lists six in a sensible
 /// packet, one of which (AH) rules out translation.

@@ -11,7 +11,7 @@ use network_types::{
 
 use crate::{
     abi::{Address, Ends, Hop, TCP, Translation},
-    checksum::Delta,
+    checksum::{self, Delta},
     frame::{Frame, Header},
     parse::{L3, Packet},
     verdict::Verdict,
@@ -294,23 +294,35 @@ fn write_ports(
     new: u32,
     mut delta: Delta,
 ) -> Result<(), Verdict> {
-    let mut ports = frame.header_mut::<4>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
+    let l4 = packet.l4 as usize;
+    let mut ports = frame.header_mut::<4>(l4).ok_or(Verdict::Truncated)?;
     delta.replace32(ports.get(0), new);
     ports.set(0, new);
     if packet.key.proto == TCP {
         let at = offset_of!(TcpHdr, check);
-        let mut tcp =
-            frame.header_mut::<{ TcpHdr::LEN }>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
+        let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(l4).ok_or(Verdict::Truncated)?;
         let checksum = tcp.get(at);
         tcp.set(at, delta.apply(checksum));
     } else {
         let at = offset_of!(UdpHdr, check);
-        let mut udp =
-            frame.header_mut::<{ UdpHdr::LEN }>(packet.l4 as usize).ok_or(Verdict::Truncated)?;
+        let mut udp = frame.header_mut::<{ UdpHdr::LEN }>(l4).ok_or(Verdict::Truncated)?;
         let checksum: u16 = udp.get(at);
         udp.set(at, delta.apply_udp(checksum));
     }
     Ok(())
+}
+
+/// Writes an IPv4 header without options, checksum included; the words are as they stand there, with 0 for it.
+#[inline(always)]
+pub(crate) fn write_v4(frame: &mut Frame<'_>, words: [u32; 5]) -> Option<()> {
+    let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
+    let mut sum = 0;
+    for (at, word) in [0, 4, 8, 12, 16].into_iter().zip(words) {
+        ip.set(at, word);
+        sum += u64::from(word);
+    }
+    ip.set(offset_of!(Ipv4Hdr, check), !checksum::fold(sum));
+    Some(())
 }
 
 /// Both ports, as they stand at the beginning of a transport header.

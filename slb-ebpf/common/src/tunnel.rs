@@ -16,7 +16,7 @@ use crate::{
     abi::{Address, Hop, UDP},
     checksum::{self, Delta},
     frame::Frame,
-    parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3},
+    parse::{DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3},
     rewrite::{self, TTL},
     verdict::Verdict,
 };
@@ -28,7 +28,6 @@ const IPV6: u8 = 41;
 const GUE_LEN: usize = 4;
 /// IANA's port of GUE.
 pub const GUE_PORT: u16 = 6_080;
-const DONT_FRAGMENT: u32 = 0x4000;
 /// Congestion experienced: both bits of the ECN field (RFC 3168).
 const CE: u8 = 3;
 
@@ -115,13 +114,7 @@ fn over_v4(
         src | u32::from((tunnel.hash >> 16) as u16).to_be(),
         dst,
     ];
-    let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
-    let mut sum = 0;
-    for (at, word) in [0, 4, 8, 12, 16].into_iter().zip(words) {
-        ip.set(at, word);
-        sum += u64::from(word);
-    }
-    ip.set(offset_of!(Ipv4Hdr, check), !checksum::fold(sum));
+    rewrite::write_v4(frame, words).ok_or(Verdict::Truncated)?;
     if is_gue {
         gue(frame, L3 + Ipv4Hdr::LEN, &inner, tunnel)?;
     }

@@ -7,10 +7,10 @@ use comfy_table::Table;
 use slb_common::abi::Counter;
 
 use super::Exit;
-use crate::{config::XdpMode, datapath::Decap};
-
-/// Where everything is pinned by default.
-pub(super) const DEFAULT_PINS: &str = "/sys/fs/bpf/slb";
+use crate::{
+    config::{DEFAULT_PINS, XdpMode},
+    datapath::Decap,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -11,8 +11,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 use slb_common::tunnel;
 
-use super::{Exit, decap::DEFAULT_PINS};
+use super::Exit;
 use crate::{
+    config::DEFAULT_PINS,
     datapath::Decap,
     net::{Network, NextHop},
 };
@@ -80,10 +81,6 @@ pub(super) fn doctor(arguments: &Arguments) -> anyhow::Result<Exit> {
         );
         return Ok(Exit::Invalid);
     }
-    if arguments.backend == Mode::FullNat && !arguments.json {
-        println!("ok      it answers the gateway, which it has a route to: nothing else is needed");
-        return Ok(Exit::Done);
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -122,7 +119,8 @@ async fn needs(arguments: &Arguments) -> anyhow::Result<Vec<Need>> {
     let interface = interface.unwrap_or_else(|| "eth0".to_owned());
     let mut needs = Vec::new();
     if arguments.backend == Mode::FullNat {
-        return Ok(needs);
+        let what = "it answers the gateway, which it has a route to: nothing else is needed";
+        return Ok(vec![Need { what: what.to_owned(), holds: Some(true), commands: Vec::new() }]);
     }
     if arguments.backend == Mode::Nat {
         needs.push(default_route(&network, arguments.gateway).await?);

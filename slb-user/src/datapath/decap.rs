@@ -24,7 +24,7 @@ use slb_common::abi::{Counter, DECAP_DROPPED, DECAP_OPENED, DECAP_PASSED};
 use super::{
     Attachment, LoadError, bpffs,
     loader::DECAP,
-    pins::{entries, remove},
+    pins::{self, entries, remove},
 };
 use crate::{
     causes::causes,
@@ -59,9 +59,8 @@ impl Decap {
         Self { directory: pins.join("decap") }
     }
 
-    /// bpffs allows no dots, and the kernel no colons in the names of interfaces.
     fn link(&self, interface: &str) -> PathBuf {
-        self.directory.join(interface.replace('.', ":"))
+        self.directory.join(pins::link(interface))
     }
 
     /// The interfaces that packets are taken out of tunnels on.
@@ -72,7 +71,7 @@ impl Decap {
     pub fn interfaces(&self) -> Result<Vec<String>, LoadError> {
         let mut found: Vec<String> = entries(&self.directory)?
             .into_iter()
-            .map(|(name, _)| name.replace(':', "."))
+            .map(|(name, _)| pins::interface(&name))
             .filter(|name| name != COUNTERS)
             .collect();
         found.sort();

@@ -43,12 +43,11 @@ impl Pins {
     /// The link of each interface that has one.
     pub(super) fn links(&self) -> Result<Vec<(String, PathBuf)>, LoadError> {
         let links = entries(&self.version().join("links"))?;
-        Ok(links.into_iter().map(|(name, path)| (name.replace(':', "."), path)).collect())
+        Ok(links.into_iter().map(|(name, path)| (interface(&name), path)).collect())
     }
 
-    /// bpffs allows no dots, and the kernel no colons in the names of interfaces.
     pub(super) fn link(&self, interface: &str) -> PathBuf {
-        self.version().join("links").join(interface.replace('.', ":"))
+        self.version().join("links").join(link(interface))
     }
 
     /// Makes the directories.
@@ -64,6 +63,17 @@ impl Pins {
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
+}
+
+/// What an interface's link is called: bpffs allows no dots, and the kernel no colons in the names of
+/// interfaces.
+pub(super) fn link(interface: &str) -> String {
+    interface.replace('.', ":")
+}
+
+/// The interface of a link.
+pub(super) fn interface(link: &str) -> String {
+    link.replace(':', ".")
 }
 
 /// Detaches XDP everywhere and removes every pin below `pins`, of all versions.

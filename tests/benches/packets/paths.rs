@@ -100,7 +100,7 @@ pub fn references() -> Vec<Path> {
 }
 
 /// Mode, family, protocol, and where in its life a flow is.
-pub fn all(slb: &mut Slb<'_>) -> Vec<Path> {
+pub fn all() -> Vec<Path> {
     let mut paths = Vec::new();
     for family in FAMILIES {
         let ip = ["IPv4", "IPv6"][family];
@@ -136,7 +136,7 @@ pub fn all(slb: &mut Slb<'_>) -> Vec<Path> {
         add("dropped, no backend", &tcp(port::EMPTY), Verdict::NoBackend);
         let echo = icmp(&tcp(0), [[8, 0], [128, 0]][family], [0, 1, 0, 1], &[7; 56]);
         add("echo", &echo, Verdict::Echo);
-        let stray = add("answered by a reset", &tcp(port::RING).flags(ACK), Verdict::Reset);
+        add("answered by a reset", &tcp(port::RING).flags(ACK), Verdict::Reset);
         let vlan = add("nat tch TCP, VLAN", &tcp(port::HTTP).flags(ACK), forwarded);
         for reply in [tcp_reply, udp_reply, wrr_reply] {
             paths[reply].ingress = LAN;
@@ -156,9 +156,7 @@ pub fn all(slb: &mut Slb<'_>) -> Vec<Path> {
         paths[cross].grown = outer(1 - family);
         paths[gue].grown = outer(family) + 12;
         paths[vlan].frame = tagged(&paths[vlan].frame, &[(0x8100, 7)]);
-        let _ = stray;
     }
-    let _ = slb;
     paths
 }
 

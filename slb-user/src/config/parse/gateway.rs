@@ -6,7 +6,7 @@ use super::{
     read::{Field, Keys, List, Raw, Table},
     values,
 };
-use crate::config::{self, Announce, NoListener, TunnelSource, XdpMode};
+use crate::config::{self, Announce, DEFAULT_PINS, NoListener, TunnelSource, XdpMode};
 
 const KEYS: Keys = Keys {
     known: &[
@@ -26,7 +26,6 @@ const KEYS: Keys = Keys {
 const FLOWS: RangeInclusive<u32> = 1024..=64 * 1024 * 1024;
 const DEFAULT_FLOWS: u32 = 1024 * 1024;
 const DEFAULT_API: &str = "/run/slb/api.sock";
-const DEFAULT_PINS: &str = "/sys/fs/bpf/slb";
 /// `sockaddr_un.sun_path` without its NUL.
 const LONGEST_API: usize = 107;
 /// Leaves room below `PATH_MAX` for what is pinned there.
