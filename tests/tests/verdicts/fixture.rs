@@ -448,9 +448,21 @@ impl<'a> Slb<'a> {
 
     /// ICMP errors are few per jiffy: no run is to suffer from those before.
     fn forget_errors(&mut self) {
+        self.set_errors(0, 0);
+    }
+
+    /// Makes every CPU believe that it has sent `errors` ICMP errors in a jiffy.
+    pub fn set_errors(&mut self, errors_at: u32, errors: u32) {
         let cpus = nr_cpus().expect("the number of CPUs");
-        let nothing = PerCpuValues::try_from(vec![Scratch::default(); cpus]).expect("as many");
-        self.scratch.set(0, nothing, 0).expect("a write");
+        let scratch = Scratch { errors_at, errors, ..Scratch::default() };
+        let values = PerCpuValues::try_from(vec![scratch; cpus]).expect("as many");
+        self.scratch.set(0, values, 0).expect("a write");
+    }
+
+    /// The last jiffy of each CPU in which it was to send ICMP errors, and how many.
+    pub fn errors(&self) -> Vec<(u32, u32)> {
+        let values = self.scratch.get(&0, 0).expect("a read");
+        values.iter().map(|scratch| (scratch.errors_at, scratch.errors)).collect()
     }
 
     fn test_run(&mut self, ingress: u32, input: &[u8], output: &mut [u8]) -> TestRunResult {
