@@ -17,7 +17,7 @@ use slb_common::{
     abi::{
         self, ANSWERED, Address, BUCKET_FLOWS, Backend, ESTABLISHED, FIN_FORWARD, FIN_REPLY,
         FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, NO_SOURCE,
-        REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN, TCP, age,
+        REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN, TCP, UNTOLD, age,
     },
     hash,
     parse::{ACK, FIN, RST, SYN},
@@ -176,8 +176,9 @@ pub fn note_forward(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
 pub fn note_reply(work: &Work<'_>, flow: &mut Flow) {
     let flags = work.packet.flags;
     let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_REPLY);
+    // What is untold has another use for the number, and another proof.
     if flags & (SYN | ACK) == SYN | ACK
-        && flow.state & ESTABLISHED == 0
+        && flow.state & (ESTABLISHED | UNTOLD) == 0
         && let Some(tcp) = work.frame.header::<8>(work.packet.l4 as usize)
     {
         flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);

@@ -3,7 +3,11 @@
 
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use slb_common::{
-    abi::{Ends, FLOW_FORWARD, Hop, MODE_NAT, UDP},
+    abi::{
+        BACKEND_OPTION, BACKEND_PROXY, Backend, Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT,
+        STAGE_TELL, UDP, UNTOLD,
+    },
+    client_address,
     cross::{self, HEAD_V4, HEAD_V6},
     icmp_error,
     parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3},
@@ -34,30 +38,54 @@ pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
     if work.expires(hop) {
         return Err(Verdict::TtlExpired.into());
     }
+    // What a backend is told has to fit as well.
+    let more = if is_reply { 0 } else { work.handover.told };
     if ends.dst.is_v4() != work.packet.is_v4() {
         return cross(&mut work, ends, hop, mtu, is_reply);
     }
-    if exceeds(work.packet.len, mtu) {
-        hop = work.too_big(MODE_NAT, mtu)?;
+    if exceeds(work.packet.len.wrapping_add(more), mtu) {
+        let mode = if is_reply { MODE_NAT } else { MODE_FULL };
+        hop = work.too_big(mode, mtu.wrapping_sub(more))?;
     }
     if work.packet.fragment == FRAGMENT_FIRST {
         fragments::note_ends(&work, ends, hop, mtu, is_reply);
     }
     rewrite::translate_ends(&mut work.frame, work.packet, ends, hop)?;
-    Ok(sent(is_reply, hop))
+    finish(&mut work, is_reply, hop)
+}
+
+/// Sends a translated packet, unless its backend is to be told something.
+#[inline(always)]
+fn finish(work: &mut Work<'_>, is_reply: bool, hop: Hop) -> Result<Sent, Exit> {
+    if work.handover.told == 0 {
+        return Ok(sent(is_reply, hop));
+    }
+    work.handover.ifindex = hop.ifindex;
+    Err(Exit::Stage(STAGE_TELL))
 }
 
 /// From a client.
 #[inline(always)]
 fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
-    let flow = flows::seek(&work.packet.key).ok_or(Verdict::Inconsistent)?;
+    work.handover.place = flows::position(&work.packet.key);
+    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     ends.src = *maps::source(flow.source).ok_or(Verdict::Inconsistent)?;
     ends.dst = backend.addr;
     (ends.sport, ends.dport) = (flow.port, backend.port as u16);
+    let begins = work.packet.is_syn() && backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0;
+    note_told(work, flow, backend, begins);
     stats::forward(flow.backend, work.bytes);
     work.handover.backend = flow.backend;
     Ok(Way { hop: backend.hop, mtu: backend.mtu })
+}
+
+/// Notes how much a backend is still to be told about a flow's client.
+#[inline(always)]
+fn note_told(work: &mut Work<'_>, flow: &Flow, backend: &Backend, begins: bool) {
+    let is_untold = begins || flow.state & UNTOLD != 0;
+    let len = client_address::len(backend.flags, flow.src.is_v4());
+    work.handover.told = if is_untold { len } else { 0 };
 }
 
 /// From a backend.
@@ -67,6 +95,8 @@ fn to_client(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     (ends.src, ends.dst) = (flow.dst, flow.src);
     (ends.sport, ends.dport) = (flow.dport, flow.sport);
     work.handover.backend = flow.backend;
+    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
+    note_told(work, flow, backend, false);
     let way = hops::to_client(work, &ends.src, &ends.dst)?.ok_or(Verdict::NotOurs)?;
     stats::reply(work.handover.backend, work.bytes);
     Ok(way)
@@ -82,6 +112,7 @@ fn cross(
     is_reply: bool,
 ) -> Result<Sent, Exit> {
     let is_v4 = work.packet.is_v4();
+    let more = if is_reply { 0 } else { work.handover.told };
     if work.packet.fragment != FRAGMENT_NONE
         || work.packet.key.proto == UDP && is_v4 && !cross::has_checksum(&work.frame, work.packet)
     {
@@ -90,12 +121,12 @@ fn cross(
     let before = work.packet.l4.wrapping_sub(L3 as u32);
     let after = (if is_v4 { HEAD_V6 } else { HEAD_V4 }) as u32;
     // Its length over there.
-    let len = work.packet.len.wrapping_sub(before).wrapping_add(after);
+    let len = work.packet.len.wrapping_sub(before).wrapping_add(after).wrapping_add(more);
     if exceeds(len, mtu) {
         if !icmp_error::is_to_be_told(&work.frame, work.packet) {
             return Err(Verdict::Oversize.into());
         }
-        work.handover.mtu = mtu.wrapping_sub(after).wrapping_add(before);
+        work.handover.mtu = mtu.wrapping_sub(after).wrapping_add(before).wrapping_sub(more);
         return Err(work.answer(Verdict::TooBig));
     }
     let packet = cross::header(&work.frame, work.packet).ok_or(Verdict::Truncated)?;
@@ -105,5 +136,5 @@ fn cross(
     }
     work.frame = work::frame(work.ctx);
     cross::write(&mut work.frame, work.packet, &packet, ends, hop)?;
-    Ok(sent(is_reply, hop))
+    finish(work, is_reply, hop)
 }

@@ -8,6 +8,7 @@
 //!           ├► slb_icmp  echo, errors  ├► slb_flow    a flow that needs an entry
 //!           └► slb_rest  tagged,       ├► slb_tunnel  IPIP, GUE
 //!              │ fragments, large      ├► slb_full    full NAT, hairpin, NAT64 and NAT46
+//!              │                       │  └► slb_tell the backend learns who the client is
 //!              └► slb_parsed, slb_later └► slb_answer  resets, ICMP errors
 //! ```
 //!
@@ -35,6 +36,7 @@ mod reply;
 mod rest;
 mod stats;
 mod tags;
+mod tell;
 mod tunnel;
 mod work;
 
@@ -94,6 +96,12 @@ pub fn slb_tunnel(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn slb_full(ctx: XdpContext) -> u32 {
     leave_stage(&ctx, full::translate(&ctx))
+}
+
+/// Flows whose backend is told who the client is.
+#[xdp(frags)]
+pub fn slb_tell(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, tell::tell(&ctx))
 }
 
 /// What the gateway answers itself.

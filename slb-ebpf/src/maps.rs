@@ -13,6 +13,7 @@ use slb_common::{
         MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin,
         Record, Roles, STAGES, Scratch, Settings, Traffic,
     },
+    client_address::Words,
     hash,
     verdict::MAX_VERDICTS,
 };
@@ -132,6 +133,15 @@ pub fn keys() -> Option<&'static mut Keys> {
 pub fn ends() -> Option<&'static mut Ends> {
     // SAFETY: as above.
     SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys.ends })
+}
+
+/// This CPU's place for what is put into a packet, and for what stands before it. For [`crate::tell`].
+#[inline(always)]
+pub fn told() -> Option<(&'static mut Words, &'static mut [u64; 32])> {
+    // SAFETY: as above.
+    SLB_SCRATCH
+        .get_ptr_mut(0)
+        .map(|scratch| unsafe { (&mut (*scratch).words, &mut (*scratch).head) })
 }
 
 /// A backend by its index.

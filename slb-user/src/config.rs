@@ -50,6 +50,7 @@ words!(XdpMode { Auto = "auto", Native = "native", Generic = "generic" });
 words!(Announce { Arp = "arp", None = "none" });
 words!(NoListener { Pass = "pass", Drop = "drop", Reset = "reset" });
 words!(Forwarding { Nat = "nat", FullNat = "full-nat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
+words!(ClientAddress { None = "none", ProxyV2 = "proxy-v2", TcpOption = "tcp-option" });
 words!(Protocol { Tcp = "tcp", Udp = "udp" });
 words!(Scheduler { Tch = "tch", Wrr = "wrr" });
 words!(AllUnhealthy { FailClosed = "fail-closed", FailOpen = "fail-open" });
@@ -158,6 +159,8 @@ pub struct Group {
     pub forwarding: Forwarding,
     /// `full-nat`: what backends see as source; empty: the gateway's own address.
     pub sources: Vec<IpAddr>,
+    /// `full-nat`: how backends learn who the client of a TCP connection is.
+    pub client_address: ClientAddress,
     /// Names unique in the group. Primary/secondary: exactly two, the primary first.
     pub backends: Vec<Backend>,
 }
@@ -188,6 +191,17 @@ pub enum Forwarding {
     Ipip,
     /// The same in Generic UDP Encapsulation.
     Gue,
+}
+
+/// How backends that see a source of the gateway's learn who the client of a TCP connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// Not at all.
+    None,
+    /// By a header of the PROXY protocol, version 2, before what the client sends.
+    ProxyV2,
+    /// By a TCP option of kind 254, as the TOA modules of LVS and DPVS read it.
+    TcpOption,
 }
 
 impl Forwarding {
@@ -287,6 +301,8 @@ pub struct HealthCheck {
     pub healthy: u8,
     /// Consecutive failures that make a backend unhealthy, 1 to 10.
     pub unhealthy: u8,
+    /// Whether a TCP connection begins with a header of the PROXY protocol: the backend expects one.
+    pub proxy_header: bool,
 }
 
 /// What a probe sends, and what it takes for a success.

@@ -8,16 +8,16 @@ use std::{
 };
 
 use slb_common::abi::{
-    self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_UNHEALTHY,
-    BACKEND_USABLE, Backend, Endpoint, Hop, Interface, MAX_SOURCES, MODE_DSR, MODE_FULL, MODE_GUE,
-    MODE_IPIP, MODE_NAT, NO_BACKEND, NO_SOURCE, ORIGIN_SHARED, ORIGIN_TRACKED, Origin,
-    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
+    self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED,
+    BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, Endpoint, Hop, Interface, MAX_SOURCES, MODE_DSR,
+    MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND, NO_SOURCE, ORIGIN_SHARED, ORIGIN_TRACKED,
+    Origin, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
 };
 use slb_common::tunnel;
 
 use crate::{
     clock::Jiffies,
-    config::{AllUnhealthy, Forwarding, Scheduler},
+    config::{AllUnhealthy, ClientAddress, Forwarding, Scheduler},
     health::Health,
     layout::{Layout, Role, Service, Target},
     schedule::{
@@ -458,6 +458,15 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
     healthy
 }
 
+/// How a target is told who the client is.
+const fn told(target: &Target) -> u32 {
+    match target.client_address {
+        ClientAddress::None => 0,
+        ClientAddress::ProxyV2 => BACKEND_PROXY,
+        ClientAddress::TcpOption => BACKEND_OPTION,
+    }
+}
+
 /// What is left of an MTU for the packets that go to a target.
 fn inner_mtu(target: &Target, mtu: u32) -> u32 {
     let overhead = match target.forwarding {
@@ -516,7 +525,7 @@ fn backend(
     Backend {
         addr: target.addr.ip().into(),
         port: target.addr.port().into(),
-        flags: BACKEND_IN_USE | health | if usable { BACKEND_USABLE } else { 0 },
+        flags: BACKEND_IN_USE | health | told(target) | if usable { BACKEND_USABLE } else { 0 },
         idle_jiffies: now.jiffies.from_duration(service.idle_timeout),
         listener: service.id,
         hop: way.map_or(Hop::KERNEL, |way| way.hop),

@@ -17,7 +17,8 @@ use slb_common::{
 use self::ids::Ids;
 use crate::{
     config::{
-        AllUnhealthy, Config, Forwarding, GroupKind, HealthCheck, Instance, Protocol, Scheduler,
+        AllUnhealthy, ClientAddress, Config, Forwarding, GroupKind, HealthCheck, Instance,
+        Protocol, Scheduler,
     },
     state::State,
 };
@@ -71,6 +72,8 @@ pub struct Target {
     pub forwarding: Forwarding,
     /// What it sees as source, if that is replaced; empty: the gateway's own address.
     pub sources: Vec<IpAddr>,
+    /// How it learns who the client is.
+    pub client_address: ClientAddress,
     /// What the backend is known by on every gateway.
     pub identity: u64,
     /// How it is probed, and where; `None`: it counts as healthy.
@@ -166,9 +169,17 @@ impl Layout {
                         .copied()
                         .filter(|source| source.is_ipv4() == inside)
                         .collect(),
+                    client_address: match listener.protocol {
+                        Protocol::Tcp => group.client_address,
+                        Protocol::Udp => ClientAddress::None,
+                    },
                     identity: hash::identity(addr.into(), port),
                     check: check.map(|check| {
-                        (check.clone(), SocketAddr::new(addr, check.port.unwrap_or(port)))
+                        let at = check.port.unwrap_or(port);
+                        let proxy_header =
+                            at == port && group.client_address == ClientAddress::ProxyV2;
+                        let check = HealthCheck { proxy_header, ..check.clone() };
+                        (check, SocketAddr::new(addr, at))
                     }),
                 });
             }

@@ -43,5 +43,7 @@ mod shares;
 mod table;
 #[path = "verdicts/tags.rs"]
 mod tags;
+#[path = "verdicts/tell.rs"]
+mod tell;
 #[path = "verdicts/tunnels.rs"]
 mod tunnels;

@@ -6,6 +6,7 @@
 
 use core::fmt;
 
+use crate::client_address::Words;
 pub use crate::parse::Packet;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
@@ -48,7 +49,7 @@ pub const MAX_FRAGMENTS: usize = 16_384;
 
 /// The programs that the first one passes packets on to, by their index in `SLB_STAGES`: each has the
 /// stack and the verifier's patience to itself.
-pub const STAGES: [&str; 8] = [
+pub const STAGES: [&str; 9] = [
     "slb_icmp",
     "slb_rest",
     "slb_parsed",
@@ -57,6 +58,7 @@ pub const STAGES: [&str; 8] = [
     "slb_tunnel",
     "slb_answer",
     "slb_full",
+    "slb_tell",
 ];
 /// ICMP: echo requests, and errors about flows.
 pub const STAGE_ICMP: u32 = 0;
@@ -74,6 +76,8 @@ pub const STAGE_TUNNEL: u32 = 5;
 pub const STAGE_ANSWER: u32 = 6;
 /// A flow whose source is replaced as well.
 pub const STAGE_FULL: u32 = 7;
+/// A flow whose backend is told who the client is.
+pub const STAGE_TELL: u32 = 8;
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -271,8 +275,8 @@ pub struct Backend {
     pub hop: Hop,
     /// Port that packets are sent to.
     pub port: u32,
-    /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`], [`BACKEND_UNHEALTHY`] and
-    /// [`BACKEND_SHARED`].
+    /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`], [`BACKEND_UNHEALTHY`],
+    /// [`BACKEND_SHARED`], [`BACKEND_PROXY`] and [`BACKEND_OPTION`].
     pub flags: u32,
     /// A flow without a packet for this many jiffies is forgotten.
     pub idle_jiffies: u32,
@@ -318,6 +322,10 @@ pub const BACKEND_UNHEALTHY: u32 = 8;
 /// Another VIP or listener has a backend at the same address, port and protocol: what it answers does
 /// not tell which of them it is for, so its flows have entries.
 pub const BACKEND_SHARED: u32 = 16;
+/// What a client sends begins with a PROXY protocol header ([`crate::client_address`]).
+pub const BACKEND_PROXY: u32 = 32;
+/// A client's first packets have a TCP option that says who it is.
+pub const BACKEND_OPTION: u32 = 64;
 
 /// Value of `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`: where an endpoint's record is, by its
 /// [`crate::hash::endpoint`]. One word, so it is replaced as a whole.
@@ -522,7 +530,8 @@ pub struct Flow {
     /// [`FLOW_FORWARD`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
-    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge.
+    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge. [`FLOW_FORWARD`] and
+    /// [`UNTOLD`]: number of the first byte that the client sends.
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
@@ -588,6 +597,12 @@ pub struct Scratch {
     pub keys: Keys,
     /// What one program tells the next.
     pub handover: Handover,
+    /// What a backend is told about a client.
+    pub words: Words,
+    /// Zero.
+    pub spare: u32,
+    /// The beginning of a packet that something is put into.
+    pub head: [u64; 32],
     /// Low half of the jiffies when this CPU last sent an ICMP error.
     pub errors_at: u32,
     /// How many it has sent in that jiffy.
@@ -607,16 +622,20 @@ pub struct Handover {
     pub hash: u64,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
-    /// For [`STAGE_FULL`]: place of the client's entry in `SLB_FLOWS`.
+    /// For [`STAGE_FULL`] and [`STAGE_TELL`]: place of the client's entry in `SLB_FLOWS`.
     pub place: u32,
     /// For [`STAGE_ANSWER`]: the [`crate::verdict::Verdict`] that asks for the answer. For
-    /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`]. For [`STAGE_FULL`]: [`FLOW_FORWARD`] or
-    /// [`FLOW_REPLY`].
+    /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`]. For [`STAGE_FULL`] and [`STAGE_TELL`]:
+    /// [`FLOW_FORWARD`] or [`FLOW_REPLY`].
     pub what: u32,
     /// For [`STAGE_ANSWER`]: the MTU that the packet exceeds.
     pub mtu: u32,
     /// VLAN tags that were taken off, the outer one first, each as it stood in the frame; 0: none.
     pub tags: [u32; 2],
+    /// For [`STAGE_TELL`]: the interface to send the packet through; 0: the kernel gets it.
+    pub ifindex: u32,
+    /// How many bytes the backend is told about the client; 0: nothing.
+    pub told: u32,
 }
 
 /// Key of `SLB_FRAGMENTS`: what the fragments of one packet have in common (RFC 791, RFC 8200,
@@ -744,6 +763,8 @@ pub const RST: u8 = 4;
 pub const ANSWERED: u8 = 8;
 /// Both sides are there: the entry does not make room for another before it expires.
 pub const ESTABLISHED: u8 = 16;
+/// The backend may not know yet who the client is, and is to be told.
+pub const UNTOLD: u8 = 32;
 
 /// Whether a TCP flow with these state bits has ended.
 #[must_use]

@@ -22,6 +22,12 @@ impl Delta {
         self.0 += (!old) as u64 + new as u64;
     }
 
+    /// A 32-bit word is there that was not.
+    #[inline(always)]
+    pub const fn add32(&mut self, new: u32) {
+        self.0 += new as u64;
+    }
+
     /// An IPv6 address was replaced. No loop: Linux 6.1 takes not every one that a compiler makes.
     #[inline(always)]
     pub const fn replace_address(&mut self, old: Address, new: Address) {

@@ -12,6 +12,7 @@ extern crate std;
 pub mod abi;
 pub mod bench;
 pub mod checksum;
+pub mod client_address;
 pub mod cross;
 pub mod frame;
 pub mod hash;

@@ -22,12 +22,18 @@ const MSS_LEN: usize = 4;
 #[inline(always)]
 pub fn clamp(frame: &mut Frame<'_>, packet: &Packet, max: u16) {
     if packet.key.proto == TCP && packet.flags & SYN != 0 {
-        let _ = try_clamp(frame, packet.l4 as usize, max);
+        let _ = change(frame, packet.l4 as usize, |stated| stated.min(max));
     }
 }
 
+/// Lowers the maximum segment size that a SYN states by `less`; its TCP header is at `l4`.
 #[inline(always)]
-fn try_clamp(frame: &mut Frame<'_>, l4: usize, max: u16) -> Option<()> {
+pub fn lower(frame: &mut Frame<'_>, l4: usize, less: u16) {
+    let _ = change(frame, l4, |stated| stated.saturating_sub(less));
+}
+
+#[inline(always)]
+fn change(frame: &mut Frame<'_>, l4: usize, to: impl Fn(u16) -> u16) -> Option<()> {
     let end = usize::from(frame.header::<{ TcpHdr::LEN }>(l4)?.get::<u8>(12) >> 4) * 4;
     let mut at = TcpHdr::LEN;
     // 40 bytes of options.
@@ -40,7 +46,7 @@ fn try_clamp(frame: &mut Frame<'_>, l4: usize, max: u16) -> Option<()> {
         let step = match kind {
             END => return None,
             NO_OPERATION => 1,
-            MSS if len == MSS_LEN => return lower(frame, l4, at, max),
+            MSS if len == MSS_LEN => return write(frame, l4, at, to),
             _ if len < 2 => return None,
             _ => len,
         };
@@ -52,19 +58,20 @@ fn try_clamp(frame: &mut Frame<'_>, l4: usize, max: u16) -> Option<()> {
 }
 
 #[inline(always)]
-fn lower(frame: &mut Frame<'_>, l4: usize, at: usize, max: u16) -> Option<()> {
+fn write(frame: &mut Frame<'_>, l4: usize, at: usize, to: impl Fn(u16) -> u16) -> Option<()> {
     let mut option = frame.header_mut::<MSS_LEN>(l4 + at)?;
     let stated = option.number(2);
-    if stated <= max {
+    let written = to(stated);
+    if stated == written {
         return None;
     }
-    option.set(2, max.to_be());
+    option.set(2, written.to_be());
     let mut delta = Delta::default();
     if at.is_multiple_of(2) {
-        delta.replace16(stated.to_be(), max.to_be());
+        delta.replace16(stated.to_be(), written.to_be());
     } else {
         // It is the halves of two words, then: their sum is that of the swapped bytes.
-        delta.replace16(stated.to_le(), max.to_le());
+        delta.replace16(stated.to_le(), written.to_le());
     }
     let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(l4)?;
     let checksum = tcp.get(offset_of!(TcpHdr, check));

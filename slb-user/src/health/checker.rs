@@ -213,7 +213,7 @@ impl<K: Clone> Task<K> {
 
     async fn probe(&mut self) {
         let start = Instant::now();
-        let outcome = probe(&self.check.probe, self.addr, self.check.timeout).await;
+        let outcome = probe(&self.check, self.addr).await;
         self.record(outcome, start.elapsed());
     }
 
@@ -267,6 +267,7 @@ mod tests {
             timeout: Duration::from_secs(60),
             healthy: 2,
             unhealthy: 2,
+            proxy_header: false,
         })
     }
 

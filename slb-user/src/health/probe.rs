@@ -14,12 +14,12 @@ use hyper::{Request, client::conn::http1, header, http};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::{
-    io::Interest,
+    io::{AsyncWriteExt as _, Interest},
     net::{TcpSocket, TcpStream, UdpSocket},
     time,
 };
 
-use crate::config::{HttpMethod, HttpProbe, ProbeKind, UdpProbe};
+use crate::config::{HealthCheck, HttpMethod, HttpProbe, ProbeKind, UdpProbe};
 
 /// How long to wait for an ICMP error where no answer is expected.
 ///
@@ -29,6 +29,9 @@ const SILENCE: Duration = Duration::from_secs(1);
 
 /// More than the header section of any sensible answer.
 const HTTP_BUFFER: usize = 16 * 1024;
+
+/// Header of the PROXY protocol, version 2, of a connection that is on nobody's behalf (`LOCAL`).
+const PROXY_LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 const USER_AGENT: &str = concat!("slb/", env!("CARGO_PKG_VERSION"));
 
@@ -97,18 +100,20 @@ impl From<io::Error> for Failure {
 
 /// Probes `addr` once.
 ///
-/// The answer comes after `timeout` at the latest, connecting included. Cancel-safe: dropping the
+/// The answer comes after the check's timeout at the latest, connecting included. Cancel-safe: dropping the
 /// future closes what it opened.
 ///
 /// # Errors
 ///
-/// The backend did not answer as `kind` expects, or the gateway could not ask
+/// The backend did not answer as `check` expects, or the gateway could not ask
 /// ([`Failure::is_local`]).
-pub async fn probe(kind: &ProbeKind, addr: SocketAddr, timeout: Duration) -> Result<(), Failure> {
+pub async fn probe(check: &HealthCheck, addr: SocketAddr) -> Result<(), Failure> {
+    let HealthCheck { probe: kind, timeout, proxy_header, .. } = check;
+    let timeout = *timeout;
     let attempt = async {
         match kind {
-            ProbeKind::Tcp => connect(addr).await.map(drop),
-            ProbeKind::Http(http) => ask_http(http, addr).await,
+            ProbeKind::Tcp => connect(addr, *proxy_header).await.map(drop),
+            ProbeKind::Http(http) => ask_http(http, addr, *proxy_header).await,
             ProbeKind::Udp(udp) => ask_udp(udp, addr).await,
         }
     };
@@ -124,13 +129,17 @@ pub async fn probe(kind: &ProbeKind, addr: SocketAddr, timeout: Duration) -> Res
 /// An orderly end would leave a socket in `TIME_WAIT` for each probe, tens of thousands with a few
 /// thousand backends, and each holds a port of the gateway for a minute. It is set before
 /// connecting, so that it holds whenever a probe is given up.
-async fn connect(addr: SocketAddr) -> Result<TcpStream, Failure> {
+async fn connect(addr: SocketAddr, proxy_header: bool) -> Result<TcpStream, Failure> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_zero_linger()?;
-    Ok(socket.connect(addr).await?)
+    let mut stream = socket.connect(addr).await?;
+    if proxy_header {
+        stream.write_all(PROXY_LOCAL).await?;
+    }
+    Ok(stream)
 }
 
-async fn ask_http(probe: &HttpProbe, addr: SocketAddr) -> Result<(), Failure> {
+async fn ask_http(probe: &HttpProbe, addr: SocketAddr, proxy_header: bool) -> Result<(), Failure> {
     // Built anew from its parts: a scope id has no place in a `Host`.
     let authority = || SocketAddr::new(addr.ip(), addr.port()).to_string();
     let request = Request::builder()
@@ -144,7 +153,7 @@ async fn ask_http(probe: &HttpProbe, addr: SocketAddr) -> Result<(), Failure> {
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())?;
 
-    let stream = TokioIo::new(connect(addr).await?);
+    let stream = TokioIo::new(connect(addr, proxy_header).await?);
     let (mut sender, connection) =
         http1::Builder::new().max_buf_size(HTTP_BUFFER).handshake(stream).await.map_err(answer)?;
     let mut connection = pin!(connection);
@@ -269,9 +278,21 @@ mod tests {
         ProbeKind::Udp(UdpProbe { send: send.into(), receive: receive.map(Into::into) })
     }
 
+    fn check(kind: &ProbeKind, timeout: Duration) -> HealthCheck {
+        HealthCheck {
+            probe: kind.clone(),
+            port: None,
+            interval: AMPLE,
+            timeout,
+            healthy: 1,
+            unhealthy: 1,
+            proxy_header: false,
+        }
+    }
+
     /// What a user reads.
     async fn reason(kind: &ProbeKind, addr: SocketAddr, timeout: Duration) -> String {
-        match probe(kind, addr, timeout).await {
+        match probe(&check(kind, timeout), addr).await {
             Ok(()) => "success".into(),
             Err(failure) => failure.to_string(),
         }
@@ -329,7 +350,7 @@ mod tests {
     #[tokio::test]
     async fn given_a_tcp_backend_when_probed_then_the_connection_ends_with_a_reset() {
         let listener = TcpListener::bind(V4).await.unwrap();
-        probe(&ProbeKind::Tcp, listener.local_addr().unwrap(), AMPLE).await.unwrap();
+        probe(&check(&ProbeKind::Tcp, AMPLE), listener.local_addr().unwrap()).await.unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         let error = stream.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
@@ -373,7 +394,7 @@ mod tests {
                 let (addr, served) = http_server("HTTP/1.1 200 OK\r\n\r\n").await;
                 let host = probe_http.host.clone().unwrap_or_else(|| addr.to_string());
                 let kind = ProbeKind::Http(HttpProbe { method, ..probe_http });
-                probe(&kind, addr, AMPLE).await.unwrap();
+                probe(&check(&kind, AMPLE), addr).await.unwrap();
                 let expected = format!(
                     "{name} /healthz HTTP/1.1\r\nhost: {host}\r\nuser-agent: {USER_AGENT}\r\n\
                      connection: close\r\n\r\n"
@@ -381,6 +402,19 @@ mod tests {
                 assert_eq!(served.await.unwrap(), expected);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn given_a_backend_that_expects_a_proxy_header_when_probed_then_it_gets_one_for_nobody() {
+        let (addr, served) = http_server("HTTP/1.1 200 OK\r\n\r\n").await;
+        let kind = ProbeKind::Http(http());
+        let check = HealthCheck { proxy_header: true, ..check(&kind, AMPLE) };
+        probe(&check, addr).await.unwrap();
+        // The signature, version 2 and LOCAL, no family, no addresses.
+        let header = "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+        let expected = format!("{header}HEAD /healthz HTTP/1.1\r\nhost: {addr}\r\n");
+        let found = served.await.unwrap();
+        assert!(found.starts_with(&expected), "{found:?}");
     }
 
     #[tokio::test]

@@ -10,9 +10,9 @@ use super::Layout;
 use crate::{
     clock::Jiffies,
     config::{
-        AllUnhealthy, Announce, Backend, Config, Forwarding, Gateway, Group, GroupKind,
-        HealthCheck, Instance, Listener, NoListener, ProbeKind, Protocol, Scheduler, TunnelSource,
-        XdpMode,
+        AllUnhealthy, Announce, Backend, ClientAddress, Config, Forwarding, Gateway, Group,
+        GroupKind, HealthCheck, Instance, Listener, NoListener, ProbeKind, Protocol, Scheduler,
+        TunnelSource, XdpMode,
     },
     desired::{Circumstances, Planner},
     health::Health,
@@ -52,6 +52,7 @@ pub fn group(backends: impl Into<Vec<Backend>>) -> Group {
         name: None,
         kind: GroupKind::Default,
         forwarding: Forwarding::Nat,
+        client_address: ClientAddress::None,
         sources: Vec::new(),
         backends: backends.into(),
     }
@@ -75,6 +76,7 @@ pub fn listener(port: u16) -> Listener {
             timeout: Duration::from_secs(5),
             healthy: 3,
             unhealthy: 3,
+            proxy_header: false,
         }),
     }
 }

@@ -48,9 +48,9 @@ fn talks(slb: &mut Slb<'_>, case: &str, frame: &Frame, inside: SocketAddr) -> So
 }
 
 /// A frame that was translated from another family looks a bit different.
-struct Between(Frame, bool);
+pub struct Between(pub Frame, bool);
 
-fn between(frame: &Frame, from: &Frame) -> Between {
+pub fn between(frame: &Frame, from: &Frame) -> Between {
     let crosses = frame.src.is_ipv4() != from.src.is_ipv4();
     let mut frame = frame.clone();
     if crosses {
@@ -60,7 +60,7 @@ fn between(frame: &Frame, from: &Frame) -> Between {
 }
 
 impl Between {
-    fn sent_as(&self, hop: Hop) -> Vec<u8> {
+    pub fn sent_as(&self, hop: Hop) -> Vec<u8> {
         let mut bytes = self.0.clone().sent(hop).bytes();
         if self.1 {
             // Traffic class: that of the other family. No identification, no flow label.

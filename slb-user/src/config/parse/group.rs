@@ -10,10 +10,10 @@ use super::{
     read::{At, Field, Keys, List, Raw, Table},
     values,
 };
-use crate::config::{self, Forwarding, GroupKind};
+use crate::config::{self, ClientAddress, Forwarding, GroupKind};
 
 const GROUP: Keys = Keys {
-    known: &["name", "forwarding", "sources", "backend", "primary", "secondary"],
+    known: &["name", "forwarding", "sources", "client_address", "backend", "primary", "secondary"],
     later: &[],
 };
 const BACKEND: Keys = Keys { known: &["name", "address", "port", "weight", "region"], later: &[] };
@@ -30,6 +30,7 @@ pub(super) struct Group<'a> {
     kind: GroupKind,
     forwarding: Option<Forwarding>,
     pub(super) sources: Option<List<IpAddr>>,
+    client_address: Option<ClientAddress>,
     pub(super) backends: Vec<Backend<'a>>,
     /// Whether `backends` are all there are.
     complete: bool,
@@ -44,6 +45,7 @@ impl<'a> Group<'a> {
             kind: GroupKind::Default,
             forwarding: Some(Forwarding::Nat),
             sources: Some(List { items: Vec::new(), complete: true }),
+            client_address: Some(ClientAddress::None),
             backends: Vec::new(),
             complete: true,
         };
@@ -68,6 +70,7 @@ impl<'a> Group<'a> {
             name: name.map_or(Field::Bad, Field::Good),
             kind: if is_pair { GroupKind::PrimarySecondary } else { GroupKind::VServer },
             sources: sources(&table, forwarding),
+            client_address: client_address(&table, forwarding),
             forwarding,
             backends: Vec::new(),
             complete: true,
@@ -225,6 +228,7 @@ impl<'a> Group<'a> {
             kind: self.kind,
             forwarding: self.forwarding?,
             sources: self.sources?.items.into_iter().map(|source| source.value).collect(),
+            client_address: self.client_address?,
             backends: self.backends.into_iter().map(Backend::build).collect::<Option<_>>()?,
         })
     }
@@ -249,6 +253,22 @@ fn sources(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<List<IpA
         }
     }
     found.value.complete.then_some(found.value)
+}
+
+/// How backends of a group learn who the client is.
+fn client_address(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<ClientAddress> {
+    let found = match table.field("client_address", values::choice(ClientAddress::WORDS, &[])) {
+        Field::Absent => return Some(ClientAddress::None),
+        Field::Bad => return None,
+        Field::Good(found) => found,
+    };
+    let is_needless = forwarding.is_some_and(|forwarding| forwarding != Forwarding::FullNat);
+    if is_needless && found.value != ClientAddress::None {
+        let message = "'client_address' is for forwarding = \"full-nat\", as backends see it otherwise; \
+                       remove it, or write that";
+        table.mistake(found.at, message);
+    }
+    Some(found.value)
 }
 
 fn example(key: &str) -> String {

@@ -88,7 +88,15 @@ pub(super) fn health_check(
                 _ => ProbeKind::Tcp,
             };
             let (healthy, unhealthy) = (DEFAULT_THRESHOLD, DEFAULT_THRESHOLD);
-            Some(Some(HealthCheck { probe, port: None, interval, timeout, healthy, unhealthy }))
+            Some(Some(HealthCheck {
+                probe,
+                port: None,
+                interval,
+                timeout,
+                healthy,
+                unhealthy,
+                proxy_header: false,
+            }))
         }
         Field::Good(raw) => {
             let table = raw.value.open(format!("{}: health_check", listener.label), &KEYS);
@@ -142,6 +150,7 @@ fn read(table: &Table<'_>, protocol: Option<Protocol>) -> Option<HealthCheck> {
         timeout: timeout.or(defaults.timeout)?,
         healthy: healthy?,
         unhealthy: unhealthy?,
+        proxy_header: false,
     })
 }
 

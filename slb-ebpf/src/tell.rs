@@ -1,0 +1,155 @@
+//! What backends of full NAT cannot see: who the client is. They are told as a connection begins, by a header
+//! before its first byte or by an option. [`client_address`] has both.
+//!
+//! A packet that has been translated comes here as long as its backend may not know yet
+//! ([`UNTOLD`]): what begins the connection is told as often as it is sent, so nothing has to be kept for
+//! when a packet is lost.
+
+use core::hint::black_box;
+
+use aya_ebpf::{
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
+    programs::XdpContext,
+};
+use slb_common::{
+    abi::{BACKEND_PROXY, Backend, ESTABLISHED, FLOW_FORWARD, Flow, Hop, UNTOLD},
+    client_address::{self, ACKNOWLEDGEMENT, MAX_LEN, SEQUENCE},
+    cross::{HEAD_V4, HEAD_V6},
+    mss,
+    parse::{ACK, FRAGMENT_NONE, L3, RST, SYN},
+    verdict::Verdict,
+};
+
+use crate::{
+    flows, maps,
+    work::{Exit, Sent, Work, sent},
+};
+
+/// Sends a packet of either direction, which is translated otherwise.
+#[inline(always)]
+pub fn tell(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let is_reply = work.handover.what != FLOW_FORWARD.into();
+    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
+    // What it is by now.
+    let is_v4 = if is_reply { flow.src.is_v4() } else { backend.addr.is_v4() };
+    let l4 = if is_v4 == work.packet.is_v4() {
+        work.packet.l4 as usize
+    } else {
+        L3 + if is_v4 { HEAD_V4 } else { HEAD_V6 }
+    };
+    if is_reply {
+        hear(&mut work, flow, backend, l4)?;
+    } else {
+        say(&mut work, flow, backend, l4, is_v4)?;
+    }
+    Ok(sent(is_reply, Hop { ifindex: work.handover.ifindex, ..Hop::KERNEL }))
+}
+
+/// A client's packet.
+#[inline(always)]
+fn say(
+    work: &mut Work<'_>,
+    flow: &mut Flow,
+    backend: &Backend,
+    l4: usize,
+    is_v4: bool,
+) -> Result<(), Verdict> {
+    let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
+    let sequence = u32::from_be(tcp.get(SEQUENCE));
+    let options_end = u32::from(tcp.get::<u8>(12) >> 4) * 4;
+    let (flags, len) = (work.packet.flags, work.handover.told);
+    if work.packet.is_syn() {
+        flow.sequence = sequence.wrapping_add(1);
+        flow.state |= UNTOLD;
+    }
+    let is_header = backend.flags & BACKEND_PROXY != 0;
+    let at = if is_header {
+        let is_syn = flags & SYN != 0;
+        if sequence.wrapping_add(is_syn.into()) != flow.sequence {
+            return Ok(());
+        }
+        client_address::renumber(&mut work.frame, l4, SEQUENCE, len.wrapping_neg())
+            .ok_or(Verdict::Truncated)?;
+        let headers = work.packet.l4.wrapping_sub(L3 as u32).wrapping_add(options_end);
+        // A SYN has data if the client believes that the backend takes it (RFC 7413).
+        if flags & RST != 0 || is_syn && headers == work.packet.len {
+            return Ok(());
+        }
+        l4 as u32 + options_end
+    } else {
+        // Nor does what has no room for it say who sends it.
+        if flags & (SYN | RST) != 0 || options_end + len > 60 {
+            return Ok(());
+        }
+        // Before others: some end the list of options with padding.
+        l4 as u32 + 20
+    };
+    if work.packet.fragment != FRAGMENT_NONE {
+        return Err(Verdict::Untranslatable);
+    }
+    let (words, head) = maps::told().ok_or(Verdict::Inconsistent)?;
+    client_address::write(words, backend.flags, &flow.key());
+    client_address::account(&mut work.frame, is_v4, l4, words, len, !is_header)
+        .ok_or(Verdict::Truncated)?;
+    insert(work.ctx, at, len, words, head)
+}
+
+/// Puts `words`, of which `len` bytes count, into a frame at `at`.
+#[inline(always)]
+fn insert(
+    ctx: &XdpContext,
+    at: u32,
+    len: u32,
+    words: &mut client_address::Words,
+    head: &mut [u64; 32],
+) -> Result<(), Verdict> {
+    // The verifier has to see the very numbers compared that are passed on.
+    let (at, len) = (black_box(u64::from(at)), black_box(u64::from(len)));
+    if at == 0 || at > size_of_val(head) as u64 {
+        return Err(Verdict::Untranslatable);
+    }
+    if len == 0 || len > MAX_LEN as u64 {
+        return Err(Verdict::Inconsistent);
+    }
+    let (at, len) = (at as u32, len as u32);
+    let (head, words) = (head.as_mut_ptr().cast(), words.as_mut_ptr().cast());
+    // SAFETY: the context is the kernel's, and as much as that there is room for; nothing of the frame is
+    // touched afterwards.
+    let failed = unsafe {
+        bpf_xdp_load_bytes(ctx.ctx, 0, head, at)
+            | bpf_xdp_adjust_head(ctx.ctx, (len as i32).wrapping_neg())
+            | bpf_xdp_store_bytes(ctx.ctx, 0, head, at)
+            | bpf_xdp_store_bytes(ctx.ctx, at, words, len)
+    };
+    if failed == 0 { Ok(()) } else { Err(Verdict::Inconsistent) }
+}
+
+/// A backend's packet.
+#[inline(always)]
+fn hear(work: &mut Work<'_>, flow: &mut Flow, backend: &Backend, l4: usize) -> Result<(), Verdict> {
+    let (flags, len) = (work.packet.flags, work.handover.told);
+    if flags & SYN != 0 {
+        // The client's first segment gets longer.
+        mss::lower(&mut work.frame, l4, len as u16);
+    }
+    if flags & ACK == 0 {
+        return Ok(());
+    }
+    let mut knows = flags & (SYN | RST) == 0;
+    if backend.flags & BACKEND_PROXY != 0 {
+        let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
+        let missing = flow.sequence.wrapping_sub(u32::from_be(tcp.get(ACKNOWLEDGEMENT)));
+        if missing.wrapping_sub(1) < len {
+            client_address::renumber(&mut work.frame, l4, ACKNOWLEDGEMENT, missing)
+                .ok_or(Verdict::Truncated)?;
+            knows = false;
+        }
+    }
+    if knows {
+        // It has answered, and not to a SYN: the client is where it says.
+        flow.state = flow.state & !UNTOLD | ESTABLISHED;
+    }
+    Ok(())
+}

@@ -1,0 +1,333 @@
+//! Backends that see a source of ours are told who the client is.
+
+use std::net::{IpAddr, SocketAddr};
+
+use slb_common::{
+    abi::{BACKEND_OPTION, BACKEND_PROXY},
+    verdict::Verdict,
+};
+
+use crate::{
+    fixture::{FAMILIES, Run, Slb, answer, backend, client, id, port, syn, vip, with_slb},
+    frame::{ACK, Extension, FIN, Frame, PSH, RST, SYN, Transport},
+    full::{between, sender},
+    lab::{FIRST, LAN, ROUTER, WAN},
+};
+
+/// What a client counts from.
+const ISN: u32 = 0xffff_fff0;
+
+/// A client's connection to a VIP, and what its backend sees of it.
+struct Connection {
+    /// Without data.
+    syn: Frame,
+    /// Where the backend is.
+    inside: SocketAddr,
+    /// What it sees as source.
+    source: SocketAddr,
+}
+
+impl Connection {
+    /// Through [`port::FULL`], or between families through [`port::OTHER`]. The SYN is to arrive as the
+    /// backend counts.
+    fn open(slb: &mut Slb<'_>, family: usize, crosses: bool, sport: u16, shift: u32) -> Self {
+        let (to, inside) = if crosses {
+            (port::OTHER, backend(0, 1 - family, port::OTHER_BACKEND))
+        } else {
+            (port::FULL, backend(0, family, port::FULL_BACKEND))
+        };
+        let transport = Transport::Tcp { flags: SYN, options: vec![2, 4, 0x05, 0xb4] };
+        let from = client(family, sport);
+        let syn = Frame { seq: ISN, payload: Vec::new(), transport, ..syn(from, vip(family, to)) };
+        let run = slb.run(WAN, &syn.bytes());
+        let source = sender(&run.bytes, usize::from(inside.is_ipv6()));
+        let this = Self { syn, inside, source };
+        let seq = ISN.wrapping_sub(shift);
+        this.is_sent(&run, &this.syn, &Frame { seq, ..this.syn.clone() }, "SYN");
+        this
+    }
+
+    /// A later packet of the client's; `at` counts what it has sent before.
+    fn segment(&self, flags: u8, at: u32, payload: &[u8]) -> Frame {
+        let seq = ISN.wrapping_add(1).wrapping_add(at);
+        // As most have them: no operation twice, and timestamps.
+        let options = [&[1, 1, 8, 10][..], &[7; 8]].concat();
+        let transport = Transport::Tcp { flags, options };
+        Frame { seq, transport, payload: payload.into(), ..self.syn.clone() }
+    }
+
+    /// A packet of the backend's; `missing` is how far its acknowledgement is from the client's first byte.
+    fn reply(&self, flags: u8, missing: u32) -> Frame {
+        let inside = Frame { src: self.source, dst: self.inside, ..self.syn.clone() };
+        let inside = Frame { ack: ISN.wrapping_add(1).wrapping_sub(missing), ..inside };
+        let reply = answer(&between(&inside, &self.syn).0);
+        let options = vec![1, 2, 4, 0x05, 0xb4, 0, 0, 0];
+        Frame { transport: Transport::Tcp { flags, options }, ..reply }
+    }
+
+    fn is_sent(&self, run: &Run, frame: &Frame, expected: &Frame, case: &str) {
+        assert_eq!(run.verdict, Verdict::Forwarded, "{case}");
+        let expected = Frame { src: self.source, dst: self.inside, ..expected.clone() };
+        assert_eq!(run.bytes, between(&expected, frame).sent_as(FIRST), "{case}");
+    }
+
+    /// The client sends `frame`; but for the addresses, the backend gets `expected`.
+    fn sends(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
+        let run = slb.run(WAN, &frame.bytes());
+        self.is_sent(&run, frame, expected, case);
+    }
+
+    /// The same the other way.
+    fn hears(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
+        let run = slb.run(LAN, &frame.bytes());
+        assert_eq!(run.verdict, Verdict::Replied, "{case}");
+        let expected = Frame { src: self.syn.dst, dst: self.syn.src, ..expected.clone() };
+        assert_eq!(run.bytes, between(&expected, frame).sent_as(ROUTER), "{case}");
+    }
+}
+
+/// The header of the PROXY protocol, version 2, for a frame of a client's.
+fn header(frame: &Frame) -> Vec<u8> {
+    let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+    match (frame.src.ip(), frame.dst.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            bytes.extend([0x11, 0, 12]);
+            bytes.extend([src.octets(), dst.octets()].concat());
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            bytes.extend([0x21, 0, 36]);
+            bytes.extend([src.octets(), dst.octets()].concat());
+        }
+        families => panic!("two families: {families:?}"),
+    }
+    bytes.extend(frame.src.port().to_be_bytes());
+    bytes.extend(frame.dst.port().to_be_bytes());
+    bytes
+}
+
+/// A frame with the header before its data.
+fn headed(frame: &Frame) -> Frame {
+    let header = header(frame);
+    Frame {
+        seq: frame.seq.wrapping_sub(header.len() as u32),
+        payload: [header, frame.payload.clone()].concat(),
+        ..frame.clone()
+    }
+}
+
+/// A frame with the option before its others.
+fn with_option(frame: &Frame) -> Frame {
+    let Transport::Tcp { flags, options } = &frame.transport else { panic!("not TCP") };
+    let addr = match frame.src.ip() {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    };
+    let mut longer = vec![254, 4 + addr.len() as u8];
+    longer.extend(frame.src.port().to_be_bytes());
+    longer.extend(addr);
+    longer.extend(options);
+    Frame { transport: Transport::Tcp { flags: *flags, options: longer }, ..frame.clone() }
+}
+
+/// With a smaller segment size in the options of [`Connection::reply`].
+fn with_mss(frame: Frame, mss: u16) -> Frame {
+    let Transport::Tcp { flags, .. } = frame.transport else { panic!("not TCP") };
+    let [high, low] = mss.to_be_bytes();
+    let options = vec![1, 2, 4, high, low, 0, 0, 0];
+    Frame { transport: Transport::Tcp { flags, options }, ..frame }
+}
+
+fn with_ack(frame: &Frame, ack: u32) -> Frame {
+    Frame { ack, ..frame.clone() }
+}
+
+/// Runs `test` for each family and with backends of the same and the other one. `len` is that of what is told.
+fn everywhere(flag: u32, lens: [u32; 2], test: impl Fn(&mut Slb<'_>, usize, bool, u32) + Sync) {
+    with_slb(|slb| {
+        for family in FAMILIES {
+            for (crosses, id) in [(false, id::FULL), (true, id::OTHER)] {
+                slb.backend(id + family as u32, |backend| backend.flags |= flag);
+                test(slb, family, crosses, lens[family]);
+            }
+        }
+    });
+}
+
+const HEADERS: [u32; 2] = [28, 52];
+const OPTIONS: [u32; 2] = [8, 20];
+const FIRST_BYTE: u32 = ISN.wrapping_add(1);
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_client_sends() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+        let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
+        let open = Connection::open(slb, family, crosses, 1_000, len);
+        let reply = open.reply(SYN | ACK, len);
+        let seen = with_mss(with_ack(&reply, FIRST_BYTE), 1_460 - len as u16);
+        open.hears(slb, &case("SYN-ACK"), &reply, &seen);
+        let ack = open.segment(ACK, 0, b"");
+        open.sends(slb, &case("ACK"), &ack, &headed(&ack));
+        let data = open.segment(ACK | PSH, 0, b"odd");
+        open.sends(slb, &case("data"), &data, &headed(&data));
+        open.sends(slb, &case("data again"), &data, &headed(&data));
+        let later = open.segment(ACK | PSH, 3, b"more");
+        open.sends(slb, &case("more data"), &later, &later);
+        let alive = open.segment(ACK, u32::MAX, b"");
+        open.sends(slb, &case("a keepalive"), &alive, &alive);
+        for missing in [len, 4, 1] {
+            let reply = open.reply(ACK, missing);
+            open.hears(slb, &case("header missing"), &reply, &with_ack(&reply, FIRST_BYTE));
+        }
+        open.sends(slb, &case("still untold"), &data, &headed(&data));
+
+        let reply = open.reply(ACK, 0);
+        open.hears(slb, &case("header received"), &reply, &reply);
+        open.sends(slb, &case("told"), &data, &data);
+        let reply = open.reply(ACK, 5);
+        open.hears(slb, &case("an old number"), &reply, &reply);
+        let reply = open.reply(ACK, 7_u32.wrapping_neg());
+        open.hears(slb, &case("data received"), &reply, &reply);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_proxy_header_when_a_connection_is_short_then_it_ends_as_it_would_without() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+        let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
+        let open = Connection::open(slb, family, crosses, 2_000, len);
+        let reply = open.reply(RST | ACK, len);
+        open.hears(slb, &case("refused"), &reply, &with_ack(&reply, FIRST_BYTE));
+
+        let open = Connection::open(slb, family, crosses, 2_001, len);
+        let reset = open.segment(RST, 0, b"");
+        let expected = Frame { seq: reset.seq.wrapping_sub(len), ..reset.clone() };
+        open.sends(slb, &case("given up"), &reset, &expected);
+
+        let open = Connection::open(slb, family, crosses, 2_002, len);
+        let end = open.segment(FIN | ACK, 0, b"");
+        open.sends(slb, &case("closed at once"), &end, &headed(&end));
+
+        let open = Connection::open(slb, family, crosses, 2_003, len);
+        let early = Frame { payload: b"early".to_vec(), ..open.syn.clone() };
+        open.sends(slb, &case("data in the SYN"), &early, &headed(&early));
+        let reply = open.reply(SYN | ACK, 5_u32.wrapping_neg());
+        let seen = with_mss(reply.clone(), 1_460 - len as u16);
+        open.hears(slb, &case("and taken"), &reply, &seen);
+
+        // The same ports once more, from other numbers on.
+        let open = Connection::open(slb, family, crosses, 2_004, len);
+        let anew = Frame { seq: 77, ..open.syn.clone() };
+        let expected = Frame { seq: 77_u32.wrapping_sub(len), ..anew.clone() };
+        open.sends(slb, &case("another SYN"), &anew, &expected);
+        let data = Frame { seq: 78, ..open.segment(ACK, 0, b"odd") };
+        open.sends(slb, &case("its data"), &data, &headed(&data));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_may_see_first() {
+    everywhere(BACKEND_OPTION, OPTIONS, |slb, family, crosses, len| {
+        let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
+        let open = Connection::open(slb, family, crosses, 3_000, 0);
+        let reply = open.reply(SYN | ACK, 0);
+        open.hears(slb, &case("SYN-ACK"), &reply, &with_mss(reply.clone(), 1_460 - len as u16));
+        let ack = open.segment(ACK, 0, b"");
+        open.sends(slb, &case("ACK"), &ack, &with_option(&ack));
+        let data = open.segment(ACK | PSH, 3, b"odd");
+        open.sends(slb, &case("data"), &data, &with_option(&data));
+        let Transport::Tcp { flags, .. } = data.transport else { panic!("not TCP") };
+        let options = vec![1; 40 - len as usize + 4];
+        let full = Frame { transport: Transport::Tcp { flags, options }, ..data.clone() };
+        open.sends(slb, &case("no room"), &full, &full);
+        let reset = open.segment(RST, 0, b"");
+        open.sends(slb, &case("a reset"), &reset, &reset);
+
+        let open = Connection::open(slb, family, crosses, 3_001, 0);
+        let reply = open.reply(ACK, 0);
+        open.hears(slb, &case("answered"), &reply, &reply);
+        let data = open.segment(ACK | PSH, 0, b"odd");
+        open.sends(slb, &case("told"), &data, &data);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_headers_of_any_length_when_something_is_inserted_then_it_stands_behind_them() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+        let open = Connection::open(slb, family, crosses, 4_000, len);
+        for more in 1..=3 {
+            let data = open.segment(ACK, 0, &[7; 1_000]);
+            let padding = etherparse::IpNumber::IPV6_DESTINATION_OPTIONS;
+            let data = if family == 0 {
+                Frame { v4_options: vec![1; 12 * more], ..data }
+            } else {
+                Frame { extensions: vec![Extension::padding(padding); more], ..data }
+            };
+            let data = Frame { padding: more, ..data };
+            open.sends(slb, &format!("{more}, family {family}"), &data, &headed(&data));
+        }
+        let data = open.segment(ACK, 0, b"");
+        let padding = Extension::Raw(etherparse::IpNumber::IPV6_DESTINATION_OPTIONS, vec![0; 214]);
+        if family == 1 && !crosses {
+            let long = Frame { extensions: vec![padding], ..data };
+            assert_eq!(slb.run(WAN, &long.bytes()).verdict, Verdict::Untranslatable);
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_way_that_is_narrow_when_something_is_to_be_inserted_then_there_has_to_be_room_for_it() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+        let open = Connection::open(slb, family, crosses, 5_000, len);
+        let id = if crosses { id::OTHER } else { id::FULL } + family as u32;
+        let fits = open.segment(ACK, 0, &[7; 1_000]);
+        let longer = open.segment(ACK, 0, &[7; 1_001]);
+        let (head, grows) = ([20, 40][family], [20, -20][family] * i32::from(crosses));
+        let mtu = head + 32 + 1_000 + grows + len as i32;
+        slb.backend(id, |backend| backend.mtu = mtu as u32);
+        open.sends(slb, "fits", &fits, &headed(&fits));
+        let Run { verdict, bytes, .. } = slb.run(WAN, &longer.bytes());
+        assert_eq!(verdict, Verdict::TooBig, "family {family}, crosses: {crosses}");
+        let at = [40..42, 60..62][family].clone();
+        let stated = u16::from_be_bytes(bytes[at].try_into().expect("2 bytes"));
+        let room = mtu - len as i32 - grows;
+        assert_eq!(i32::from(stated), room, "family {family}, crosses: {crosses}");
+        slb.backend(id, |backend| backend.mtu = 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_first_fragment_when_something_is_to_be_inserted_then_it_is_dropped() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+        let open = Connection::open(slb, family, crosses, 6_000, len);
+        let data = open.segment(ACK, 0, &[7; 16]);
+        let bytes = if family == 0 {
+            let mut bytes = data.bytes();
+            bytes[20] |= 0x20;
+            crate::frame::seal_v4(&mut bytes);
+            bytes
+        } else {
+            Frame { extensions: vec![Extension::Fragment(0, true)], ..data }.bytes()
+        };
+        assert_eq!(slb.run(WAN, &bytes).verdict, Verdict::Untranslatable, "crosses: {crosses}");
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_tagged_frame_when_something_is_inserted_then_its_tag_stays() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+        let open = Connection::open(slb, family, crosses, 7_000, len);
+        let data = open.segment(ACK, 0, b"odd");
+        let plain = slb.run(WAN, &data.bytes());
+        let tag = |bytes: &[u8]| [&bytes[..12], &[0x81, 0, 0, 7], &bytes[12..]].concat();
+        let run = slb.run(WAN, &tag(&data.bytes()));
+        assert_eq!(run.verdict, Verdict::Forwarded, "family {family}");
+        assert_eq!(run.bytes, tag(&plain.bytes), "family {family}");
+    });
+}
