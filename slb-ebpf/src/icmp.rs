@@ -4,9 +4,11 @@
 use aya_ebpf::programs::XdpContext;
 use slb_common::{
     abi::{
-        FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT,
-        NO_BACKEND, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP, SLOT_BACKEND, STAGE_TUNNEL, Translation,
+        BACKEND_PROXY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE,
+        MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP,
+        SLOT_BACKEND, STAGE_TUNNEL, Translation, UNTOLD,
     },
+    client_address,
     icmp::{self, Quote},
     parse::FRAGMENT_NONE,
     rewrite,
@@ -114,6 +116,17 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     }
 }
 
+/// Takes out of an error what the backend was told about the client, whose entry is at `place`.
+#[inline(never)]
+fn recount(work: &mut Work<'_>, quote: &Quote, place: u32) {
+    let Some(flow) = flows::at(place) else { return };
+    let Some(backend) = maps::backend(flow.backend) else { return };
+    if flow.state & UNTOLD != 0 && backend.flags & BACKEND_PROXY != 0 {
+        let len = client_address::len(backend.flags, flow.src.is_v4());
+        let _ = icmp::recount(&mut work.frame, quote, flow.sequence, len);
+    }
+}
+
 /// A backend, or somebody on the way there, could not take what a client has sent to a VIP.
 #[inline(always)]
 fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
@@ -125,10 +138,12 @@ fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
         Translation { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
     let reply_key = quoted.reversed();
     let (mut peer, mut client) = (None, work.packet.key.dst);
+    let mut place = NO_PLACE;
     match flows::seek(&reply_key) {
         Some(reply) if reply.kind == FLOW_DIRECT => return Err(Verdict::NotOurs.into()),
         Some(reply) => {
             let flow = flows::peer(reply, &reply_key).ok_or(Verdict::NotOurs)?;
+            place = reply.peer;
             id = flow.backend;
             to = Translation { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
             if flow.source != NO_SOURCE {
@@ -146,6 +161,7 @@ fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
         return Err(Verdict::TtlExpired.into());
     }
     stats::reply(id, work.bytes);
+    recount(work, quote, place);
     icmp::translate_error(&mut work.frame, quote, &to, peer, hop)?;
     Ok(sent(true, hop))
 }

@@ -16,9 +16,10 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
+use ppp::{PartialResult as _, v2};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpSocket, UdpSocket},
+    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
     sync::oneshot,
 };
 
@@ -37,6 +38,9 @@ pub enum Service {
     Http(u16),
     /// TCP: sends back what it gets.
     Echo(u16),
+    /// TCP that begins with a header of the PROXY protocol, version 2: says whose connection that makes
+    /// it, `SOURCE DESTINATION` in a line, and then sends back what it gets.
+    Proxied(u16),
     /// UDP: answers every datagram with the server's name, a space, and the datagram.
     Udp(u16),
 }
@@ -171,15 +175,17 @@ async fn serve(name: String, address: IpAddr, service: Service) -> io::Result<()
             tokio::spawn(async move {
                 loop {
                     if let Ok((mut stream, _)) = listener.accept().await {
-                        tokio::spawn(async move {
-                            let mut buffer = vec![0; CHUNK];
-                            // An error ends the connection, which is all there is to do about it.
-                            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-                                if stream.write_all(&buffer[..n]).await.is_err() {
-                                    break;
-                                }
-                            }
-                        });
+                        tokio::spawn(async move { echo(&mut stream).await });
+                    }
+                }
+            });
+        }
+        Service::Proxied(port) => {
+            let listener = listen(SocketAddr::new(address, port))?;
+            tokio::spawn(async move {
+                loop {
+                    if let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(proxied(stream));
                     }
                 }
             });
@@ -199,6 +205,48 @@ async fn serve(name: String, address: IpAddr, service: Service) -> io::Result<()
         }
     }
     Ok(())
+}
+
+async fn echo(stream: &mut TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => return Ok(()),
+            n => stream.write_all(&buffer[..n]).await?,
+        }
+    }
+}
+
+async fn proxied(mut stream: TcpStream) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    let (greeting, len) = loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Ok(());
+        }
+        match v2::Header::try_from(&bytes[..]) {
+            Err(error) if error.is_incomplete() => {}
+            Err(error) => break (format!("{error}\n"), bytes.len()),
+            Ok(header) => break (whose(&header), header.len()),
+        }
+    };
+    stream.write_all(greeting.as_bytes()).await?;
+    stream.write_all(&bytes[len..]).await?;
+    echo(&mut stream).await
+}
+
+fn whose(header: &v2::Header<'_>) -> String {
+    let (source, destination) = match header.addresses {
+        v2::Addresses::IPv4(it) => (
+            SocketAddr::from((it.source_address, it.source_port)),
+            SocketAddr::from((it.destination_address, it.destination_port)),
+        ),
+        v2::Addresses::IPv6(it) => (
+            SocketAddr::from((it.source_address, it.source_port)),
+            SocketAddr::from((it.destination_address, it.destination_port)),
+        ),
+        _ => return format!("{:?}\n", header.command),
+    };
+    format!("{source} {destination}\n")
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

@@ -1,7 +1,11 @@
 //! Backends that see a source of the gateway's: they need no route to the clients, may be of another
 //! family than the VIP, and may be clients themselves.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use slb_tests::{Client, Gateway, Server, Service, Topology, gateway::backends, topology};
 
@@ -48,6 +52,11 @@ fn serving(topology: &Topology, instances: &str) -> (Gateway, Vec<Server>) {
     }
     let mut gateway = Gateway::new(topology, instances).unwrap();
     gateway.start().unwrap();
+    wait_healthy(&gateway);
+    (gateway, servers)
+}
+
+fn wait_healthy(gateway: &Gateway) {
     gateway
         .wait("all backends healthy", NOTICED, |status| {
             [("tcp", 80), ("udp", 53)].into_iter().all(|(protocol, port)| {
@@ -56,7 +65,6 @@ fn serving(topology: &Topology, instances: &str) -> (Gateway, Vec<Server>) {
             })
         })
         .unwrap();
-    (gateway, servers)
 }
 
 /// Everybody gets a part of what a client asks of both VIPs.
@@ -112,5 +120,65 @@ fn given_a_backend_when_it_is_a_client_of_its_own_vip_then_it_is_served_by_all_a
     let host = &topology.backends[0];
     host.netns.sysctl("ipv4/ip_local_port_range", "60000 65535").unwrap();
     all_serve(&Client::new(host), "a backend");
+    drop((gateway, servers));
+}
+
+/// What a server of [`Service::Proxied`] says, and that it sends back what it gets.
+fn introduced(to: SocketAddr, payload: &[u8]) -> (SocketAddr, String) {
+    let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket option");
+    let own = stream.local_addr().expect("an address");
+    let mut reader = BufReader::new(&stream);
+    let mut greeting = String::new();
+    if payload.is_empty() {
+        // The server speaks first.
+        reader.read_line(&mut greeting).expect("a greeting");
+    } else {
+        let mut writer = &stream;
+        std::thread::scope(|scope| {
+            scope.spawn(move || writer.write_all(payload).expect("room"));
+            reader.read_line(&mut greeting).expect("a greeting");
+            let mut back = vec![0; payload.len()];
+            reader.read_exact(&mut back).expect("an echo");
+            assert!(back == payload, "{to} sends something else back");
+        });
+    }
+    (own, greeting)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_the_proxy_protocol_when_clients_come_then_backends_know_who_they_are() {
+    const PROXIED: Service = Service::Proxied(8080);
+    for (v4, v6) in [(true, true), (true, false), (false, true)] {
+        let topology = Topology::build().unwrap();
+        let servers: Vec<_> = topology
+            .backends
+            .iter()
+            .flat_map(|host| [PROXIED, UDP].map(|service| Server::start(host, service).unwrap()))
+            .collect();
+        let group = "forwarding = \"full-nat\"\nclient_address = \"proxy-v2\"";
+        let mut gateway = Gateway::new(&topology, &instance(&topology, group, v4, v6)).unwrap();
+        gateway.start().unwrap();
+        wait_healthy(&gateway);
+        let client = &topology.clients[0];
+        for to in vips(80) {
+            let payload: Vec<u8> = (0..1_000_000_u32).map(|at| at as u8).collect();
+            for len in [0, 1, 20, 1_400, 100_000, 1_000_000].repeat(5) {
+                let (own, greeting) = client.netns.run(|| introduced(to, &payload[..len])).unwrap();
+                assert_eq!(greeting, format!("{own} {to}\n"), "{len} bytes");
+            }
+        }
+        drop((gateway, servers));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_the_tcp_option_when_clients_come_then_they_are_served() {
+    let topology = Topology::build().unwrap();
+    let group = "forwarding = \"full-nat\"\nclient_address = \"tcp-option\"";
+    let (gateway, servers) = serving(&topology, &instance(&topology, group, true, true));
+    all_serve(&Client::new(&topology.clients[0]), "option");
     drop((gateway, servers));
 }

@@ -8,10 +8,11 @@ use slb_common::{
 };
 
 use crate::{
-    fixture::{FAMILIES, Run, Slb, answer, backend, client, id, port, syn, vip, with_slb},
-    frame::{ACK, Extension, FIN, Frame, PSH, RST, SYN, Transport},
+    fixture::{FAMILIES, Run, Slb, answer, backend, client, id, port, replied, syn, vip, with_slb},
+    frame::{ACK, Extension, FIN, Frame, PSH, RST, SYN, Transport, icmp},
     full::{between, sender},
-    lab::{FIRST, LAN, ROUTER, WAN},
+    icmp::quote,
+    lab::{FIRST, LAN, LAN_MAC, ROUTER, WAN},
 };
 
 /// What a client counts from.
@@ -329,5 +330,42 @@ fn given_a_tagged_frame_when_something_is_inserted_then_its_tag_stays() {
         let run = slb.run(WAN, &tag(&data.bytes()));
         assert_eq!(run.verdict, Verdict::Forwarded, "family {family}");
         assert_eq!(run.bytes, tag(&plain.bytes), "family {family}");
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_an_error_about_what_was_told_when_it_comes_then_the_client_hears_of_what_it_has_sent() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+        if crosses {
+            return;
+        }
+        let open = Connection::open(slb, family, crosses, 8_000, len);
+        let data = open.segment(ACK, 0, b"odd");
+        let later = open.segment(ACK, 3, b"more");
+        let told = headed(&data);
+        let shifted = Frame { seq: open.syn.seq.wrapping_sub(len), ..open.syn.clone() };
+        let cases = [
+            ("SYN", shifted, open.syn.clone(), len as u16),
+            ("data", told.clone(), Frame { seq: data.seq, ..told }, len as u16),
+            ("later data", later.clone(), later, 0),
+        ];
+        let quoted = 28 + 20 * family;
+        for (case, sent, meant, less) in cases {
+            for (kind, mtu) in
+                [([[3, 4], [2, 0]][family], 1_400_u16), ([[3, 3], [1, 4]][family], 0)]
+            {
+                let sent = Frame { src: open.source, dst: open.inside, ..sent.clone() };
+                let head = |mtu: u16| [0, 0, mtu.to_be_bytes()[0], mtu.to_be_bytes()[1]];
+                let router = Frame::tcp(backend(2, family, 0), open.source);
+                let router = Frame { src_mac: FIRST.dst_mac, dst_mac: LAN_MAC, ..router };
+                let error = icmp(&router, kind, head(mtu), &quote(&sent, quoted));
+                let to_client = Frame { dst: open.syn.src, ..router };
+                let expected =
+                    icmp(&to_client, kind, head(mtu.saturating_sub(less)), &quote(&meant, quoted));
+                let case = format!("{case}, {kind:?}, family {family}");
+                slb.backend_sends(&case, &error, &replied(expected, ROUTER));
+            }
+        }
     });
 }

@@ -125,6 +125,8 @@ fn addresses(host: &Host) -> [String; 2] {
 
 pub fn port(service: Service) -> u16 {
     match service {
-        Service::Http(port) | Service::Echo(port) | Service::Udp(port) => port,
+        Service::Http(port) | Service::Echo(port) | Service::Proxied(port) | Service::Udp(port) => {
+            port
+        }
     }
 }
