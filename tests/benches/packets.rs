@@ -59,6 +59,8 @@ fn main() {
         let mut timer = Timer::open(slb);
         let mut measured = paths::references();
         measured.extend(paths::all());
+        measured.extend(paths::full(slb));
+        measured.extend(paths::live());
         measured.extend(FLOWS.into_iter().flat_map(paths::flows));
         measured.extend(BACKENDS.into_iter().flat_map(|backends| paths::backends(slb, backends)));
         for path in &measured {

@@ -42,6 +42,8 @@ struct Row {
     /// Nanoseconds per packet, without the harness.
     median: f64,
     p10: f64,
+    /// The same, round by round.
+    rounds: Vec<f64>,
 }
 
 /// Measures, and writes JSON, tables and a plot.
@@ -86,6 +88,9 @@ fn packets(options: &Options, out: &std::path::Path) -> Result<()> {
     let table = table::packets(&rows);
     print!("\n{table}");
     write(&out.join("packets.md"), &table)?;
+    let table = table::live(&rows);
+    print!("\n{table}");
+    write(&out.join("live.md"), &table)?;
     plot::flows(&rows, &out.join("flows.svg"))
 }
 

@@ -3,6 +3,9 @@
 /// Bytes of a frame's headers that are written again: a multiple of 8, no longer than the shortest frame.
 pub const HEADER_BYTES: usize = 80;
 
+/// Name of the program that only redirects.
+pub const REDIRECT: &str = "redirect";
+
 /// A frame, and how flows differ.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,8 +14,8 @@ pub struct Template {
     pub words: [u64; HEADER_BYTES / 8],
     /// Its length in bytes.
     pub len: u32,
-    /// By how many bytes the program grows its head.
-    pub grown: u32,
+    /// By how many bytes the program grows its head; less than 0: shrinks it.
+    pub grown: i32,
     /// Not 0: there was a frame before this one.
     pub has_run: u32,
     /// Not 0: IPv4, without options; otherwise IPv6.
@@ -31,6 +34,10 @@ pub struct Template {
     pub addr_at: u32,
     /// Offset of the port that does.
     pub port_at: u32,
+    /// Interface that [`REDIRECT`] sends it through.
+    pub ifindex: u32,
+    /// Zero.
+    pub spare: u32,
     /// Sum of the IPv4 header without checksum and that address, folded.
     pub sum: u32,
 }

@@ -17,7 +17,7 @@ mod atomic;
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, LruHashMap, ProgramArray},
-    helpers::{bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{bpf_fib_lookup, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -73,7 +73,7 @@ fn restore(ctx: &XdpContext) -> Option<()> {
     let template = unsafe { &mut *template };
     if template.grown != 0 && template.has_run != 0 {
         // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-        if unsafe { bpf_xdp_adjust_head(ctx.ctx, template.grown as i32) } != 0 {
+        if unsafe { bpf_xdp_adjust_head(ctx.ctx, template.grown) } != 0 {
             return None;
         }
     }
@@ -121,10 +121,24 @@ fn restore(ctx: &XdpContext) -> Option<()> {
 pub fn stub(ctx: XdpContext) -> u32 {
     let grown = TEMPLATE.get(0).map_or(0, |template| template.grown);
     // SAFETY: the context is the kernel's; nothing of the frame is touched afterwards.
-    if grown != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -(grown as i32)) } != 0 {
+    if grown != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -grown) } != 0 {
         return xdp_action::XDP_ABORTED;
     }
     xdp_action::XDP_TX
+}
+
+/// What every frame that is sent takes: a redirect.
+#[xdp(frags)]
+pub fn redirect(_: XdpContext) -> u32 {
+    let Some(template) = TEMPLATE.get(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: numbers only.
+    unsafe { bpf_redirect(template.ifindex, 0) as u32 }
+}
+
+/// Where live frames end.
+#[xdp(frags)]
+pub fn sink(_: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
 }
 
 /// One look-up in an LRU hash of the kernel, with the key of a flow; makes what is not there.

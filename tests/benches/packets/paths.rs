@@ -32,6 +32,10 @@ pub enum Target {
     Lru,
     /// One look-up in the kernel's routes.
     Fib,
+    /// Only a redirect.
+    Redirect,
+    /// Nothing, not even that.
+    Sink,
 }
 
 /// Whose address and port differ from flow to flow.
@@ -54,7 +58,7 @@ pub struct Path {
     pub flows: u32,
     pub side: Side,
     /// By how much the frame becomes longer.
-    pub grown: u32,
+    pub grown: i32,
     pub target: Target,
     /// What becomes of it; `None`: not ours to say.
     pub verdict: Option<Verdict>,
@@ -79,6 +83,9 @@ fn path(group: &'static str, name: String, frame: &Frame, verdict: Verdict) -> P
 fn short(frame: Frame) -> Frame {
     Frame { payload: vec![7; 38], ..frame }
 }
+
+/// Name of the group of frames that are really sent.
+pub const LIVE: &str = "live";
 
 /// What the costs are compared with.
 pub fn references() -> Vec<Path> {
@@ -160,6 +167,72 @@ pub fn all() -> Vec<Path> {
     paths
 }
 
+/// Frames that are really sent, and what that takes by itself.
+pub fn live() -> Vec<Path> {
+    let mut paths = Vec::new();
+    let only = |name: &str, target, verdict| Path {
+        target,
+        verdict: None,
+        ..path(LIVE, name.to_owned(), &short(syn(client(0, 1_024), vip(0, port::HTTP))), verdict)
+    };
+    paths.push(only("drop only", Target::Sink, Verdict::NoBackend));
+    paths.push(only("redirect only", Target::Redirect, Verdict::Forwarded));
+    for mut path in all() {
+        let is_live =
+            ["nat tch TCP established", "nat tch UDP,", "nat tch TCP reply", "nat wrr TCP e"];
+        let is_live = is_live.into_iter().chain(["dsr", "ipip TCP,", "gue"]);
+        if is_live.into_iter().any(|name| path.name.starts_with(name))
+            && !path.name.contains("other family")
+        {
+            path.group = LIVE;
+            path.name = format!("{}, live", path.name);
+            paths.push(path);
+        }
+    }
+    paths
+}
+
+/// Flows whose backend sees a source of ours, in both directions.
+pub fn full(slb: &mut Slb<'_>) -> Vec<Path> {
+    let mut paths = Vec::new();
+    for family in FAMILIES {
+        let ip = ["IPv4", "IPv6"][family];
+        for (name, to, crosses) in
+            [("full-nat TCP", port::FULL, false), ("between families TCP", port::OTHER, true)]
+        {
+            let inside = if crosses { 1 - family } else { family };
+            let open = short(syn(client(family, 1_024), vip(family, to)));
+            let seen = slb.run(WAN, &open.bytes()).bytes;
+            let source = seen_from(&seen, inside);
+            let at = if crosses { port::OTHER_BACKEND } else { port::FULL_BACKEND };
+            let at = backend(0, inside, at);
+            let grown = if crosses { [20, -20][family] } else { 0 };
+            let established = path(
+                "path",
+                format!("{name} established, {ip}"),
+                &open.clone().flags(ACK),
+                Verdict::Forwarded,
+            );
+            paths.push(Path { grown, ..established });
+            let reply = short(Frame { src: at, dst: source, ..open.clone() }).flags(ACK);
+            let reply = path("path", format!("{name} reply, {ip}"), &reply, Verdict::Replied);
+            paths.push(Path { grown: -grown, ingress: LAN, ..reply });
+        }
+    }
+    paths
+}
+
+/// The source of a frame that was sent.
+fn seen_from(bytes: &[u8], family: usize) -> SocketAddr {
+    let (addr, l4) = if family == 0 { (26..30, 34) } else { (22..38, 54) };
+    let port = u16::from_be_bytes([bytes[l4], bytes[l4 + 1]]);
+    if family == 0 {
+        (<[u8; 4]>::try_from(&bytes[addr]).expect("4 bytes"), port).into()
+    } else {
+        (<[u8; 16]>::try_from(&bytes[addr]).expect("16 bytes"), port).into()
+    }
+}
+
 /// The same packets of more and more flows.
 pub fn flows(flows: u32) -> Vec<Path> {
     let mut paths = Vec::new();
@@ -198,7 +271,7 @@ pub fn flows(flows: u32) -> Vec<Path> {
     paths
 }
 
-/// The same packets, of a thousand flows, with more and more backends.
+/// The same packets, of one flow and of a thousand, with more and more backends.
 pub fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
     let to = 20_000 + count.ilog10() as u16;
     let first_id = 1_000 + count;
@@ -241,6 +314,10 @@ pub fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
         state.listeners.insert(endpoint(vip(0, to), abi::TCP), service);
     });
     let first = short(syn(client(0, 1_024), vip(0, to))).flags(ACK);
-    let name = format!("nat tch TCP established, IPv4, {count} backends");
-    vec![Path { flows: 1_000, ..path("backends", name, &first, Verdict::Forwarded) }]
+    [1, 1_000]
+        .map(|flows| {
+            let name = format!("nat tch TCP established, IPv4, {count} backends, {flows} flows");
+            Path { flows, ..path("backends", name, &first, Verdict::Forwarded) }
+        })
+        .into()
 }

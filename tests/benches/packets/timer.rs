@@ -1,27 +1,35 @@
 //! Runs a frame through the datapath many times, and says what one time takes.
 
+use std::time::Instant;
+
 use aya::{
-    Ebpf, TestRun as _, TestRunOptions,
+    Ebpf, TestRun as _, TestRunAttrs, TestRunOptions,
     maps::{Array, MapData, ProgramArray},
-    programs::{ProgramFd, Xdp},
+    programs::{ProgramFd, Xdp, XdpMode, xdp::XdpLinkId},
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
 use slb_common::{
-    bench::{HEADER_BYTES, Template},
+    bench::{HEADER_BYTES, REDIRECT, Template},
     checksum::fold,
 };
 use slb_user::datapath::PRELUDE;
 
-use super::paths::{Path, Side, Target};
-use crate::fixture::Slb;
+use super::paths::{LIVE, Path, Side, Target};
+use crate::{fixture::Slb, lab::LAN};
 
 /// Source ports per address: what clients use of them.
 const PORTS: u32 = 16_384;
 /// Packets per round: enough that the clock does not matter, too few for a time slice.
 const REPEAT: u32 = 20_000;
+/// The same of live frames, and how many of them a driver would be given at once.
+const LIVE_REPEAT: u32 = 1_000_000;
+const BATCH: u32 = 64;
+
+/// Where live frames end.
+const SINK: &str = "sink";
 
 /// Everything on one CPU, so that there is one cache and one set of per-CPU maps.
 pub fn pin() {
@@ -35,19 +43,27 @@ pub struct Timer {
     prelude: Ebpf,
     template: Array<MapData, Template>,
     target: ProgramArray<MapData>,
+    /// The other ends of the interfaces drop what arrives, if it does.
+    _sinks: Vec<XdpLinkId>,
     /// Nanoseconds of one `bpf_xdp_adjust_head`.
     adjust: f64,
 }
 
 impl Timer {
-    pub fn open(_: &Slb<'_>) -> Self {
+    pub fn open(slb: &Slb<'_>) -> Self {
         let mut prelude = Ebpf::load(PRELUDE).expect("the prelude");
-        for name in ["prelude", "stub", "lru", "fib"] {
+        for name in ["prelude", "stub", "lru", "fib", REDIRECT, SINK] {
             program(&mut prelude, name).load().expect("a program");
         }
+        let sinks = slb.netns.run(|| {
+            let sink = program(&mut prelude, SINK);
+            let ends = ["wan0-peer", "lan0-peer"];
+            ends.map(|end| sink.attach(end, XdpMode::Driver).expect("native XDP")).into()
+        });
+        let _sinks = sinks.expect("the namespace");
         let template = prelude.take_map("TEMPLATE").expect("a map").try_into().expect("an array");
         let target = prelude.take_map("TARGET").expect("a map").try_into().expect("programs");
-        Self { prelude, template, target, adjust: 0.0 }
+        Self { prelude, template, target, _sinks, adjust: 0.0 }
     }
 
     /// Opens the connections of a path, and sees to it that its packets end as they should.
@@ -64,8 +80,11 @@ impl Timer {
         }
     }
 
-    /// Nanoseconds per packet, without what the harness takes.
+    /// Nanoseconds per packet, without what the harness takes; of live frames with that.
     pub fn time(&mut self, slb: &mut Slb<'_>, path: &Path) -> f64 {
+        if path.group == LIVE {
+            return self.time_live(slb, path);
+        }
         let repeat = REPEAT.max(path.flows.min(200_000));
         let mut run = |timer: &mut Self, target, grown| {
             timer.aim(slb, target);
@@ -83,17 +102,40 @@ impl Timer {
         gross - stub + self.adjust
     }
 
+    /// From memory that becomes a frame to the end of another interface.
+    fn time_live(&mut self, slb: &mut Slb<'_>, path: &Path) -> f64 {
+        self.aim(slb, path.target);
+        // The kernel moves the head back itself, but not what was written.
+        self.put(&path.frame, path.flows, path.side, 0);
+        let len = u32::try_from(path.frame.len()).expect("a short frame");
+        let context = [0, len, 0, path.ingress, 0, 0].map(u32::to_ne_bytes).concat();
+        let options = TestRunOptions {
+            data_in: Some(&path.frame),
+            ctx_in: Some(&context),
+            repeat: LIVE_REPEAT,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        };
+        let prelude = program(&mut self.prelude, "prelude");
+        // The kernel's own clock stands still while others run: among them, who receives the frames.
+        let began = Instant::now();
+        prelude.test_run(options).expect("a run");
+        began.elapsed().as_nanos() as f64 / f64::from(LIVE_REPEAT)
+    }
+
     fn aim(&mut self, slb: &mut Slb<'_>, target: Target) {
         let fd = match target {
             Target::Slb => fd(slb.loaded.program().expect("the program")),
             Target::Stub => fd(program(&mut self.prelude, "stub")),
             Target::Lru => fd(program(&mut self.prelude, "lru")),
             Target::Fib => fd(program(&mut self.prelude, "fib")),
+            Target::Redirect => fd(program(&mut self.prelude, REDIRECT)),
+            Target::Sink => fd(program(&mut self.prelude, SINK)),
         };
         self.target.set(0, &fd, 0).expect("a program");
     }
 
-    fn put(&mut self, frame: &[u8], flows: u32, side: Side, grown: u32) {
+    fn put(&mut self, frame: &[u8], flows: u32, side: Side, grown: i32) {
         let before = self.template.get(&0, 0).ok();
         let mut words = [0; HEADER_BYTES / 8];
         for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(8)) {
@@ -129,6 +171,8 @@ impl Timer {
             first_addr: u32::from_be_bytes(addr),
             addr_at: addr_at as u32,
             port_at: port_at as u32,
+            ifindex: LAN,
+            spare: 0,
             sum: fold(sum).into(),
         };
         self.template.set(0, template, 0).expect("a template");

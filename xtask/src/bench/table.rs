@@ -4,6 +4,9 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::{Row, end_to_end};
 
+/// Group of the frames that are really sent.
+const LIVE: &str = "live";
+
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(header.to_vec());
@@ -18,7 +21,7 @@ pub fn packets(rows: &[Row]) -> String {
     let hot = rows.iter().find(|row| row.name == "one LRU look-up, 1 flow");
     let unit = hot.map_or(f64::NAN, |row| row.median);
     let mut table = table(&["path", "flows", "median ns", "p10 ns", "LRU look-ups", "verdict"]);
-    for row in rows {
+    for row in rows.iter().filter(|row| row.group != LIVE) {
         table.add_row([
             row.name.clone(),
             row.flows.to_string(),
@@ -26,6 +29,26 @@ pub fn packets(rows: &[Row]) -> String {
             format!("{:.0}", row.p10),
             format!("{:.2}", row.median / unit),
             row.verdict.clone().unwrap_or_default(),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+/// Frames that are really sent, of all that is the harness's: in each round as a part of what a redirect
+/// alone lets through.
+pub fn live(rows: &[Row]) -> String {
+    let mut table = table(&["live frames", "million/s", "of redirect only"]);
+    let Some(only) = rows.iter().find(|row| row.name == "redirect only") else {
+        return String::new();
+    };
+    for row in rows.iter().filter(|row| row.group == LIVE) {
+        let mut parts: Vec<f64> =
+            only.rounds.iter().zip(&row.rounds).map(|(only, own)| only / own).collect();
+        parts.sort_by(f64::total_cmp);
+        table.add_row([
+            row.name.clone(),
+            format!("{:.2}", 1_000.0 / row.median),
+            format!("{:.0} %", 100.0 * parts[parts.len() / 2]),
         ]);
     }
     format!("{table}\n")
