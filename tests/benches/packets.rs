@@ -24,7 +24,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde_json::json;
 use slb_user::datapath::Capacities;
 
-use paths::Path;
+use paths::{Path, Target};
 use timer::Timer;
 
 /// Flows that take turns.
@@ -39,6 +39,7 @@ fn main() {
     let mut rounds = 15;
     let mut out = None;
     let mut hold = None;
+    let mut only = String::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("a value");
@@ -46,6 +47,8 @@ fn main() {
             "--rounds" => rounds = value().parse().expect("--rounds takes a number"),
             // Pins the program there, and waits: for another tool to time it.
             "--hold" => hold = Some(PathBuf::from(value())),
+            // Of the others only those whose names have this in them.
+            "--only" => only = value(),
             "--out" => out = Some(PathBuf::from(value())),
             // `cargo bench` adds it.
             "--bench" => {}
@@ -63,6 +66,7 @@ fn main() {
         measured.extend(paths::live());
         measured.extend(FLOWS.into_iter().flat_map(paths::flows));
         measured.extend(BACKENDS.into_iter().flat_map(|backends| paths::backends(slb, backends)));
+        measured.retain(|path| path.target != Target::Slb || path.name.contains(&only));
         for path in &measured {
             timer.warm(slb, path);
         }
