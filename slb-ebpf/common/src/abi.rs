@@ -95,19 +95,25 @@ pub struct Address {
 }
 
 impl Address {
-    /// From four words in network order.
+    /// The unspecified address of IPv6.
+    pub const NOTHING: Self = Self { bytes: [0; 16] };
+
+    /// From two words in network order.
+    ///
+    /// Addresses are written as they are read: a CPU that reads eight bytes of which it has written four and
+    /// four a moment ago waits until they are in its cache.
     #[must_use]
     #[inline(always)]
-    pub const fn from_words(words: [u32; 4]) -> Self {
+    pub const fn from_halves(halves: [u64; 2]) -> Self {
         // SAFETY: both are 16 bytes, and any bytes are a valid `Address`.
-        unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
+        unsafe { core::mem::transmute::<[u64; 2], Self>(halves) }
     }
 
     /// From the 32 bits of an IPv4 address in network order.
     #[must_use]
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
-        Self::from_words([0, 0, 0xffff_u32.to_be(), word])
+        Self::from_halves([0, 0xffff_0000_0000_u64.to_be() | (u32::from_be(word) as u64).to_be()])
     }
 
     /// As four words in network order.
@@ -138,8 +144,8 @@ impl Address {
     #[must_use]
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
-        let words = self.words();
-        words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be()
+        let [high, low] = self.halves();
+        high == 0 && low & 0xffff_ffff_0000_0000_u64.to_be() == 0xffff_0000_0000_u64.to_be()
     }
 }
 

@@ -95,9 +95,8 @@ pub fn write(
         write_v6(frame, packet, header, ttl, payload, ends, &mut delta)?;
         ports(frame, L3 + HEAD_V6, packet, ends, delta)?;
     } else {
-        let nothing = Address::from_words([0; 4]);
-        delta.replace_address(packet.key.src, nothing);
-        delta.replace_address(packet.key.dst, nothing);
+        delta.replace_address(packet.key.src, Address::NOTHING);
+        delta.replace_address(packet.key.dst, Address::NOTHING);
         write_v4(frame, packet, header, ttl, payload, ends, &mut delta)?;
         ports(frame, L3 + HEAD_V4, packet, ends, delta)?;
     }
@@ -120,7 +119,6 @@ fn write_v6(
     let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
     ip.set(0, (6 << 28 | u32::from(header.tos) << 20).to_be());
     ip.set(4, (payload << 16 | packet.key.proto << 8 | u32::from(ttl)).to_be());
-    let nothing = Address::from_words([0; 4]);
     for (at, addr) in
         [(offset_of!(Ipv6Hdr, src_addr), ends.src), (offset_of!(Ipv6Hdr, dst_addr), ends.dst)]
     {
@@ -129,7 +127,7 @@ fn write_v6(
         ip.set(at + 4, b);
         ip.set(at + 8, c);
         ip.set(at + 12, d);
-        delta.replace_address(nothing, addr);
+        delta.replace_address(Address::NOTHING, addr);
     }
     Ok(())
 }

@@ -318,7 +318,7 @@ fn v6<const REST: bool>(
 
 #[inline(always)]
 pub(crate) fn v6_address(ip: &Header<'_, { Ipv6Hdr::LEN }>, at: usize) -> Address {
-    Address::from_words([ip.get(at), ip.get(at + 4), ip.get(at + 8), ip.get(at + 12)])
+    Address::from_halves([ip.get(at), ip.get(at + 8)])
 }
 
 /// `len` is that of the transport header and its payload.

@@ -197,9 +197,11 @@ pub(crate) fn shorten_v4(
     if ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
+    // The TTL is the first of two bytes. Reading them back would have to wait for the cache.
     let old: u16 = ip.get(offset_of!(Ipv4Hdr, ttl));
-    ip.set(offset_of!(Ipv4Hdr, ttl), ttl - 1);
-    delta.replace16(old, ip.get(offset_of!(Ipv4Hdr, ttl)));
+    let new = old.wrapping_sub(0x100_u16.to_be());
+    ip.set(offset_of!(Ipv4Hdr, ttl), new);
+    delta.replace16(old, new);
     Ok(())
 }
 

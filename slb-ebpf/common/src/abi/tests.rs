@@ -45,7 +45,7 @@ proptest! {
 
     #[test]
     fn given_any_address_when_taken_apart_then_it_can_be_put_together(a in addresses()) {
-        prop_assert_eq!(Address::from_words(a.words()), a);
+        prop_assert_eq!(Address::from_halves(a.halves()), a);
         let [high, low] = a.halves();
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&high.to_ne_bytes());
