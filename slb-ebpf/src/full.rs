@@ -60,7 +60,7 @@ fn finish(work: &mut Work<'_>, is_reply: bool, hop: Hop) -> Result<Sent, Exit> {
     if work.handover.told == 0 {
         return Ok(sent(is_reply, hop));
     }
-    work.handover.ifindex = hop.ifindex;
+    work.handover.hop = hop;
     Err(Exit::Stage(STAGE_TELL))
 }
 

@@ -4,9 +4,9 @@
 use aya_ebpf::programs::XdpContext;
 use slb_common::{
     abi::{
-        BACKEND_PROXY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE,
+        BACKEND_PROXY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE,
         MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP,
-        SLOT_BACKEND, STAGE_TUNNEL, Translation, UNTOLD,
+        SLOT_BACKEND, STAGE_ERROR, STAGE_TUNNEL, Translation, UNTOLD,
     },
     client_address,
     icmp::{self, Quote},
@@ -71,7 +71,8 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NotOurs)?;
     let hash = flows::hash(&key);
     let (mut id, mut port, mut peer) = (NO_BACKEND, key.sport, None);
-    if let Some(flow) = flows::seek(&key) {
+    let place = flows::position(&key);
+    if let Some(flow) = flows::at(place) {
         (id, port) = (flow.backend, flow.port);
         if flow.source != NO_SOURCE {
             peer = Some(*maps::source(flow.source).ok_or(Verdict::Inconsistent)?);
@@ -90,9 +91,10 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
         return Err(Verdict::NoNeighbour.into());
     }
     match backend.mode {
-        // An error into another family would have to be made anew.
-        MODE_FULL if peer.is_none() || backend.addr.is_v4() != key.src.is_v4() => {
-            Err(Verdict::NotOurs.into())
+        MODE_FULL if peer.is_none() => Err(Verdict::NotOurs.into()),
+        MODE_FULL if backend.addr.is_v4() != key.src.is_v4() => {
+            stats::forward(id, work.bytes);
+            Err(cross(work, place, backend.hop, FLOW_FORWARD))
         }
         MODE_NAT | MODE_FULL => {
             stats::forward(id, work.bytes);
@@ -114,6 +116,14 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
         }
         _ => Err(Verdict::Inconsistent.into()),
     }
+}
+
+/// Has the error made into one of the other family, about the flow at `place`.
+#[inline(always)]
+fn cross(work: &mut Work<'_>, place: u32, hop: Hop, kind: u8) -> Exit {
+    work.handover.place = place;
+    (work.handover.hop, work.handover.what) = (hop, kind.into());
+    Exit::Stage(STAGE_ERROR)
 }
 
 /// Takes out of an error what the backend was told about the client, whose entry is at `place`.
@@ -147,9 +157,6 @@ fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
             id = flow.backend;
             to = Translation { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
             if flow.source != NO_SOURCE {
-                if flow.src.is_v4() != quoted.src.is_v4() {
-                    return Err(Verdict::NotOurs.into());
-                }
                 (peer, client) = (Some(flow.src), flow.src);
             }
         }
@@ -162,6 +169,9 @@ fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     }
     stats::reply(id, work.bytes);
     recount(work, quote, place);
+    if client.is_v4() != quoted.src.is_v4() {
+        return Err(cross(work, place, hop, FLOW_REPLY));
+    }
     icmp::translate_error(&mut work.frame, quote, &to, peer, hop)?;
     Ok(sent(true, hop))
 }

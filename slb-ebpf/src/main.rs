@@ -6,9 +6,9 @@
 //!                └─ to a backend ──► direct ──┘
 //!           │                          │
 //!           ├► slb_icmp  echo, errors  ├► slb_flow    a flow that needs an entry
-//!           └► slb_rest  tagged,       ├► slb_tunnel  IPIP, GUE
-//!              │ fragments, large      ├► slb_full    full NAT, hairpin, NAT64 and NAT46
-//!              │                       │  └► slb_tell the backend learns who the client is
+//!           │  └► slb_error            ├► slb_tunnel  IPIP, GUE
+//!           └► slb_rest  tagged,       ├► slb_full    full NAT, hairpin, NAT64 and NAT46
+//!              │ fragments, large      │  └► slb_tell the backend learns who the client is
 //!              └► slb_parsed, slb_later └► slb_answer  resets, ICMP errors
 //! ```
 //!
@@ -25,6 +25,7 @@
 mod answer;
 mod atomic;
 mod direct;
+mod error;
 mod flows;
 mod forward;
 mod fragments;
@@ -78,6 +79,12 @@ pub fn slb_later(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn slb_icmp(ctx: XdpContext) -> u32 {
     leave_stage(&ctx, icmp::message(&ctx))
+}
+
+/// ICMP errors about flows of the other family.
+#[xdp(frags)]
+pub fn slb_error(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, error::translate(&ctx))
 }
 
 /// Flows that have no entry and may need one.

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use slb_common::{
-    abi::{BACKEND_PROXY, Backend, ESTABLISHED, FLOW_FORWARD, Flow, Hop, UNTOLD},
+    abi::{BACKEND_PROXY, Backend, ESTABLISHED, FLOW_FORWARD, Flow, UNTOLD},
     client_address::{self, ACKNOWLEDGEMENT, MAX_LEN, SEQUENCE},
     cross::{HEAD_V4, HEAD_V6},
     mss,
@@ -44,7 +44,7 @@ pub fn tell(ctx: &XdpContext) -> Result<Sent, Exit> {
     } else {
         say(&mut work, flow, backend, l4, is_v4)?;
     }
-    Ok(sent(is_reply, Hop { ifindex: work.handover.ifindex, ..Hop::KERNEL }))
+    Ok(sent(is_reply, work.handover.hop))
 }
 
 /// A client's packet.

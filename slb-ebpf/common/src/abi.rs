@@ -49,7 +49,7 @@ pub const MAX_FRAGMENTS: usize = 16_384;
 
 /// The programs that the first one passes packets on to, by their index in `SLB_STAGES`: each has the
 /// stack and the verifier's patience to itself.
-pub const STAGES: [&str; 9] = [
+pub const STAGES: [&str; 10] = [
     "slb_icmp",
     "slb_rest",
     "slb_parsed",
@@ -59,6 +59,7 @@ pub const STAGES: [&str; 9] = [
     "slb_answer",
     "slb_full",
     "slb_tell",
+    "slb_error",
 ];
 /// ICMP: echo requests, and errors about flows.
 pub const STAGE_ICMP: u32 = 0;
@@ -78,6 +79,8 @@ pub const STAGE_ANSWER: u32 = 6;
 pub const STAGE_FULL: u32 = 7;
 /// A flow whose backend is told who the client is.
 pub const STAGE_TELL: u32 = 8;
+/// An ICMP error about a flow of another family.
+pub const STAGE_ERROR: u32 = 9;
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -631,17 +634,19 @@ pub struct Handover {
     /// For [`STAGE_FULL`] and [`STAGE_TELL`]: place of the client's entry in `SLB_FLOWS`.
     pub place: u32,
     /// For [`STAGE_ANSWER`]: the [`crate::verdict::Verdict`] that asks for the answer. For
-    /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`]. For [`STAGE_FULL`] and [`STAGE_TELL`]:
+    /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`]. For the others:
     /// [`FLOW_FORWARD`] or [`FLOW_REPLY`].
     pub what: u32,
     /// For [`STAGE_ANSWER`]: the MTU that the packet exceeds.
     pub mtu: u32,
     /// VLAN tags that were taken off, the outer one first, each as it stood in the frame; 0: none.
     pub tags: [u32; 2],
-    /// For [`STAGE_TELL`]: the interface to send the packet through; 0: the kernel gets it.
-    pub ifindex: u32,
+    /// For [`STAGE_TELL`] and [`STAGE_ERROR`]: the way.
+    pub hop: Hop,
     /// How many bytes the backend is told about the client; 0: nothing.
     pub told: u32,
+    /// Zero.
+    pub spare: u32,
 }
 
 /// Key of `SLB_FRAGMENTS`: what the fragments of one packet have in common (RFC 791, RFC 8200,

@@ -51,9 +51,9 @@ pub struct Quote {
     /// looked at.
     pub packet: Packet,
     /// Offset of the ICMP header.
-    at: u32,
+    pub(crate) at: u32,
     /// Offset of what follows the IP packet.
-    end: u32,
+    pub(crate) end: u32,
 }
 
 #[inline(always)]

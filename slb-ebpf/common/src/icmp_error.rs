@@ -33,7 +33,7 @@ const MAX_WORDS: usize = (icmp::LEN + MAX_V6) / 4;
 const _: () = assert!(L3 + HEAD_V6 + MAX_V6 <= REACH);
 
 /// Internetwork control, as Linux marks its errors (RFC 1812, section 4.3.2.5).
-const TOS: u8 = 0xc0;
+pub(crate) const TOS: u8 = 0xc0;
 
 /// What is wrong with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,6 +17,7 @@ pub mod cross;
 pub mod frame;
 pub mod hash;
 pub mod icmp;
+pub mod icmp_cross;
 pub mod icmp_error;
 pub mod mss;
 pub mod parse;

@@ -317,7 +317,13 @@ fn write_ports(
 /// Writes an IPv4 header without options, checksum included; the words are as they stand there, with 0 for it.
 #[inline(always)]
 pub(crate) fn write_v4(frame: &mut Frame<'_>, words: [u32; 5]) -> Option<()> {
-    let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
+    write_v4_at(frame, L3, words)
+}
+
+/// The same at another offset.
+#[inline(always)]
+pub(crate) fn write_v4_at(frame: &mut Frame<'_>, l3: usize, words: [u32; 5]) -> Option<()> {
+    let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(l3)?;
     let mut sum = 0;
     for (at, word) in [0, 4, 8, 12, 16].into_iter().zip(words) {
         ip.set(at, word);

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use slb_common::verdict::Verdict;
+use slb_common::{abi::Hop, verdict::Verdict};
 
 use crate::{
     fixture::{
@@ -217,6 +217,152 @@ fn given_a_backend_with_the_vip_when_an_error_comes_then_it_gets_that_as_it_is()
             let outside = answer(&syn(client(family, 1_000), vip(family, port::DSR)));
             let told = error(client(family, 0), &outside, ERRORS[family][1], 500);
             slb.client_sends("an error", &told, &forwarded(told.clone(), FIRST));
+        }
+    });
+}
+
+/// What an error says, and in the words of the other family: kind and second word of the header. `None`: there
+/// are none.
+type Words = ([u8; 2], [u8; 4], Option<([u8; 2], [u8; 4])>);
+
+/// RFC 7915, section 4.2, of errors over IPv4.
+const TO_V6: [Words; 16] = [
+    ([3, 0], [0; 4], Some(([1, 0], [0; 4]))),
+    ([3, 1], [0; 4], Some(([1, 0], [0; 4]))),
+    ([3, 2], [0; 4], Some(([4, 1], [0, 0, 0, 6]))),
+    ([3, 3], [0; 4], Some(([1, 4], [0; 4]))),
+    ([3, 4], [0, 0, 0x05, 0x78], Some(([2, 0], [0, 0, 0x05, 0x8c]))),
+    ([3, 4], [0, 0, 0, 0], Some(([2, 0], [0, 0, 0x05, 0]))),
+    ([3, 5], [0; 4], Some(([1, 0], [0; 4]))),
+    ([3, 9], [0; 4], Some(([1, 1], [0; 4]))),
+    ([3, 13], [0; 4], Some(([1, 1], [0; 4]))),
+    ([3, 14], [0; 4], None),
+    ([11, 0], [0; 4], Some(([3, 0], [0; 4]))),
+    ([11, 1], [0; 4], Some(([3, 1], [0; 4]))),
+    ([12, 0], [9, 0, 0, 0], Some(([4, 0], [0, 0, 0, 6]))),
+    ([12, 2], [17, 0, 0, 0], Some(([4, 0], [0, 0, 0, 24]))),
+    ([12, 0], [4, 0, 0, 0], None),
+    ([12, 1], [0; 4], None),
+];
+
+/// Section 5.2, of errors over IPv6.
+const TO_V4: [Words; 13] = [
+    ([1, 0], [0; 4], Some(([3, 1], [0; 4]))),
+    ([1, 1], [0; 4], Some(([3, 10], [0; 4]))),
+    ([1, 3], [0; 4], Some(([3, 1], [0; 4]))),
+    ([1, 4], [0; 4], Some(([3, 3], [0; 4]))),
+    ([1, 5], [0; 4], None),
+    ([2, 0], [0, 0, 0x05, 0x78], Some(([3, 4], [0, 0, 0x05, 0x64]))),
+    ([3, 0], [0; 4], Some(([11, 0], [0; 4]))),
+    ([3, 1], [0; 4], Some(([11, 1], [0; 4]))),
+    ([4, 0], [0, 0, 0, 7], Some(([12, 0], [8, 0, 0, 0]))),
+    ([4, 0], [0, 0, 0, 24], Some(([12, 0], [16, 0, 0, 0]))),
+    ([4, 0], [0, 0, 0, 3], None),
+    ([4, 1], [0, 0, 0, 6], Some(([3, 2], [0; 4]))),
+    ([4, 2], [0; 4], None),
+];
+
+/// A frame's packet as it is quoted to the other family: eight bytes of its transport, and of its header only what
+/// both families have.
+fn quoted_anew(frame: &Frame) -> Vec<u8> {
+    let mut bytes = frame.bytes();
+    if frame.src.is_ipv4() {
+        bytes[L3 + 1] = 0;
+        bytes[L3 + 4..L3 + 6].fill(0);
+        crate::frame::seal_v4(&mut bytes);
+    } else {
+        bytes[L3..L3 + 4].copy_from_slice(&[0x60, 0, 0, 0]);
+    }
+    let head = if frame.src.is_ipv4() { 20 } else { 40 };
+    bytes[L3..][..head + 8].to_vec()
+}
+
+/// An error that was made anew, about `about`, on its way by `hop`.
+fn anew(about: &Frame, kind: [u8; 2], head: [u8; 4], hop: Hop) -> Vec<u8> {
+    let base = Frame {
+        src_mac: hop.src_mac,
+        dst_mac: hop.dst_mac,
+        ..Frame::tcp(SocketAddr::new(about.dst.ip(), 0), about.src)
+    };
+    let mut bytes = icmp(&base, kind, head, &quoted_anew(about)).bytes();
+    if about.src.is_ipv4() {
+        bytes[L3 + 1] = 0xc0;
+        bytes[L3 + 4..L3 + 6].fill(0);
+        crate::frame::seal_v4(&mut bytes);
+    } else {
+        bytes[L3..L3 + 4].copy_from_slice(&[0x6c, 0, 0, 0]);
+    }
+    bytes
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_flow_between_families_when_an_error_comes_then_its_owner_reads_it_in_its_own() {
+    with_slb(|slb| {
+        for family in FAMILIES {
+            let words = |family: usize| if family == 0 { &TO_V6[..] } else { &TO_V4[..] };
+            for (to, at, is_tcp) in [
+                (port::OTHER, port::OTHER_BACKEND, true),
+                (port::OTHER_UDP, port::OTHER_UDP_BACKEND, false),
+            ] {
+                let from = client(family, 1_000);
+                let forward = if is_tcp {
+                    syn(from, vip(family, to))
+                } else {
+                    datagram(from, vip(family, to))
+                };
+                let run = slb.run(crate::lab::WAN, &forward.bytes());
+                let inside = backend(0, 1 - family, at);
+                let source = super::full::sender(&run.bytes, 1 - family);
+                // What goes to the backend has a hop less to go, and so has what is quoted of it.
+                let sent = Frame { src: source, dst: inside, ttl: 63, ..forward.clone() };
+                let seen = forward.clone().ttl(63);
+                for &(kind, head, expected) in words(1 - family) {
+                    for quoted in [28 + 20 * (1 - family), 500] {
+                        let router = Frame {
+                            src_mac: FIRST.dst_mac,
+                            dst_mac: LAN_MAC,
+                            ..Frame::tcp(backend(2, 1 - family, 0), source)
+                        };
+                        let told = icmp(&router, kind, head, &quote(&sent, quoted));
+                        let case = format!("to the client of family {family}, {kind:?} {head:?}");
+                        match expected {
+                            None => {
+                                let expected = Outcome::Untouched(Verdict::Untranslatable);
+                                slb.backend_sends(&case, &told, &expected);
+                            }
+                            Some((kind, head)) => {
+                                let run = slb.run(crate::lab::LAN, &told.bytes());
+                                assert_eq!(run.verdict, Verdict::Replied, "{case}");
+                                assert_eq!(run.bytes, anew(&seen, kind, head, ROUTER), "{case}");
+                            }
+                        }
+                    }
+                }
+
+                let outside = Frame { src: forward.dst, dst: forward.src, ..answer(&forward) };
+                let reply = Frame { src: inside, dst: source, ..outside.clone() };
+                for &(kind, head, expected) in words(family) {
+                    let told =
+                        error(super::fixture::client_of(104, family, 0), &outside, kind, 500);
+                    let told = icmp(&told, kind, head, &quote(&outside, 500));
+                    let case = format!("to the backend of {family}, {kind:?} {head:?}");
+                    match expected {
+                        None => {
+                            let expected = Outcome::Untouched(Verdict::Untranslatable);
+                            slb.client_sends(&case, &told, &expected);
+                        }
+                        Some((kind, head)) => {
+                            let run = slb.run(crate::lab::WAN, &told.bytes());
+                            assert_eq!(run.verdict, Verdict::Forwarded, "{case}");
+                            assert_eq!(run.bytes, anew(&reply, kind, head, FIRST), "{case}");
+                        }
+                    }
+                }
+                let less = error(client(family, 0), &outside, words(family)[0].0, 27 + 20 * family);
+                let expected = Outcome::Untouched(Verdict::Untranslatable);
+                slb.client_sends("less is quoted", &less, &expected);
+            }
         }
     });
 }

@@ -1,0 +1,51 @@
+//! ICMP errors whose flow is of another family than they are.
+
+use aya_ebpf::{helpers::bpf_xdp_adjust_tail, programs::XdpContext};
+use slb_common::{
+    abi::{Ends, FLOW_FORWARD},
+    icmp, icmp_cross,
+    verdict::Verdict,
+};
+
+use crate::{
+    flows, maps,
+    work::{self, Exit, Sent, Work, sent},
+};
+
+/// Makes an error into one of the other family.
+#[inline(always)]
+pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let is_reply = work.handover.what != FLOW_FORWARD.into();
+    let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
+    write_ends(ends, work.handover.place, is_reply).ok_or(Verdict::Inconsistent)?;
+    let quote = icmp::quote(&work.frame).ok_or(Verdict::Inconsistent)?;
+    let mut error = icmp_cross::read(&work.frame, &quote).ok_or(Verdict::Untranslatable)?;
+    icmp_cross::translate(&mut error, &quote.packet.key, ends);
+    let after = icmp_cross::frame_len(ends.src.is_v4());
+    let before = work.bytes_left();
+    // SAFETY: the context is the kernel's; the frame is asked for afterwards.
+    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, after as i32 - before as i32) } != 0 {
+        return Err(Verdict::Inconsistent.into());
+    }
+    work.frame = work::frame(ctx);
+    let hop = work.handover.hop;
+    icmp_cross::write(&mut work.frame, &error, ends, hop).ok_or(Verdict::Truncated)?;
+    Ok(sent(is_reply, hop))
+}
+
+/// The ends of the packet that the error is about, as its sender has sent it: a client, or a backend if the
+/// error is no reply.
+#[inline(always)]
+fn write_ends(ends: &mut Ends, place: u32, is_reply: bool) -> Option<()> {
+    let flow = flows::at(place)?;
+    if is_reply {
+        (ends.src, ends.dst) = (flow.src, flow.dst);
+        (ends.sport, ends.dport) = (flow.sport, flow.dport);
+        return Some(());
+    }
+    let backend = maps::backend(flow.backend)?;
+    (ends.src, ends.dst) = (backend.addr, *maps::source(flow.source)?);
+    (ends.sport, ends.dport) = (backend.port as u16, flow.port);
+    Some(())
+}
