@@ -13,7 +13,7 @@ use slb_common::{
         MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin,
         Record, Roles, STAGES, Scratch, Settings, Traffic,
     },
-    client_address::Words,
+    client_address::{Head, Words},
     hash,
     verdict::MAX_VERDICTS,
 };
@@ -137,7 +137,7 @@ pub fn ends() -> Option<&'static mut Ends> {
 
 /// This CPU's place for what is put into a packet, and for what stands before it. For [`crate::tell`].
 #[inline(always)]
-pub fn told() -> Option<(&'static mut Words, &'static mut [u64; 32])> {
+pub fn told() -> Option<(&'static mut Words, &'static mut Head)> {
     // SAFETY: as above.
     SLB_SCRATCH
         .get_ptr_mut(0)

@@ -5,7 +5,7 @@
 //! ([`UNTOLD`]): what begins the connection is told as often as it is sent, so nothing has to be kept for
 //! when a packet is lost.
 
-use core::hint::black_box;
+use core::{hint::black_box, ptr};
 
 use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use slb_common::{
     abi::{BACKEND_PROXY, Backend, ESTABLISHED, FLOW_FORWARD, Flow, UNTOLD},
-    client_address::{self, ACKNOWLEDGEMENT, MAX_LEN, SEQUENCE},
+    client_address::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
     cross::{HEAD_V4, HEAD_V6},
     mss,
     parse::{ACK, FRAGMENT_NONE, L3, RST, SYN},
@@ -22,7 +22,7 @@ use slb_common::{
 
 use crate::{
     flows, maps,
-    work::{Exit, Sent, Work, sent},
+    work::{self, Exit, Sent, Work, sent},
 };
 
 /// Sends a packet of either direction, which is translated otherwise.
@@ -102,28 +102,35 @@ fn insert(
     ctx: &XdpContext,
     at: u32,
     len: u32,
-    words: &mut client_address::Words,
-    head: &mut [u64; 32],
+    words: &Words,
+    head: &mut Head,
 ) -> Result<(), Verdict> {
-    // The verifier has to see the very numbers compared that are passed on.
-    let (at, len) = (black_box(u64::from(at)), black_box(u64::from(len)));
-    if at == 0 || at > size_of_val(head) as u64 {
+    let beyond = at.wrapping_sub(L3 as u32);
+    if beyond > MAX_BEYOND {
         return Err(Verdict::Untranslatable);
     }
-    if len == 0 || len > MAX_LEN as u64 {
+    // Says once more what the verifier has to see: neither nothing nor too much.
+    let moved = (black_box(beyond) & MAX_BEYOND) + L3 as u32;
+    let head = ptr::from_mut(head).cast();
+    // SAFETY: the context is the kernel's, and there is room for as much; the frame is asked for afterwards.
+    let failed = unsafe {
+        bpf_xdp_load_bytes(ctx.ctx, 0, head, moved)
+            | bpf_xdp_adjust_head(ctx.ctx, (len as i32).wrapping_neg())
+            | bpf_xdp_store_bytes(ctx.ctx, 0, head, moved)
+    };
+    if failed != 0 {
         return Err(Verdict::Inconsistent);
     }
-    let (at, len) = (at as u32, len as u32);
-    let (head, words) = (head.as_mut_ptr().cast(), words.as_mut_ptr().cast());
-    // SAFETY: the context is the kernel's, and as much as that there is room for; nothing of the frame is
-    // touched afterwards.
-    let failed = unsafe {
-        bpf_xdp_load_bytes(ctx.ctx, 0, head, at)
-            | bpf_xdp_adjust_head(ctx.ctx, (len as i32).wrapping_neg())
-            | bpf_xdp_store_bytes(ctx.ctx, 0, head, at)
-            | bpf_xdp_store_bytes(ctx.ctx, at, words, len)
-    };
-    if failed == 0 { Ok(()) } else { Err(Verdict::Inconsistent) }
+    let mut frame = work::frame(ctx);
+    for (number, word) in words.iter().enumerate() {
+        if 4 * number as u32 >= len {
+            break;
+        }
+        let mut place =
+            frame.header_mut::<4>(moved as usize + 4 * number).ok_or(Verdict::Inconsistent)?;
+        place.set(0, *word);
+    }
+    Ok(())
 }
 
 /// A backend's packet.

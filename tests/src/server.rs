@@ -45,6 +45,16 @@ pub enum Service {
     Udp(u16),
 }
 
+impl Service {
+    /// The port that it is served on.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Http(port) | Self::Echo(port) | Self::Proxied(port) | Self::Udp(port) => port,
+        }
+    }
+}
+
 /// A service of one host, running or stopped; dropping it stops it.
 #[derive(Debug)]
 pub struct Server {

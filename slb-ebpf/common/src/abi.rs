@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use crate::client_address::Words;
+use crate::client_address::{Head, Words};
 pub use crate::parse::Packet;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
@@ -611,7 +611,7 @@ pub struct Scratch {
     /// Zero.
     pub spare: u32,
     /// The beginning of a packet that something is put into.
-    pub head: [u64; 32],
+    pub head: Head,
     /// Low half of the jiffies when this CPU last sent an ICMP error.
     pub errors_at: u32,
     /// How many it has sent in that jiffy.

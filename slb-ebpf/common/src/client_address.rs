@@ -20,11 +20,15 @@ use crate::{
     parse::L3,
 };
 
-/// What is put into a packet, as it stands there: of as many words as [`len`] says, 0 behind them.
-pub type Words = [u32; MAX_LEN / 4];
+/// What is put into a packet, as it stands there: as much of it as [`len`] says.
+pub type Words = [u32; HEADER_V6 as usize / 4];
 
-/// Length of the longest.
-pub const MAX_LEN: usize = HEADER_V6 as usize;
+/// What stands before it in the frame: up to [`MAX_BEYOND`] bytes behind the Ethernet header.
+pub type Head = [[u64; 17]; 2];
+
+/// All headers of IPv4, and of IPv6 with 155 bytes of extension headers at least. One less than a power of two.
+pub const MAX_BEYOND: u32 = 0xff;
+const _: () = assert!(L3 + MAX_BEYOND as usize <= size_of::<Head>());
 
 /// Length of a PROXY protocol header for a client over IPv4.
 const HEADER_V4: u32 = 28;
@@ -63,26 +67,27 @@ pub const fn len(flags: u32, is_v4: bool) -> u32 {
 #[inline(always)]
 pub fn write(words: &mut Words, flags: u32, key: &FlowKey) {
     let is_v4 = key.src.is_v4();
-    let [_, _, _, src_v4] = key.src.words();
-    let [_, _, _, dst_v4] = key.dst.words();
-    let [a, b, c, d] = key.src.words();
-    let [e, f, g, h] = key.dst.words();
+    let ([a, b, c, d], [e, f, g, h]) = (key.src.words(), key.dst.words());
     let ports = (u32::from(key.sport) << 16 | u32::from(key.dport)).to_be();
+    let [x, y, z] = SIGNATURE.map(u32::to_be);
+    let kind = (OPTION << 24 | len(flags, is_v4) << 16 | u32::from(key.sport)).to_be();
     if flags & BACKEND_PROXY == 0 {
-        let kind = (OPTION << 24 | len(flags, is_v4) << 16 | u32::from(key.sport)).to_be();
-        *words = if is_v4 {
-            [kind, src_v4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        words[0] = kind;
+        if is_v4 {
+            words[1] = d;
         } else {
-            [kind, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]
-        };
+            (words[1], words[2], words[3], words[4]) = (a, b, c, d);
+        }
         return;
     }
-    let [x, y, z] = SIGNATURE.map(u32::to_be);
-    *words = if is_v4 {
-        [x, y, z, PROXY_V4.to_be(), src_v4, dst_v4, ports, 0, 0, 0, 0, 0, 0]
+    (words[0], words[1], words[2]) = (x, y, z);
+    if is_v4 {
+        (words[3], words[4], words[5], words[6]) = (PROXY_V4.to_be(), d, h, ports);
     } else {
-        [x, y, z, PROXY_V6.to_be(), a, b, c, d, e, f, g, h, ports]
-    };
+        (words[3], words[12]) = (PROXY_V6.to_be(), ports);
+        (words[4], words[5], words[6], words[7]) = (a, b, c, d);
+        (words[8], words[9], words[10], words[11]) = (e, f, g, h);
+    }
 }
 
 /// Makes the headers of a TCP packet right for `len` bytes more, which `words` are. `is_option`: they are
@@ -117,20 +122,12 @@ pub fn account(
     // Of the text: the length in the pseudo-header, and the words themselves.
     let mut delta = Delta::default();
     delta.replace16(0, more.to_be());
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m] = *words;
-    delta.add32(a);
-    delta.add32(b);
-    delta.add32(c);
-    delta.add32(d);
-    delta.add32(e);
-    delta.add32(f);
-    delta.add32(g);
-    delta.add32(h);
-    delta.add32(i);
-    delta.add32(j);
-    delta.add32(k);
-    delta.add32(l);
-    delta.add32(m);
+    for (number, word) in words.iter().enumerate() {
+        if 4 * number as u32 >= len {
+            break;
+        }
+        delta.add32(*word);
+    }
     let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(l4)?;
     if is_option {
         const LENGTH: usize = 12;

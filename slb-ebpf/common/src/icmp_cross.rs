@@ -188,9 +188,9 @@ pub fn write(frame: &mut Frame<'_>, error: &Error, ends: &Ends, hop: Hop) -> Opt
     let ethertype = if is_v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     eth.set(offset_of!(EthHdr, ether_type), ethertype.to_be());
     if is_v4 {
-        write_v4(frame, error, ends)?
+        write_v4(frame, error, ends)?;
     } else {
-        write_v6(frame, error, ends)?
+        write_v6(frame, error, ends)?;
     }
     if hop.is_known() {
         rewrite::address(frame, hop).ok()?;

@@ -26,8 +26,8 @@ fn given_load_through_a_listener_when_clients_ask_backends_directly_then_each_an
     for to in vips(plan::WEB_PORT) {
         let load = Load::start(&lab.client, to, 200).unwrap();
         for host in &lab.topology.backends {
-            let tcp = itself(host, to, plan::port(plan::WEB));
-            let udp = itself(host, to, plan::port(plan::UDP));
+            let tcp = itself(host, to, plan::WEB.port());
+            let udp = itself(host, to, plan::UDP.port());
             for outcome in
                 [lab.client.http(tcp, 200, 8).unwrap(), lab.client.udp(udp, 200, 8).unwrap()]
             {
@@ -51,7 +51,7 @@ fn given_one_client_port_when_used_through_a_listener_and_directly_at_once_then_
     for vip in vips(plan::WEB_PORT) {
         for (index, port) in PORTS.take(80).enumerate() {
             let host = &lab.topology.backends[index % 4];
-            let direct = itself(host, vip, plan::port(plan::WEB));
+            let direct = itself(host, vip, plan::WEB.port());
             let direct_first = index % 8 < 4;
             let case = format!("{vip} and {direct} from {port}, direct first: {direct_first}");
             let connect = |to| Talk::begin(client, port, to, AT_ONCE).expect(&case);
@@ -90,7 +90,7 @@ fn given_one_udp_socket_when_it_asks_a_listener_and_backends_then_answers_come_f
     for vip in vips(plan::UDP_PORT) {
         for (index, port) in PORTS.take(80).enumerate() {
             let host = &lab.topology.backends[index % 4];
-            let direct = itself(host, vip, plan::port(plan::UDP));
+            let direct = itself(host, vip, plan::UDP.port());
             let socket = talk::datagrams(client, port, vip, AT_ONCE);
             let case = format!("{vip} and {direct} from {port}");
             if index % 8 < 4 {
@@ -126,7 +126,7 @@ fn given_ports_of_ended_connections_when_used_the_other_way_then_none_fails_or_s
             once(port, vip, &format!("{port} to {vip}"));
         }
         for host in &backends {
-            let direct = itself(host, vip, plan::port(plan::WEB));
+            let direct = itself(host, vip, plan::WEB.port());
             for port in PORTS {
                 let case = format!("{port} to {direct}, after {vip}");
                 assert_eq!(once(port, direct, &case), host.name, "{case}");

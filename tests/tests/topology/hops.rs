@@ -121,7 +121,7 @@ fn given_a_backend_behind_a_router_when_the_route_changes_then_new_flows_take_th
             slb_tests::topology::VIP_V4,
             slb_tests::topology::VIP_V6,
             plan::WEB_PORT,
-            plan::port(plan::WEB),
+            plan::WEB.port(),
         ),
     )
     .unwrap();

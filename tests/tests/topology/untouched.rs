@@ -91,8 +91,8 @@ fn given_services_of_the_gateway_itself_when_clients_come_then_they_are_served()
         // The port of a listener, but not its address.
         SocketAddr::new("192.0.2.1".parse().unwrap(), plan::WEB_PORT),
         SocketAddr::new("2001:db8:1::1".parse().unwrap(), plan::WEB_PORT),
-        SocketAddr::new("10.0.0.1".parse().unwrap(), plan::port(plan::WEB)),
-        SocketAddr::new("2001:db8:10::1".parse().unwrap(), plan::port(plan::WEB)),
+        SocketAddr::new("10.0.0.1".parse().unwrap(), plan::WEB.port()),
+        SocketAddr::new("2001:db8:10::1".parse().unwrap(), plan::WEB.port()),
         // A VIP, but not the port of a listener.
         vip_v4,
         vip_v6,
@@ -123,7 +123,7 @@ fn given_servers_on_a_client_when_backends_connect_to_them_then_nothing_is_trans
     let server = Server::start(client, plan::WEB).unwrap();
     for host in &lab.topology.backends {
         for address in client.addresses() {
-            let to = SocketAddr::new(address, plan::port(plan::WEB));
+            let to = SocketAddr::new(address, plan::WEB.port());
             let outcome = Client::new(host).http(to, 20, 4).unwrap();
             let expected = [(server.name().to_owned(), 20)].into();
             assert_eq!((outcome.per_backend, outcome.failures.len()), (expected, 0), "{to}");

@@ -419,9 +419,13 @@ impl<'a> Slb<'a> {
             // Made anew, or put into a tunnel, or of no use to anybody.
             (Verdict::Reset | Verdict::Refused | Verdict::TooBig, _) | (_, Action::Drop) => true,
             // Or of another family, or an error that was made anew for that.
-            (Verdict::Forwarded | Verdict::Replied, _) => {
-                result.data_size_out + 40 >= len || matches!(result.data_size_out, 70 | 110)
-            }
+            (
+                Verdict::Forwarded
+                | Verdict::Replied
+                | Verdict::ForwardedByKernel
+                | Verdict::RepliedByKernel,
+                _,
+            ) => result.data_size_out + 40 >= len || matches!(result.data_size_out, 70 | 110),
             _ => result.data_size_out == len,
         };
         assert!(is_as_long, "{verdict:?} gave {} bytes: {input:02x?}", output.len());

@@ -4,15 +4,18 @@ use std::net::SocketAddr;
 
 use etherparse::IpNumber;
 use slb_common::{
-    abi::Hop,
+    abi::{BACKEND_OPTION, BACKEND_PROXY, Hop},
     verdict::{Action, Verdict},
 };
 
 use crate::{
     fixture::{
-        FAMILIES, Slb, answer, backend, client, client_of, datagram, port, syn, vip, with_slb,
+        FAMILIES, SOURCES, Slb, answer, backend, client, client_of, datagram, id, port, syn, vip,
+        with_slb,
     },
-    frame::{ACK, Extension, FIN, Frame, L3, RST, Transport, checksums, icmp, seal_v4, tagged},
+    frame::{
+        ACK, Extension, FIN, Frame, L3, RST, SYN, Transport, checksums, icmp, seal_v4, tagged,
+    },
     lab::{FIRST, LAN, OTHER_ROUTER, ROUTER, SECOND, WAN},
 };
 
@@ -59,7 +62,7 @@ impl Drop for Reporter {
 #[ignore = "needs root"]
 fn given_any_bytes_when_they_arrive_then_they_are_counted_once_and_never_spoilt() {
     with_slb(|slb| {
-        let corpus = corpus();
+        let corpus = [corpus(), own_sources(slb)].concat();
         let mut random = Random(SEED);
         let mut reporter = Reporter { number: 0, input: Vec::new() };
         let (mut sent, mut sealed) = (0_u64, 0_u64);
@@ -135,6 +138,14 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
         output
     };
     let is_v4 = input[12..14] == [0x08, 0x00];
+    if output[12..14] != input[12..14] && is_icmp(output) {
+        // Made anew, whatever the checksum was.
+        for checksum in checksums(output).expect("a packet") {
+            assert!(checksum.holds(), "{checksum:?} in {output:02x?}");
+        }
+        assert_eq!(output.len(), packet_end(output), "as long as it says");
+        return None;
+    }
     if output[12..14] != input[12..14] {
         let padding = input.len() - packet_end(input);
         assert_eq!(packet_end(output) + padding, output.len(), "as long as it says");
@@ -149,8 +160,37 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
     }
     let ttl = L3 + if is_v4 { 8 } else { 7 };
     assert_eq!(output[ttl], input[ttl] - u8::from(is_sent), "TTL");
-    only_headers_differ(input, output, is_v4, ttl);
+    if output.len() == input.len() {
+        only_headers_differ(input, output, is_v4, ttl);
+    } else {
+        let grown = output.len() - input.len();
+        assert!(TOLD.contains(&grown), "{grown} bytes more");
+        let padding = input.len() - packet_end(input);
+        assert_eq!(packet_end(output) + padding, output.len(), "as long as it says");
+    }
     keeps_checksums(input, output)
+}
+
+/// How much longer a packet may become for what its backend is told about the client.
+const TOLD: [usize; 4] = [8, 20, 28, 52];
+
+fn is_icmp(frame: &[u8]) -> bool {
+    let is_v4 = frame[12..14] == [0x08, 0x00];
+    frame[L3 + if is_v4 { 9 } else { 6 }] == if is_v4 { 1 } else { 58 }
+}
+
+/// Whether a frame is from or to an address that backends see as source.
+fn is_own_source(frame: &[u8]) -> bool {
+    let family = usize::from(frame[12..14] != [0x08, 0x00]);
+    let addresses = [L3 + 12..L3 + 20, L3 + 8..L3 + 40][family].clone();
+    SOURCES[family].into_iter().any(|source| {
+        let source: std::net::IpAddr = source.parse().expect("an address");
+        let bytes = match source {
+            std::net::IpAddr::V4(addr) => addr.octets().to_vec(),
+            std::net::IpAddr::V6(addr) => addr.octets().to_vec(),
+        };
+        frame[addresses.clone()].chunks(bytes.len()).any(|part| part == bytes)
+    })
 }
 
 /// What was right before is right afterwards. `None`: there are none; otherwise whether they were.
@@ -232,10 +272,14 @@ fn only_headers_differ(input: &[u8], output: &[u8], is_v4: bool, ttl: usize) {
     assert!(others.is_empty(), "bytes {others:?} of the network header: {output:02x?}");
     let changed: Vec<usize> =
         (L3 + header..input.len()).filter(|&at| input[at] != output[at]).collect();
-    let is_icmp = input[L3 + if is_v4 { 9 } else { 6 }] == if is_v4 { 1 } else { 58 };
     let span = changed.last().map_or(0, |last| last + 1 - changed[0]);
-    // An error has the packet that it is about as well.
-    let (longest, most) = if is_icmp { (100, 28) } else { (18, 6) };
+    // An error has the packet that it is about as well. A backend that is told about the client gets, and
+    // gives, other numbers.
+    let (longest, most) = match (is_icmp(input), is_own_source(input) || is_own_source(output)) {
+        (true, _) => (100, 34),
+        (false, true) => (62, 14),
+        (false, false) => (18, 6),
+    };
     assert!(span <= longest && changed.len() <= most, "bytes {changed:?}: {output:02x?}");
 }
 
@@ -335,6 +379,57 @@ fn corpus() -> Vec<Vec<u8>> {
     let with_tags = plain.iter().zip(tags.into_iter().cycle()).step_by(3);
     let with_tags: Vec<_> = with_tags.map(|(frame, tags)| tagged(frame, tags)).collect();
     [plain, with_tags].concat()
+}
+
+/// Connections whose backends see a source of ours, and are told who the client is or not: what the client sends,
+/// what the backend answers, and errors about both.
+fn own_sources(slb: &mut Slb<'_>) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    for family in FAMILIES {
+        let flag = [BACKEND_PROXY, BACKEND_OPTION][family];
+        slb.backend(id::FULL + family as u32, |backend| backend.flags |= flag);
+        slb.backend(id::OTHER + family as u32, |backend| backend.flags |= BACKEND_PROXY);
+        for (to, at, inside) in [
+            (port::FULL, port::FULL_BACKEND, family),
+            (port::OTHER, port::OTHER_BACKEND, 1 - family),
+            (port::OTHER_UDP, port::OTHER_UDP_BACKEND, 1 - family),
+        ] {
+            for sport in 20_000..20_010 {
+                let from = client(family, sport);
+                let at = backend(0, inside, at);
+                let open = if to == port::OTHER_UDP {
+                    datagram(from, vip(family, to))
+                } else {
+                    Frame { payload: Vec::new(), ..syn(from, vip(family, to)) }
+                };
+                let run = slb.run(WAN, &open.bytes());
+                let source = super::full::sender(&run.bytes, inside);
+                let seen = Frame { src: source, dst: at, ..open.clone() };
+                let outside = answer(&open);
+                for less in [0, 28, 52] {
+                    let transport =
+                        Transport::Tcp { flags: SYN | ACK, options: vec![2, 4, 5, 180] };
+                    let reply = Frame { ack: open.seq + 1 - less, ..answer(&seen) };
+                    frames.push(reply.clone().flags(ACK));
+                    if matches!(open.transport, Transport::Tcp { .. }) {
+                        frames.push(Frame { transport, ..reply });
+                    }
+                    let data = Frame { seq: open.seq + 1, payload: vec![7; 20], ..open.clone() };
+                    frames.extend([ACK, FIN | ACK, RST].map(|flags| data.clone().flags(flags)));
+                    let told = Frame { seq: open.seq - less, ..seen.clone() };
+                    for kind in [[[3, 4], [3, 3], [11, 0]], [[2, 0], [1, 4], [3, 0]]][inside] {
+                        let router = Frame::tcp(backend(2, inside, 0), source);
+                        frames.push(icmp(&router, kind, [0, 0, 5, 0], &told.bytes()[L3..]));
+                    }
+                }
+                for kind in [[[3, 4], [3, 3], [11, 0]], [[2, 0], [1, 4], [3, 0]]][family] {
+                    let router = Frame::tcp(client(family, 0), outside.src);
+                    frames.push(icmp(&router, kind, [0, 0, 5, 0], &outside.bytes()[L3..]));
+                }
+            }
+        }
+    }
+    frames.iter().map(Frame::bytes).collect()
 }
 
 /// ICMP to and about a VIP.

@@ -50,7 +50,7 @@ pub fn instances(topology: &Topology) -> String {
             format_args!(
                 "[[instance.group.backend]]\n{}\nport = {}\nweight = {weight}\n",
                 who(host),
-                port(API)
+                API.port()
             ),
         );
     }
@@ -74,7 +74,7 @@ pub fn instances(topology: &Topology) -> String {
                     "{role} = {{ name = {:?}, address = {:?}, port = {} }}\n",
                     host.name,
                     addresses(host),
-                    port(DB)
+                    DB.port()
                 ),
             );
         }
@@ -82,7 +82,7 @@ pub fn instances(topology: &Topology) -> String {
 
     let http = "type = \"http\"\npath = \"/healthz\"";
     let udp = "type = \"udp\"\nsend = \"ping\"\nreceive = \"ping\"";
-    let default = |service| format!("backend_port = {}", port(service));
+    let default = |service: Service| format!("backend_port = {}", service.port());
     let listeners = [
         ("tcp", WEB_PORT, default(WEB) + "\nscheduler = \"tch\"", http),
         ("udp", UDP_PORT, format!("backend_port = {UDP_PORT}\nscheduler = \"wrr\""), udp),
@@ -124,10 +124,4 @@ fn who(host: &Host) -> String {
 
 fn addresses(host: &Host) -> [String; 2] {
     host.addresses().map(|address| address.to_string())
-}
-
-fn port(service: Service) -> u16 {
-    match service {
-        Service::Http(port) | Service::Echo(port) | Service::Udp(port) => port,
-    }
 }

@@ -66,25 +66,25 @@ pub fn instances(topology: &Topology, healthy: u8) -> String {
     }
     text += "[[instance.group]]\nname = \"api\"\n";
     for (host, weight) in hosts() {
-        let (who, port) = (who(host), port(API));
+        let (who, port) = (who(host), API.port());
         text += &format!("[[instance.group.backend]]\n{who}\nport = {port}\nweight = {weight}\n");
     }
     text += &format!(
         "[[instance.group.backend]]\nname = \"{SPARE}\"\naddress = {:?}\nport = {}\nweight = 0\n",
         addresses(&topology.backends[3]),
-        port(SPARE_SERVICE)
+        SPARE_SERVICE.port()
     );
     for (name, service) in [("db", DB), ("log", LOG)] {
         text += &format!("[[instance.group]]\nname = \"{name}\"\n");
         for (role, host) in [("primary", 0), ("secondary", 1)] {
             let host = &topology.backends[host];
-            text += &format!("[instance.group.{role}]\n{}\nport = {}\n", who(host), port(service));
+            text += &format!("[instance.group.{role}]\n{}\nport = {}\n", who(host), service.port());
         }
     }
     let http = "type = \"http\"\npath = \"/healthz\"";
     let udp = "type = \"udp\"\nsend = \"ping\"\nreceive = \"ping\"";
-    let web = format!("backend_port = {}", port(WEB));
-    let dns = format!("backend_port = {}\nscheduler", port(UDP));
+    let web = format!("backend_port = {}", WEB.port());
+    let dns = format!("backend_port = {}\nscheduler", UDP.port());
     let targets = [
         (web, http),
         ("group = \"api\"\nscheduler = \"wrr\"".to_owned(), http),
@@ -121,12 +121,4 @@ pub fn who(host: &Host) -> String {
 
 fn addresses(host: &Host) -> [String; 2] {
     host.addresses().map(|address| address.to_string())
-}
-
-pub fn port(service: Service) -> u16 {
-    match service {
-        Service::Http(port) | Service::Echo(port) | Service::Proxied(port) | Service::Udp(port) => {
-            port
-        }
-    }
 }
