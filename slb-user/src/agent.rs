@@ -18,8 +18,9 @@ use std::{
 
 use slb_common::{
     abi::{
-        self, BACKEND_HEALTHY, BACKEND_UNHEALTHY, CHUNK_SLOTS, DEFAULT_CHUNKS, NO_LISTENER_DROP,
-        NO_LISTENER_PASS, NO_LISTENER_RESET,
+        self, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_UNHEALTHY, Backend, CHUNK_SLOTS,
+        DEFAULT_CHUNKS, MAX_SOURCES, MODE_FULL, NO_LISTENER_DROP, NO_LISTENER_PASS,
+        NO_LISTENER_RESET,
     },
     verdict::Verdict,
 };
@@ -415,9 +416,27 @@ impl Agent {
         let mut problems = self.surroundings.problems.clone();
         problems.extend(self.datapath.warning().cloned());
         problems.extend(self.flow_table_problem());
+        problems.extend(self.sourceless());
         problems.extend(self.lost_replies());
         problems.extend(self.failures.texts());
         problems
+    }
+
+    /// Without an address of the gateway as source nothing goes to a backend of full NAT.
+    fn sourceless(&self) -> Option<String> {
+        let installed = &self.datapath.maps.installed().backends;
+        let is_sourceless = |backend: &&Backend| {
+            backend.flags & BACKEND_IN_USE != 0 && backend.mode == MODE_FULL && backend.sources == 0
+        };
+        let count = installed.values().filter(is_sourceless).count();
+        (count > 0).then(|| {
+            format!(
+                "{count} backends behind full NAT get no new flows (no_port): the kernel knows no \
+                 address to reach them from, so look at its routes; or {MAX_SOURCES} sources are in \
+                 the maps already, those of former configurations among them, which \
+                 `slb unload` removes"
+            )
+        })
     }
 
     /// A reply that is left to the kernel has the VIP as its source: if that is an address of this

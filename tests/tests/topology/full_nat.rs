@@ -182,3 +182,20 @@ fn given_the_tcp_option_when_clients_come_then_they_are_served() {
     all_serve(&Client::new(&topology.clients[0]), "option");
     drop((gateway, servers));
 }
+
+#[test]
+#[ignore = "needs root"]
+fn given_full_nat_when_the_kernel_knows_no_address_towards_backends_then_the_status_says_so() {
+    let topology = Topology::build().unwrap();
+    let nowhere = instance(&topology, "forwarding = \"full-nat\"", true, false)
+        .replace("[\"10.0.0.", "[\"240.0.0.");
+    let mut gateway = Gateway::new(&topology, &nowhere).unwrap();
+    gateway.start().unwrap();
+    let says_so = |status: &serde_json::Value| {
+        let problems = status["problems"].as_array().into_iter().flatten();
+        problems
+            .filter_map(|problem| problem.as_str())
+            .any(|problem| problem.contains("backends behind full NAT get no new flows"))
+    };
+    gateway.wait("a problem", NOTICED, says_so).unwrap();
+}
