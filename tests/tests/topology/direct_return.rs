@@ -11,7 +11,7 @@ use serde_json::Value;
 use slb_tests::{Client, Gateway, Host, Server, Service, Topology, topology};
 use tempfile::TempDir;
 
-use crate::support::NOTICED;
+use crate::support::{NOTICED, make_generic};
 
 const HTTP: Service = Service::Http(80);
 const UDP: Service = Service::Udp(53);
@@ -120,9 +120,12 @@ fn instances(topology: &Topology, mode: &str) -> String {
     text
 }
 
-fn serves(mode: &str) {
+fn serves(mode: &str, is_generic: bool) {
     let topology = Topology::build().unwrap();
     let mut gateway = Gateway::new(&topology, &instances(&topology, mode)).unwrap();
+    if is_generic {
+        make_generic(&gateway);
+    }
     let pins = Pins::create();
     let mut servers = Vec::new();
     for (host, number) in topology.backends.iter().zip(1..) {
@@ -184,17 +187,25 @@ fn count(verdicts: &Value, name: &str) -> u64 {
 #[test]
 #[ignore = "needs root"]
 fn given_direct_return_when_backends_are_as_the_doctor_says_then_clients_are_served() {
-    serves("dsr");
+    serves("dsr", false);
 }
 
 #[test]
 #[ignore = "needs root"]
 fn given_ip_in_ip_when_backends_are_as_the_doctor_says_then_clients_are_served() {
-    serves("ipip");
+    serves("ipip", false);
 }
 
 #[test]
 #[ignore = "needs root"]
 fn given_gue_when_backends_are_as_the_doctor_says_then_clients_are_served() {
-    serves("gue");
+    serves("gue", false);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_generic_mode_when_backends_answer_by_themselves_then_clients_are_served() {
+    for mode in ["dsr", "ipip", "gue"] {
+        serves(mode, true);
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use slb_tests::{Client, Gateway, Server, Service, Topology, gateway::backends, topology};
 
-use crate::support::NOTICED;
+use crate::support::{NOTICED, make_generic};
 
 const HTTP: Service = Service::Http(8080);
 const UDP: Service = Service::Udp(5353);
@@ -149,28 +149,44 @@ fn introduced(to: SocketAddr, payload: &[u8]) -> (SocketAddr, String) {
 #[test]
 #[ignore = "needs root"]
 fn given_the_proxy_protocol_when_clients_come_then_backends_know_who_they_are() {
-    const PROXIED: Service = Service::Proxied(8080);
     for (v4, v6) in [(true, true), (true, false), (false, true)] {
-        let topology = Topology::build().unwrap();
-        let servers: Vec<_> = topology
-            .backends
-            .iter()
-            .flat_map(|host| [PROXIED, UDP].map(|service| Server::start(host, service).unwrap()))
-            .collect();
-        let group = "forwarding = \"full-nat\"\nclient_address = \"proxy-v2\"";
-        let mut gateway = Gateway::new(&topology, &instance(&topology, group, v4, v6)).unwrap();
-        gateway.start().unwrap();
-        wait_healthy(&gateway);
-        let client = &topology.clients[0];
-        for to in vips(80) {
-            let payload: Vec<u8> = (0..1_000_000_u32).map(|at| at as u8).collect();
-            for len in [0, 1, 20, 1_400, 100_000, 1_000_000].repeat(5) {
-                let (own, greeting) = client.netns.run(|| introduced(to, &payload[..len])).unwrap();
-                assert_eq!(greeting, format!("{own} {to}\n"), "{len} bytes");
-            }
-        }
-        drop((gateway, servers));
+        all_introduced(v4, v6, false);
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_generic_mode_when_backends_are_told_who_clients_are_then_they_know() {
+    for (v4, v6) in [(true, true), (true, false), (false, true)] {
+        all_introduced(v4, v6, true);
+    }
+}
+
+/// Backends of these families know clients of both.
+fn all_introduced(v4: bool, v6: bool, is_generic: bool) {
+    const PROXIED: Service = Service::Proxied(8080);
+    let topology = Topology::build().unwrap();
+    let servers: Vec<_> = topology
+        .backends
+        .iter()
+        .flat_map(|host| [PROXIED, UDP].map(|service| Server::start(host, service).unwrap()))
+        .collect();
+    let group = "forwarding = \"full-nat\"\nclient_address = \"proxy-v2\"";
+    let mut gateway = Gateway::new(&topology, &instance(&topology, group, v4, v6)).unwrap();
+    if is_generic {
+        make_generic(&gateway);
+    }
+    gateway.start().unwrap();
+    wait_healthy(&gateway);
+    let client = &topology.clients[0];
+    for to in vips(80) {
+        let payload: Vec<u8> = (0..1_000_000_u32).map(|at| at as u8).collect();
+        for len in [0, 1, 20, 1_400, 100_000, 1_000_000].repeat(5) {
+            let (own, greeting) = client.netns.run(|| introduced(to, &payload[..len])).unwrap();
+            assert_eq!(greeting, format!("{own} {to}\n"), "{len} bytes, generic: {is_generic}");
+        }
+    }
+    drop((gateway, servers));
 }
 
 #[test]

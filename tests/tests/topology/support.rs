@@ -84,11 +84,21 @@ impl Lab {
 
     /// Replaces a part of the configuration file, which has to be there.
     pub fn edit(&self, from: &str, to: &str) {
-        let path = self.gateway.config();
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains(from), "{from:?} is not in\n{text}");
-        std::fs::write(&path, text.replace(from, to)).unwrap();
+        edit(&self.gateway, from, to);
     }
+}
+
+/// Changes a text in the configuration file.
+pub fn edit(gateway: &Gateway, from: &str, to: &str) {
+    let path = gateway.config();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{from:?} is not in\n{text}");
+    std::fs::write(&path, text.replace(from, to)).unwrap();
+}
+
+/// Has XDP run above the driver.
+pub fn make_generic(gateway: &Gateway) {
+    edit(gateway, "announce ", "xdp_mode   = \"generic\"\nannounce ");
 }
 
 /// Polls until `reached`.

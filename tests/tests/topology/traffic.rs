@@ -1,7 +1,7 @@
 //! Who gets how much.
 
 use crate::support::{
-    Lab,
+    Lab, make_generic,
     plan::{self, vips},
 };
 
@@ -42,7 +42,7 @@ fn given_weights_when_clients_come_then_everybody_gets_its_share_and_weight_zero
 #[ignore = "needs root"]
 fn given_generic_mode_when_clients_come_then_they_are_balanced_as_well() {
     let mut lab = Lab::prepare();
-    lab.edit("announce ", "xdp_mode   = \"generic\"\nannounce ");
+    make_generic(&lab.gateway);
     lab.gateway.start().unwrap();
     lab.wait_all_healthy();
 
