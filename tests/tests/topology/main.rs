@@ -16,6 +16,7 @@ mod full_nat;
 #[cfg(test)]
 mod hops;
 #[cfg(test)]
+mod jumbo;
 mod maps;
 #[cfg(test)]
 mod restart;
