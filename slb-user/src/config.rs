@@ -89,7 +89,7 @@ pub struct Gateway {
 }
 
 /// How XDP is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum XdpMode {
     /// Native where the driver has it, generic otherwise.
     Auto,

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use comfy_table::Table;
 use slb_common::abi::Counter;
 
@@ -20,22 +19,11 @@ pub(super) struct Arguments {
     #[arg(long, requires = "interface")]
     remove: bool,
     /// How to attach.
-    #[arg(long, value_enum, default_value_t = Mode::Auto)]
-    xdp_mode: Mode,
+    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
+    xdp_mode: XdpMode,
     /// Directory on bpffs.
     #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
     pins: PathBuf,
-}
-
-/// How XDP is attached.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Mode {
-    /// In the driver, or in the kernel's stack if the driver cannot.
-    Auto,
-    /// In the driver.
-    Native,
-    /// In the kernel's stack.
-    Generic,
 }
 
 pub(super) fn decap(arguments: &Arguments) -> anyhow::Result<Exit> {
@@ -49,12 +37,7 @@ pub(super) fn decap(arguments: &Arguments) -> anyhow::Result<Exit> {
         println!("{interface}: detached");
         return Ok(Exit::Done);
     }
-    let mode = match arguments.xdp_mode {
-        Mode::Auto => XdpMode::Auto,
-        Mode::Native => XdpMode::Native,
-        Mode::Generic => XdpMode::Generic,
-    };
-    let attachment = decap.attach(interface, mode)?;
+    let attachment = decap.attach(interface, arguments.xdp_mode)?;
     let reason = attachment.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
     println!("{interface}: IPIP and GUE are taken off, XDP mode {}{reason}", attachment.mode);
     Ok(Exit::Done)
