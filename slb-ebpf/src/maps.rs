@@ -8,10 +8,11 @@ use aya_ebpf::{
 use slb_common::{
     abi::{
         Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
-        Endpoint, Ends, Filter, Fragment, FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface,
-        Keys, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS,
-        MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin,
-        Record, Roles, STAGES, Scratch, Settings, Traffic,
+        Endpoint, Ends, FILTER_PER_BYTE, Filter, Fragment, FragmentKey, INDEX_MANY, INDEX_NONE,
+        Index, Interface, Keys, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS,
+        MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS,
+        MAX_SOURCES, Origin, ROLE_BACKEND, ROLE_VIP, Record, Roles, STAGES, Scratch, Settings,
+        Traffic,
     },
     client_address::{Head, Words},
     hash,
@@ -154,7 +155,11 @@ pub fn backend(id: u32) -> Option<&'static Backend> {
 #[inline(always)]
 pub fn filter(src: &Address, dst: &Address) -> (u32, u32) {
     let Some(filter) = SLB_FILTER.get(0) else { return (0, 0) };
-    let roles = |addr: &Address| u32::from(filter.roles[hash::address(*addr)]);
+    let roles = |addr: &Address| {
+        let hash = hash::filter(*addr);
+        let byte = u32::from(filter.roles[hash / FILTER_PER_BYTE]);
+        byte >> (2 * (hash % FILTER_PER_BYTE)) & (ROLE_VIP | ROLE_BACKEND)
+    };
     (roles(src), roles(dst))
 }
 

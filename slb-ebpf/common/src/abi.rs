@@ -38,8 +38,11 @@ pub const INDEX_SLOTS: usize = 65_536;
 pub const MAX_LISTENER_RECORDS: usize = 2 * MAX_LISTENERS;
 /// Capacity of `SLB_ENDPOINT_RECORDS`.
 pub const MAX_ENDPOINT_RECORDS: usize = 2 * MAX_ENDPOINTS;
-/// Bytes in `SLB_FILTER`; a power of two.
-pub const FILTER_BYTES: usize = 65_536;
+/// Hashes in `SLB_FILTER`; a power of two. With ten thousand addresses of ours one stranger in a hundred has
+/// the hash of one.
+pub const FILTER_HASHES: usize = 1 << 20;
+/// Of so many in one byte.
+pub const FILTER_PER_BYTE: usize = 4;
 /// Capacity of `SLB_CLIENTS`; a power of two.
 pub const MAX_CLIENTS: usize = 65_536;
 /// Capacity of `SLB_SOURCES`; [`NO_SOURCE`] is none.
@@ -361,13 +364,13 @@ pub struct Record<V> {
     pub value: V,
 }
 
-/// Value of `SLB_FILTER`: what the addresses of a hash may be to us, as a byte of [`Roles`] each. What
-/// is not in here needs no look-up.
+/// Value of `SLB_FILTER`: what the addresses of a hash may be to us, [`ROLE_VIP`] and [`ROLE_BACKEND`], two bits
+/// each. What is not in here needs no look-up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Indexed by [`crate::hash::address`].
-    pub roles: [u8; FILTER_BYTES],
+    /// Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.
+    pub roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],
 }
 
 /// Value of `SLB_ADDRESSES`: what an address is to us.

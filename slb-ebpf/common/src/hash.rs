@@ -1,6 +1,6 @@
 //! The hash that chooses a slot: the same on every gateway and in the agent.
 
-use crate::abi::{Address, Endpoint, FlowKey};
+use crate::abi::{Address, Endpoint, FILTER_HASHES, FlowKey};
 
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 const MULTIPLIER: u64 = 0xff51_afd7_ed55_8ccd;
@@ -65,14 +65,25 @@ pub const fn endpoint(at: &Endpoint) -> usize {
     ((mixed ^ mixed >> 29 ^ port).wrapping_mul(MULTIPLIER) >> 48) as usize
 }
 
-/// Hash of an address: an index into `SLB_FILTER` and `SLB_CLIENTS`.
+/// Hash of an address: an index into `SLB_CLIENTS`.
 #[must_use]
 #[inline(always)]
 pub const fn address(addr: Address) -> usize {
+    (mixed(addr) >> 48) as usize
+}
+
+/// The same for `SLB_FILTER`: of [`FILTER_HASHES`].
+#[must_use]
+#[inline(always)]
+pub const fn filter(addr: Address) -> usize {
+    (mixed(addr) >> (64 - FILTER_HASHES.ilog2())) as usize
+}
+
+/// One multiplication is enough: the high bits of the product depend on all of the word's.
+#[inline(always)]
+const fn mixed(addr: Address) -> u64 {
     let [high, low] = addr.halves();
-    // One multiplication is enough: the high bits of the product depend on all of the word's.
-    let mixed = (low.to_le() ^ high.to_le().rotate_left(29)).wrapping_mul(SEED);
-    (mixed >> 48) as usize
+    (low.to_le() ^ high.to_le().rotate_left(29)).wrapping_mul(SEED)
 }
 
 /// Stable number for an address and port: what a backend is known by in every gateway's tables.

@@ -1,12 +1,12 @@
 //! `SLB_FILTER`: spares most packets a look-up of their addresses.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::atomic::{AtomicU8, Ordering},
 };
 
 use slb_common::{
-    abi::{Address, FILTER_BYTES, Filter, Roles},
+    abi::{Address, FILTER_HASHES, FILTER_PER_BYTE, Filter, ROLE_BACKEND, ROLE_VIP, Roles},
     hash,
 };
 
@@ -33,30 +33,41 @@ impl RoleFilter {
     /// Writes all of it.
     pub fn fill(&mut self, roles: &BTreeMap<Address, Roles>) {
         for &addr in roles.keys() {
-            self.addresses.entry(hash::address(addr)).or_default().push(addr);
+            self.addresses.entry(hash::filter(addr)).or_default().push(addr);
         }
-        for index in 0..FILTER_BYTES {
-            self.write(index, roles);
+        let ours: HashSet<usize> =
+            self.addresses.keys().map(|hash| hash / FILTER_PER_BYTE).collect();
+        for number in 0..FILTER_HASHES / FILTER_PER_BYTE {
+            self.write(number, if ours.contains(&number) { self.byte(number, roles) } else { 0 });
         }
     }
 
     /// Writes what has changed with `addr`, given what all addresses are now.
     pub fn set(&mut self, addr: Address, roles: &BTreeMap<Address, Roles>) {
-        let index = hash::address(addr);
-        let addresses = self.addresses.entry(index).or_default();
+        let hash = hash::filter(addr);
+        let addresses = self.addresses.entry(hash).or_default();
         addresses.retain(|known| *known != addr);
         if roles.contains_key(&addr) {
             addresses.push(addr);
         }
-        self.write(index, roles);
+        let number = hash / FILTER_PER_BYTE;
+        self.write(number, self.byte(number, roles));
     }
 
-    fn write(&self, index: usize, roles: &BTreeMap<Address, Roles>) {
-        let addresses = self.addresses.get(&index).into_iter().flatten();
-        let all = addresses.filter_map(|addr| roles.get(addr)).fold(0, |all, r| all | r.roles);
+    /// What the addresses of the hashes in a byte are.
+    fn byte(&self, number: usize, roles: &BTreeMap<Address, Roles>) -> u8 {
+        (0..FILTER_PER_BYTE).fold(0, |byte, place| {
+            let addresses = self.addresses.get(&(number * FILTER_PER_BYTE + place));
+            let known = addresses.into_iter().flatten().filter_map(|addr| roles.get(addr));
+            let all = known.fold(0, |all, roles| all | roles.roles) & (ROLE_VIP | ROLE_BACKEND);
+            byte | (all as u8) << (2 * place)
+        })
+    }
+
+    fn write(&self, number: usize, value: u8) {
         let filter = self.memory.first();
         // SAFETY: a byte of the mapping, which is only accessed in this way.
-        let byte = unsafe { AtomicU8::from_ptr((&raw mut (*filter.as_ptr()).roles[index]).cast()) };
-        byte.store(all as u8, Ordering::Release);
+        let byte = unsafe { AtomicU8::from_ptr(&raw mut (*filter.as_ptr()).roles[number]) };
+        byte.store(value, Ordering::Release);
     }
 }
