@@ -6,8 +6,9 @@
 
 use slb_common::{
     abi::{
-        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT, NO_PLACE,
-        Origin, RST, SCHEDULER_HASH, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
+        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT,
+        NO_BACKEND, NO_PLACE, Origin, RST, SCHEDULER_HASH, SLOT_BACKEND, STAGE_FLOW, Translation,
+        UDP,
     },
     hash,
     verdict::Verdict,
@@ -22,6 +23,12 @@ use crate::{
 /// Whether somebody may be talking to a backend directly: then flows of it have entries.
 #[inline(always)]
 pub fn is_recent(id: u32, now: u32) -> bool {
+    // Nearly always nobody talks to any: one place that is always at hand says so.
+    is_until(NO_BACKEND, now) && is_until(id, now)
+}
+
+#[inline(always)]
+fn is_until(id: u32, now: u32) -> bool {
     let until = maps::SLB_DIRECT.get(id).copied().unwrap_or_default();
     until != 0 && !flows::is_over(now, until)
 }
@@ -128,10 +135,18 @@ fn pass(work: &Work<'_>, origin: &Origin) -> u32 {
 /// Flows of a backend have entries for as long as somebody talks to it directly.
 #[inline(always)]
 fn mark(work: &Work<'_>, id: u32, idle: u32) {
+    // 0 has a meaning of its own; a tick more does not matter.
+    let own = work.now.wrapping_add(idle) | 1;
     if let Some(until) = maps::SLB_DIRECT.get_ptr_mut(id) {
-        // 0 has a meaning of its own; a tick more does not matter.
         // SAFETY: an aligned word of an array; whoever writes writes much the same.
-        unsafe { *until = work.now.wrapping_add(idle) | 1 };
+        unsafe { *until = own };
+    }
+    if let Some(until) = maps::SLB_DIRECT.get_ptr_mut(NO_BACKEND) {
+        // SAFETY: as above. Timeouts differ: the last of all counts.
+        let any = unsafe { &mut *until };
+        if *any == 0 || flows::is_over(own, *any) {
+            *any = own;
+        }
     }
 }
 

@@ -9,10 +9,10 @@ use slb_common::{
     abi::{
         Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
         Endpoint, Ends, FILTER_PER_BYTE, Filter, Fragment, FragmentKey, INDEX_MANY, INDEX_NONE,
-        Index, Interface, Keys, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS,
-        MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS,
-        MAX_SOURCES, Origin, ROLE_BACKEND, ROLE_VIP, Record, Roles, STAGES, Scratch, Settings,
-        Traffic,
+        Index, Interface, Keys, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_DIRECT,
+        MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS,
+        MAX_LISTENERS, MAX_SOURCES, Origin, ROLE_BACKEND, ROLE_VIP, Record, Roles, STAGES, Scratch,
+        Settings, Traffic,
     },
     client_address::{Head, Words},
     hash,
@@ -86,9 +86,9 @@ pub static SLB_CLIENTS: Array<Client, MAX_CLIENTS> = Array::new();
 pub static SLB_FLOWS: Array<Bucket, DEFAULT_BUCKETS, MMAPABLE> = Array::new();
 
 /// Written by the program, indexed like `SLB_BACKENDS`: when somebody last talked to the backend's
-/// address and port directly, in jiffies; 0: never.
+/// address and port directly, in jiffies; 0: never. The last place is all backends'.
 #[btf_map]
-pub static SLB_DIRECT: Array<u32, MAX_BACKENDS> = Array::new();
+pub static SLB_DIRECT: Array<u32, MAX_DIRECT> = Array::new();
 
 /// Written by the program; the index is [`slb_common::verdict::Verdict`].
 #[btf_map]

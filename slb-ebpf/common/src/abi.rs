@@ -17,6 +17,8 @@ pub const ABI_VERSION: u32 = 2;
 pub const MAX_LISTENERS: usize = 8_192;
 /// Capacity of `SLB_BACKENDS`: one per listener, backend and address. [`NO_BACKEND`] is none.
 pub const MAX_BACKENDS: usize = 65_535;
+/// Capacity of `SLB_DIRECT`: a place for each, and that of [`NO_BACKEND`].
+pub const MAX_DIRECT: usize = MAX_BACKENDS + 1;
 /// Capacity of `SLB_ADDRESSES` and `SLB_ENDPOINTS`.
 pub const MAX_ENDPOINTS: usize = 65_536;
 /// Capacity of `SLB_INTERFACES`.

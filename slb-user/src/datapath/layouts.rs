@@ -4,9 +4,9 @@ use aya::maps::MapInfo;
 use slb_common::{
     abi::{
         Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, Filter, Fragment, FragmentKey,
-        Index, Interface, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS,
-        MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin,
-        Record, Roles, STAGES, Scratch, Settings, Traffic,
+        Index, Interface, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_DIRECT, MAX_ENDPOINT_RECORDS,
+        MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS,
+        MAX_SOURCES, Origin, Record, Roles, STAGES, Scratch, Settings, Traffic,
     },
     verdict::MAX_VERDICTS,
 };
@@ -43,7 +43,7 @@ pub(super) const MAPS: [Layout; 22] = [
     layout::<u32, Filter>("SLB_FILTER", Some(1)),
     layout::<u32, Client>("SLB_CLIENTS", Some(MAX_CLIENTS)),
     layout::<u32, Bucket>("SLB_FLOWS", None),
-    layout::<u32, u32>("SLB_DIRECT", Some(MAX_BACKENDS)),
+    layout::<u32, u32>("SLB_DIRECT", Some(MAX_DIRECT)),
     layout::<u32, Counter>("SLB_VERDICTS", Some(MAX_VERDICTS)),
     layout::<u32, Traffic>("SLB_TRAFFIC", Some(MAX_BACKENDS)),
     layout::<u32, Address>("SLB_SOURCES", Some(MAX_SOURCES)),

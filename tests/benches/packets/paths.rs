@@ -236,38 +236,34 @@ fn seen_from(bytes: &[u8], family: usize) -> SocketAddr {
 /// The same packets of more and more flows.
 pub fn flows(flows: u32) -> Vec<Path> {
     let mut paths = Vec::new();
-    for (name, to, opening) in [
-        ("nat tch TCP established", port::HTTP, false),
-        ("nat wrr TCP established", port::TURN, true),
-    ] {
-        for family in FAMILIES {
-            let ip = ["IPv4", "IPv6"][family];
-            let first = short(syn(client(family, 1_024), vip(family, to)));
-            let mut path = path(
-                "flows",
-                format!("{name}, {ip}, {flows} flows"),
-                &first.clone().flags(ACK),
-                Verdict::Forwarded,
-            );
-            path.flows = flows;
-            if opening {
-                path.opening = vec![first.bytes()];
-            }
-            paths.push(path);
-        }
+    for family in FAMILIES {
+        let ip = ["IPv4", "IPv6"][family];
+        let from = client(family, 1_024);
+        let tcp = |to| short(syn(from, vip(family, to)));
+        let udp = |to| short(datagram(from, vip(family, to)));
+        let outer = [20, 40][family];
+        let mut add = |group, name: &str, frame: &Frame, grown| {
+            let name = format!("{name}, {ip}, {flows} flows");
+            let path = path(group, name, frame, Verdict::Forwarded);
+            paths.push(Path { flows, grown, ..path });
+            paths.len() - 1
+        };
+        add("flows", "nat tch TCP established", &tcp(port::HTTP).flags(ACK), 0);
+        let wrr = add("flows", "nat wrr TCP established", &tcp(port::TURN).flags(ACK), 0);
+        let inside = syn(from, backend(0, family, port::HTTP_BACKEND));
+        let reply = add("flows", "nat tch TCP reply", &short(answer(&inside)), 0);
+        add("more flows", "nat tch UDP", &udp(port::DNS), 0);
+        add("more flows", "dsr TCP", &tcp(port::DSR).flags(ACK), 0);
+        add("more flows", "ipip TCP", &tcp(port::IPIP).flags(ACK), outer);
+        add("more flows", "gue UDP", &udp(port::GUE), outer + 12);
+        paths[wrr].opening = vec![tcp(port::TURN).bytes()];
+        paths[reply] = Path {
+            ingress: LAN,
+            side: Side::Destination,
+            verdict: Some(Verdict::Replied),
+            ..paths[reply].clone()
+        };
     }
-    let inside = syn(client(0, 1_024), backend(0, 0, port::HTTP_BACKEND));
-    paths.push(Path {
-        flows,
-        ingress: LAN,
-        side: Side::Destination,
-        ..path(
-            "flows",
-            format!("nat tch TCP reply, IPv4, {flows} flows"),
-            &short(answer(&inside)),
-            Verdict::Replied,
-        )
-    });
     paths
 }
 

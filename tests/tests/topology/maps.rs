@@ -69,7 +69,11 @@ const FIELDS: [(&str, &[&str], &[&str]); 20] = [
     ("SLB_CLIENTS", &[], &["addr", "vip", "hop", "epoch", "flags", "mtu", "spare"]),
     ("SLB_FLOWS", &[], &["flows"]),
     ("SLB_DIRECT", &[], &[]),
-    ("SLB_SCRATCH", &[], &["packet", "keys", "handover", "errors_at", "errors"]),
+    (
+        "SLB_SCRATCH",
+        &[],
+        &["packet", "keys", "handover", "words", "spare", "head", "errors_at", "errors"],
+    ),
     ("SLB_VERDICTS", &[], &["packets", "bytes"]),
     ("SLB_TRAFFIC", &[], &["flows", "packets", "bytes", "reply_packets", "reply_bytes"]),
 ];
