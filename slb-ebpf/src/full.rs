@@ -73,8 +73,7 @@ fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     ends.src = *maps::source(flow.source).ok_or(Verdict::Inconsistent)?;
     ends.dst = backend.addr;
     (ends.sport, ends.dport) = (flow.port, backend.port as u16);
-    let begins = work.packet.is_syn() && backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0;
-    note_told(work, flow, backend, begins);
+    note_told(work, flow, backend, work.packet.is_syn());
     stats::forward(flow.backend, work.bytes);
     work.handover.backend = flow.backend;
     Ok(Way { hop: backend.hop, mtu: backend.mtu })
@@ -83,7 +82,8 @@ fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
 /// Notes how much a backend is still to be told about a flow's client.
 #[inline(always)]
 fn note_told(work: &mut Work<'_>, flow: &Flow, backend: &Backend, begins: bool) {
-    let is_untold = begins || flow.state & UNTOLD != 0;
+    let wants = backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0;
+    let is_untold = wants && (begins || flow.state & UNTOLD != 0);
     let len = client_address::len(backend.flags, flow.src.is_v4());
     work.handover.told = if is_untold { len } else { 0 };
 }

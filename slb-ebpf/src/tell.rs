@@ -86,7 +86,9 @@ fn say(
         // Before others: some end the list of options with padding.
         l4 as u32 + 20
     };
-    if work.packet.fragment != FRAGMENT_NONE {
+    // In generic mode a packet may be as long as its header can say.
+    let is_full = work.packet.len.wrapping_add(len) > u16::MAX.into();
+    if work.packet.fragment != FRAGMENT_NONE || is_full {
         return Err(Verdict::Untranslatable);
     }
     let (words, head) = maps::told().ok_or(Verdict::Inconsistent)?;

@@ -155,3 +155,86 @@ pub fn renumber(frame: &mut Frame<'_>, l4: usize, at: usize, by: u32) -> Option<
     tcp.set(offset_of!(TcpHdr, check), delta.apply(checksum));
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        abi::{Address, BACKEND_OPTION, TCP},
+        parse::fixtures::{Sample, samples},
+    };
+
+    /// What the program does with a frame: `sample` with the words at `at`.
+    fn told(sample: &Sample, flags: u32, client: &FlowKey, at: usize) -> Vec<u8> {
+        let mut bytes = sample.bytes();
+        let mut words = Words::default();
+        let len = len(flags, client.src.is_v4());
+        write(&mut words, flags, client);
+        let l4 = sample.expected().l4 as usize;
+        let is_option = flags == BACKEND_OPTION;
+        let mut frame = Frame::from_slice(&mut bytes);
+        account(&mut frame, sample.dst.is_ipv4(), l4, &words, len, is_option).unwrap();
+        let inserted = words.into_iter().flat_map(u32::to_ne_bytes).take(len as usize);
+        bytes.splice(at..at, inserted);
+        bytes
+    }
+
+    fn octets(addr: Address) -> Vec<u8> {
+        let at = if addr.is_v4() { 12 } else { 0 };
+        addr.bytes[at..].to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn given_any_segment_when_a_client_is_told_of_then_it_is_what_a_proxy_would_send(
+            sample in samples(),
+            client in samples(),
+        ) {
+            let sample = Sample { proto: TCP, ..sample };
+            let key = client.expected().key;
+            let is_v4 = key.src.is_v4();
+
+            let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+            header.extend(if is_v4 { [0x11, 0, 12] } else { [0x21, 0, 36] });
+            header.extend([octets(key.src), octets(key.dst)].concat());
+            header.extend([key.sport.to_be_bytes(), key.dport.to_be_bytes()].concat());
+            let l4 = sample.expected().l4 as usize;
+            let data = l4 + 20 + sample.tcp_options.len();
+            let payload = [header, sample.payload.clone()].concat();
+            let expected = Sample { payload, ..sample.clone() }.bytes();
+            prop_assert_eq!(told(&sample, BACKEND_PROXY, &key, data), expected);
+
+            let mut option = std::vec![254, if is_v4 { 8 } else { 20 }];
+            option.extend(key.sport.to_be_bytes());
+            option.extend(octets(key.src));
+            option.extend(&sample.tcp_options);
+            prop_assume!(option.len() <= 40);
+            let expected = Sample { tcp_options: option, ..sample.clone() }.bytes();
+            prop_assert_eq!(told(&sample, BACKEND_OPTION, &key, l4 + 20), expected);
+        }
+
+        #[test]
+        fn given_a_number_when_it_is_changed_then_the_checksum_stays_right(
+            sample in samples(),
+            by in any::<u32>(),
+            is_sequence in any::<bool>(),
+        ) {
+            let sample = Sample { proto: TCP, ..sample };
+            let l4 = sample.expected().l4 as usize;
+            let at = if is_sequence { SEQUENCE } else { ACKNOWLEDGEMENT };
+            let before = sample.bytes();
+            let mut bytes = before.clone();
+            renumber(&mut Frame::from_slice(&mut bytes), l4, at, by).unwrap();
+            let number = |bytes: &[u8]| {
+                u32::from_be_bytes(bytes[l4 + at..l4 + at + 4].try_into().unwrap())
+            };
+            prop_assert_eq!(number(&bytes), number(&before).wrapping_add(by));
+            renumber(&mut Frame::from_slice(&mut bytes), l4, at, by.wrapping_neg()).unwrap();
+            prop_assert_eq!(bytes, before);
+        }
+    }
+}
