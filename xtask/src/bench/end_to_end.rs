@@ -13,6 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::Serialize;
 use slb_tests::{Gateway, Host, Netns, Topology, topology::VIP_V4};
 
@@ -55,8 +59,12 @@ struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
+        // SIGTERM: nginx has to end its workers. It may have ended by itself.
+        if let Ok(pid) = i32::try_from(self.0.id())
+            && matches!(self.0.try_wait(), Ok(None))
+        {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
         let _ = self.0.wait();
     }
 }
