@@ -15,9 +15,9 @@ use core::{
 use aya_ebpf::helpers::bpf_jiffies64;
 use slb_common::{
     abi::{
-        self, ANSWERED, Address, BUCKET_FLOWS, Backend, ESTABLISHED, FIN_FORWARD, FIN_REPLY,
-        FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, NO_SOURCE,
-        REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN, TCP, UNTOLD, age,
+        self, ANSWERED, Address, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, BY_HEADER, Backend,
+        ESTABLISHED, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey,
+        Keys, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN, TCP, UNTOLD, age,
     },
     hash,
     parse::{ACK, FIN, RST, SYN},
@@ -176,9 +176,9 @@ pub fn note_forward(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
 pub fn note_reply(work: &Work<'_>, flow: &mut Flow) {
     let flags = work.packet.flags;
     let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_REPLY);
-    // What is untold has another use for the number, and another proof.
+    // Who is told by a header has another use for the number, and another proof.
     if flags & (SYN | ACK) == SYN | ACK
-        && flow.state & (ESTABLISHED | UNTOLD) == 0
+        && flow.state & (ESTABLISHED | BY_HEADER) == 0
         && let Some(tcp) = work.frame.header::<8>(work.packet.l4 as usize)
     {
         flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
@@ -190,6 +190,28 @@ pub fn note_reply(work: &Work<'_>, flow: &mut Flow) {
             flow.expires = until;
         }
     }
+}
+
+/// Takes down that the client of the flow at `place` is where it says, and its backend knows.
+#[inline(always)]
+pub fn establish(now: u32, flow: &mut Flow, place: u32, backend: &Backend) {
+    flow.state = flow.state & !(UNTOLD | BY_HEADER) | ESTABLISHED;
+    flow.expires = now.wrapping_add(lifetime(flow, backend));
+    let reply = at(flow.peer).filter(|reply| reply.kind == FLOW_REPLY && reply.peer == place);
+    if let Some(reply) = reply {
+        keep_with(reply, flow);
+    }
+}
+
+/// Takes down whether and how the backend of a flow that begins is to be told who the client is.
+#[inline(always)]
+pub fn note_untold(flow: &mut Flow, backend: &Backend) {
+    let untold = match backend.flags & (BACKEND_PROXY | BACKEND_OPTION) {
+        BACKEND_PROXY => UNTOLD | BY_HEADER,
+        BACKEND_OPTION => UNTOLD,
+        _ => 0,
+    };
+    flow.state = flow.state & !(UNTOLD | BY_HEADER) | untold;
 }
 
 /// Takes down what a packet says about a direct flow; `fin` is its side's bit.

@@ -5,10 +5,10 @@
 
 use slb_common::{
     abi::{
-        BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, Endpoint, FIN_FORWARD, FLOW_FORWARD,
-        Flow, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP, NO_LISTENER_RESET,
-        NO_SOURCE, ROLE_BACKEND, ROLE_VIP, RST, SCHEDULER_HASH, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
-        STAGE_FLOW, STAGE_FULL, Translation, UDP,
+        BACKEND_PROXY, BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, Endpoint, FIN_FORWARD,
+        FLOW_FORWARD, Flow, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
+        NO_LISTENER_RESET, NO_SOURCE, ROLE_BACKEND, ROLE_VIP, RST, SCHEDULER_HASH, SLOT_BACKEND,
+        SLOT_KEEP, SLOT_LOOK, STAGE_FLOW, STAGE_FULL, Translation, UDP,
     },
     hash,
     parse::Packet,
@@ -176,6 +176,10 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
     let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
     if work.expires(backend.hop) {
         return Err(Verdict::TtlExpired.into());
+    }
+    // The backend waits for what stands before the client's first byte, of which nobody knows the number.
+    if backend.flags & BACKEND_PROXY != 0 && !begins {
+        return Err(work.answer(Verdict::Reset));
     }
     if backend.mode == MODE_FULL || is_hairpin(work, backend) {
         flows::create(work.now, key, id, Entries::OwnSource)?;

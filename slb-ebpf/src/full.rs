@@ -3,10 +3,7 @@
 
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use slb_common::{
-    abi::{
-        BACKEND_OPTION, BACKEND_PROXY, Backend, Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT,
-        STAGE_TELL, UDP, UNTOLD,
-    },
+    abi::{BY_HEADER, Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT, STAGE_TELL, UDP, UNTOLD},
     client_address,
     cross::{self, HEAD_V4, HEAD_V6},
     icmp_error,
@@ -73,7 +70,10 @@ fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     ends.src = *maps::source(flow.source).ok_or(Verdict::Inconsistent)?;
     ends.dst = backend.addr;
     (ends.sport, ends.dport) = (flow.port, backend.port as u16);
-    note_told(work, flow, backend, work.packet.is_syn());
+    if work.packet.is_syn() {
+        flows::note_untold(flow, backend);
+    }
+    note_told(work, flow);
     stats::forward(flow.backend, work.bytes);
     work.handover.backend = flow.backend;
     Ok(Way { hop: backend.hop, mtu: backend.mtu })
@@ -81,11 +81,9 @@ fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
 
 /// Notes how much a backend is still to be told about a flow's client.
 #[inline(always)]
-fn note_told(work: &mut Work<'_>, flow: &Flow, backend: &Backend, begins: bool) {
-    let wants = backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0;
-    let is_untold = wants && (begins || flow.state & UNTOLD != 0);
-    let len = client_address::len(backend.flags, flow.src.is_v4());
-    work.handover.told = if is_untold { len } else { 0 };
+fn note_told(work: &mut Work<'_>, flow: &Flow) {
+    let len = client_address::len(flow.state & BY_HEADER != 0, flow.src.is_v4());
+    work.handover.told = if flow.state & UNTOLD != 0 { len } else { 0 };
 }
 
 /// From a backend.
@@ -95,8 +93,7 @@ fn to_client(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     (ends.src, ends.dst) = (flow.dst, flow.src);
     (ends.sport, ends.dport) = (flow.dport, flow.sport);
     work.handover.backend = flow.backend;
-    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
-    note_told(work, flow, backend, false);
+    note_told(work, flow);
     let way = hops::to_client(work, &ends.src, &ends.dst)?.ok_or(Verdict::NotOurs)?;
     stats::reply(work.handover.backend, work.bytes);
     Ok(way)

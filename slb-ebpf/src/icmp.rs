@@ -4,7 +4,7 @@
 use aya_ebpf::programs::XdpContext;
 use slb_common::{
     abi::{
-        BACKEND_PROXY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE,
+        BY_HEADER, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE,
         MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP,
         SLOT_BACKEND, STAGE_ERROR, STAGE_TUNNEL, Translation, UNTOLD,
     },
@@ -130,10 +130,11 @@ fn cross(work: &mut Work<'_>, place: u32, hop: Hop, kind: u8) -> Exit {
 #[inline(never)]
 fn recount(work: &mut Work<'_>, quote: &Quote, place: u32) {
     let Some(flow) = flows::at(place) else { return };
-    let Some(backend) = maps::backend(flow.backend) else { return };
-    if flow.state & UNTOLD != 0 && backend.flags & BACKEND_PROXY != 0 {
-        let len = client_address::len(backend.flags, flow.src.is_v4());
-        let _ = icmp::recount(&mut work.frame, quote, flow.sequence, len);
+    if flow.state & UNTOLD != 0 {
+        let is_header = flow.state & BY_HEADER != 0;
+        let len = client_address::len(is_header, flow.src.is_v4());
+        let first = is_header.then_some(flow.sequence);
+        let _ = icmp::recount(&mut work.frame, quote, first, len);
     }
 }
 

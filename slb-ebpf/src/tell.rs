@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use slb_common::{
-    abi::{BACKEND_PROXY, Backend, ESTABLISHED, FLOW_FORWARD, Flow, UNTOLD},
+    abi::{BY_HEADER, Backend, FLOW_FORWARD, Flow, UNTOLD},
     client_address::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
     cross::{HEAD_V4, HEAD_V6},
     mss,
@@ -42,29 +42,22 @@ pub fn tell(ctx: &XdpContext) -> Result<Sent, Exit> {
     if is_reply {
         hear(&mut work, flow, backend, l4)?;
     } else {
-        say(&mut work, flow, backend, l4, is_v4)?;
+        say(&mut work, flow, l4, is_v4)?;
     }
     Ok(sent(is_reply, work.handover.hop))
 }
 
 /// A client's packet.
 #[inline(always)]
-fn say(
-    work: &mut Work<'_>,
-    flow: &mut Flow,
-    backend: &Backend,
-    l4: usize,
-    is_v4: bool,
-) -> Result<(), Verdict> {
+fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(), Verdict> {
     let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let sequence = u32::from_be(tcp.get(SEQUENCE));
     let options_end = u32::from(tcp.get::<u8>(12) >> 4) * 4;
     let (flags, len) = (work.packet.flags, work.handover.told);
-    if work.packet.is_syn() {
+    let is_header = flow.state & BY_HEADER != 0;
+    if is_header && work.packet.is_syn() {
         flow.sequence = sequence.wrapping_add(1);
-        flow.state |= UNTOLD;
     }
-    let is_header = backend.flags & BACKEND_PROXY != 0;
     let at = if is_header {
         let is_syn = flags & SYN != 0;
         if sequence.wrapping_add(is_syn.into()) != flow.sequence {
@@ -92,7 +85,7 @@ fn say(
         return Err(Verdict::Untranslatable);
     }
     let (words, head) = maps::told().ok_or(Verdict::Inconsistent)?;
-    client_address::write(words, backend.flags, &flow.key());
+    client_address::write(words, is_header, &flow.key());
     client_address::account(&mut work.frame, is_v4, l4, words, len, !is_header)
         .ok_or(Verdict::Truncated)?;
     insert(work.ctx, at, len, words, head)
@@ -146,19 +139,19 @@ fn hear(work: &mut Work<'_>, flow: &mut Flow, backend: &Backend, l4: usize) -> R
     if flags & ACK == 0 {
         return Ok(());
     }
-    let mut knows = flags & (SYN | RST) == 0;
-    if backend.flags & BACKEND_PROXY != 0 {
+    let knows = flags & (SYN | RST) == 0;
+    if flow.state & BY_HEADER != 0 {
         let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
         let missing = flow.sequence.wrapping_sub(u32::from_be(tcp.get(ACKNOWLEDGEMENT)));
         if missing.wrapping_sub(1) < len {
             client_address::renumber(&mut work.frame, l4, ACKNOWLEDGEMENT, missing)
                 .ok_or(Verdict::Truncated)?;
-            knows = false;
+        } else if knows {
+            // Who sends from addresses that are not its own has not got that far.
+            flows::establish(work.now, flow, work.handover.place, backend);
         }
-    }
-    if knows {
-        // It has answered, and not to a SYN: the client is where it says.
-        flow.state = flow.state & !UNTOLD | ESTABLISHED;
+    } else if knows {
+        flow.state &= !UNTOLD;
     }
     Ok(())
 }

@@ -176,8 +176,9 @@ impl Layout {
                     identity: hash::identity(addr.into(), port),
                     check: check.map(|check| {
                         let at = check.port.unwrap_or(port);
-                        let proxy_header =
-                            at == port && group.client_address == ClientAddress::ProxyV2;
+                        let proxy_header = at == port
+                            && listener.protocol == Protocol::Tcp
+                            && group.client_address == ClientAddress::ProxyV2;
                         let check = HealthCheck { proxy_header, ..check.clone() };
                         (check, SocketAddr::new(addr, at))
                     }),

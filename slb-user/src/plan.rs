@@ -7,7 +7,7 @@
 //!   it is marked unusable;
 //! - a listener is there before its VIP is one.
 
-use slb_common::abi::{Address, Backend, Endpoint, Hop, Interface, Origin, Roles};
+use slb_common::abi::{Address, Backend, Endpoint, Hop, Interface, MODE_NAT, Origin, Roles};
 
 use crate::state::{Service, State};
 
@@ -36,6 +36,14 @@ pub enum Step {
     RemoveInterface(u32),
 }
 
+/// What is left of a backend that the configuration does not know any more: flows may refer to it. Nobody
+/// follows the way to it, so the kernel has to know it. Only NAT can be left to that; the others go the way
+/// that was the last.
+fn retire(backend: Backend) -> Backend {
+    let hop = if backend.mode == MODE_NAT { Hop::KERNEL } else { backend.hop };
+    Backend { flags: 0, hop, ..backend }
+}
+
 /// The writes that lead from `installed` to `desired`.
 #[must_use]
 pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
@@ -43,10 +51,9 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
         changed(&desired.backends, &installed.backends)
             .map(|(&id, &backend)| (id, backend))
             .partition(|(id, backend)| gains(backend, installed.backends.get(id)));
-    // Flows may still refer to it. Nobody follows the way to it any more: the kernel has to know it.
     let retired = gone(&desired.backends, &installed.backends)
         .filter(|(_, backend)| backend.flags != 0)
-        .map(|(&id, &backend)| (id, Backend { flags: 0, hop: Hop::KERNEL, ..backend }));
+        .map(|(&id, &backend)| (id, retire(backend)));
 
     let mut steps = Vec::new();
     steps.extend(

@@ -545,7 +545,7 @@ pub struct Flow {
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
     /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge. [`FLOW_FORWARD`] and
-    /// [`UNTOLD`]: number of the first byte that the client sends.
+    /// [`BY_HEADER`]: number of the first byte that the client sends.
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
@@ -781,6 +781,8 @@ pub const ANSWERED: u8 = 8;
 pub const ESTABLISHED: u8 = 16;
 /// The backend may not know yet who the client is, and is to be told.
 pub const UNTOLD: u8 = 32;
+/// With [`UNTOLD`]: by a header, and not by an option ([`crate::client_address`]).
+pub const BY_HEADER: u8 = 64;
 
 /// Whether a TCP flow with these state bits has ended.
 #[must_use]

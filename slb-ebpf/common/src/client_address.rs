@@ -13,12 +13,7 @@ use network_types::{
     tcp::TcpHdr,
 };
 
-use crate::{
-    abi::{BACKEND_PROXY, FlowKey},
-    checksum::Delta,
-    frame::Frame,
-    parse::L3,
-};
+use crate::{abi::FlowKey, checksum::Delta, frame::Frame, parse::L3};
 
 /// What is put into a packet, as it stands there: as much of it as [`len`] says.
 pub type Words = [u32; HEADER_V6 as usize / 4];
@@ -50,12 +45,11 @@ pub const SEQUENCE: usize = offset_of!(TcpHdr, seq);
 /// Where the number stands that the receiver is waited for at.
 pub const ACKNOWLEDGEMENT: usize = offset_of!(TcpHdr, ack_seq);
 
-/// How many bytes a backend with these flags is told about a client, a multiple of 4. `is_v4`: the client's
-/// family.
+/// How many bytes a backend is told about a client, a multiple of 4. `is_v4`: the client's family.
 #[must_use]
 #[inline(always)]
-pub const fn len(flags: u32, is_v4: bool) -> u32 {
-    match (flags & BACKEND_PROXY != 0, is_v4) {
+pub const fn len(is_header: bool, is_v4: bool) -> u32 {
+    match (is_header, is_v4) {
         (true, true) => HEADER_V4,
         (true, false) => HEADER_V6,
         (false, true) => OPTION_V4,
@@ -63,15 +57,15 @@ pub const fn len(flags: u32, is_v4: bool) -> u32 {
     }
 }
 
-/// Writes what a backend with these flags is told about the client whose packets have `key`.
+/// Writes what a backend is told about the client whose packets have `key`.
 #[inline(always)]
-pub fn write(words: &mut Words, flags: u32, key: &FlowKey) {
+pub fn write(words: &mut Words, is_header: bool, key: &FlowKey) {
     let is_v4 = key.src.is_v4();
     let ([a, b, c, d], [e, f, g, h]) = (key.src.words(), key.dst.words());
     let ports = (u32::from(key.sport) << 16 | u32::from(key.dport)).to_be();
     let [x, y, z] = SIGNATURE.map(u32::to_be);
-    let kind = (OPTION << 24 | len(flags, is_v4) << 16 | u32::from(key.sport)).to_be();
-    if flags & BACKEND_PROXY == 0 {
+    let kind = (OPTION << 24 | len(false, is_v4) << 16 | u32::from(key.sport)).to_be();
+    if !is_header {
         words[0] = kind;
         if is_v4 {
             words[1] = d;
@@ -164,20 +158,19 @@ mod tests {
 
     use super::*;
     use crate::{
-        abi::{Address, BACKEND_OPTION, TCP},
+        abi::{Address, TCP},
         parse::fixtures::{Sample, samples},
     };
 
     /// What the program does with a frame: `sample` with the words at `at`.
-    fn told(sample: &Sample, flags: u32, client: &FlowKey, at: usize) -> Vec<u8> {
+    fn told(sample: &Sample, is_header: bool, client: &FlowKey, at: usize) -> Vec<u8> {
         let mut bytes = sample.bytes();
         let mut words = Words::default();
-        let len = len(flags, client.src.is_v4());
-        write(&mut words, flags, client);
+        let len = len(is_header, client.src.is_v4());
+        write(&mut words, is_header, client);
         let l4 = sample.expected().l4 as usize;
-        let is_option = flags == BACKEND_OPTION;
         let mut frame = Frame::from_slice(&mut bytes);
-        account(&mut frame, sample.dst.is_ipv4(), l4, &words, len, is_option).unwrap();
+        account(&mut frame, sample.dst.is_ipv4(), l4, &words, len, !is_header).unwrap();
         let inserted = words.into_iter().flat_map(u32::to_ne_bytes).take(len as usize);
         bytes.splice(at..at, inserted);
         bytes
@@ -206,7 +199,7 @@ mod tests {
             let data = l4 + 20 + sample.tcp_options.len();
             let payload = [header, sample.payload.clone()].concat();
             let expected = Sample { payload, ..sample.clone() }.bytes();
-            prop_assert_eq!(told(&sample, BACKEND_PROXY, &key, data), expected);
+            prop_assert_eq!(told(&sample, true, &key, data), expected);
 
             let mut option = std::vec![254, if is_v4 { 8 } else { 20 }];
             option.extend(key.sport.to_be_bytes());
@@ -214,7 +207,7 @@ mod tests {
             option.extend(&sample.tcp_options);
             prop_assume!(option.len() <= 40);
             let expected = Sample { tcp_options: option, ..sample.clone() }.bytes();
-            prop_assert_eq!(told(&sample, BACKEND_OPTION, &key, l4 + 20), expected);
+            prop_assert_eq!(told(&sample, false, &key, l4 + 20), expected);
         }
 
         #[test]

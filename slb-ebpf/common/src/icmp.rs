@@ -217,11 +217,11 @@ pub fn translate_error(
     Ok(())
 }
 
-/// Makes an error about one of the packets that `len` bytes were put before ([`crate::client_address`]) one
-/// about what the client has sent: its sequence number, and how much of it fits. `first`: number of the
-/// client's first byte. Others are left alone.
+/// Makes an error about one of the packets that `len` bytes were put into ([`crate::client_address`]) one
+/// about what the client has sent: how much of it fits, and its sequence number if a header was put before
+/// `first`, the number of the client's first byte. Others are left alone.
 #[inline(always)]
-pub fn recount(frame: &mut Frame<'_>, quote: &Quote, first: u32, len: u32) -> Option<()> {
+pub fn recount(frame: &mut Frame<'_>, quote: &Quote, first: Option<u32>, len: u32) -> Option<()> {
     const SEQUENCE: usize = offset_of!(TcpHdr, seq);
     let (at, l4) = (quote.at as usize, quote.packet.l4 as usize);
     if l4 + SEQUENCE + 4 > quote.end as usize {
@@ -230,14 +230,16 @@ pub fn recount(frame: &mut Frame<'_>, quote: &Quote, first: u32, len: u32) -> Op
     let mut delta = Delta::default();
     let mut tcp = frame.header_mut::<{ SEQUENCE + 4 }>(l4)?;
     let before: u32 = tcp.get(SEQUENCE);
-    // The SYN, the header, or what follows in the same segment: not the client's next.
-    let is_told = first.wrapping_sub(u32::from_be(before)).wrapping_sub(1) <= len;
-    if !is_told {
-        return None;
+    if let Some(first) = first {
+        // The SYN, the header, or what follows in the same segment: not the client's next.
+        let is_told = first.wrapping_sub(u32::from_be(before)).wrapping_sub(1) <= len;
+        if !is_told {
+            return None;
+        }
+        let after = u32::from_be(before).wrapping_add(len).to_be();
+        tcp.set(SEQUENCE, after);
+        delta.replace32(before, after);
     }
-    let after = u32::from_be(before).wrapping_add(len).to_be();
-    tcp.set(SEQUENCE, after);
-    delta.replace32(before, after);
     let mut icmp = frame.header_mut::<LEN>(at)?;
     // An MTU stands at the end of the ICMP header in either family: nothing is wider than 16 bits.
     let is_too_big =

@@ -3,12 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 
 use slb_common::{
-    abi::{BACKEND_OPTION, BACKEND_PROXY},
+    abi::{BACKEND_OPTION, BACKEND_PROXY, ESTABLISHED, UNTOLD},
     verdict::Verdict,
 };
 
 use crate::{
-    fixture::{FAMILIES, Run, Slb, answer, backend, client, id, port, replied, syn, vip, with_slb},
+    fixture::{
+        FAMILIES, IDLE_JIFFIES, Run, Slb, answer, backend, client, id, port, replied, syn, vip,
+        with_slb,
+    },
     frame::{ACK, Extension, FIN, Frame, PSH, RST, SYN, Transport, icmp},
     full::{between, sender},
     icmp::quote,
@@ -182,8 +185,22 @@ fn given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_
         }
         open.sends(slb, &case("still untold"), &data, &headed(&data));
 
+        let before = slb.flow(&data).expect("an entry");
+        assert_eq!(before.state & (UNTOLD | ESTABLISHED), UNTOLD, "{}", case("not yet"));
         let reply = open.reply(ACK, 0);
         open.hears(slb, &case("header received"), &reply, &reply);
+        let flow = slb.flow(&data).expect("an entry");
+        assert_eq!(flow.state & (UNTOLD | ESTABLISHED), ESTABLISHED, "{}", case("established"));
+        let longer = flow.expires.wrapping_sub(before.expires);
+        assert!(longer > IDLE_JIFFIES / 2, "{}", case("as long as others"));
+        let answer = slb.flows.get(&slb_common::abi::FlowKey {
+            src: open.inside.ip().into(),
+            dst: open.source.ip().into(),
+            sport: open.inside.port(),
+            dport: open.source.port(),
+            proto: slb_common::abi::TCP,
+        });
+        assert_eq!(answer.expect("an entry").expires, flow.expires, "{}", case("its answers"));
         open.sends(slb, &case("told"), &data, &data);
         let reply = open.reply(ACK, 5);
         open.hears(slb, &case("an old number"), &reply, &reply);
@@ -246,11 +263,49 @@ fn given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_
         let reset = open.segment(RST, 0, b"");
         open.sends(slb, &case("a reset"), &reset, &reset);
 
+        // The ordinary proof: the client has acknowledged what the backend has sent.
+        let flow = slb.flow(&data).expect("an entry");
+        let both = UNTOLD | ESTABLISHED;
+        assert_eq!(flow.state & both, both, "{}", case("established"));
+
         let open = Connection::open(slb, family, crosses, 3_001, 0);
         let reply = open.reply(ACK, 0);
         open.hears(slb, &case("answered"), &reply, &reply);
         let data = open.segment(ACK | PSH, 0, b"odd");
         open.sends(slb, &case("told"), &data, &data);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_the_option_when_a_packet_is_too_big_somewhere_then_the_client_is_told_without_it() {
+    everywhere(BACKEND_OPTION, OPTIONS, |slb, family, crosses, len| {
+        if crosses {
+            return;
+        }
+        let open = Connection::open(slb, family, crosses, 3_100, 0);
+        let data = open.segment(ACK, 0, b"odd");
+        let quoted = 28 + 20 * family;
+        let sent = with_option(&Frame { src: open.source, dst: open.inside, ..data.clone() });
+        let kind = [[3, 4], [2, 0]][family];
+        let router = Frame::tcp(backend(2, family, 0), open.source);
+        let router = Frame { src_mac: FIRST.dst_mac, dst_mac: LAN_MAC, ..router };
+        let error = icmp(&router, kind, [0, 0, 5, 220], &quote(&sent, quoted));
+        let to_client = Frame { dst: open.syn.src, ..router };
+        let meant = with_option(&data);
+        let less = [0, 0, 5, 220 - len as u8];
+        let expected = icmp(&to_client, kind, less, &quote(&meant, quoted));
+        slb.backend_sends("too big", &error, &replied(expected, ROUTER));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_backend_that_waits_for_a_header_when_a_connection_is_unknown_then_it_is_reset() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, _| {
+        let to = if crosses { port::OTHER } else { port::FULL };
+        let unknown = syn(client(family, 9_000), vip(family, to)).flags(ACK);
+        assert_eq!(slb.run(WAN, &unknown.bytes()).verdict, Verdict::Reset, "family {family}");
     });
 }
 

@@ -264,8 +264,7 @@ fn client_address(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<C
     };
     let is_needless = forwarding.is_some_and(|forwarding| forwarding != Forwarding::FullNat);
     if is_needless && found.value != ClientAddress::None {
-        let message = "'client_address' is for forwarding = \"full-nat\", as backends see it otherwise; \
-                       remove it, or write that";
+        let message = "'client_address' is for forwarding = \"full-nat\"; remove it, or write that";
         table.mistake(found.at, message);
     }
     Some(found.value)
