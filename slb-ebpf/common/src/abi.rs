@@ -636,7 +636,7 @@ pub struct Handover {
     pub hash: u64,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
-    /// For [`STAGE_FULL`] and [`STAGE_TELL`]: place of the client's entry in `SLB_FLOWS`.
+    /// For [`STAGE_FULL`], [`STAGE_TELL`] and [`STAGE_ERROR`]: place of the client's entry in `SLB_FLOWS`.
     pub place: u32,
     /// For [`STAGE_ANSWER`]: the [`crate::verdict::Verdict`] that asks for the answer. For
     /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`]. For the others:
@@ -716,8 +716,15 @@ impl Ends {
     #[must_use]
     #[inline(always)]
     pub const fn port_word(&self) -> u32 {
-        ((self.sport as u32) << 16 | self.dport as u32).to_be()
+        port_word(self.sport, self.dport)
     }
+}
+
+/// Both ports, as they stand at the beginning of a transport header.
+#[must_use]
+#[inline(always)]
+pub const fn port_word(sport: u16, dport: u16) -> u32 {
+    ((sport as u32) << 16 | dport as u32).to_be()
 }
 
 /// Part of [`Scratch`].

@@ -13,7 +13,12 @@ use network_types::{
     tcp::TcpHdr,
 };
 
-use crate::{abi::FlowKey, checksum::Delta, frame::Frame, parse::L3};
+use crate::{
+    abi::{self, FlowKey},
+    checksum::Delta,
+    frame::Frame,
+    parse::L3,
+};
 
 /// What is put into a packet, as it stands there: as much of it as [`len`] says.
 pub type Words = [u32; HEADER_V6 as usize / 4];
@@ -62,7 +67,7 @@ pub const fn len(is_header: bool, is_v4: bool) -> u32 {
 pub fn write(words: &mut Words, is_header: bool, key: &FlowKey) {
     let is_v4 = key.src.is_v4();
     let ([a, b, c, d], [e, f, g, h]) = (key.src.words(), key.dst.words());
-    let ports = (u32::from(key.sport) << 16 | u32::from(key.dport)).to_be();
+    let ports = abi::port_word(key.sport, key.dport);
     let [x, y, z] = SIGNATURE.map(u32::to_be);
     let kind = (OPTION << 24 | len(false, is_v4) << 16 | u32::from(key.sport)).to_be();
     if !is_header {

@@ -14,8 +14,9 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Address, FlowKey, Hop, TCP, Translation, UDP},
+    abi::{self, Address, FlowKey, Hop, TCP, Translation, UDP},
     checksum::Delta,
+    client_address::SEQUENCE,
     frame::Frame,
     parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT, L3, Packet, v6_address},
     rewrite,
@@ -222,7 +223,6 @@ pub fn translate_error(
 /// `first`, the number of the client's first byte. Others are left alone.
 #[inline(always)]
 pub fn recount(frame: &mut Frame<'_>, quote: &Quote, first: Option<u32>, len: u32) -> Option<()> {
-    const SEQUENCE: usize = offset_of!(TcpHdr, seq);
     let (at, l4) = (quote.at as usize, quote.packet.l4 as usize);
     if l4 + SEQUENCE + 4 > quote.end as usize {
         return None;
@@ -347,7 +347,7 @@ fn quoted(
     }
     let l4 = quote.packet.l4 as usize;
     let mut ports = frame.header_mut::<4>(l4).ok_or(Verdict::Truncated)?;
-    let (old, new) = (ports.get(0), rewrite::port_word(to));
+    let (old, new) = (ports.get(0), abi::port_word(to.sport, to.dport));
     ports.set(0, new);
     transport.replace32(old, new);
     icmp.replace32(old, new);

@@ -10,7 +10,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Address, Ends, Hop, TCP, Translation},
+    abi::{self, Address, Ends, Hop, TCP, Translation},
     checksum::{self, Delta},
     frame::{Frame, Header},
     parse::{L3, Packet},
@@ -286,7 +286,7 @@ fn ports(
     to: &Translation,
     delta: Delta,
 ) -> Result<(), Verdict> {
-    write_ports(frame, packet, port_word(to), delta)
+    write_ports(frame, packet, abi::port_word(to.sport, to.dport), delta)
 }
 
 #[inline(always)]
@@ -331,12 +331,6 @@ pub(crate) fn write_v4_at(frame: &mut Frame<'_>, l3: usize, words: [u32; 5]) -> 
     }
     ip.set(offset_of!(Ipv4Hdr, check), !checksum::fold(sum));
     Some(())
-}
-
-/// Both ports, as they stand at the beginning of a transport header.
-#[inline(always)]
-pub(crate) const fn port_word(to: &Translation) -> u32 {
-    ((to.sport as u32) << 16 | to.dport as u32).to_be()
 }
 
 #[cfg(test)]

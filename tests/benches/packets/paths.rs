@@ -16,7 +16,8 @@ use slb_user::{
 
 use crate::{
     fixture::{
-        FAMILIES, IDLE_JIFFIES, Slb, answer, backend, client, datagram, endpoint, port, syn, vip,
+        FAMILIES, IDLE_JIFFIES, Slb, answer, backend, client, datagram, endpoint, port, sender,
+        syn, vip,
     },
     frame::{ACK, Frame, icmp, tagged},
     lab::{FIRST, LAN, WAN},
@@ -203,7 +204,7 @@ pub fn full(slb: &mut Slb<'_>) -> Vec<Path> {
             let inside = if crosses { 1 - family } else { family };
             let open = short(syn(client(family, 1_024), vip(family, to)));
             let seen = slb.run(WAN, &open.bytes()).bytes;
-            let source = seen_from(&seen, inside);
+            let source = sender(&seen, inside);
             let at = if crosses { port::OTHER_BACKEND } else { port::FULL_BACKEND };
             let at = backend(0, inside, at);
             let grown = if crosses { [20, -20][family] } else { 0 };
@@ -220,17 +221,6 @@ pub fn full(slb: &mut Slb<'_>) -> Vec<Path> {
         }
     }
     paths
-}
-
-/// The source of a frame that was sent.
-fn seen_from(bytes: &[u8], family: usize) -> SocketAddr {
-    let (addr, l4) = if family == 0 { (26..30, 34) } else { (22..38, 54) };
-    let port = u16::from_be_bytes([bytes[l4], bytes[l4 + 1]]);
-    if family == 0 {
-        (<[u8; 4]>::try_from(&bytes[addr]).expect("4 bytes"), port).into()
-    } else {
-        (<[u8; 16]>::try_from(&bytes[addr]).expect("16 bytes"), port).into()
-    }
 }
 
 /// The same packets of more and more flows.

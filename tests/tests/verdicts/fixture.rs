@@ -27,7 +27,7 @@ use slb_user::{
 use tempfile::TempDir;
 
 use crate::{
-    frame::{Frame, RST, Transport},
+    frame::{Frame, L3, RST, Transport},
     lab::{self, FIRST, LAN, LAN_MAC, ROUTER, SECOND, WAN, WAN_MAC},
 };
 
@@ -221,6 +221,18 @@ pub enum Outcome {
     Answered(Verdict, Frame),
     /// Sent through an interface, byte for byte.
     Bytes(Verdict, u32, Vec<u8>),
+}
+
+/// Source address and port of a frame that was sent.
+pub fn sender(bytes: &[u8], family: usize) -> SocketAddr {
+    let (addr, l4) = if family == 0 { (12..16, 20) } else { (8..24, 40) };
+    let bytes = &bytes[L3..];
+    let port = u16::from_be_bytes([bytes[l4], bytes[l4 + 1]]);
+    if family == 0 {
+        (<[u8; 4]>::try_from(&bytes[addr]).expect("4 bytes"), port).into()
+    } else {
+        (<[u8; 16]>::try_from(&bytes[addr]).expect("16 bytes"), port).into()
+    }
 }
 
 pub fn forwarded(frame: Frame, hop: Hop) -> Outcome {

@@ -10,23 +10,11 @@ use slb_common::{
 use crate::{
     fixture::{
         FAMILIES, Outcome, SOURCES, Slb, answer, at, backend, client, datagram, forwarded, id,
-        port, syn, vip, with_slb,
+        port, sender, syn, vip, with_slb,
     },
     frame::{ACK, Extension, Frame, L3, Transport},
     lab::{FIRST, LAN, LAN_MAC, ROUTER, WAN},
 };
-
-/// Source address and port of a frame that was sent.
-pub fn sender(bytes: &[u8], family: usize) -> SocketAddr {
-    let (addr, l4) = if family == 0 { (12..16, 20) } else { (8..24, 40) };
-    let bytes = &bytes[L3..];
-    let port = u16::from_be_bytes([bytes[l4], bytes[l4 + 1]]);
-    if family == 0 {
-        (<[u8; 4]>::try_from(&bytes[addr]).expect("4 bytes"), port).into()
-    } else {
-        (<[u8; 16]>::try_from(&bytes[addr]).expect("16 bytes"), port).into()
-    }
-}
 
 /// A flow of a client's family to a backend's, and its answers; gives what the backend sees as source.
 fn talks(slb: &mut Slb<'_>, case: &str, frame: &Frame, inside: SocketAddr) -> SocketAddr {

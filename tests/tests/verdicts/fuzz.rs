@@ -403,7 +403,7 @@ fn own_sources(slb: &mut Slb<'_>) -> Vec<Vec<u8>> {
                     Frame { payload: Vec::new(), ..syn(from, vip(family, to)) }
                 };
                 let run = slb.run(WAN, &open.bytes());
-                let source = super::full::sender(&run.bytes, inside);
+                let source = super::fixture::sender(&run.bytes, inside);
                 let seen = Frame { src: source, dst: at, ..open.clone() };
                 let outside = answer(&open);
                 for less in [0, 28, 52] {

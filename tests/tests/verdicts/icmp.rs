@@ -128,7 +128,7 @@ fn talks(slb: &mut Slb<'_>, family: usize) -> Vec<Talk> {
     // One whose backend sees a source of ours.
     let full = syn(from, vip(family, port::FULL));
     let run = slb.run(crate::lab::WAN, &full.bytes());
-    let source = super::full::sender(&run.bytes, family);
+    let source = super::fixture::sender(&run.bytes, family);
     let inside = backend(0, family, port::FULL_BACKEND);
     talks.push(talk(slb, full, inside, source.ip(), source.port()));
     talks
@@ -313,7 +313,7 @@ fn given_a_flow_between_families_when_an_error_comes_then_its_owner_reads_it_in_
                 };
                 let run = slb.run(crate::lab::WAN, &forward.bytes());
                 let inside = backend(0, 1 - family, at);
-                let source = super::full::sender(&run.bytes, 1 - family);
+                let source = super::fixture::sender(&run.bytes, 1 - family);
                 // What goes to the backend has a hop less to go, and so has what is quoted of it.
                 let sent = Frame { src: source, dst: inside, ttl: 63, ..forward.clone() };
                 let seen = forward.clone().ttl(63);

@@ -9,11 +9,11 @@ use slb_common::{
 
 use crate::{
     fixture::{
-        FAMILIES, IDLE_JIFFIES, Run, Slb, answer, backend, client, id, port, replied, syn, vip,
-        with_slb,
+        FAMILIES, IDLE_JIFFIES, Run, Slb, answer, backend, client, id, port, replied, sender, syn,
+        vip, with_slb,
     },
     frame::{ACK, Extension, FIN, Frame, PSH, RST, SYN, Transport, icmp},
-    full::{between, sender},
+    full::between,
     icmp::quote,
     lab::{FIRST, LAN, LAN_MAC, ROUTER, WAN},
 };
