@@ -70,13 +70,10 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     let key = quote.packet.key.reversed();
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NotOurs)?;
     let hash = flows::hash(&key);
-    let (mut id, mut port, mut peer) = (NO_BACKEND, key.sport, None);
+    let (mut id, mut port, mut source) = (NO_BACKEND, key.sport, NO_SOURCE);
     let place = flows::position(&key);
     if let Some(flow) = flows::at(place) {
-        (id, port) = (flow.backend, flow.port);
-        if flow.source != NO_SOURCE {
-            peer = Some(*maps::source(flow.source).ok_or(Verdict::Inconsistent)?);
-        }
+        (id, port, source) = (flow.backend, flow.port, flow.source);
     } else if let Ok(slot) = forward::choose(listener, hash, false) {
         id = slot & SLOT_BACKEND;
     }
@@ -91,7 +88,7 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
         return Err(Verdict::NoNeighbour.into());
     }
     match backend.mode {
-        MODE_FULL if peer.is_none() => Err(Verdict::NotOurs.into()),
+        MODE_FULL if source == NO_SOURCE => Err(Verdict::NotOurs.into()),
         MODE_FULL if backend.addr.is_v4() != key.src.is_v4() => {
             stats::forward(id, work.bytes);
             Err(cross(work, place, backend.hop, FLOW_FORWARD))
@@ -101,6 +98,10 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
             let kind = FLOW_FORWARD.into();
             let sport = backend.port as u16;
             let to = Translation { addr: backend.addr, sport, dport: port, kind };
+            let peer = match source {
+                NO_SOURCE => key.src,
+                _ => *maps::source(source).ok_or(Verdict::Inconsistent)?,
+            };
             icmp::translate_error(&mut work.frame, quote, &to, peer, backend.hop)?;
             Ok(sent(false, backend.hop))
         }
@@ -148,7 +149,7 @@ fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     let mut to =
         Translation { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
     let reply_key = quoted.reversed();
-    let (mut peer, mut client) = (None, work.packet.key.dst);
+    let mut client = work.packet.key.dst;
     let mut place = NO_PLACE;
     match flows::seek(&reply_key) {
         Some(reply) if reply.kind == FLOW_DIRECT => return Err(Verdict::NotOurs.into()),
@@ -158,7 +159,7 @@ fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
             id = flow.backend;
             to = Translation { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
             if flow.source != NO_SOURCE {
-                (peer, client) = (Some(flow.src), flow.src);
+                client = flow.src;
             }
         }
         None if origin.flags & ORIGIN_SHARED != 0 => return Err(Verdict::NotOurs.into()),
@@ -173,6 +174,6 @@ fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     if client.is_v4() != quoted.src.is_v4() {
         return Err(cross(work, place, hop, FLOW_REPLY));
     }
-    icmp::translate_error(&mut work.frame, quote, &to, peer, hop)?;
+    icmp::translate_error(&mut work.frame, quote, &to, client, hop)?;
     Ok(sent(true, hop))
 }

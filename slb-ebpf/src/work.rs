@@ -34,7 +34,7 @@ pub struct Route {
     pub mtu: u32,
 }
 
-/// The verdict on a packet that is sent, and the interface that it leaves through.
+/// The verdict on a packet that is sent, and the interface that it leaves through; 0: the kernel sends it.
 pub type Sent = (Verdict, u32);
 
 /// How a packet leaves a program if it is not sent.
@@ -189,9 +189,11 @@ fn end(ctx: &XdpContext, verdict: Verdict, ifindex: u32, bytes: u64) -> u32 {
     stats::count(verdict, bytes);
     #[cfg(feature = "trace")]
     aya_log_ebpf::info!(ctx, "{} bytes: {}", bytes, verdict.label());
+    if ifindex != 0 {
+        return hops::transmit(ctx, ifindex);
+    }
     match verdict.action() {
-        Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
-        Action::Transmit => hops::transmit(ctx, ifindex),
+        Action::Pass | Action::Transmit => xdp_action::XDP_PASS,
     }
 }

@@ -121,7 +121,7 @@ impl Address {
     #[must_use]
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
-        Self::from_halves([0, 0xffff_0000_0000_u64.to_be() | (u32::from_be(word) as u64).to_be()])
+        Self::from_halves([0, ((word.to_le() as u64) << 32 | 0xffff_0000).to_le()])
     }
 
     /// As four words in network order.

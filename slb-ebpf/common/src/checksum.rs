@@ -70,10 +70,23 @@ impl Delta {
 #[inline(always)]
 pub const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+    // With the 16-bit digits c, b, a the product has the digits c + b + a, b + a and a, and the carry of
+    // the second into the first is the one that comes round. If c is 1, b is 0 and a small.
+    (sum.wrapping_mul(0x1_0001_0001) >> 32) as u16
+}
+
+/// Whether a text with this sum, of which its checksum is a part, is intact: whether it folds to 0xffff.
+///
+/// That it does if it is divisible by 0xffff, and not 0. An odd number's multiples are those that its inverse
+/// makes small (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994, section 9).
+#[must_use]
+#[inline(always)]
+pub const fn holds(sum: u64) -> bool {
+    const MODULUS: u64 = 0xffff;
+    // (2^16 - 1) (2^48 + 2^32 + 2^16 + 1) = 2^64 - 1
+    const INVERSE: u64 = 0x0001_0001_0001_0001_u64.wrapping_neg();
+    const _: () = assert!(INVERSE.wrapping_mul(MODULUS) == 1);
+    sum.wrapping_mul(INVERSE).wrapping_sub(1) < u64::MAX / MODULUS
 }
 
 #[cfg(test)]
@@ -127,6 +140,7 @@ mod tests {
                 words.iter().flat_map(|&word| [(word >> 16) as u16, word as u16]).collect();
             let sum = words.iter().map(|&word| u64::from(word)).sum();
             prop_assert_eq!(fold(sum), !naive(&halves));
+            prop_assert_eq!(holds(sum), naive(&halves) == 0);
         }
 
         #[test]
@@ -162,6 +176,7 @@ mod tests {
         ];
         for (sum, expected) in cases {
             assert_eq!(fold(sum), expected, "{sum:#x}");
+            assert_eq!(holds(sum), expected == 0xffff, "{sum:#x}");
         }
     }
 

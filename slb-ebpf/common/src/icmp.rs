@@ -185,8 +185,8 @@ const fn is_error(kind: u8, is_v4: bool) -> bool {
 /// the VIP becomes the quoted destination, and the error's source if the backend itself is that; a
 /// router on the way speaks for itself.
 ///
-/// `peer`: whom the quoted packet has at its other end, if that is replaced as well: what the backend sees
-/// as source, or the client, who then is the error's destination.
+/// `peer`: whom the quoted packet is to have at its other end, where that may be a source of ours: what the
+/// backend sees as source, or the client, who then is the error's destination.
 ///
 /// # Errors
 ///
@@ -197,12 +197,11 @@ pub fn translate_error(
     frame: &mut Frame<'_>,
     quote: &Quote,
     to: &Translation,
-    peer: Option<Address>,
+    peer: Address,
     hop: Hop,
 ) -> Result<(), Verdict> {
     let mut icmp = Delta::default();
-    // An answer's destination stays, unless it was a source of ours.
-    let receiver = if to.is_reply() { peer } else { Some(to.addr) };
+    let receiver = if to.is_reply() { peer } else { to.addr };
     if quote.packet.is_v4() {
         outer_v4(frame, quote, to, receiver, hop.is_known())?;
     } else {
@@ -260,7 +259,7 @@ fn outer_v4(
     frame: &mut Frame<'_>,
     quote: &Quote,
     to: &Translation,
-    receiver: Option<Address>,
+    receiver: Address,
     is_sent: bool,
 ) -> Result<(), Verdict> {
     let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
@@ -275,11 +274,9 @@ fn outer_v4(
         header.replace32(ip.get(src), new);
         ip.set(src, new);
     }
-    if let Some(receiver) = receiver {
-        let [_, _, _, new] = receiver.words();
-        header.replace32(ip.get(dst), new);
-        ip.set(dst, new);
-    }
+    let [_, _, _, new] = receiver.words();
+    header.replace32(ip.get(dst), new);
+    ip.set(dst, new);
     let checksum = ip.get(offset_of!(Ipv4Hdr, check));
     ip.set(offset_of!(Ipv4Hdr, check), header.apply(checksum));
     Ok(())
@@ -290,7 +287,7 @@ fn outer_v6(
     frame: &mut Frame<'_>,
     quote: &Quote,
     to: &Translation,
-    receiver: Option<Address>,
+    receiver: Address,
     is_sent: bool,
     icmp: &mut Delta,
 ) -> Result<(), Verdict> {
@@ -303,9 +300,7 @@ fn outer_v6(
     if to.is_reply() && v6_address(&ip, src).same(quote.packet.key.dst) {
         rewrite::replace_v6(&mut ip, src, to.addr, icmp);
     }
-    if let Some(receiver) = receiver {
-        rewrite::replace_v6(&mut ip, offset_of!(Ipv6Hdr, dst_addr), receiver, icmp);
-    }
+    rewrite::replace_v6(&mut ip, offset_of!(Ipv6Hdr, dst_addr), receiver, icmp);
     Ok(())
 }
 
@@ -315,7 +310,7 @@ fn quoted(
     frame: &mut Frame<'_>,
     quote: &Quote,
     to: &Translation,
-    peer: Option<Address>,
+    peer: Address,
     icmp: &mut Delta,
 ) -> Result<(), Verdict> {
     let l3 = quote.at as usize + LEN;
@@ -327,11 +322,9 @@ fn quoted(
         let [_, _, _, new] = to.addr.words();
         transport.replace32(ip.get(at), new);
         ip.set(at, new);
-        if let Some(peer) = peer {
-            let [_, _, _, new] = peer.words();
-            transport.replace32(ip.get(other), new);
-            ip.set(other, new);
-        }
+        let [_, _, _, new] = peer.words();
+        transport.replace32(ip.get(other), new);
+        ip.set(other, new);
         let checksum = ip.get(offset_of!(Ipv4Hdr, check));
         // The address and the checksum that makes up for it: the sum over the header stays.
         ip.set(offset_of!(Ipv4Hdr, check), transport.apply(checksum));
@@ -340,9 +333,7 @@ fn quoted(
         let (src, dst) = (offset_of!(Ipv6Hdr, src_addr), offset_of!(Ipv6Hdr, dst_addr));
         let (at, other) = if to.is_reply() { (dst, src) } else { (src, dst) };
         rewrite::replace_v6(&mut ip, at, to.addr, &mut transport);
-        if let Some(peer) = peer {
-            rewrite::replace_v6(&mut ip, other, peer, &mut transport);
-        }
+        rewrite::replace_v6(&mut ip, other, peer, &mut transport);
         *icmp = icmp.plus(transport);
     }
     let l4 = quote.packet.l4 as usize;

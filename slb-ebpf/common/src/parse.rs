@@ -246,7 +246,7 @@ fn v4_checksum_holds(
             at += 4;
         }
     }
-    checksum::fold(sum) == 0xffff
+    checksum::holds(sum)
 }
 
 #[inline(always)]

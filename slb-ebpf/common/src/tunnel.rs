@@ -230,7 +230,7 @@ pub fn inner(frame: &Frame<'_>, port: u16) -> Option<Decap> {
             let more_or_later_fragments = 0x3fff;
             if ip.get::<u8>(0) != 0x45
                 || ip.number(offset_of!(Ipv4Hdr, frags)) & more_or_later_fragments != 0
-                || checksum::fold(sum) != 0xffff
+                || !checksum::holds(sum)
             {
                 return None;
             }

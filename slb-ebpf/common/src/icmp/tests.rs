@@ -142,6 +142,11 @@ fn errors() -> impl Strategy<Value = (Sample, Sent, Translation, Hop)> {
     )
 }
 
+/// The end of a quoted packet that stays.
+fn other(quote: &Quote, to: &Translation) -> Address {
+    if to.is_reply() { quote.packet.key.src } else { quote.packet.key.dst }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
@@ -202,7 +207,7 @@ proptest! {
     ) {
         let mut after = sent.bytes();
         let quote = quoted_in(&after).unwrap();
-        let translated = translate_error(&mut Frame::from_slice(&mut after), &quote, &to, None, hop);
+        let translated = translate_error(&mut Frame::from_slice(&mut after), &quote, &to, other(&quote, &to), hop);
         prop_assert_eq!(translated, Ok(()));
 
         // Made anew, with all checksums, by the other implementation.
@@ -243,7 +248,7 @@ proptest! {
         sent.payload[at..at + 2].fill(0);
         let mut after = sent.bytes();
         let quote = quoted_in(&after).unwrap();
-        translate_error(&mut Frame::from_slice(&mut after), &quote, &to, None, hop).unwrap();
+        translate_error(&mut Frame::from_slice(&mut after), &quote, &to, other(&quote, &to), hop).unwrap();
 
         let icmp = quote.at as usize;
         prop_assert_eq!(&after[icmp + 8 + at..][..2], &[0, 0]);
@@ -263,7 +268,7 @@ proptest! {
         let (head, _) = bytes.split_at_mut(len);
         let mut frame = Frame::from_slice(head);
         if let Some(quote) = quote(&frame) {
-            let _ = translate_error(&mut frame, &quote, &to, None, hop);
+            let _ = translate_error(&mut frame, &quote, &to, other(&quote, &to), hop);
         }
         let _ = answer_echo(&mut frame);
         prop_assert_eq!(&bytes[len..], &whole[len..]);
@@ -385,7 +390,7 @@ fn given_an_error_at_its_last_hop_when_translated_then_it_ends_here_unchanged() 
             let before = Sent { ttl, ..error(sample.dst, &sample, 128, &[]) }.bytes();
             let quote = quoted_in(&before).unwrap();
             let mut after = before.clone();
-            let sent = translate_error(&mut Frame::from_slice(&mut after), &quote, &to, None, HOP);
+            let sent = translate_error(&mut Frame::from_slice(&mut after), &quote, &to, other(&quote, &to), HOP);
             assert_eq!((sent, after), (Err(Verdict::TtlExpired), before));
         }
     }
