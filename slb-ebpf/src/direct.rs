@@ -17,7 +17,7 @@ use slb_common::{
 use crate::{
     flows::{self, Entries},
     forward, maps, stats,
-    work::{Exit, Route, Work},
+    work::{Exit, Facts, Route, Work},
 };
 
 /// Whether somebody may be talking to a backend directly: then flows of it have entries.
@@ -40,7 +40,7 @@ pub fn to_backend<const REST: bool>(
     to: &Endpoint,
 ) -> Result<Option<Route>, Exit> {
     let Some(origin) = maps::origin(to) else { return Ok(None) };
-    let place = pass(work, origin);
+    let place = pass(&work.facts(), origin);
     if place == BEGINS {
         work.handover.what = FLOW_DIRECT.into();
         return Err(Exit::Stage(STAGE_FLOW));
@@ -99,16 +99,16 @@ fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
 
 /// Keeps what is remembered of a direct flow. Gives the place of its entry if it has to be translated.
 #[inline(never)]
-fn pass(work: &Work<'_>, origin: &Origin) -> u32 {
-    let key = &work.packet.key;
+fn pass(facts: &Facts<'_>, origin: &Origin) -> u32 {
+    let key = &facts.packet.key;
     let Some(backend) = maps::backend(origin.backend) else { return NO_PLACE };
-    let is_syn = work.packet.is_syn();
+    let is_syn = facts.packet.is_syn();
     let place = flows::position(key);
     if let Some(flow) = flows::at(place) {
         let is_new = is_syn && flow.state & (FIN_FORWARD | RST) != 0;
         if flow.kind == FLOW_FORWARD && !is_new {
-            mark(work, origin.backend, backend.idle_jiffies);
-            flows::note_forward(work, flow, backend);
+            mark(facts.now, origin.backend, backend.idle_jiffies);
+            flows::note_forward(facts, flow, backend);
             return place;
         }
         flows::forget(flow);
@@ -121,22 +121,22 @@ fn pass(work: &Work<'_>, origin: &Origin) -> u32 {
         if is_syn {
             known.state = 0;
         }
-        mark(work, origin.backend, backend.idle_jiffies);
-        flows::note_direct(work, known, FIN_FORWARD);
+        mark(facts.now, origin.backend, backend.idle_jiffies);
+        flows::note_direct(facts, known, FIN_FORWARD);
         return NO_PLACE;
     }
     if !is_syn && key.proto != UDP {
         return NO_PLACE;
     }
-    mark(work, origin.backend, backend.idle_jiffies);
+    mark(facts.now, origin.backend, backend.idle_jiffies);
     BEGINS
 }
 
 /// Flows of a backend have entries for as long as somebody talks to it directly.
 #[inline(always)]
-fn mark(work: &Work<'_>, id: u32, idle: u32) {
+fn mark(now: u32, id: u32, idle: u32) {
     // 0 has a meaning of its own; a tick more does not matter.
-    let own = work.now.wrapping_add(idle) | 1;
+    let own = now.wrapping_add(idle) | 1;
     if let Some(until) = maps::SLB_DIRECT.get_ptr_mut(id) {
         // SAFETY: an aligned word of an array; whoever writes writes much the same.
         unsafe { *until = own };

@@ -24,7 +24,10 @@ use slb_common::{
     verdict::Verdict,
 };
 
-use crate::{atomic, direct, maps, work::Work};
+use crate::{
+    atomic, direct, maps,
+    work::{self, Facts},
+};
 
 /// How many source ports are tried before a flow is given up.
 const PORT_ATTEMPTS: u32 = 8;
@@ -152,13 +155,13 @@ pub fn forget(flow: &mut Flow) {
 
 /// Takes down what a client's packet says about its flow.
 #[inline(always)]
-pub fn note_forward(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
-    let flags = work.packet.flags;
+pub fn note_forward(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
+    let flags = facts.packet.flags;
     let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_FORWARD);
-    if flow.state & (ESTABLISHED | ANSWERED) == ANSWERED && acknowledges(work, flow.sequence) {
+    if flow.state & (ESTABLISHED | ANSWERED) == ANSWERED && acknowledges(facts, flow.sequence) {
         flow.state |= ESTABLISHED;
     }
-    let until = work.now.wrapping_add(lifetime(flow, backend));
+    let until = facts.now.wrapping_add(lifetime(flow, backend));
     if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
         // Somebody who has sent packets for a second is no flood of random sources.
         if flags & SYN == 0 {
@@ -166,26 +169,26 @@ pub fn note_forward(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
         }
         flow.expires = until;
         if flow.peer != NO_PLACE {
-            keep_reply(work, flow, backend);
+            keep_reply(facts, flow, backend);
         }
     }
 }
 
 /// Takes down what a backend's packet says about its flow, given the client's entry.
 #[inline(always)]
-pub fn note_reply(work: &Work<'_>, flow: &mut Flow) {
-    let flags = work.packet.flags;
+pub fn note_reply(facts: &Facts<'_>, flow: &mut Flow) {
+    let flags = facts.packet.flags;
     let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_REPLY);
     // Who is told by a header has another use for the number, and another proof.
     if flags & (SYN | ACK) == SYN | ACK
         && flow.state & (ESTABLISHED | BY_HEADER) == 0
-        && let Some(tcp) = work.frame.header::<8>(work.packet.l4 as usize)
+        && let Some(tcp) = work::frame(facts.ctx).header::<8>(facts.packet.l4 as usize)
     {
         flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
         flow.state |= ANSWERED;
     }
     if let Some(backend) = maps::backend(flow.backend) {
-        let until = work.now.wrapping_add(lifetime(flow, backend));
+        let until = facts.now.wrapping_add(lifetime(flow, backend));
         if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
             flow.expires = until;
         }
@@ -216,14 +219,14 @@ pub fn note_untold(flow: &mut Flow, backend: &Backend) {
 
 /// Takes down what a packet says about a direct flow; `fin` is its side's bit.
 #[inline(always)]
-pub fn note_direct(work: &Work<'_>, flow: &mut Flow, fin: u8) {
-    if work.packet.flags & (FIN | RST) != 0 {
-        ends(work.packet.flags, flow, fin);
-    } else if work.packet.flags & SYN == 0 {
+pub fn note_direct(facts: &Facts<'_>, flow: &mut Flow, fin: u8) {
+    if facts.packet.flags & (FIN | RST) != 0 {
+        ends(facts.packet.flags, flow, fin);
+    } else if facts.packet.flags & SYN == 0 {
         flow.state |= ESTABLISHED;
     }
     if let Some(backend) = maps::backend(flow.backend) {
-        flow.expires = work.now.wrapping_add(lifetime(flow, backend));
+        flow.expires = facts.now.wrapping_add(lifetime(flow, backend));
     }
 }
 
@@ -260,21 +263,22 @@ fn lifetime(flow: &Flow, backend: &Backend) -> u32 {
 /// Whether a client's packet proves that the client has got the backend's answer to its SYN: who
 /// sends from addresses that are not its own does not know the number.
 #[inline(always)]
-fn acknowledges(work: &Work<'_>, sequence: u32) -> bool {
+fn acknowledges(facts: &Facts<'_>, sequence: u32) -> bool {
     /// As much as a backend may have sent on its own before the client's first packet gets here.
     const WINDOW: u32 = 1 << 20;
-    if work.packet.flags & (ACK | SYN | RST) != ACK {
+    if facts.packet.flags & (ACK | SYN | RST) != ACK {
         return false;
     }
-    let tcp = work.frame.header::<12>(work.packet.l4 as usize);
+    let frame = work::frame(facts.ctx);
+    let tcp = frame.header::<12>(facts.packet.l4 as usize);
     tcp.is_some_and(|tcp| u32::from_be(tcp.get(8)).wrapping_sub(sequence) < WINDOW)
 }
 
 /// Keeps the reply's entry, or makes it again if it is gone.
 #[inline(never)]
-fn keep_reply(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
+fn keep_reply(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
     let Some(Keys { reply: key, .. }) = maps::keys() else { return };
-    write_reply_key(key, &work.packet.key, backend, flow.port);
+    write_reply_key(key, &facts.packet.key, backend, flow.port);
     if let Some(source) = maps::source(flow.source).filter(|_| flow.source != NO_SOURCE) {
         key.dst = *source;
     }
@@ -284,7 +288,7 @@ fn keep_reply(work: &Work<'_>, flow: &mut Flow, backend: &Backend) {
         }
         return;
     }
-    flow_insert_reply(work.now, key, position(&work.packet.key));
+    flow_insert_reply(facts.now, key, position(&facts.packet.key));
 }
 
 /// What a backend answers with to `key`, if it was sent from `port`. Written in place: stack is scarce.

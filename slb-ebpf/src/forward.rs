@@ -135,7 +135,7 @@ fn remembered(work: &Work<'_>, hash: u64) -> u32 {
         flows::forget(flow);
         return NOT_REMEMBERED;
     }
-    flows::note_forward(work, flow, backend);
+    flows::note_forward(&work.facts(), flow, backend);
     if flow.source != NO_SOURCE {
         return OWN_SOURCE;
     }

@@ -23,7 +23,10 @@ use slb_common::{
     verdict::Verdict,
 };
 
-use crate::{atomic, maps, work::Work};
+use crate::{
+    atomic, maps,
+    work::{Facts, Work},
+};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -136,7 +139,10 @@ pub fn to_client(work: &Work<'_>, vip: &Address, addr: &Address) -> Result<Optio
         if !is_whole || epoch == EPOCH_TAKEN {
             hop = Hop::KERNEL;
         }
-        let answer = look_up(work, vip, addr, &mut hop);
+        // Copies: the originals may be in registers.
+        let mut known = hop;
+        let answer = look_up(&work.facts(), &{ *vip }, &{ *addr }, &mut known);
+        hop = known;
         if answer & IS_VERDICT != 0 {
             return Err(Verdict::from_slot(answer & !IS_VERDICT));
         }
@@ -158,7 +164,7 @@ const MTU_SHIFT: u32 = 16;
 /// [`Client::flags`] and the MTU. Only an answer is good for the epoch; what is a makeshift is asked for again
 /// with the next reply.
 #[inline(never)]
-fn look_up(work: &Work<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32 {
+fn look_up(facts: &Facts<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32 {
     let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
     let epoch = maps::settings().route_epoch;
     if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
@@ -170,8 +176,8 @@ fn look_up(work: &Work<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32
     const { assert!(size_of::<FibLookup>() == size_of::<[u64; 8]>()) };
     // SAFETY: as long and no less aligned; integers and unions of integers only.
     let query = unsafe { &mut *ptr::from_mut(route).cast::<FibLookup>() };
-    query.ifindex = work.ctx.ingress_ifindex() as u32;
-    query.l4_protocol = work.packet.key.proto as u8;
+    query.ifindex = facts.ctx.ingress_ifindex() as u32;
+    query.l4_protocol = facts.packet.key.proto as u8;
     let src = vip.words();
     let dst = addr.words();
     if addr.is_v4() {
@@ -186,7 +192,7 @@ fn look_up(work: &Work<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32
     // SAFETY: the context is the kernel's, and the query is as long as it says.
     let answer = unsafe {
         bpf_fib_lookup(
-            work.ctx.ctx.cast(),
+            facts.ctx.ctx.cast(),
             ptr::from_mut(query).cast(),
             size_of::<FibLookup>() as i32,
             0,

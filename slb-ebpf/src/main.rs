@@ -43,18 +43,23 @@ mod work;
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use slb_common::{
-    abi::{FLOW_DIRECT, ROLE_BACKEND, ROLE_VIP, STAGE_ICMP, STAGE_REST},
-    parse::{self, Reject},
+    abi::{FLOW_DIRECT, ROLE_BACKEND, ROLE_VIP, STAGE_ICMP, STAGE_REST, Scratch},
+    parse::{self, Family, Reject},
     verdict::Verdict,
 };
 
-use work::{Exit, Route, Sent, Work, leave, leave_stage};
+use work::{Exit, Route, Sent, Work, leave, leave_stage, pack, unpack};
 
 /// Every frame begins here.
 #[xdp(frags)]
 pub fn slb(ctx: XdpContext) -> u32 {
     let bytes = work::frame(&ctx).len() as u64;
-    leave(&ctx, balance(&ctx), bytes)
+    let outcome = match parse::family(&work::frame(&ctx)) {
+        Ok(Family::V4) => unpack(v4(&ctx)),
+        Ok(Family::V6) => unpack(v6(&ctx)),
+        Err(reject) => Err(rejected(reject)),
+    };
+    leave(&ctx, outcome, bytes)
 }
 
 /// Tagged frames, fragments, and frames in several buffers.
@@ -117,10 +122,34 @@ pub fn slb_answer(ctx: XdpContext) -> u32 {
     leave_stage(&ctx, answer::write(&ctx))
 }
 
+/// IPv4. Each family has a function, and registers, of its own.
+#[inline(never)]
+fn v4(ctx: &XdpContext) -> u64 {
+    let Some(Scratch { packet: kept, handover, .. }) = maps::scratch() else {
+        return pack(Err(Verdict::Inconsistent.into()));
+    };
+    if let Err(reject) = parse::packet(&work::frame(ctx), Family::V4, kept) {
+        return pack(Err(rejected(reject)));
+    }
+    // A copy to which nobody has a pointer can be in registers, and does not have to be waited for.
+    let packet = *kept;
+    pack(balance(Work::begin(ctx, &packet, kept, handover)))
+}
+
+/// IPv6: the addresses alone would take all registers.
+#[inline(never)]
+fn v6(ctx: &XdpContext) -> u64 {
+    let Some(Scratch { packet, handover, .. }) = maps::scratch() else {
+        return pack(Err(Verdict::Inconsistent.into()));
+    };
+    if let Err(reject) = parse::packet(&work::frame(ctx), Family::V6, packet) {
+        return pack(Err(rejected(reject)));
+    }
+    pack(balance(Work::begin(ctx, packet, packet, handover)))
+}
+
 #[inline(always)]
-fn balance(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::begin(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
-    parse::packet(&work.frame, work.packet).map_err(rejected)?;
+fn balance(mut work: Work<'_>) -> Result<Sent, Exit> {
     let route = route::<false>(&mut work)?;
     work.send(route)
 }

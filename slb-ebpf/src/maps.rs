@@ -175,7 +175,7 @@ pub fn listener(at: &Endpoint) -> Option<&'static Listener> {
     match place(SLB_LISTENER_INDEX.get(0), at) {
         INDEX_NONE => None,
         // SAFETY: a replaced value lives on until the program ends.
-        INDEX_MANY => unsafe { SLB_LISTENERS.get(at) },
+        INDEX_MANY => unsafe { SLB_LISTENERS.get({ *at }) },
         place => {
             let record = SLB_LISTENER_RECORDS.get(place - 1)?;
             record.at.same(at).then_some(&record.value)
@@ -189,7 +189,7 @@ pub fn origin(at: &Endpoint) -> Option<&'static Origin> {
     match place(SLB_ENDPOINT_INDEX.get(0), at) {
         INDEX_NONE => None,
         // SAFETY: a replaced value lives on until the program ends.
-        INDEX_MANY => unsafe { SLB_ENDPOINTS.get(at) },
+        INDEX_MANY => unsafe { SLB_ENDPOINTS.get({ *at }) },
         place => {
             let record = SLB_ENDPOINT_RECORDS.get(place - 1)?;
             record.at.same(at).then_some(&record.value)
@@ -200,6 +200,8 @@ pub fn origin(at: &Endpoint) -> Option<&'static Origin> {
 /// What an address is to us.
 #[inline(always)]
 pub fn roles(addr: &Address) -> u32 {
+    // The kernel is given a pointer to a copy: the original may be in registers.
+    let addr = *addr;
     // SAFETY: copied out at once.
     unsafe { SLB_ADDRESSES.get(addr) }.copied().unwrap_or_default().roles
 }

@@ -16,7 +16,7 @@ use crate::{
     direct, flows,
     hops::{self, Way},
     maps, stats,
-    work::{Exit, Route, Work},
+    work::{Exit, Facts, Route, Work},
 };
 
 /// A packet whose source, `from`, may be a backend. `None`: nobody balances to that address and port.
@@ -32,7 +32,7 @@ pub fn from_backend<const REST: bool>(
     let mut to =
         Translation { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
     if origin.flags & ORIGIN_SHARED != 0 || direct::is_recent(id, work.now) {
-        let place = remembered(work);
+        let place = remembered(&work.facts());
         if place == DIRECT {
             return Err(Verdict::Direct.into());
         }
@@ -47,11 +47,11 @@ pub fn from_backend<const REST: bool>(
             return Err(Verdict::NotOurs.into());
         }
     } else if origin.flags & ORIGIN_TRACKED != 0 && work.packet.flags & (SYN | FIN | RST) != 0 {
-        track(work, origin);
+        track(&work.facts(), origin);
     }
     let Some(Way { hop, mtu }) = hops::to_client(work, &to.addr, &work.packet.key.dst)? else {
         // To the gateway itself: for its own ears, or for a client that is a backend as well.
-        let place = remembered(work);
+        let place = remembered(&work.facts());
         let is_own = flows::at(place).is_some_and(|flow| flow.source != NO_SOURCE);
         return Err(if is_own { to_source(work, place) } else { Verdict::NotOurs.into() });
     };
@@ -77,24 +77,24 @@ const DIRECT: u32 = NO_PLACE - 1;
 
 /// The place of the client's entry of a reply, by the reply's own.
 #[inline(never)]
-fn remembered(work: &Work<'_>) -> u32 {
-    let key = &work.packet.key;
+fn remembered(facts: &Facts<'_>) -> u32 {
+    let key = &facts.packet.key;
     let Some(reply) = flows::seek(key) else { return NO_PLACE };
     if reply.kind == FLOW_DIRECT {
-        flows::note_direct(work, reply, FIN_REPLY);
+        flows::note_direct(facts, reply, FIN_REPLY);
         return DIRECT;
     }
     let place = reply.peer;
     let Some(forward) = flows::peer(reply, key) else { return NO_PLACE };
-    flows::note_reply(work, forward);
+    flows::note_reply(facts, forward);
     flows::keep_with(reply, forward);
     place
 }
 
 /// Takes down what a reply says about its flow, which has an entry for the client's packets only.
 #[inline(never)]
-fn track(work: &Work<'_>, origin: &Origin) {
-    let key = &work.packet.key;
+fn track(facts: &Facts<'_>, origin: &Origin) {
+    let key = &facts.packet.key;
     let forward = FlowKey {
         src: key.dst,
         dst: origin.vip,
@@ -103,6 +103,6 @@ fn track(work: &Work<'_>, origin: &Origin) {
         proto: key.proto,
     };
     if let Some(flow) = flows::seek(&forward) {
-        flows::note_reply(work, flow);
+        flows::note_reply(facts, flow);
     }
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{helpers::bpf_xdp_get_buff_len, programs::XdpContext};
 use slb_common::{
-    abi::{STAGE_LATER, STAGE_PARSED},
+    abi::{STAGE_LATER, STAGE_PARSED, Scratch},
     parse::{self, FRAGMENT_LATER, Reject},
     verdict::Verdict,
 };
@@ -15,18 +15,17 @@ use crate::{
 /// Takes its tags off, and parses it.
 #[inline(always)]
 pub fn prepare(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    let Scratch { packet, handover, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
     // SAFETY: the context is the kernel's.
-    work.handover.bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
-    work.handover.tags = tags::take(ctx).ok_or(Verdict::Inconsistent)?;
-    work.frame = work::frame(ctx);
+    handover.bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
+    handover.tags = tags::take(ctx).ok_or(Verdict::Inconsistent)?;
     // SAFETY: the context is the kernel's.
     let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
-    parse::rest(&work.frame, work.packet, len).map_err(|reject| match reject {
+    parse::rest(&work::frame(ctx), packet, len).map_err(|reject| match reject {
         Reject::Rest => Verdict::NotOurs.into(),
         reject => rejected(reject),
     })?;
-    let is_later = work.packet.fragment == FRAGMENT_LATER;
+    let is_later = packet.fragment == FRAGMENT_LATER;
     Err(Exit::Stage(if is_later { STAGE_LATER } else { STAGE_PARSED }))
 }
 

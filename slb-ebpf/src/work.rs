@@ -16,10 +16,22 @@ use crate::{flows, hops, maps, stats, tags};
 pub struct Work<'a> {
     pub ctx: &'a XdpContext,
     pub frame: Frame<'a>,
-    pub packet: &'a mut Packet,
+    pub packet: &'a Packet,
+    /// The same in the map, where others may look at it.
+    kept: &'a Packet,
     pub handover: &'a mut Handover,
     /// Length of the frame as it arrived, in bytes.
     pub bytes: u64,
+    /// Low half of the jiffies.
+    pub now: u32,
+}
+
+/// What a called function may know of a packet. A pointer to [`Work`] itself would force all of that out of
+/// the registers.
+#[derive(Clone, Copy)]
+pub struct Facts<'a> {
+    pub ctx: &'a XdpContext,
+    pub packet: &'a Packet,
     /// Low half of the jiffies.
     pub now: u32,
 }
@@ -45,6 +57,30 @@ pub enum Exit {
     Stage(u32),
 }
 
+/// In a [`pack`]ed outcome: the rest is a stage, not a verdict.
+const IS_STAGE: u64 = 1 << 16;
+
+/// An outcome as a function can return it: interface, [`IS_STAGE`], verdict or stage.
+#[inline(always)]
+pub const fn pack(outcome: Result<Sent, Exit>) -> u64 {
+    match outcome {
+        Ok((verdict, ifindex)) => (ifindex as u64) << 32 | verdict as u64,
+        Err(Exit::Verdict(verdict)) => verdict as u64,
+        Err(Exit::Stage(stage)) => IS_STAGE | stage as u64,
+    }
+}
+
+/// The outcome that was [`pack`]ed.
+#[inline(always)]
+pub const fn unpack(packed: u64) -> Result<Sent, Exit> {
+    let low = packed as u32;
+    if packed & IS_STAGE != 0 {
+        return Err(Exit::Stage(low & !(IS_STAGE as u32)));
+    }
+    // SAFETY: only `pack` makes them.
+    Ok((unsafe { core::mem::transmute::<u32, Verdict>(low) }, (packed >> 32) as u32))
+}
+
 impl From<Verdict> for Exit {
     #[inline(always)]
     fn from(verdict: Verdict) -> Self {
@@ -61,17 +97,31 @@ pub fn frame(ctx: &XdpContext) -> Frame<'_> {
 }
 
 impl<'a> Work<'a> {
-    /// The first program's.
+    /// The first program's. `packet` is what is `kept` in the map, or a copy.
     #[inline(always)]
-    pub fn begin(ctx: &'a XdpContext, scratch: &'a mut Scratch) -> Self {
-        let (frame, packet, handover) = (frame(ctx), &mut scratch.packet, &mut scratch.handover);
-        Self { bytes: frame.len() as u64, ctx, frame, packet, handover, now: flows::now() }
+    pub fn begin(
+        ctx: &'a XdpContext,
+        packet: &'a Packet,
+        kept: &'a Packet,
+        handover: &'a mut Handover,
+    ) -> Self {
+        let frame = frame(ctx);
+        let bytes = frame.len() as u64;
+        Self { ctx, frame, packet, kept, handover, bytes, now: flows::now() }
     }
 
     /// That of a program behind it.
     #[inline(always)]
     pub fn go_on(ctx: &'a XdpContext, scratch: &'a mut Scratch) -> Self {
-        Self { bytes: scratch.handover.bytes, ..Self::begin(ctx, scratch) }
+        let Scratch { packet, handover, .. } = scratch;
+        let bytes = handover.bytes;
+        Self { bytes, ..Self::begin(ctx, packet, packet, handover) }
+    }
+
+    /// For a function that is called.
+    #[inline(always)]
+    pub const fn facts(&self) -> Facts<'a> {
+        Facts { ctx: self.ctx, packet: self.kept, now: self.now }
     }
 
     /// Length of the frame as it is now, tags taken off, in bytes.

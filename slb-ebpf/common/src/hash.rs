@@ -59,10 +59,11 @@ pub const fn choice(hash: u64) -> u32 {
 #[inline(always)]
 pub const fn endpoint(at: &Endpoint) -> usize {
     let [high, low] = at.addr.halves();
-    let addr = low.to_le() ^ high.to_le().rotate_left(29);
-    let mixed = (addr ^ addr >> 32).wrapping_mul(SEED);
     let port = (at.port as u64) << 8 ^ at.proto as u64;
-    ((mixed ^ mixed >> 29 ^ port).wrapping_mul(MULTIPLIER) >> 48) as usize
+    let mixed = high.to_le().wrapping_mul(SEED) ^ port.wrapping_mul(MULTIPLIER);
+    // The last octets of an IPv4 address are the highest, of which a product keeps only the lowest bits: they come
+    // down by half.
+    ((low.to_le() ^ mixed).wrapping_mul(SEED) >> 48) as usize
 }
 
 /// Hash of an address: an index into `SLB_CLIENTS`.
@@ -83,7 +84,7 @@ pub const fn filter(addr: Address) -> usize {
 #[inline(always)]
 const fn mixed(addr: Address) -> u64 {
     let [high, low] = addr.halves();
-    (low.to_le() ^ high.to_le().rotate_left(29)).wrapping_mul(SEED)
+    (low.to_le() ^ high.to_le().wrapping_mul(MULTIPLIER)).wrapping_mul(SEED)
 }
 
 /// Stable number for an address and port: what a backend is known by in every gateway's tables.

@@ -105,17 +105,49 @@ pub enum Reject {
     To(Address, Verdict),
 }
 
-/// Parses a frame into `packet`, which is not moved afterwards: the program's stack is scarce.
+/// What is behind an Ethernet header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// The family of a frame without tags.
+///
+/// # Errors
+///
+/// [`Reject::NotIp`] or [`Reject::Rest`].
+#[inline(always)]
+pub fn family(frame: &Frame<'_>) -> Result<Family, Reject> {
+    let eth = frame.header::<{ EthHdr::LEN }>(0).ok_or(Reject::NotIp)?;
+    let is_group = eth.get::<u8>(0) & 1 != 0;
+    if is_group {
+        return Err(Reject::NotIp);
+    }
+    match eth.number(offset_of!(EthHdr, ether_type)) {
+        ETHERTYPE_IPV4 => Ok(Family::V4),
+        ETHERTYPE_IPV6 => Ok(Family::V6),
+        ethertype if is_tag(ethertype) => Err(Reject::Rest),
+        _ => Err(Reject::NotIp),
+    }
+}
+
+/// Parses a frame of a family into `packet`.
 ///
 /// # Errors
 ///
 /// [`Reject`], for every frame that cannot be balanced.
 #[inline(always)]
-pub fn packet(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
-    parse::<false>(frame, packet, frame.len())
+pub fn packet(frame: &Frame<'_>, family: Family, packet: &mut Packet) -> Result<(), Reject> {
+    match family {
+        Family::V4 => v4::<false>(frame, packet, frame.len()),
+        Family::V6 => v6::<false>(frame, packet, frame.len()),
+    }
 }
 
-/// The same for what [`packet`] rejects as [`Reject::Rest`], once its tags are gone; `len` is the frame's
+/// The same for what is rejected as [`Reject::Rest`], once its tags are gone; `len` is the frame's
 /// whole length, of which only the first part may be in its first buffer.
 ///
 /// # Errors
@@ -123,7 +155,10 @@ pub fn packet(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
 /// [`Reject`], for every frame that cannot be balanced.
 #[inline(always)]
 pub fn rest(frame: &Frame<'_>, packet: &mut Packet, len: usize) -> Result<(), Reject> {
-    parse::<true>(frame, packet, len)
+    match family(frame)? {
+        Family::V4 => v4::<true>(frame, packet, len),
+        Family::V6 => v6::<true>(frame, packet, len),
+    }
 }
 
 /// How many VLAN tags a frame has, of the two that are followed. Something has to be behind each.
@@ -143,25 +178,6 @@ pub fn tags(frame: &Frame<'_>) -> usize {
 const fn is_tag(ethertype: u16) -> bool {
     let [a, b, c] = ETHERTYPE_TAGS;
     ethertype == a || ethertype == b || ethertype == c
-}
-
-#[inline(always)]
-fn parse<const REST: bool>(
-    frame: &Frame<'_>,
-    packet: &mut Packet,
-    frame_len: usize,
-) -> Result<(), Reject> {
-    let eth = frame.header::<{ EthHdr::LEN }>(0).ok_or(Reject::NotIp)?;
-    let is_group = eth.get::<u8>(0) & 1 != 0;
-    if is_group {
-        return Err(Reject::NotIp);
-    }
-    match eth.number(offset_of!(EthHdr, ether_type)) {
-        ETHERTYPE_IPV4 => v4::<REST>(frame, packet, frame_len),
-        ETHERTYPE_IPV6 => v6::<REST>(frame, packet, frame_len),
-        ethertype if !REST && is_tag(ethertype) => Err(Reject::Rest),
-        _ => Err(Reject::NotIp),
-    }
 }
 
 #[inline(always)]
