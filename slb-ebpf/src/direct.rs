@@ -6,9 +6,8 @@
 
 use slb_common::{
     abi::{
-        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT,
-        NO_BACKEND, NO_PLACE, Origin, RST, SCHEDULER_HASH, SLOT_BACKEND, STAGE_FLOW, Translation,
-        UDP,
+        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT, NO_PLACE,
+        Origin, RST, SCHEDULER_HASH, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
     },
     hash,
     verdict::Verdict,
@@ -20,16 +19,15 @@ use crate::{
     work::{Exit, Facts, Route, Work},
 };
 
-/// Whether somebody may be talking to a backend directly: then flows of it have entries.
+/// Whether somebody may be talking to a backend directly: then flows of it have entries. Nearly always nobody talks to
+/// any, which `any`, [`abi::Filter::direct_until`], says.
 #[inline(always)]
-pub fn is_recent(id: u32, now: u32) -> bool {
-    // Nearly always nobody talks to any: one place that is always at hand says so.
-    is_until(NO_BACKEND, now) && is_until(id, now)
+pub fn is_recent(any: u32, id: u32, now: u32) -> bool {
+    is_until(any, now) && is_until(maps::SLB_DIRECT.get(id).copied().unwrap_or_default(), now)
 }
 
 #[inline(always)]
-fn is_until(id: u32, now: u32) -> bool {
-    let until = maps::SLB_DIRECT.get(id).copied().unwrap_or_default();
+const fn is_until(until: u32, now: u32) -> bool {
     until != 0 && !flows::is_over(now, until)
 }
 
@@ -141,9 +139,9 @@ fn mark(now: u32, id: u32, idle: u32) {
         // SAFETY: an aligned word of an array; whoever writes writes much the same.
         unsafe { *until = own };
     }
-    if let Some(until) = maps::SLB_DIRECT.get_ptr_mut(NO_BACKEND) {
+    if let Some(filter) = maps::SLB_FILTER.get_ptr_mut(0) {
         // SAFETY: as above. Timeouts differ: the last of all counts.
-        let any = unsafe { &mut *until };
+        let any = unsafe { &mut (*filter).direct_until };
         if *any == 0 || flows::is_over(own, *any) {
             *any = own;
         }

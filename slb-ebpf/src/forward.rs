@@ -22,7 +22,8 @@ use crate::{
     work::{Exit, Route, Work},
 };
 
-/// A packet whose destination, `to`, may be a VIP; `from` is what its source may be.
+/// A packet whose destination, `to`, may be a VIP; `from` is what its source may be, `direct_until` until when
+/// somebody may be talking to backends directly.
 ///
 /// `None`: it is not for a listener, nor is its destination a VIP.
 #[inline(always)]
@@ -30,6 +31,7 @@ pub fn to_vip<const REST: bool>(
     work: &mut Work<'_>,
     to: &Endpoint,
     from: u32,
+    direct_until: u32,
 ) -> Result<Option<Route>, Exit> {
     let packet = &*work.packet;
     let listener = maps::listener(to);
@@ -48,7 +50,7 @@ pub fn to_vip<const REST: bool>(
         let slot = slot(listener.first_chunk, listener.slots, hash::choice(hash))?;
         id = slot & SLOT_BACKEND;
         is_settled = slot & SLOT_LOOK == 0
-            && !direct::is_recent(id, work.now)
+            && !direct::is_recent(direct_until, id, work.now)
             // The filter may take a client for a backend, which may need an entry.
             && (from & ROLE_BACKEND == 0 || maps::roles(&packet.key.src) & ROLE_BACKEND == 0);
     }
@@ -191,7 +193,8 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
         return Err(Exit::Stage(STAGE_FULL));
     }
     let is_hash = listener.scheduler == SCHEDULER_HASH;
-    let is_shared = backend.flags & BACKEND_SHARED != 0 || direct::is_recent(id, work.now);
+    let is_shared = backend.flags & BACKEND_SHARED != 0
+        || direct::is_recent(maps::direct_until(), id, work.now);
     let port = if slot & SLOT_KEEP != 0 || is_shared {
         let entries = if is_shared { Entries::Both } else { Entries::Forward };
         match flows::create(work.now, key, id, entries) {

@@ -48,6 +48,7 @@ use slb_common::{
     verdict::Verdict,
 };
 
+use maps::Known;
 use work::{Exit, Route, Sent, Work, leave, leave_stage, pack, unpack};
 
 /// Every frame begins here.
@@ -182,16 +183,16 @@ fn rejected(reject: Reject) -> Exit {
 /// Where a packet goes. `REST`: it is one of [`rest`].
 #[inline(always)]
 fn route<const REST: bool>(work: &mut Work<'_>) -> Result<Route, Exit> {
-    let (from, to) = maps::filter(&work.packet.key.src, &work.packet.key.dst);
+    let Known { from, to, direct_until } = maps::filter(&work.packet.key.src, &work.packet.key.dst);
     let mut route = None;
     // One for all look-ups: stack is scarce.
     let mut at = work.packet.key.destination();
     if to & ROLE_VIP != 0 {
-        route = forward::to_vip::<REST>(work, &at, from)?;
+        route = forward::to_vip::<REST>(work, &at, from, direct_until)?;
     }
     if route.is_none() && from & ROLE_BACKEND != 0 {
         at = work.packet.key.source();
-        route = reply::from_backend::<REST>(work, &at)?;
+        route = reply::from_backend::<REST>(work, &at, direct_until)?;
     }
     if route.is_none() && to & ROLE_BACKEND != 0 {
         at = work.packet.key.destination();

@@ -8,11 +8,10 @@ use aya_ebpf::{
 use slb_common::{
     abi::{
         Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
-        Endpoint, Ends, FILTER_PER_BYTE, Filter, Fragment, FragmentKey, INDEX_MANY, INDEX_NONE,
-        Index, Interface, Keys, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_DIRECT,
-        MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS,
-        MAX_LISTENERS, MAX_SOURCES, Origin, ROLE_BACKEND, ROLE_VIP, Record, Roles, STAGES, Scratch,
-        Settings, Traffic,
+        Endpoint, EndpointIndex, Ends, FILTER_PER_BYTE, Filter, Fragment, FragmentKey, INDEX_NONE,
+        Index, Interface, Keys, Listener, ListenerIndex, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS,
+        MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_SOURCES, Origin, ROLE_BACKEND, ROLE_VIP,
+        Roles, STAGES, Scratch, Settings, Traffic,
     },
     client_address::{Head, Words},
     hash,
@@ -31,19 +30,11 @@ pub static SLB_LISTENERS: HashMap<Endpoint, Listener, MAX_LISTENERS, NO_PREALLOC
 
 /// Written by the agent: spares the program the look-up in `SLB_LISTENERS`.
 #[btf_map]
-pub static SLB_LISTENER_INDEX: Array<Index, 1, MMAPABLE> = Array::new();
-
-/// Written by the agent; only records that the index does not name are written.
-#[btf_map]
-pub static SLB_LISTENER_RECORDS: Array<Record<Listener>, MAX_LISTENER_RECORDS> = Array::new();
+pub static SLB_LISTENER_INDEX: Array<ListenerIndex, 1, MMAPABLE> = Array::new();
 
 /// Written by the agent: spares the program the look-up in `SLB_ENDPOINTS`.
 #[btf_map]
-pub static SLB_ENDPOINT_INDEX: Array<Index, 1, MMAPABLE> = Array::new();
-
-/// Written by the agent; only records that the index does not name are written.
-#[btf_map]
-pub static SLB_ENDPOINT_RECORDS: Array<Record<Origin>, MAX_ENDPOINT_RECORDS> = Array::new();
+pub static SLB_ENDPOINT_INDEX: Array<EndpointIndex, 1, MMAPABLE> = Array::new();
 
 /// Written by the agent; only chunks that no listener refers to are written.
 #[btf_map]
@@ -88,7 +79,7 @@ pub static SLB_FLOWS: Array<Bucket, DEFAULT_BUCKETS, MMAPABLE> = Array::new();
 /// Written by the program, indexed like `SLB_BACKENDS`: when somebody last talked to the backend's
 /// address and port directly, in jiffies; 0: never. The last place is all backends'.
 #[btf_map]
-pub static SLB_DIRECT: Array<u32, MAX_DIRECT> = Array::new();
+pub static SLB_DIRECT: Array<u32, MAX_BACKENDS> = Array::new();
 
 /// Written by the program; the index is [`slb_common::verdict::Verdict`].
 #[btf_map]
@@ -151,49 +142,67 @@ pub fn backend(id: u32) -> Option<&'static Backend> {
     SLB_BACKENDS.get(id)
 }
 
-/// What the addresses of a packet may be to us: roles of the source and of the destination.
+/// What the addresses of a packet may be to us.
+pub struct Known {
+    /// Roles of the source.
+    pub from: u32,
+    /// Roles of the destination.
+    pub to: u32,
+    /// [`Filter::direct_until`].
+    pub direct_until: u32,
+}
+
+/// What the addresses of a packet may be to us.
 #[inline(always)]
-pub fn filter(src: &Address, dst: &Address) -> (u32, u32) {
-    let Some(filter) = SLB_FILTER.get(0) else { return (0, 0) };
+pub fn filter(src: &Address, dst: &Address) -> Known {
+    let Some(filter) = SLB_FILTER.get(0) else { return Known { from: 0, to: 0, direct_until: 0 } };
     let roles = |addr: &Address| {
         let hash = hash::filter(*addr);
         let byte = u32::from(filter.roles[hash / FILTER_PER_BYTE]);
         byte >> (2 * (hash % FILTER_PER_BYTE)) & (ROLE_VIP | ROLE_BACKEND)
     };
-    (roles(src), roles(dst))
+    Known { from: roles(src), to: roles(dst), direct_until: filter.direct_until }
 }
 
-/// The number of an endpoint's record, if an index has it for certain.
+/// [`Filter::direct_until`].
 #[inline(always)]
-fn place(index: Option<&Index>, at: &Endpoint) -> u32 {
-    index.map_or(INDEX_MANY, |index| index.records[hash::endpoint(at)])
+pub fn direct_until() -> u32 {
+    SLB_FILTER.get(0).map_or(0, |filter| filter.direct_until)
+}
+
+/// What an index has of an endpoint: its record's value, or nothing, if it knows for certain.
+#[inline(always)]
+fn indexed<V, const RECORDS: usize>(
+    index: Option<&'static Index<V, RECORDS>>,
+    at: &Endpoint,
+) -> Option<Option<&'static V>> {
+    let index = index?;
+    let place = index.places[hash::endpoint(at)];
+    if place == INDEX_NONE {
+        return Some(None);
+    }
+    let record = index.records.get(place as usize - 1)?;
+    Some(record.at.same(at).then_some(&record.value))
 }
 
 /// The listener of an endpoint.
 #[inline(always)]
 pub fn listener(at: &Endpoint) -> Option<&'static Listener> {
-    match place(SLB_LISTENER_INDEX.get(0), at) {
-        INDEX_NONE => None,
+    match indexed(SLB_LISTENER_INDEX.get(0), at) {
+        Some(known) => known,
+        // A copy: the original may be in registers.
         // SAFETY: a replaced value lives on until the program ends.
-        INDEX_MANY => unsafe { SLB_LISTENERS.get({ *at }) },
-        place => {
-            let record = SLB_LISTENER_RECORDS.get(place - 1)?;
-            record.at.same(at).then_some(&record.value)
-        }
+        None => unsafe { SLB_LISTENERS.get({ *at }) },
     }
 }
 
 /// Whom a backend's address and port answer for.
 #[inline(always)]
 pub fn origin(at: &Endpoint) -> Option<&'static Origin> {
-    match place(SLB_ENDPOINT_INDEX.get(0), at) {
-        INDEX_NONE => None,
-        // SAFETY: a replaced value lives on until the program ends.
-        INDEX_MANY => unsafe { SLB_ENDPOINTS.get({ *at }) },
-        place => {
-            let record = SLB_ENDPOINT_RECORDS.get(place - 1)?;
-            record.at.same(at).then_some(&record.value)
-        }
+    match indexed(SLB_ENDPOINT_INDEX.get(0), at) {
+        Some(known) => known,
+        // SAFETY: as above.
+        None => unsafe { SLB_ENDPOINTS.get({ *at }) },
     }
 }
 

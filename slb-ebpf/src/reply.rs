@@ -19,11 +19,13 @@ use crate::{
     work::{Exit, Facts, Route, Work},
 };
 
-/// A packet whose source, `from`, may be a backend. `None`: nobody balances to that address and port.
+/// A packet whose source, `from`, may be a backend; `direct_until` is until when somebody may be talking to backends
+/// directly. `None`: nobody balances to that address and port.
 #[inline(always)]
 pub fn from_backend<const REST: bool>(
     work: &mut Work<'_>,
     from: &Endpoint,
+    direct_until: u32,
 ) -> Result<Option<Route>, Exit> {
     let key = &work.packet.key;
     let Some(origin) = maps::origin(from) else { return Ok(None) };
@@ -31,7 +33,7 @@ pub fn from_backend<const REST: bool>(
     let mut id = origin.backend;
     let mut to =
         Translation { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
-    if origin.flags & ORIGIN_SHARED != 0 || direct::is_recent(id, work.now) {
+    if origin.flags & ORIGIN_SHARED != 0 || direct::is_recent(direct_until, id, work.now) {
         let place = remembered(&work.facts());
         if place == DIRECT {
             return Err(Verdict::Direct.into());

@@ -11,14 +11,12 @@ pub use crate::parse::Packet;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Capacity of `SLB_LISTENERS` and `SLB_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
 /// Capacity of `SLB_BACKENDS`: one per listener, backend and address. [`NO_BACKEND`] is none.
 pub const MAX_BACKENDS: usize = 65_535;
-/// Capacity of `SLB_DIRECT`: a place for each, and that of [`NO_BACKEND`].
-pub const MAX_DIRECT: usize = MAX_BACKENDS + 1;
 /// Capacity of `SLB_ADDRESSES` and `SLB_ENDPOINTS`.
 pub const MAX_ENDPOINTS: usize = 65_536;
 /// Capacity of `SLB_INTERFACES`.
@@ -34,11 +32,11 @@ pub const BUCKET_FLOWS: usize = 8;
 pub const PLACES_PER_FLOW: usize = 4;
 /// Capacity of `SLB_FLOWS`, in buckets, unless the agent asks for another.
 pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
-/// Slots in an [`Index`]; a power of two.
+/// Hashes in an [`Index`]; a power of two.
 pub const INDEX_SLOTS: usize = 65_536;
-/// Capacity of `SLB_LISTENER_RECORDS`: twice the listeners, so that all can be replaced at once.
+/// Records in `SLB_LISTENER_INDEX`: twice the listeners, so that all can be replaced at once.
 pub const MAX_LISTENER_RECORDS: usize = 2 * MAX_LISTENERS;
-/// Capacity of `SLB_ENDPOINT_RECORDS`.
+/// Records in `SLB_ENDPOINT_INDEX`.
 pub const MAX_ENDPOINT_RECORDS: usize = 2 * MAX_ENDPOINTS;
 /// Hashes in `SLB_FILTER`; a power of two. With ten thousand addresses of ours one stranger in a hundred has
 /// the hash of one.
@@ -341,23 +339,31 @@ pub const BACKEND_PROXY: u32 = 32;
 /// A client's first packets have a TCP option that says who it is.
 pub const BACKEND_OPTION: u32 = 64;
 
-/// Value of `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`: where an endpoint's record is, by its
-/// [`crate::hash::endpoint`]. One word, so it is replaced as a whole.
+/// Value of `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`. All in one: the program computes where a record is,
+/// and does not have to ask a second map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Index {
-    /// [`INDEX_NONE`], [`INDEX_MANY`], or the number of a record and 1.
-    pub records: [u32; INDEX_SLOTS],
+pub struct Index<V, const RECORDS: usize> {
+    /// Where an endpoint's record is, by its [`crate::hash::endpoint`]: [`INDEX_NONE`], [`INDEX_MANY`], or the
+    /// number of the record and 1. One word each, so it is replaced as a whole.
+    pub places: [u32; INDEX_SLOTS],
+    /// The records.
+    pub records: [Record<V>; RECORDS],
 }
+
+/// That of listeners.
+pub type ListenerIndex = Index<Listener, MAX_LISTENER_RECORDS>;
+/// That of backends' addresses and ports.
+pub type EndpointIndex = Index<Origin, MAX_ENDPOINT_RECORDS>;
 
 /// No endpoint has this hash.
 pub const INDEX_NONE: u32 = 0;
 /// Several have it: the hash map knows.
 pub const INDEX_MANY: u32 = u32::MAX;
 
-/// Value of `SLB_LISTENER_RECORDS` and `SLB_ENDPOINT_RECORDS`: a copy of an entry of the hash map, which
-/// is not written again while an index names it.
-#[repr(C)]
+/// Part of [`Index`]: a copy of an entry of the hash map, which is not written again while a place names it.
+/// One cache line.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Record<V> {
     /// The key.
@@ -366,12 +372,17 @@ pub struct Record<V> {
     pub value: V,
 }
 
-/// Value of `SLB_FILTER`: what the addresses of a hash may be to us, [`ROLE_VIP`] and [`ROLE_BACKEND`], two bits
-/// each. What is not in here needs no look-up.
+const _: () = assert!(size_of::<Record<Listener>>() == 64 && size_of::<Record<Origin>>() == 64);
+
+/// Value of `SLB_FILTER`: what every packet is asked first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.
+    /// Written by the program: until when somebody may be talking to any backend directly, in jiffies; 0: nobody
+    /// ever has. `SLB_DIRECT` says to which.
+    pub direct_until: u32,
+    /// What the addresses of a hash may be to us, [`ROLE_VIP`] and [`ROLE_BACKEND`], two bits each. What is not in
+    /// here needs no look-up. Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.
     pub roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],
 }
 
@@ -890,9 +901,9 @@ mod pod {
         )*};
     }
     pod! { Endpoint Listener Chunk Backend Address Roles Origin Interface FlowKey Flow Bucket }
-    // SAFETY: as above, if the value is one.
-    unsafe impl<V: aya::Pod> aya::Pod for super::Record<V> {}
-    pod! { Index Settings Counter Traffic Client Filter Packet Keys Handover Scratch }
+    // SAFETY: as above, but for what fills a record's cache line, which nobody looks at.
+    unsafe impl<V: aya::Pod, const RECORDS: usize> aya::Pod for super::Index<V, RECORDS> {}
+    pod! { Settings Counter Traffic Client Filter Packet Keys Handover Scratch }
     pod! { FragmentKey Fragment }
 }
 

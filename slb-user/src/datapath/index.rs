@@ -1,5 +1,5 @@
-//! `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`, and their records: copies of the hash maps, which cost
-//! the program a fifth of what those do.
+//! `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`: copies of the hash maps, which cost the program a fifth of what
+//! those do.
 //!
 //! A record is written while no index names it, and the index is then replaced by one atomic store; so a
 //! packet sees the old record or the new one. The old one is left alone for a while, as in `slots.rs`.
@@ -10,24 +10,16 @@ use std::{
     time::Instant,
 };
 
-use aya::maps::{Array, MapData};
 use slb_common::{
     abi::{Endpoint, INDEX_MANY, INDEX_NONE, INDEX_SLOTS, Index, Record},
     hash,
 };
 
-use super::{
-    Pins, TableError,
-    maps::{at, open},
-    memory::Memory,
-    slots::GRACE,
-};
+use super::{Pins, TableError, memory::Memory, slots::GRACE};
 
 /// An index and its records.
-pub(super) struct Indexed<V: aya::Pod> {
-    names: [&'static str; 2],
-    index: Memory<Index>,
-    records: Array<MapData, Record<V>>,
+pub(super) struct Indexed<V, const RECORDS: usize> {
+    index: Memory<Index<V, RECORDS>>,
     /// The record of each endpoint.
     places: BTreeMap<Endpoint, u32>,
     /// Endpoints of the same hash.
@@ -36,41 +28,40 @@ pub(super) struct Indexed<V: aya::Pod> {
     released: VecDeque<(Instant, u32)>,
 }
 
-impl<V: aya::Pod + PartialEq> Indexed<V> {
-    /// Opens the pinned maps.
-    pub fn open(pins: &Pins, names: [&'static str; 2]) -> Result<Self, TableError> {
-        let records: Array<MapData, Record<V>> = open(pins, names[1])?;
+impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         Ok(Self {
-            index: Memory::open(pins, names[0])?,
+            index: Memory::open(pins, name)?,
             free: Vec::new(),
-            records,
-            names,
             places: BTreeMap::new(),
             hashes: HashMap::new(),
             released: VecDeque::new(),
         })
     }
 
-    /// Brings both in line with `entries`, of the hash map. What is right stays as it is.
-    pub fn fill(&mut self, entries: &BTreeMap<Endpoint, V>) -> Result<(), TableError> {
+    /// Brings it in line with `entries`, of the hash map. What is right stays as it is.
+    pub fn fill(&mut self, entries: &BTreeMap<Endpoint, V>) {
         let named: HashSet<u32> = (0..INDEX_SLOTS)
             .map(|slot| self.slot(slot).load(Ordering::Acquire))
             .filter(|word| !matches!(*word, INDEX_NONE | INDEX_MANY))
             .map(|word| word - 1)
             .collect();
         for &place in &named {
-            let record = self.records.get(&place, 0).map_err(at(self.names[1]))?;
-            if entries.get(&record.at) == Some(&record.value) {
-                self.places.insert(record.at, place);
+            let Some(record) = self.record(place) else { continue };
+            // SAFETY: in the mapping; only one agent writes, and it is here.
+            let (at, value) = unsafe { ((*record).at, (*record).value) };
+            if entries.get(&at) == Some(&value) {
+                self.places.insert(at, place);
             }
         }
-        self.free = (0..self.records.len()).rev().filter(|place| !named.contains(place)).collect();
+        self.free = (0..RECORDS as u32).rev().filter(|place| !named.contains(place)).collect();
         for &endpoint in entries.keys() {
             self.hashes.entry(hash::endpoint(&endpoint)).or_default().push(endpoint);
         }
         for (&endpoint, &value) in entries {
             if !self.places.contains_key(&endpoint) {
-                self.write(endpoint, value)?;
+                self.write(endpoint, value);
             }
         }
         (0..INDEX_SLOTS).for_each(|slot| self.publish(slot));
@@ -78,21 +69,19 @@ impl<V: aya::Pod + PartialEq> Indexed<V> {
         let used: HashSet<u32> = self.places.values().copied().collect();
         let now = Instant::now();
         self.released.extend(named.difference(&used).map(|&place| (now, place)));
-        Ok(())
     }
 
     /// An entry was written to the hash map.
-    pub fn put(&mut self, endpoint: Endpoint, value: V) -> Result<(), TableError> {
+    pub fn put(&mut self, endpoint: Endpoint, value: V) {
         let slot = hash::endpoint(&endpoint);
         let endpoints = self.hashes.entry(slot).or_default();
         if !endpoints.contains(&endpoint) {
             endpoints.push(endpoint);
         }
         let before = self.places.get(&endpoint).copied();
-        self.write(endpoint, value)?;
+        self.write(endpoint, value);
         self.publish(slot);
         self.released.extend(before.map(|place| (Instant::now(), place)));
-        Ok(())
     }
 
     /// An entry was removed from the hash map.
@@ -107,24 +96,30 @@ impl<V: aya::Pod + PartialEq> Indexed<V> {
     }
 
     /// Writes a record; without room for one, the hash map has to do.
-    fn write(&mut self, endpoint: Endpoint, value: V) -> Result<(), TableError> {
+    fn write(&mut self, endpoint: Endpoint, value: V) {
         while let Some((since, _)) = self.released.front()
             && since.elapsed() >= GRACE
             && let Some((_, place)) = self.released.pop_front()
         {
             self.free.push(place);
         }
-        let Some(place) = self.free.pop() else {
+        let place = self.free.pop();
+        let Some((place, record)) = place.and_then(|place| Some((place, self.record(place)?)))
+        else {
             self.places.remove(&endpoint);
-            return Ok(());
+            return;
         };
-        let record = Record { at: endpoint, value };
-        if let Err(error) = self.records.set(place, record, 0) {
-            self.free.push(place);
-            return Err(at(self.names[1])(error));
-        }
+        // SAFETY: in the mapping, and nobody reads it: no place names it.
+        unsafe { record.write(Record { at: endpoint, value }) };
         self.places.insert(endpoint, place);
-        Ok(())
+    }
+
+    /// Where a record is.
+    fn record(&self, place: u32) -> Option<*mut Record<V>> {
+        let index = self.index.first().as_ptr();
+        // SAFETY: one of the mapping, whose address is taken.
+        ((place as usize) < RECORDS)
+            .then(|| unsafe { (&raw mut (*index).records).cast::<Record<V>>().add(place as usize) })
     }
 
     fn publish(&self, slot: usize) {
@@ -139,6 +134,6 @@ impl<V: aya::Pod + PartialEq> Indexed<V> {
     fn slot(&self, slot: usize) -> &AtomicU32 {
         let index = self.index.first();
         // SAFETY: a word of the mapping, which is only accessed in this way.
-        unsafe { AtomicU32::from_ptr((&raw mut (*index.as_ptr()).records[slot]).cast()) }
+        unsafe { AtomicU32::from_ptr((&raw mut (*index.as_ptr()).places[slot]).cast()) }
     }
 }

@@ -3,10 +3,10 @@
 use aya::maps::MapInfo;
 use slb_common::{
     abi::{
-        Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, Filter, Fragment, FragmentKey,
-        Index, Interface, Listener, MAX_BACKENDS, MAX_CLIENTS, MAX_DIRECT, MAX_ENDPOINT_RECORDS,
-        MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS,
-        MAX_SOURCES, Origin, Record, Roles, STAGES, Scratch, Settings, Traffic,
+        Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, EndpointIndex, Filter,
+        Fragment, FragmentKey, Interface, Listener, ListenerIndex, MAX_BACKENDS, MAX_CLIENTS,
+        MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_SOURCES, Origin, Roles,
+        STAGES, Scratch, Settings, Traffic,
     },
     verdict::MAX_VERDICTS,
 };
@@ -27,12 +27,10 @@ const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> Layout {
 }
 
 /// All of them.
-pub(super) const MAPS: [Layout; 22] = [
+pub(super) const MAPS: [Layout; 20] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
-    layout::<u32, Index>("SLB_LISTENER_INDEX", Some(1)),
-    layout::<u32, Record<Listener>>("SLB_LISTENER_RECORDS", Some(MAX_LISTENER_RECORDS)),
-    layout::<u32, Index>("SLB_ENDPOINT_INDEX", Some(1)),
-    layout::<u32, Record<Origin>>("SLB_ENDPOINT_RECORDS", Some(MAX_ENDPOINT_RECORDS)),
+    layout::<u32, ListenerIndex>("SLB_LISTENER_INDEX", Some(1)),
+    layout::<u32, EndpointIndex>("SLB_ENDPOINT_INDEX", Some(1)),
     layout::<u32, Chunk>("SLB_SLOTS", None),
     layout::<u32, u64>("SLB_CURSORS", Some(MAX_LISTENERS)),
     layout::<u32, Backend>("SLB_BACKENDS", Some(MAX_BACKENDS)),
@@ -43,7 +41,7 @@ pub(super) const MAPS: [Layout; 22] = [
     layout::<u32, Filter>("SLB_FILTER", Some(1)),
     layout::<u32, Client>("SLB_CLIENTS", Some(MAX_CLIENTS)),
     layout::<u32, Bucket>("SLB_FLOWS", None),
-    layout::<u32, u32>("SLB_DIRECT", Some(MAX_DIRECT)),
+    layout::<u32, u32>("SLB_DIRECT", Some(MAX_BACKENDS)),
     layout::<u32, Counter>("SLB_VERDICTS", Some(MAX_VERDICTS)),
     layout::<u32, Traffic>("SLB_TRAFFIC", Some(MAX_BACKENDS)),
     layout::<u32, Address>("SLB_SOURCES", Some(MAX_SOURCES)),

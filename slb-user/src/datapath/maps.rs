@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use slb_common::{
     abi::{
         Address, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET, EPOCH_TAKEN, Endpoint, Interface,
-        Listener, Origin, Roles, Settings, Traffic,
+        Listener, MAX_ENDPOINT_RECORDS, MAX_LISTENER_RECORDS, Origin, Roles, Settings, Traffic,
     },
     verdict::Verdict,
 };
@@ -56,8 +56,8 @@ pub struct Maps {
     addresses: HashMap<MapData, Address, Roles>,
     endpoints: HashMap<MapData, Endpoint, Origin>,
     filter: RoleFilter,
-    listener_index: Indexed<Listener>,
-    endpoint_index: Indexed<Origin>,
+    listener_index: Indexed<Listener, MAX_LISTENER_RECORDS>,
+    endpoint_index: Indexed<Origin, MAX_ENDPOINT_RECORDS>,
     interfaces: HashMap<MapData, u32, Interface>,
     sources: Array<MapData, Address>,
     settings: Array<MapData, Settings>,
@@ -100,8 +100,8 @@ impl Maps {
             interfaces: open(pins, "SLB_INTERFACES")?,
             sources: open(pins, "SLB_SOURCES")?,
             filter: RoleFilter::open(pins)?,
-            listener_index: Indexed::open(pins, ["SLB_LISTENER_INDEX", "SLB_LISTENER_RECORDS"])?,
-            endpoint_index: Indexed::open(pins, ["SLB_ENDPOINT_INDEX", "SLB_ENDPOINT_RECORDS"])?,
+            listener_index: Indexed::open(pins, "SLB_LISTENER_INDEX")?,
+            endpoint_index: Indexed::open(pins, "SLB_ENDPOINT_INDEX")?,
             settings: open(pins, "SLB_SETTINGS")?,
             verdicts: open(pins, "SLB_VERDICTS")?,
             traffic: open(pins, "SLB_TRAFFIC")?,
@@ -154,8 +154,8 @@ impl Maps {
         self.installed.interfaces = contents(&self.interfaces).map_err(at("SLB_INTERFACES"))?;
         self.filter.fill(&self.installed.addresses);
         let listeners = contents(&self.listeners).map_err(at("SLB_LISTENERS"))?;
-        self.listener_index.fill(&listeners)?;
-        self.endpoint_index.fill(&self.installed.endpoints)?;
+        self.listener_index.fill(&listeners);
+        self.endpoint_index.fill(&self.installed.endpoints);
         Ok(())
     }
 
@@ -210,7 +210,7 @@ impl Maps {
             }
             Step::PutEndpoint(endpoint, value) => {
                 self.endpoints.insert(endpoint, value, 0).map_err(at("SLB_ENDPOINTS"))?;
-                self.endpoint_index.put(endpoint, value)?;
+                self.endpoint_index.put(endpoint, value);
                 self.installed.endpoints.insert(endpoint, value);
             }
             Step::RemoveEndpoint(endpoint) => {
@@ -250,7 +250,7 @@ impl Maps {
             self.release(range);
             return Err(at("SLB_LISTENERS")(error));
         }
-        self.listener_index.put(endpoint, listener)?;
+        self.listener_index.put(endpoint, listener);
         self.installed.listeners.insert(endpoint, service);
         if let Some(old) = self.ranges.insert(endpoint, range) {
             self.release(old);

@@ -16,16 +16,14 @@ use crate::support::{
 /// Those that hold what bpftool has no fields for, or nothing without fragments.
 const OTHERS: [&str; 2] = ["SLB_FRAGMENTS", "SLB_STAGES"];
 
-const FIELDS: [(&str, &[&str], &[&str]); 20] = [
+const FIELDS: [(&str, &[&str], &[&str]); 18] = [
     (
         "SLB_LISTENERS",
         &["addr", "port", "proto"],
         &["id", "scheduler", "first_chunk", "slots", "previous_chunk", "previous_slots"],
     ),
-    ("SLB_LISTENER_INDEX", &[], &["records"]),
-    ("SLB_LISTENER_RECORDS", &[], &["at", "value"]),
-    ("SLB_ENDPOINT_INDEX", &[], &["records"]),
-    ("SLB_ENDPOINT_RECORDS", &[], &["at", "value"]),
+    ("SLB_LISTENER_INDEX", &[], &["places", "records"]),
+    ("SLB_ENDPOINT_INDEX", &[], &["places", "records"]),
     ("SLB_SLOTS", &[], &["slots"]),
     ("SLB_CURSORS", &[], &[]),
     (
@@ -45,7 +43,7 @@ const FIELDS: [(&str, &[&str], &[&str]); 20] = [
             "spare",
         ],
     ),
-    ("SLB_FILTER", &[], &["roles"]),
+    ("SLB_FILTER", &[], &["direct_until", "roles"]),
     ("SLB_ADDRESSES", &["bytes"], &["roles"]),
     ("SLB_ENDPOINTS", &["addr", "port", "proto"], &["vip", "port", "backend", "flags", "spare"]),
     ("SLB_INTERFACES", &[], &["redirect"]),

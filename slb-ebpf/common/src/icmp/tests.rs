@@ -390,7 +390,13 @@ fn given_an_error_at_its_last_hop_when_translated_then_it_ends_here_unchanged() 
             let before = Sent { ttl, ..error(sample.dst, &sample, 128, &[]) }.bytes();
             let quote = quoted_in(&before).unwrap();
             let mut after = before.clone();
-            let sent = translate_error(&mut Frame::from_slice(&mut after), &quote, &to, other(&quote, &to), HOP);
+            let sent = translate_error(
+                &mut Frame::from_slice(&mut after),
+                &quote,
+                &to,
+                other(&quote, &to),
+                HOP,
+            );
             assert_eq!((sent, after), (Err(Verdict::TtlExpired), before));
         }
     }
