@@ -168,11 +168,16 @@ fn look_up(facts: &Facts<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u
     let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
     let epoch = maps::settings().route_epoch;
     if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
-        store(client, addr, vip, Hop::KERNEL, epoch, [CLIENT_LOCAL, 0]);
+        // The hop does not matter.
+        store(client, addr, vip, *hop, epoch, [CLIENT_LOCAL, 0]);
         return CLIENT_LOCAL;
     }
     let Some(Keys { route, .. }) = maps::keys() else { return 0 };
-    *route = [0; 8];
+    for word in &mut *route {
+        // Else the compiler calls `memset`, and calls take stack.
+        // SAFETY: a word of this CPU's own.
+        unsafe { ptr::from_mut(word).write_volatile(0) };
+    }
     const { assert!(size_of::<FibLookup>() == size_of::<[u64; 8]>()) };
     // SAFETY: as long and no less aligned; integers and unions of integers only.
     let query = unsafe { &mut *ptr::from_mut(route).cast::<FibLookup>() };
@@ -215,7 +220,7 @@ fn look_up(facts: &Facts<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u
         BPF_FIB_LKUP_RET_NO_NEIGH if query.ifindex == hop.ifindex => {}
         // A gateway that does not forward for anybody else can still answer its clients.
         BPF_FIB_LKUP_RET_FWD_DISABLED => {}
-        _ => *hop = Hop::KERNEL,
+        _ => hop.ifindex = Hop::KERNEL.ifindex,
     }
     0
 }

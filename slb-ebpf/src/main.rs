@@ -129,7 +129,7 @@ fn v4(ctx: &XdpContext) -> u64 {
     let Some(Scratch { packet: kept, handover, .. }) = maps::scratch() else {
         return pack(Err(Verdict::Inconsistent.into()));
     };
-    if let Err(reject) = parse::packet(&work::frame(ctx), Family::V4, kept) {
+    if let Err(reject) = parse::packet_of(&work::frame(ctx), Family::V4, kept) {
         return pack(Err(rejected(reject)));
     }
     // A copy to which nobody has a pointer can be in registers, and does not have to be waited for.
@@ -143,7 +143,7 @@ fn v6(ctx: &XdpContext) -> u64 {
     let Some(Scratch { packet, handover, .. }) = maps::scratch() else {
         return pack(Err(Verdict::Inconsistent.into()));
     };
-    if let Err(reject) = parse::packet(&work::frame(ctx), Family::V6, packet) {
+    if let Err(reject) = parse::packet_of(&work::frame(ctx), Family::V6, packet) {
         return pack(Err(rejected(reject)));
     }
     pack(balance(Work::begin(ctx, packet, packet, handover)))

@@ -192,7 +192,7 @@ pub fn listener(at: &Endpoint) -> Option<&'static Listener> {
         Some(known) => known,
         // A copy: the original may be in registers.
         // SAFETY: a replaced value lives on until the program ends.
-        None => unsafe { SLB_LISTENERS.get({ *at }) },
+        None => unsafe { SLB_LISTENERS.get(*at) },
     }
 }
 
@@ -202,7 +202,7 @@ pub fn origin(at: &Endpoint) -> Option<&'static Origin> {
     match indexed(SLB_ENDPOINT_INDEX.get(0), at) {
         Some(known) => known,
         // SAFETY: as above.
-        None => unsafe { SLB_ENDPOINTS.get({ *at }) },
+        None => unsafe { SLB_ENDPOINTS.get(*at) },
     }
 }
 

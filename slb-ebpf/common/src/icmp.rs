@@ -1,7 +1,7 @@
 //! ICMP (RFC 792) and ICMPv6 (RFC 4443): echo requests are answered, and errors about translated
 //! packets are translated to those whom they concern.
 //!
-//! For frames that [`crate::parse::packet`] has rejected as [`crate::parse::Reject::Icmp`]: their IP header is
+//! For frames that [`crate::parse::packet_of`] has rejected as [`crate::parse::Reject::Icmp`]: their IP header is
 //! right, and they are no fragments. Extension headers in front of ICMPv6 are not followed.
 
 use core::mem::offset_of;

@@ -140,7 +140,7 @@ pub fn family(frame: &Frame<'_>) -> Result<Family, Reject> {
 ///
 /// [`Reject`], for every frame that cannot be balanced.
 #[inline(always)]
-pub fn packet(frame: &Frame<'_>, family: Family, packet: &mut Packet) -> Result<(), Reject> {
+pub fn packet_of(frame: &Frame<'_>, family: Family, packet: &mut Packet) -> Result<(), Reject> {
     match family {
         Family::V4 => v4::<false>(frame, packet, frame.len()),
         Family::V6 => v6::<false>(frame, packet, frame.len()),
@@ -155,7 +155,8 @@ pub fn packet(frame: &Frame<'_>, family: Family, packet: &mut Packet) -> Result<
 /// [`Reject`], for every frame that cannot be balanced.
 #[inline(always)]
 pub fn rest(frame: &Frame<'_>, packet: &mut Packet, len: usize) -> Result<(), Reject> {
-    match family(frame)? {
+    // A third tag is one too many.
+    match family(frame).map_err(|_| Reject::NotIp)? {
         Family::V4 => v4::<true>(frame, packet, len),
         Family::V6 => v6::<true>(frame, packet, len),
     }
@@ -376,6 +377,12 @@ fn transport(
     let ports = frame.header::<4>(l4).ok_or(reject(Verdict::Truncated))?;
     (packet.key.sport, packet.key.dport) = (ports.number(0), ports.number(2));
     Ok(())
+}
+
+/// Parses a frame of either family.
+#[cfg(test)]
+pub(crate) fn packet(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
+    packet_of(frame, family(frame)?, packet)
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub(crate) const TTL: u8 = 64;
 /// # Errors
 ///
 /// [`Verdict::TtlExpired`], with the frame unchanged. [`Verdict::Truncated`] cannot happen to a packet
-/// that [`crate::parse::packet`] has accepted, but the verifier does not know.
+/// that [`crate::parse::packet_of`] has accepted, but the verifier does not know.
 #[inline(always)]
 pub fn translate(
     frame: &mut Frame<'_>,
