@@ -33,7 +33,7 @@ pub fn to_vip<const REST: bool>(
     from: u32,
     direct_until: u32,
 ) -> Result<Option<Route>, Exit> {
-    let packet = &*work.packet;
+    let packet = work.packet;
     let listener = maps::listener(to);
     if listener.is_none() && maps::roles(&packet.key.dst) & ROLE_VIP == 0 {
         return Ok(None);
