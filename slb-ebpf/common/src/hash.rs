@@ -61,8 +61,8 @@ pub const fn endpoint(at: &Endpoint) -> usize {
     let [high, low] = at.addr.halves();
     let port = (at.port as u64) << 8 ^ at.proto as u64;
     let mixed = high.to_le().wrapping_mul(SEED) ^ port.wrapping_mul(MULTIPLIER);
-    // The last octets of an IPv4 address are the highest, of which a product keeps only the lowest bits: they come
-    // down by half.
+    // The last two octets of an IPv4 address are the highest here, and times an odd number they are 65 536 different
+    // ones: hosts of one network have different hashes.
     ((low.to_le() ^ mixed).wrapping_mul(SEED) >> 48) as usize
 }
 
