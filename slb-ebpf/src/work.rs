@@ -80,8 +80,7 @@ pub const fn unpack(packed: u64) -> Result<Sent, Exit> {
     if packed & IS_STAGE != 0 {
         return Err(Exit::Stage(low & !(IS_STAGE as u32)));
     }
-    // SAFETY: only `pack` makes them.
-    Ok((unsafe { core::mem::transmute::<u32, Verdict>(low) }, (packed >> 32) as u32))
+    Ok((Verdict::from_slot(low), (packed >> 32) as u32))
 }
 
 impl From<Verdict> for Exit {
@@ -214,7 +213,9 @@ pub fn leave(ctx: &XdpContext, outcome: Result<Sent, Exit>, bytes: u64) -> u32 {
                 STAGE_FLOW => go_to::<STAGE_FLOW>(ctx),
                 STAGE_TUNNEL => go_to::<STAGE_TUNNEL>(ctx),
                 STAGE_FULL => go_to::<STAGE_FULL>(ctx),
-                _ => go_to::<STAGE_ANSWER>(ctx),
+                STAGE_ANSWER => go_to::<STAGE_ANSWER>(ctx),
+                // Only from other stages.
+                _ => {}
             }
             (Verdict::Inconsistent, 0)
         }
