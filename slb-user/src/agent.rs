@@ -6,6 +6,7 @@
 mod failures;
 mod follow;
 mod lock;
+mod reload;
 mod status;
 
 use std::{
@@ -35,7 +36,8 @@ pub use lock::{Lock, LockError};
 
 use self::{
     failures::Failures,
-    follow::{Follower, Surroundings},
+    follow::{Follower, Following, Surroundings},
+    reload::Reloads,
 };
 use crate::{
     api::{self, ApiError, Request},
@@ -95,7 +97,11 @@ pub struct Agent {
     jiffies: Jiffies,
     /// One per target of the layout.
     health: Vec<Health>,
-    checkers: Checkers<usize>,
+    /// By [`crate::layout::Target::id`].
+    checkers: Checkers<u32>,
+    /// Backends that are there for the sake of their flows only, and since when.
+    departed: HashMap<u32, Instant>,
+    reloads: Reloads,
     surroundings: Surroundings,
     attachments: Vec<(Interface, Attachment)>,
     failures: Failures,
@@ -108,6 +114,8 @@ struct Swept {
     schedules: HashMap<u32, Arc<Schedule>>,
     /// Slots whose flows have entries that differ from them.
     pinned: HashMap<u32, HashSet<usize>>,
+    /// Backends that no flow has an entry of.
+    left: HashSet<u32>,
 }
 
 /// Runs the agent until it is told to stop. `ready` is called when packets are balanced.
@@ -120,13 +128,16 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     let (requests, mut requested) = mpsc::channel(16);
     let (events, mut transitions) = mpsc::unbounded_channel();
     let (news, mut followed) = mpsc::channel(1);
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let (files, mut read) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
     let (mut agent, follower) =
-        Agent::start(config, path.to_owned(), Checkers::new(events)).await?;
-    let following = tokio::spawn(follower.run(news));
+        Agent::start(config, path.to_owned(), Checkers::new(events), Reloads::new(files, orders))
+            .await?;
+    let following = tokio::spawn(follower.run(news, ordered));
     api::serve(&agent.config.gateway.api, requests)?;
     ready();
 
@@ -152,9 +163,8 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                warn!("SIGHUP: reloading is not supported yet; restart the agent, no flow is lost");
-            }
+            _ = hangup.recv() => agent.reload(None),
+            Some(read) = read.recv() => agent.consider(read),
             Some(surroundings) = followed.recv() => agent.surroundings_changed(surroundings),
             Some(request) = requested.recv() => agent.answer(request),
             _ = retry.tick(), if !agent.failures.is_empty() => {
@@ -176,18 +186,21 @@ impl Agent {
     async fn start(
         config: Config,
         path: PathBuf,
-        checkers: Checkers<usize>,
+        checkers: Checkers<u32>,
+        reloads: Reloads,
     ) -> Result<(Self, Follower), AgentError> {
         let datapath = Loaded::open(Pins::new(&config.gateway.pins), capacities(&config))?;
         let pins_lock = Lock::of_directory(&config.gateway.pins)?;
         let layout = Layout::new(&config, datapath.maps.installed())?;
-        let mut follower = Follower::open(&config, &layout).await?;
+        let mut follower = Follower::open(Following::new(&config, &layout)).await?;
         let mut agent = Self {
             started: Instant::now(),
             health: restored(&layout, datapath.maps.installed()),
             planner: Planner::default(),
             jiffies: Jiffies::from_kernel()?,
             checkers,
+            departed: HashMap::new(),
+            reloads,
             // What changed while no agent was looking, nobody has told the program.
             surroundings: follower.look(NetworkChange::EVERYTHING).await,
             attachments: Vec::new(),
@@ -209,6 +222,7 @@ impl Agent {
         agent.datapath.detach_others(&agent.config.gateway.interfaces)?;
         agent.datapath.maps.next_route_epoch()?;
         follower.announce().await;
+        agent.note_departed();
         agent.check_health();
         Ok((agent, follower))
     }
@@ -257,11 +271,12 @@ impl Agent {
 
     /// Whether every configured interface is there, and free or ours. Changes nothing.
     fn check_interfaces(&self) -> Result<(), LoadError> {
-        for name in &self.config.gateway.interfaces {
-            let (interface, present) = self.interface(name)?;
-            self.datapath.check(interface, *present)?;
-        }
-        Ok(())
+        self.config.gateway.interfaces.iter().try_for_each(|name| self.check_interface(name))
+    }
+
+    fn check_interface(&self, name: &str) -> Result<(), LoadError> {
+        let (interface, present) = self.interface(name)?;
+        self.datapath.check(interface, *present)
     }
 
     /// Attaches the program to each interface that does not have it: all of them at first, and later
@@ -304,14 +319,17 @@ impl Agent {
         let targets = self.layout.targets.iter().enumerate().filter_map(|(index, target)| {
             let (check, addr) = target.check.as_ref()?;
             let (check, initial) = (Arc::new(check.clone()), self.health[index]);
-            Some((index, health::Target { addr: *addr, check, initial }))
+            Some((target.id, health::Target { addr: *addr, check, initial }))
         });
         self.checkers.set(targets);
     }
 
-    fn transition(&mut self, event: &health::Event<usize>) {
-        self.health[event.key] = event.health;
-        let (listener, backend) = self.describe(event.key);
+    fn transition(&mut self, event: &health::Event<u32>) {
+        let mut targets = self.layout.targets.iter();
+        // One that is not checked any more may have said something before.
+        let Some(target) = targets.position(|target| target.id == event.key) else { return };
+        self.health[target] = event.health;
+        let (listener, backend) = self.describe(target);
         if event.health == Health::Unhealthy {
             warn!(listener, backend, reason = event.reason, "backend is unhealthy");
         } else {
@@ -326,14 +344,20 @@ impl Agent {
         let instance = &self.config.instances[service.instance];
         let listener = &instance.listeners[service.listener];
         let target = &self.layout.targets[target];
-        let backend = &instance.groups[listener.group].backends[target.backend];
+        let backends = &instance.groups[listener.group].backends;
+        let backend = target.backend.map_or("", |backend| &backends[backend].name);
         (
             format!("{} {}/{}", instance.name, listener.protocol, listener.port),
-            format!("{} {}", backend.name, target.addr),
+            format!("{backend} {}", target.addr),
         )
     }
 
-    fn surroundings_changed(&mut self, surroundings: Surroundings) {
+    fn surroundings_changed(&mut self, mut surroundings: Surroundings) {
+        // Until the end of this function.
+        let _taken = surroundings.taken.take();
+        if self.awaits(&surroundings) {
+            return self.swap(surroundings);
+        }
         self.surroundings = surroundings;
         let result = self.attach();
         self.failures.note("XDP", result);
@@ -383,10 +407,11 @@ impl Agent {
     /// Looks through the flow table if that may settle slots, in a thread of its own: it is large.
     fn sweep(&self, swept: &mpsc::Sender<Swept>) {
         let schedules = self.planner.watched();
+        let leaving = self.leaving();
         let (Ok(permit), Ok(now)) = (swept.clone().try_reserve_owned(), self.jiffies.now()) else {
             return;
         };
-        if schedules.is_empty() {
+        if schedules.is_empty() && leaving.is_empty() {
             return;
         }
         let services = self.layout.services.iter();
@@ -400,8 +425,8 @@ impl Agent {
         let now = now.wrapping_sub(self.jiffies.from_duration(SWEEP_SLACK));
         let table = self.datapath.table.clone();
         tokio::task::spawn_blocking(move || {
-            let pinned = table.sweep(&watched, now);
-            permit.send(Swept { schedules, pinned });
+            let (pinned, left) = table.sweep(&watched, leaving, now);
+            permit.send(Swept { schedules, pinned, left });
         });
     }
 
@@ -409,6 +434,7 @@ impl Agent {
         for (id, pinned) in swept.pinned {
             self.planner.settle(id, &swept.schedules[&id], &pinned);
         }
+        self.forget(&swept.left);
         self.reconcile();
     }
 
@@ -419,6 +445,7 @@ impl Agent {
         problems.extend(self.sourceless());
         problems.extend(self.lost_replies());
         problems.extend(self.failures.texts());
+        problems.extend(self.reloads.refused.clone());
         problems
     }
 
@@ -456,10 +483,12 @@ impl Agent {
         local_source_problems(interfaces.map(|(interface, _)| interface.name.as_str()))
     }
 
-    fn answer(&self, request: Request) {
+    fn answer(&mut self, request: Request) {
         match request {
             // Who asked may have gone away.
             Request::Status(answer) => drop(answer.send(self.status())),
+            Request::Reload(answer) => self.reload(Some(answer)),
+            Request::Plan(config, answer) => drop(answer.send(self.plan(&config))),
         }
     }
 }
@@ -474,6 +503,14 @@ async fn until(moment: Option<Instant>) {
 
 /// What the maps are made for, if this agent is the first.
 fn capacities(config: &Config) -> Capacities {
+    // Twice for the schedule before, twice for the swap, and as much again for what the file may grow
+    // to.
+    let chunks = (6 * chunks(config)).next_power_of_two().max(DEFAULT_CHUNKS);
+    Capacities { flows: config.gateway.flows, chunks: chunks as u32 }
+}
+
+/// How many chunks of `SLB_SLOTS` the schedules take.
+fn chunks(config: &Config) -> usize {
     let mut chunks = 0;
     for instance in &config.instances {
         let families = [true, false].map(|v4| instance.vips.iter().any(|vip| vip.is_ipv4() == v4));
@@ -487,10 +524,7 @@ fn capacities(config: &Config) -> Capacities {
             chunks += families * slots.div_ceil(CHUNK_SLOTS);
         }
     }
-    // Twice for the schedule before, twice for the swap, and as much again for what the file may grow
-    // to.
-    let chunks = (6 * chunks).next_power_of_two().max(DEFAULT_CHUNKS);
-    Capacities { flows: config.gateway.flows, chunks: chunks as u32 }
+    chunks
 }
 
 /// Health as an earlier agent has left it in the maps.

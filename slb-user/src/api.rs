@@ -5,10 +5,10 @@ mod server;
 mod status;
 
 pub use client::{ClientError, Connection};
-pub use server::{ApiError, Request, serve};
+pub use server::{ApiError, Refusal, Request, serve};
 pub use status::{
-    BackendStatus, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus, Status,
-    VerdictCount,
+    BackendStatus, File, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus,
+    Reloaded, Status, VerdictCount,
 };
 
 #[cfg(test)]

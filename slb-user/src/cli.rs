@@ -6,9 +6,11 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config, DEFAULT_PATH, LoadError};
 
+mod ask;
 mod check;
 mod decap;
 mod doctor;
+mod reload;
 mod run;
 mod status;
 mod unload;
@@ -46,6 +48,10 @@ enum Command {
     Run(run::Arguments),
     /// Validate a configuration file, and report every mistake in it.
     Check(check::Arguments),
+    /// Show what a reload would change, without doing it.
+    Plan(reload::PlanArguments),
+    /// Have the running agent go by its file as it is now; a wrong file changes nothing.
+    Reload(reload::Arguments),
     /// Show instances, listeners, backends, their health, and what became of packets.
     Status(status::Arguments),
     /// On a backend behind a tunnel: take packets out of IPIP and GUE by XDP.
@@ -74,6 +80,8 @@ impl Cli {
         match self.command {
             Command::Run(arguments) => run::run(&arguments),
             Command::Check(arguments) => Ok(check::check(&arguments)),
+            Command::Plan(arguments) => reload::plan(&arguments),
+            Command::Reload(arguments) => reload::reload(&arguments),
             Command::Status(arguments) => status::status(&arguments),
             Command::Decap(arguments) => decap::decap(&arguments),
             Command::Doctor(arguments) => doctor::doctor(&arguments),

@@ -10,9 +10,11 @@ use std::{
     time::Duration,
 };
 
-pub use parse::{load, parse};
+pub use changes::changes;
+pub use parse::{api, load, parse};
 pub use report::{LoadError, Mistake, Report};
 
+mod changes;
 mod parse;
 mod report;
 
@@ -163,6 +165,14 @@ pub struct Group {
     pub client_address: ClientAddress,
     /// Names unique in the group. Primary/secondary: exactly two, the primary first.
     pub backends: Vec<Backend>,
+}
+
+impl Group {
+    /// Its name in answers; `default` for the default group.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.name.as_deref().unwrap_or("default")
+    }
 }
 
 /// The three kinds of server group.

@@ -48,7 +48,7 @@ pub struct Planner {
 struct Planned {
     by_hash: bool,
     members: Vec<Member>,
-    /// Backends, usable or not.
+    /// Backends that the configuration names, usable or not.
     of: usize,
     shared: HashSet<u32>,
     wanted: Vec<u32>,
@@ -103,6 +103,13 @@ pub struct Circumstances<'a> {
 type Owners = HashMap<Endpoint, Vec<(Endpoint, u32)>>;
 
 impl Planner {
+    /// Forgets the schedules of services that are not in `layout`.
+    pub fn keep(&mut self, layout: &Layout) {
+        let ids: HashSet<u32> = layout.services.iter().map(|service| service.id).collect();
+        self.schedules.retain(|id, _| ids.contains(id));
+        self.waiting.retain(|id, _| ids.contains(id));
+    }
+
     /// What the maps should hold.
     pub fn desired(&mut self, layout: &Layout, now: Circumstances<'_>) -> State {
         let mut state = State {
@@ -270,7 +277,7 @@ impl Planner {
         let is_same = before.as_ref().is_some_and(|before| {
             before.by_hash == by_hash
                 && before.members == members
-                && before.of == targets.len()
+                && before.of == named(targets)
                 && before.shared == *shared
         });
         let planned = match before {
@@ -280,6 +287,10 @@ impl Planner {
                     Some(before) if is_same => before.wanted.clone(),
                     _ => wanted(service, targets, &members),
                 };
+                let unshared: HashSet<u32> = before
+                    .iter()
+                    .flat_map(|before| before.shared.difference(shared).copied())
+                    .collect();
                 let is_usable = |id| candidates.iter().any(|target| target.id == id);
                 let from = before.map(|before| before.way).or_else(|| {
                     let installed = service.endpoints.iter();
@@ -288,14 +299,14 @@ impl Planner {
                     Some(Way::restored(&installed.schedule, terms))
                 });
                 let way = match by_hash {
-                    true => Way::hash(from, &wanted, is_usable, terms),
+                    true => Way::hash(from, &wanted, is_usable, &unshared, terms),
                     false => Way::ring(from, terms),
                 };
                 let published = Arc::new(way.schedule(&wanted, shared));
                 Planned {
                     by_hash,
                     members,
-                    of: targets.len(),
+                    of: named(targets),
                     shared: shared.clone(),
                     wanted,
                     way,
@@ -332,6 +343,7 @@ impl Way {
         from: Option<Self>,
         wanted: &[u32],
         is_usable: impl Fn(u32) -> bool,
+        unshared: &HashSet<u32>,
         terms: Terms,
     ) -> Self {
         let mut transition = match from {
@@ -339,6 +351,7 @@ impl Way {
             Some(Self::Hash(transition)) => transition,
             Some(Self::Ring { .. }) => Transition::watched(wanted.to_vec()),
         };
+        transition.watch(unshared);
         transition.advance(terms);
         transition.aim(wanted, is_usable, terms);
         Self::Hash(transition)
@@ -368,9 +381,14 @@ impl Way {
     }
 }
 
+/// How many backends the configuration names.
+fn named(targets: &[Target]) -> usize {
+    targets.iter().filter(|target| !target.is_departed()).count()
+}
+
 /// Whether one backend gets all new flows.
 fn is_single(targets: &[Target]) -> bool {
-    targets.len() == 1 || targets.iter().any(|target| target.role == Role::Primary)
+    named(targets) == 1 || targets.iter().any(|target| target.role == Role::Primary)
 }
 
 /// Whether flows go by hash, without entries. Datagrams of a pair do not: they would stay with the
@@ -390,7 +408,7 @@ fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32>
     match service.scheduler {
         Scheduler::Tch => {
             // As large for the healthy ones as for all, so that a failure moves as little as it can.
-            let size = maglev::size_for(targets.len());
+            let size = maglev::size_for(named(targets));
             let table = maglev::table(members, size);
             if table.is_empty() { vec![NO_BACKEND; size] } else { table }
         }
@@ -445,6 +463,7 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
         .iter()
         .zip(health)
         .map(|(target, &health)| match (target.role, health) {
+            _ if target.is_departed() => false,
             _ if target.check.is_none() => true,
             // The secondary is for when the primary has failed, not for when nobody has looked yet.
             (Role::Primary, health) => health != Health::Unhealthy,
@@ -453,7 +472,7 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
         .collect();
     let mut candidates = targets.iter().zip(&healthy).filter(|(target, _)| target.weight > 0);
     if service.all_unhealthy == AllUnhealthy::FailOpen && !candidates.any(|(_, healthy)| *healthy) {
-        return vec![true; targets.len()];
+        return targets.iter().map(|target| !target.is_departed()).collect();
     }
     healthy
 }

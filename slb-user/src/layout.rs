@@ -60,8 +60,9 @@ pub struct Service {
 pub struct Target {
     /// Index into `SLB_BACKENDS`.
     pub id: u32,
-    /// Index into [`crate::config::Group::backends`].
-    pub backend: usize,
+    /// Index into [`crate::config::Group::backends`]; `None`: the configuration does not name it any more, but
+    /// its flows go on.
+    pub backend: Option<usize>,
     /// Where packets are sent to.
     pub addr: SocketAddr,
     /// Share of new flows, relative to the others'.
@@ -118,7 +119,7 @@ impl Layout {
         for (at, instance) in config.instances.iter().enumerate() {
             for index in 0..instance.listeners.len() {
                 for is_v4 in [true, false] {
-                    layout.add((at, instance), index, is_v4, &mut ids)?;
+                    layout.add((at, instance), index, is_v4, &mut ids, installed)?;
                 }
             }
         }
@@ -132,6 +133,7 @@ impl Layout {
         index: usize,
         is_v4: bool,
         ids: &mut Ids<'_>,
+        installed: &State,
     ) -> Result<(), LayoutError> {
         let listener = &instance.listeners[index];
         let vips = instance.vips.iter().filter(|vip| listener.enabled && vip.is_ipv4() == is_v4);
@@ -158,7 +160,7 @@ impl Layout {
             for &addr in member.addresses.iter().filter(|addr| addr.is_ipv4() == inside) {
                 self.targets.push(Target {
                     id: ids.backend(id, addr, port)?,
-                    backend,
+                    backend: Some(backend),
                     addr: SocketAddr::new(addr, port),
                     weight: member.weight.into(),
                     role,
@@ -185,6 +187,9 @@ impl Layout {
                 });
             }
         }
+        for id in ids.departed(id, &endpoints) {
+            self.targets.push(Target::departed(id, installed));
+        }
         self.services.push(Service {
             id,
             instance: at,
@@ -196,6 +201,47 @@ impl Layout {
             targets: first..self.targets.len(),
         });
         Ok(())
+    }
+}
+
+impl Target {
+    /// A backend that only the maps know any more.
+    fn departed(id: u32, installed: &State) -> Self {
+        let record = &installed.backends[&id];
+        let addr = IpAddr::from(record.addr);
+        let port = record.port as u16;
+        let first = u32::from(record.source);
+        let sources = installed.sources.range(first..first + u32::from(record.sources));
+        Self {
+            id,
+            backend: None,
+            addr: SocketAddr::new(addr, port),
+            weight: 0,
+            role: Role::Member,
+            forwarding: match record.mode {
+                abi::MODE_FULL => Forwarding::FullNat,
+                abi::MODE_DSR => Forwarding::Dsr,
+                abi::MODE_IPIP => Forwarding::Ipip,
+                abi::MODE_GUE => Forwarding::Gue,
+                _ => Forwarding::Nat,
+            },
+            sources: sources.map(|(_, &source)| source.into()).collect(),
+            client_address: if record.flags & abi::BACKEND_PROXY != 0 {
+                ClientAddress::ProxyV2
+            } else if record.flags & abi::BACKEND_OPTION != 0 {
+                ClientAddress::TcpOption
+            } else {
+                ClientAddress::None
+            },
+            identity: hash::identity(record.addr, port),
+            check: None,
+        }
+    }
+
+    /// Whether the configuration does not name it any more.
+    #[must_use]
+    pub const fn is_departed(&self) -> bool {
+        self.backend.is_none()
     }
 }
 

@@ -39,7 +39,8 @@ pub enum Step {
 /// What is left of a backend that the configuration does not know any more: flows may refer to it. Nobody
 /// follows the way to it, so the kernel has to know it. Only NAT can be left to that; the others go the way
 /// that was the last.
-fn retire(backend: Backend) -> Backend {
+#[must_use]
+pub fn retire(backend: Backend) -> Backend {
     let hop = if backend.mode == MODE_NAT { Hop::KERNEL } else { backend.hop };
     Backend { flags: 0, hop, ..backend }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use slb_common::abi::Hop;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use super::{RETRY, failures::Failures};
@@ -35,28 +35,27 @@ pub(super) struct Surroundings {
     pub outdates_clients: bool,
     /// What an operator should see to.
     pub problems: Vec<String>,
+    /// [`Following::number`].
+    pub number: u64,
+    /// Dropped when the maps say the same: the VIPs are announced after that.
+    pub taken: Option<oneshot::Sender<()>>,
 }
 
-/// Knows the way to the backends, keeps it known, and holds the VIPs.
-pub(super) struct Follower {
-    network: Network,
-    keeper: Keeper,
-    announcer: Announcer,
+/// What is followed.
+#[derive(Clone, Debug)]
+pub(super) struct Following {
+    /// Of the interfaces.
     names: Vec<String>,
+    /// Addresses.
     backends: Vec<IpAddr>,
+    /// Those that the agent holds.
     vips: Vec<IpAddr>,
-    ways: HashMap<IpAddr, NextWay>,
-    addresses: Vec<IpAddr>,
-    /// Backends whose replies cannot come back through XDP, in words.
-    detours: Vec<String>,
-    /// What the log has been told that is not over yet.
-    told: Vec<String>,
-    failures: Failures,
+    /// Tells orders apart.
+    pub number: u64,
 }
 
-impl Follower {
-    pub async fn open(config: &Config, layout: &Layout) -> Result<Self, net::Error> {
-        let network = Network::open().await?;
+impl Following {
+    pub fn new(config: &Config, layout: &Layout) -> Self {
         let backends: HashSet<IpAddr> =
             layout.targets.iter().map(|target| target.addr.ip()).collect();
         let vips = match config.gateway.announce {
@@ -69,13 +68,38 @@ impl Follower {
             }
             Announce::None => Vec::new(),
         };
+        Self {
+            names: config.gateway.interfaces.clone(),
+            backends: backends.into_iter().collect(),
+            vips,
+            number: 0,
+        }
+    }
+}
+
+/// Knows the way to the backends, keeps it known, and holds the VIPs.
+pub(super) struct Follower {
+    network: Network,
+    keeper: Keeper,
+    announcer: Announcer,
+    following: Following,
+    ways: HashMap<IpAddr, NextWay>,
+    addresses: Vec<IpAddr>,
+    /// Backends whose replies cannot come back through XDP, in words.
+    detours: Vec<String>,
+    /// What the log has been told that is not over yet.
+    told: Vec<String>,
+    failures: Failures,
+}
+
+impl Follower {
+    pub async fn open(following: Following) -> Result<Self, net::Error> {
+        let network = Network::open().await?;
         Ok(Self {
             keeper: Keeper::new(&network),
             announcer: Announcer::new(&network),
             network,
-            names: config.gateway.interfaces.clone(),
-            backends: backends.into_iter().collect(),
-            vips,
+            following,
             ways: HashMap::new(),
             addresses: Vec::new(),
             detours: Vec::new(),
@@ -84,17 +108,32 @@ impl Follower {
         })
     }
 
-    /// Reports every change to `agent`, until that is gone.
-    pub async fn run(mut self, agent: mpsc::Sender<Surroundings>) {
+    /// Reports every change to `agent`, until that is gone, and follows something else when it says so.
+    pub async fn run(
+        mut self,
+        agent: mpsc::Sender<Surroundings>,
+        mut orders: mpsc::UnboundedReceiver<Following>,
+    ) {
         let mut change = NetworkChange::default();
         loop {
+            let (taken, is_taken) = oneshot::channel();
             let surroundings = self.look(change).await;
-            self.announce().await;
-            if agent.send(surroundings).await.is_err() {
+            if agent.send(Surroundings { taken: Some(taken), ..surroundings }).await.is_err() {
                 return;
             }
+            // A VIP is not to be ours before somebody listens there.
+            let _ = is_taken.await;
+            self.announce().await;
             let pause = if self.failures.is_empty() { KEEP_INTERVAL } else { RETRY };
-            change = tokio::time::timeout(pause, self.network.changed()).await.unwrap_or_default();
+            change = NetworkChange::default();
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(following) => self.following = following,
+                    None => return,
+                },
+                found = self.network.changed() => change = found,
+                () = tokio::time::sleep(pause) => {}
+            }
             if change.any() {
                 debug!(?change, "the kernel's network has changed");
             }
@@ -104,7 +143,7 @@ impl Follower {
     /// Asks the kernel for the way to every backend, and to keep it known.
     pub async fn look(&mut self, change: NetworkChange) -> Surroundings {
         let interfaces = self.interfaces();
-        match self.network.resolve_all(&self.backends).await {
+        match self.network.resolve_all(&self.following.backends).await {
             Ok(answers) => {
                 self.failures.note("next hops", Ok::<_, net::Error>(()));
                 self.ways =
@@ -133,12 +172,14 @@ impl Follower {
             addresses: self.addresses.clone(),
             outdates_clients: change.outdates_answers(),
             problems,
+            number: self.following.number,
+            taken: None,
         }
     }
 
     /// Makes this host hold the VIPs, and tells its neighbours.
     pub async fn announce(&mut self) {
-        let result = self.announcer.set(&self.vips, &self.interfaces()).await;
+        let result = self.announcer.set(&self.following.vips, &self.interfaces()).await;
         if let Ok(done) = &result
             && !done.announced.is_empty()
         {
@@ -168,7 +209,7 @@ impl Follower {
     }
 
     fn interfaces(&self) -> Vec<Interface> {
-        self.names.iter().filter_map(|name| self.network.interface(name)).collect()
+        self.following.names.iter().filter_map(|name| self.network.interface(name)).collect()
     }
 }
 

@@ -25,7 +25,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             config: self.path.display().to_string(),
-            generation: 1,
+            generation: self.reloads.generation,
             uptime_seconds: self.started.elapsed().as_secs(),
             interfaces: self
                 .attachments
@@ -67,7 +67,7 @@ impl Agent {
                 listeners.push(ListenerStatus {
                     protocol: listener.protocol.to_string(),
                     port: listener.port,
-                    group: group.name.clone().unwrap_or_else(|| "default".to_owned()),
+                    group: group.label().to_owned(),
                     scheduler: listener.scheduler.to_string(),
                     enabled: listener.enabled,
                     backends,
@@ -95,12 +95,16 @@ impl Agent {
             let target = &self.layout.targets[index];
             let health =
                 if target.check.is_none() { "unchecked" } else { self.health[index].label() };
-            let failure = self.checkers.status(&index).and_then(|status| status.last_failure);
+            let failure = self.checkers.status(&target.id).and_then(|status| status.last_failure);
             let Traffic { flows, packets, bytes, reply_packets, reply_bytes } =
                 self.datapath.maps.traffic(target.id)?;
             backends.push(BackendStatus {
-                name: group.backends[target.backend].name.clone(),
+                name: match target.backend {
+                    Some(backend) => group.backends[backend].name.clone(),
+                    None => target.addr.ip().to_string(),
+                },
                 role: match target.role {
+                    Role::Member if target.is_departed() => Some("removed".to_owned()),
                     Role::Member => None,
                     Role::Primary => Some("primary".to_owned()),
                     Role::Secondary => Some("secondary".to_owned()),

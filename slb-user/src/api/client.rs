@@ -7,10 +7,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
-use hyper::{Request, StatusCode, client::conn::http1, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 /// Far more than an agent needs.
@@ -57,7 +57,7 @@ pub enum ClientError {
 /// To a running agent.
 #[derive(Debug)]
 pub struct Connection {
-    requests: http1::SendRequest<Empty<Bytes>>,
+    requests: http1::SendRequest<Full<Bytes>>,
 }
 
 impl Connection {
@@ -87,14 +87,46 @@ impl Connection {
     ///
     /// [`ClientError`].
     pub async fn get<T: DeserializeOwned>(&mut self, path: &'static str) -> Result<T, ClientError> {
-        let answer = tokio::time::timeout(ANSWER_WITHIN, self.ask(path)).await;
+        self.ask(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Sends `body` to `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn post<T: DeserializeOwned>(
+        &mut self,
+        path: &'static str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body)?;
+        self.ask(Method::POST, path, body.into()).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &'static str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let answer = tokio::time::timeout(ANSWER_WITHIN, self.exchange(method, path, body)).await;
         answer.map_err(|_| ClientError::Silent)?
     }
 
-    async fn ask<T: DeserializeOwned>(&mut self, path: &'static str) -> Result<T, ClientError> {
-        let mut request = Request::new(Empty::new());
+    async fn exchange<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &'static str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
         *request.uri_mut() = hyper::Uri::from_static(path);
-        request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("slb"));
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, header::HeaderValue::from_static("slb"));
+        let json = header::HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, json);
         let response = self.requests.send_request(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();

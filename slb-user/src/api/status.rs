@@ -1,10 +1,10 @@
-//! What `GET /v1/status` answers, and `slb status --json` prints.
+//! What the API answers, and commands print with `--json`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// A running agent.
+/// `GET /v1/status`: a running agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Of the agent.
@@ -117,4 +117,24 @@ pub struct VerdictCount {
     pub packets: u64,
     /// Their bytes, as they arrived.
     pub bytes: u64,
+}
+
+/// `POST /v1/plan` takes this: a file that may become the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Names it in messages.
+    pub path: PathBuf,
+    /// All of it.
+    pub text: String,
+}
+
+/// `POST /v1/reload`: the file was taken over. `POST /v1/plan`: it could be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Of the configuration that is in force now; counts those that differ from the one before.
+    pub generation: u64,
+    /// What is different, one line each: `+` added, `-` removed, `~` changed.
+    pub changes: Vec<String>,
+    /// Of the file.
+    pub warnings: Vec<String>,
 }

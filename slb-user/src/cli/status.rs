@@ -1,46 +1,26 @@
 //! `slb status`.
 
-use std::path::PathBuf;
-
-use anyhow::Context as _;
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{ConfigFile, Exit, load};
-use crate::api::{BackendStatus, ClientError, Connection, ListenerStatus, Status};
+use super::{
+    Exit,
+    ask::{Agent, Asked},
+};
+use crate::api::{BackendStatus, ListenerStatus, Status};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    file: ConfigFile,
-    /// The agent's socket; by default the one that the configuration file names.
-    #[arg(long, value_name = "SOCKET")]
-    api: Option<PathBuf>,
+    agent: Agent,
     /// For programs.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn status(arguments: &Arguments) -> anyhow::Result<Exit> {
-    let socket = match &arguments.api {
-        Some(socket) => socket.clone(),
-        None => match load(&arguments.file.config) {
-            Ok(config) => config.gateway.api,
-            Err(exit) => return Ok(exit),
-        },
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let answer = runtime
-        .block_on(async { Connection::open(&socket).await?.get::<Status>("/v1/status").await });
-    let status = match answer {
-        Ok(status) => status,
-        Err(error @ ClientError::NoAgent { .. }) => {
-            eprintln!("{error}");
-            return Ok(Exit::NoAgent);
-        }
-        Err(error) => return Err(error.into()),
+    let status: Status = match arguments.agent.ask(async |agent| agent.get("/v1/status").await)? {
+        Asked::Answer(status) => status,
+        Asked::Exit(exit) => return Ok(exit),
     };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&status)?);

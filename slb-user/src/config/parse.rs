@@ -4,7 +4,10 @@
 //! why. Rules that compare drafts skip the gaps, so that one slip is reported once. Only a file
 //! without mistakes becomes a `Config`.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use toml::de::DeTable;
 
@@ -60,6 +63,17 @@ pub fn parse(path: &Path, text: &str) -> Result<(Config, Vec<Mistake>), Report> 
     let config = file(Raw::new(tree.get_ref(), 0, &findings));
     let warnings = findings.finish(&places)?;
     Ok((config.expect("a file without mistakes has no gaps"), warnings))
+}
+
+/// Where the agent of the file at `path` listens, whatever else may be wrong with the file.
+#[must_use]
+pub fn api(path: &Path) -> PathBuf {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let (tree, _) = DeTable::parse_recoverable(&text);
+    let gateway = tree.get_ref().get("gateway").and_then(|gateway| gateway.get_ref().as_table());
+    let api = gateway.and_then(|gateway| gateway.get("api")?.get_ref().as_str());
+    PathBuf::from(api.unwrap_or(gateway::DEFAULT_API))
 }
 
 const FILE: Keys = Keys { known: &["gateway", "instance"], later: &[] };

@@ -40,15 +40,25 @@ impl FlowTable {
     }
 
     /// Removes the entries of watched slots that are over, or say what the slot says as well. Gives
-    /// the slots of each listener that have others, by its id.
+    /// the slots of each listener that have others, by its id; and those of the backends `leaving` of which
+    /// no flow is left.
     ///
     /// Reads the whole table: not for a task that must not wait. `now` is in jiffies.
     #[must_use]
-    pub fn sweep(&self, watched: &Watched, now: u32) -> HashMap<u32, HashSet<usize>> {
+    pub fn sweep(
+        &self,
+        watched: &Watched,
+        mut leaving: HashSet<u32>,
+        now: u32,
+    ) -> (HashMap<u32, HashSet<usize>>, HashSet<u32>) {
         let mut pinned: HashMap<u32, HashSet<usize>> =
             watched.values().map(|(id, _)| (*id, HashSet::new())).collect();
         for words in self.entries() {
             let Some(flow) = read(words).filter(|flow| flow.kind == FLOW_FORWARD) else { continue };
+            let is_over = abi::age(now, flow.expires) > 0;
+            if !is_over && !abi::has_ended(flow.state) {
+                leaving.remove(&flow.backend);
+            }
             let key = flow.key();
             let Some((id, schedule)) = watched.get(&key.destination()) else { continue };
             let choice = hash::choice(hash::flow(&key));
@@ -59,7 +69,7 @@ impl FlowTable {
             let says_nothing = flow.peer == NO_PLACE
                 && flow.port == flow.sport
                 && flow.backend == schedule.slots[slot] & SLOT_BACKEND;
-            if says_nothing || abi::age(now, flow.expires) > 0 {
+            if says_nothing || is_over {
                 // Somebody else may have taken the place meanwhile.
                 let _ = words[0].compare_exchange(
                     flow.tag,
@@ -71,7 +81,7 @@ impl FlowTable {
                 pinned.entry(*id).or_default().insert(slot);
             }
         }
-        pinned
+        (pinned, leaving)
     }
 
     fn entries(&self) -> impl Iterator<Item = &[AtomicU32; WORDS]> {

@@ -314,8 +314,18 @@ impl Maps {
     /// [`TableError`].
     pub fn set(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), TableError> {
         let mut settings = self.settings.get(&0, 0).map_err(at("SLB_SETTINGS"))?;
+        let before = settings;
         change(&mut settings);
+        if settings == before {
+            return Ok(());
+        }
         self.settings.set(0, settings, 0).map_err(at("SLB_SETTINGS"))
+    }
+
+    /// How many chunks `SLB_SLOTS` has.
+    #[must_use]
+    pub fn chunks(&self) -> usize {
+        self.slots.len() as usize
     }
 
     /// How many frames, and bytes, have ended in each verdict.

@@ -468,7 +468,8 @@ fn given_another_agents_schedule_when_planned_then_its_flows_are_not_forgotten()
     fewer.groups[0].backends.pop();
     let fewer = config([fewer]);
     let layout = Layout::new(&fewer, &before).unwrap();
-    let mut world = World { layout, installed: before.clone(), ..World::new(&fewer) };
+    let health = vec![Healthy; layout.targets.len()];
+    let mut world = World { layout, health, installed: before.clone(), ..World::new(&fewer) };
     let schedule = world.schedule();
 
     let old = &before.listeners.values().next().unwrap().schedule.slots;
@@ -499,4 +500,95 @@ fn given_a_disabled_listener_when_planned_then_its_vip_is_none() {
     shop.listeners[0].enabled = false;
 
     assert_eq!(World::new(&config([shop])).desired(), State::default());
+}
+
+#[test]
+fn given_a_removed_backend_when_planned_then_its_flows_go_on_and_no_other_moves() {
+    for scheduler in [Scheduler::Tch, Scheduler::Wrr] {
+        let mut shop = three();
+        shop.listeners[0].scheduler = scheduler;
+        let mut world = World::new(&config([shop.clone()]));
+        let before = world.desired();
+        world.installed = before.clone();
+        shop.groups[0].backends.remove(1);
+        world.layout = Layout::new(&config([shop]), &before).unwrap();
+        world.planner.keep(&world.layout);
+        world.health = vec![Healthy, Healthy, Unknown];
+        let after = world.desired();
+
+        assert_eq!(world.chosen(), [0, 2]);
+        let answering = |state: &State| -> Vec<_> {
+            state.endpoints.iter().map(|(at, origin)| (*at, origin.vip, origin.backend)).collect()
+        };
+        assert_eq!(answering(&after), answering(&before), "answers are still translated");
+        let (was, is) = (before.backends[&1], after.backends[&1]);
+        assert_eq!(is.flags & (BACKEND_IN_USE | BACKEND_USABLE), BACKEND_IN_USE);
+        assert_eq!((is.addr, is.port, is.mode), (was.addr, was.port, was.mode));
+        if scheduler == Scheduler::Tch {
+            let [was, is] = [&before, &after]
+                .map(|state| Arc::clone(&state.listeners.values().next().unwrap().schedule));
+            assert_eq!(is.previous, was.slots, "where what has no entry goes");
+            let kept = was.slots.iter().zip(&is.slots).filter(|(was, _)| **was != 1);
+            let moved = kept.filter(|(was, is)| **was != **is & SLOT_BACKEND).count();
+            assert!(moved < was.slots.len() / 50, "{moved} of {}", was.slots.len());
+        }
+    }
+}
+
+#[test]
+fn given_removed_backends_when_all_others_fail_then_failing_open_does_not_bring_them_back() {
+    let mut shop = three();
+    shop.listeners[0].all_unhealthy = AllUnhealthy::FailOpen;
+    let mut world = World::new(&config([shop.clone()]));
+    world.installed = world.desired();
+    shop.groups[0].backends.remove(1);
+    world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
+    world.health = vec![Unhealthy; 3];
+    assert_eq!(world.chosen(), [0, 2]);
+}
+
+#[test]
+fn given_a_listener_that_is_gone_when_planned_then_its_schedule_is_forgotten() {
+    let mut shop = three();
+    shop.listeners.push(Listener { port: 81, ..listener(81) });
+    let mut world = World::new(&config([shop.clone()]));
+    world.installed = world.desired();
+    // So that something is due.
+    world.health[0] = Unhealthy;
+    world.health[3] = Unhealthy;
+    world.desired();
+    assert_eq!(world.planner.schedules.len(), 2);
+    shop.listeners.pop();
+    world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
+    world.planner.keep(&world.layout);
+    assert_eq!(world.planner.schedules.len(), 1);
+}
+
+#[test]
+fn given_a_backend_that_is_shared_no_more_when_planned_then_its_flows_entries_are_looked_at() {
+    let mut shop = three();
+    // Both lead to port 8080 of the same backends.
+    shop.listeners.push(listener(81));
+    let mut world = World::new(&config([shop.clone()]));
+    world.installed = world.desired();
+    let both = SLOT_LOOK | SLOT_KEEP;
+    let is_all = |state: &State, flags| {
+        let schedule = &state.listeners.values().next().unwrap().schedule;
+        schedule.slots.iter().all(|slot| slot & both == flags)
+    };
+    assert!(is_all(&world.installed, both));
+
+    shop.listeners.pop();
+    world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
+    world.planner.keep(&world.layout);
+    world.health.truncate(world.layout.targets.len());
+    let state = world.desired();
+    assert!(is_all(&state, SLOT_LOOK), "ports may have been translated");
+    world.installed = state;
+    let watched = world.planner.watched();
+    let (&id, schedule) = watched.iter().next().unwrap();
+    world.planner.settle(id, schedule, &HashSet::from([7]));
+    let slots = world.schedule().slots.clone();
+    let looked: Vec<usize> = (0..slots.len()).filter(|&slot| slots[slot] & both != 0).collect();
+    assert_eq!(looked, [7]);
 }

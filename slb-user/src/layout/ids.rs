@@ -17,6 +17,8 @@ pub(super) struct Ids<'a> {
     /// Backends that the maps know, in use or not: by listener, address and port.
     backends: HashMap<(u32, Address, u32), u32>,
     given_backends: HashSet<u32>,
+    /// Backends in use, by listener.
+    used_backends: HashMap<u32, Vec<u32>>,
     /// Never used, then those of listeners that go.
     free_listeners: Box<dyn Iterator<Item = u32> + 'a>,
     /// How many entries of `SLB_LISTENERS` those given so far take.
@@ -46,17 +48,22 @@ impl<'a> Ids<'a> {
             (0..MAX_LISTENERS as u32).filter(move |id| !used.contains(id)).chain(last);
         let known: BTreeMap<u32, _> = installed.backends.iter().map(|(&id, b)| (id, b)).collect();
         let backends = known.iter().map(|(&id, b)| ((b.listener, b.addr, b.port), id)).collect();
-        let retired: Vec<u32> = known
-            .iter()
-            .filter(|(_, backend)| backend.flags & abi::BACKEND_IN_USE == 0)
-            .map(|(&id, _)| id)
-            .collect();
+        let mut retired = Vec::new();
+        let mut used_backends = HashMap::<u32, Vec<u32>>::new();
+        for (&id, backend) in &known {
+            if backend.flags & abi::BACKEND_IN_USE == 0 {
+                retired.push(id);
+            } else {
+                used_backends.entry(backend.listener).or_default().push(id);
+            }
+        }
         let never_used = (0..MAX_BACKENDS as u32).filter(move |id| !known.contains_key(id));
         Self {
             installed,
             given_listeners: HashSet::new(),
             backends,
             given_backends: HashSet::new(),
+            used_backends,
             free_listeners: Box::new(free_listeners),
             endpoints: 0,
             free_backends: Box::new(never_used.chain(retired)),
@@ -91,5 +98,17 @@ impl<'a> Ids<'a> {
         let id = free.ok_or(LayoutError::TooManyBackends)?;
         self.given_backends.insert(id);
         Ok(id)
+    }
+
+    /// The backends of a service that are in use, and that it was not given again. To be asked for when it has
+    /// all of its backends.
+    pub fn departed(&self, listener: u32, endpoints: &[Endpoint]) -> Vec<u32> {
+        // An index that another listener has had before says nothing.
+        let is_it = |at| self.installed.listeners.get(at).is_some_and(|known| known.id == listener);
+        if !endpoints.iter().any(is_it) {
+            return Vec::new();
+        }
+        let used = self.used_backends.get(&listener).into_iter().flatten().copied();
+        used.filter(|id| !self.given_backends.contains(id)).collect()
     }
 }

@@ -59,7 +59,7 @@ fn given_a_configuration_when_laid_out_then_every_part_has_its_place() {
     let ids: Vec<u32> = layout.targets.iter().map(|target| target.id).collect();
     assert_eq!(ids, [0, 1, 2, 3]);
     let target = &layout.targets[1];
-    assert_eq!((target.backend, target.weight, target.role), (1, 7, Role::Member));
+    assert_eq!((target.backend, target.weight, target.role), (Some(1), 7, Role::Member));
     assert_eq!(target.addr, "10.0.0.2:8080".parse().unwrap());
     assert!(target.check.is_none());
     let (_, probed) = layout.targets[3].check.as_ref().unwrap();
@@ -239,16 +239,66 @@ fn given_listeners_whose_vips_are_joined_when_laid_out_then_one_index_remains() 
 }
 
 #[test]
-fn given_a_retired_backend_when_it_returns_then_it_has_its_index_again() {
+fn given_a_removed_backend_when_its_flows_are_over_and_it_returns_then_it_has_its_index_again() {
     let all = config([instance(three())]);
     let (before, installed) = install(&all, &State::default());
     let fewer = config([instance([backend("10.0.0.1"), backend("10.0.0.3")])]);
-    let (_, installed) = install(&fewer, &installed);
+    let (layout, mut installed) = install(&fewer, &installed);
+    let [_, _, departed] = &layout.targets[..] else { panic!("{:?}", layout.targets) };
+    assert!(departed.is_departed(), "{departed:?}");
+    assert_eq!((departed.id, departed.weight, &departed.check), (1, 0, &None));
+    assert_eq!(departed.addr, before.targets[1].addr);
+    assert_ne!(installed.backends[&1].flags, 0, "its flows go on");
+    assert!(installed.endpoints.values().any(|origin| origin.backend == 1), "so do the answers");
+
+    let returned = install(&all, &installed).0;
+    assert_eq!(target_ids(&returned), target_ids(&before));
+
+    installed.backends.entry(1).and_modify(|backend| *backend = crate::plan::retire(*backend));
+    let (layout, installed) = install(&fewer, &installed);
+    assert_eq!(layout.targets.len(), 2);
     assert_eq!(installed.backends[&1].flags, 0, "retired, and remembered");
+    assert!(installed.endpoints.values().all(|origin| origin.backend != 1));
+    let returned = install(&all, &installed).0;
+    assert_eq!(target_ids(&returned), target_ids(&before));
+}
 
-    let (after, _) = install(&all, &installed);
+#[test]
+fn given_backends_that_are_reached_in_any_way_when_they_go_then_it_is_still_known_how() {
+    let forwardings =
+        [Forwarding::Nat, Forwarding::FullNat, Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue];
+    for forwarding in forwardings {
+        let mut shop = instance(three());
+        shop.groups[0].forwarding = forwarding;
+        if forwarding == Forwarding::FullNat {
+            shop.groups[0].sources = addresses(&["192.0.2.1", "192.0.2.2"]);
+            shop.groups[0].client_address = ClientAddress::ProxyV2;
+        }
+        let (before, installed) = install(&config([shop.clone()]), &State::default());
+        shop.groups[0].backends.remove(0);
+        let (after, _) = install(&config([shop]), &installed);
+        let departed = after.targets.iter().find(|target| target.is_departed()).unwrap();
+        let expected =
+            Target { backend: None, weight: 0, check: None, ..before.targets[0].clone() };
+        assert_eq!(format!("{departed:?}"), format!("{expected:?}"));
+    }
+}
 
-    assert_eq!(target_ids(&after), target_ids(&before));
+#[test]
+fn given_a_listener_that_goes_when_another_gets_its_index_then_it_does_not_get_its_backends() {
+    let mut installed = install(&config([instance(three())]), &State::default()).1;
+    let gone = installed.listeners.values().next().unwrap().clone();
+    let at = |vip| Instance { vips: vec![vip], ..instance([backend("10.0.0.7")]) };
+    let mut instances = vec![at("203.0.113.99".parse().unwrap())];
+    for id in 1..MAX_LISTENERS as u32 {
+        let vip = IpAddr::from((0x0b00_0000 + id).to_be_bytes());
+        let service = crate::state::Service { id, ..gone.clone() };
+        installed.listeners.insert(endpoint(vip, 80, Protocol::Tcp), service);
+        instances.push(at(vip));
+    }
+    let layout = Layout::new(&config(instances), &installed).unwrap();
+    let first = &layout.services[0];
+    assert_eq!((first.id, first.targets.len()), (0, 1), "no other index is free");
 }
 
 #[test]
@@ -259,7 +309,8 @@ fn given_retired_backends_when_new_ones_come_then_those_get_indices_that_were_ne
     let new = config([instance([backend("10.0.0.7"), backend("10.0.0.8")])]);
     let (layout, _) = install(&new, &installed);
 
-    let ids: Vec<u32> = layout.targets.iter().map(|target| target.id).collect();
+    let targets = layout.targets.iter().filter(|target| !target.is_departed());
+    let ids: Vec<u32> = targets.map(|target| target.id).collect();
     assert_eq!(ids, [3, 4]);
 }
 

@@ -92,6 +92,16 @@ impl Transition {
         restored
     }
 
+    /// Watches the slots of owners whose flows have had entries so far, whatever the slot's phase was.
+    pub fn watch(&mut self, owners: &HashSet<u32>) {
+        for (owner, phase) in self.owners.iter().zip(&mut self.phases) {
+            if *phase == Phase::Settled && owners.contains(owner) {
+                *phase = Phase::Watched;
+            }
+        }
+        self.settled = self.count_settled();
+    }
+
     /// Makes for another schedule; `usable` says which owners take flows.
     pub fn aim(&mut self, wanted: &[u32], usable: impl Fn(u32) -> bool, terms: Terms) {
         if wanted.len() != self.owners.len() {

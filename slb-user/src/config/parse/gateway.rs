@@ -25,7 +25,7 @@ const KEYS: Keys = Keys {
 
 const FLOWS: RangeInclusive<u32> = 1024..=64 * 1024 * 1024;
 const DEFAULT_FLOWS: u32 = 1024 * 1024;
-const DEFAULT_API: &str = "/run/slb/api.sock";
+pub(super) const DEFAULT_API: &str = "/run/slb/api.sock";
 /// `sockaddr_un.sun_path` without its NUL.
 const LONGEST_API: usize = 107;
 /// Leaves room below `PATH_MAX` for what is pinned there.

@@ -274,3 +274,21 @@ proptest! {
         is_judged(&text)?;
     }
 }
+
+#[test]
+fn given_any_file_when_asked_for_the_socket_then_it_is_known() {
+    let cases = [
+        ("[gateway]\napi = \"/run/a.sock\"\n", "/run/a.sock"),
+        ("[gateway]\napi = \"/run/a.sock\"\nflows = \"many\"\n[[nonsense\n", "/run/a.sock"),
+        ("[gateway]\n", "/run/slb/api.sock"),
+        ("api = [", "/run/slb/api.sock"),
+        ("gateway = 7", "/run/slb/api.sock"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("slb.toml");
+    assert_eq!(super::api(&path), Path::new("/run/slb/api.sock"), "no file");
+    for (text, expected) in cases {
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(super::api(&path), Path::new(expected), "{text}");
+    }
+}

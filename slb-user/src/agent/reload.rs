@@ -1,0 +1,324 @@
+//! Another configuration for a running agent.
+//!
+//! A file is read in a thread of its own; then the follower asks the kernel about what is new in it; then
+//! everything is swapped at once. Until then nothing has changed, and whatever is wrong leaves it so.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    error::Error,
+    mem,
+    time::Instant,
+};
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use super::{
+    Agent, SWEEP_SLACK,
+    follow::{Following, Surroundings},
+};
+use crate::{
+    api::{Refusal, Reloaded},
+    causes::causes,
+    config::{self, Config, LoadError, Mistake, changes},
+    health::Health,
+    layout::Layout,
+    plan::{Step, retire},
+};
+
+/// Who asked for a reload, and waits for how it ends.
+pub(super) type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;
+
+/// A file that was read.
+pub(super) struct Read {
+    result: Result<(Config, Vec<Mistake>), LoadError>,
+    answer: Option<Answer>,
+}
+
+/// A configuration that the follower is looking around for.
+struct Pending {
+    config: Config,
+    layout: Layout,
+    warnings: Vec<Mistake>,
+    answer: Option<Answer>,
+}
+
+/// How far reloads are.
+pub(super) struct Reloads {
+    files: mpsc::Sender<Read>,
+    orders: mpsc::UnboundedSender<Following>,
+    pending: Option<Pending>,
+    /// Who asked while another reload was under way.
+    waiting: VecDeque<Option<Answer>>,
+    /// Counts orders.
+    number: u64,
+    /// Counts configurations; the first is 1.
+    pub generation: u64,
+    /// Why the last one was refused, until one is not.
+    pub refused: Option<String>,
+}
+
+impl Reloads {
+    pub const fn new(files: mpsc::Sender<Read>, orders: mpsc::UnboundedSender<Following>) -> Self {
+        Self {
+            files,
+            orders,
+            pending: None,
+            waiting: VecDeque::new(),
+            number: 0,
+            generation: 1,
+            refused: None,
+        }
+    }
+
+    /// Has the follower look around for something else.
+    fn order(&mut self, mut following: Following) {
+        self.number += 1;
+        following.number = self.number;
+        // It is gone only when the agent ends.
+        let _ = self.orders.send(following);
+    }
+}
+
+impl Agent {
+    /// Reads the file again, and goes by it.
+    pub(super) fn reload(&mut self, answer: Option<Answer>) {
+        if self.reloads.pending.is_some() {
+            self.reloads.waiting.push_back(answer);
+            return;
+        }
+        let (path, files) = (self.path.clone(), self.reloads.files.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = config::load(&path);
+            // Nobody takes it any more: then the agent is ending.
+            let _ = files.blocking_send(Read { result, answer });
+        });
+    }
+
+    /// What a reload with another file would change.
+    pub(super) fn plan(&self, config: &Config) -> Result<Reloaded, Refusal> {
+        self.prepare(config)?;
+        Ok(Reloaded {
+            generation: self.reloads.generation,
+            changes: changes(&self.config, config),
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Looks at a file that was read.
+    pub(super) fn consider(&mut self, Read { result, answer }: Read) {
+        if self.reloads.pending.is_some() {
+            self.reloads.waiting.push_back(answer);
+            return;
+        }
+        let (config, warnings) = match result {
+            Ok(read) => read,
+            Err(error) => return self.refuse(answer, Refusal::Invalid(error.to_string())),
+        };
+        if config == self.config {
+            self.reloads.refused = None;
+            info!("reloaded; the configuration is what it was");
+            return self.done(answer, Vec::new(), &warnings);
+        }
+        match self.prepare(&config) {
+            Err(refusal) => self.refuse(answer, refusal),
+            Ok(layout) => {
+                self.reloads.order(Following::new(&config, &layout));
+                self.reloads.pending = Some(Pending { config, layout, warnings, answer });
+            }
+        }
+    }
+
+    /// Whether the running agent can go by a configuration.
+    fn prepare(&self, config: &Config) -> Result<Layout, Refusal> {
+        let (was, is) = (&self.config.gateway, &config.gateway);
+        for (key, was, is) in [("api", &was.api, &is.api), ("pins", &was.pins, &is.pins)] {
+            if was != is {
+                return Err(Refusal::Conflict(format!(
+                    "{}: gateway.{key} cannot change while the agent runs: write {:?} again, or \
+                     restart the agent",
+                    self.path.display(),
+                    was.display(),
+                )));
+            }
+        }
+        let layout = Layout::new(config, self.datapath.maps.installed());
+        let layout = layout.map_err(|error| Refusal::Conflict(error.to_string()))?;
+        let (needed, there) = (super::chunks(config), self.datapath.maps.chunks());
+        // For the schedules before, and to write new ones beside the old.
+        if 3 * needed > there {
+            return Err(Refusal::Conflict(format!(
+                "the schedules take {needed} chunks of SLB_SLOTS, which has {there} and needs three \
+                 times as many; run `slb unload` and start the agent again to make it larger"
+            )));
+        }
+        Ok(layout)
+    }
+
+    /// The number of the order whose surroundings are waited for.
+    pub(super) fn awaits(&self, surroundings: &Surroundings) -> bool {
+        self.reloads.pending.is_some() && surroundings.number == self.reloads.number
+    }
+
+    /// Goes by the pending configuration, whose surroundings these are.
+    pub(super) fn swap(&mut self, surroundings: Surroundings) {
+        let Some(Pending { config, layout, warnings, answer }) = self.reloads.pending.take() else {
+            return;
+        };
+        let before = mem::replace(&mut self.surroundings, surroundings);
+        let interfaces = config.gateway.interfaces.iter();
+        if let Some(error) = interfaces.filter_map(|name| self.check_interface(name).err()).next() {
+            self.surroundings = before;
+            self.reloads.order(Following::new(&self.config, &self.layout));
+            return self.refuse(answer, Refusal::Conflict(causes(&error)));
+        }
+        let changes = changes(&self.config, &config);
+        let was = mem::replace(&mut self.config, config);
+        self.adopt(layout);
+        let (was, is) = (was.gateway, &self.config.gateway);
+        let moves = was.interfaces != is.interfaces || was.xdp_mode != is.xdp_mode;
+        if was.xdp_mode != is.xdp_mode {
+            self.attachments.clear();
+        }
+        self.reloads.generation += 1;
+        self.reloads.refused = None;
+        let mut is_done = self.set_and_reconcile();
+        if moves {
+            self.attachments
+                .retain(|(known, _)| self.config.gateway.interfaces.contains(&known.name));
+            is_done &= self.go_on("XDP", Self::attach);
+            is_done &= self.go_on("XDP elsewhere", |agent| {
+                agent.datapath.detach_others(&agent.config.gateway.interfaces)
+            });
+            // In which mode, nobody knew before.
+            is_done &= self.set_and_reconcile();
+        }
+        if moves || self.surroundings.outdates_clients {
+            is_done &= self.go_on("route epoch", |agent| agent.datapath.maps.next_route_epoch());
+        }
+        for change in &changes {
+            info!(generation = self.reloads.generation, "{change}");
+        }
+        if is_done {
+            self.done(answer, changes, &warnings);
+        } else {
+            let failures: Vec<_> = self.failures.texts().collect();
+            let text = format!("done in part, and tried again: {}", failures.join("; "));
+            reply(answer, Err(Refusal::Failed(text)));
+            self.next();
+        }
+    }
+
+    fn set_and_reconcile(&mut self) -> bool {
+        self.go_on("settings", Self::set) & self.reconcile()
+    }
+
+    /// Does something that is tried again if it fails, and says whether it did not.
+    fn go_on<E: Error + 'static>(
+        &mut self,
+        what: &'static str,
+        attempt: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> bool {
+        let result = attempt(self);
+        let is_done = result.is_ok();
+        self.failures.note(what, result);
+        is_done
+    }
+
+    fn done(&mut self, answer: Option<Answer>, changes: Vec<String>, warnings: &[Mistake]) {
+        let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        for warning in &warnings {
+            warn!("{warning}");
+        }
+        let generation = self.reloads.generation;
+        reply(answer, Ok(Reloaded { generation, changes, warnings }));
+        self.next();
+    }
+
+    fn refuse(&mut self, answer: Option<Answer>, refusal: Refusal) {
+        warn!("reload refused, nothing was changed:\n{refusal}");
+        self.reloads.refused = Some(format!("the last reload was refused: {refusal}"));
+        reply(answer, Err(refusal));
+        self.next();
+    }
+
+    /// Whoever has waited is next.
+    fn next(&mut self) {
+        if let Some(answer) = self.reloads.waiting.pop_front() {
+            self.reload(answer);
+        }
+    }
+
+    /// Another layout; what is known of a target goes with its index.
+    pub(super) fn adopt(&mut self, layout: Layout) {
+        let known: HashMap<u32, Health> =
+            self.layout.targets.iter().map(|target| target.id).zip(self.health.clone()).collect();
+        let installed = self.datapath.maps.installed();
+        let mut health = super::restored(&layout, installed);
+        for (target, health) in layout.targets.iter().zip(&mut health) {
+            if let Some(&known) = known.get(&target.id) {
+                *health = known;
+            }
+        }
+        self.health = health;
+        self.planner.keep(&layout);
+        self.layout = layout;
+        self.note_departed();
+        self.check_health();
+    }
+
+    /// Since when backends are there for the sake of their flows only.
+    pub(super) fn note_departed(&mut self) {
+        let now = Instant::now();
+        let targets = self.layout.targets.iter();
+        let since = targets
+            .filter(|target| target.is_departed())
+            .map(|target| (target.id, self.departed.get(&target.id).copied().unwrap_or(now)));
+        self.departed = since.collect();
+    }
+
+    /// The backends that have departed so long ago that all flows that they still have left an entry.
+    pub(super) fn leaving(&self) -> HashSet<u32> {
+        let services = self.layout.services.iter();
+        services
+            .flat_map(|service| {
+                let targets = self.layout.targets[service.targets.clone()].iter();
+                targets.map(move |target| (target.id, service.idle_timeout + SWEEP_SLACK))
+            })
+            .filter(|(id, idle)| self.departed.get(id).is_some_and(|since| since.elapsed() > *idle))
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Forgets the backends of which no flow is left.
+    pub(super) fn forget(&mut self, left: &HashSet<u32>) {
+        if left.is_empty() || self.reloads.pending.is_some() {
+            return;
+        }
+        for id in left {
+            if !self.departed.contains_key(id) {
+                continue;
+            }
+            let Some(&backend) = self.datapath.maps.installed().backends.get(id) else { continue };
+            let address = self.layout.targets.iter().find(|target| target.id == *id);
+            let address = address.map(|target| target.addr.to_string()).unwrap_or_default();
+            info!(backend = address, "gone with its last flow");
+            self.go_on("maps", |agent| {
+                agent.datapath.maps.apply(Step::PutBackend(*id, retire(backend)))
+            });
+        }
+        // As it has fitted before.
+        if let Ok(layout) = Layout::new(&self.config, self.datapath.maps.installed()) {
+            self.reloads.order(Following::new(&self.config, &layout));
+            self.adopt(layout);
+            self.reconcile();
+        }
+    }
+}
+
+fn reply(answer: Option<Answer>, result: Result<Reloaded, Refusal>) {
+    if let Some(answer) = answer {
+        // Who asked may have gone away.
+        let _ = answer.send(result);
+    }
+}

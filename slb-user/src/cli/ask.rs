@@ -1,0 +1,70 @@
+//! What the commands that ask the agent have in common.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use hyper::StatusCode;
+
+use super::{ConfigFile, Exit};
+use crate::{
+    api::{ClientError, Connection},
+    config,
+};
+
+/// Where the agent is.
+#[derive(Debug, clap::Args)]
+pub(super) struct Agent {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The agent's socket; by default the one that the configuration file names.
+    #[arg(long, value_name = "SOCKET")]
+    api: Option<PathBuf>,
+}
+
+/// How asking has ended.
+pub(super) enum Asked<T> {
+    /// With an answer.
+    Answer(T),
+    /// Without; stderr says why.
+    Exit(Exit),
+}
+
+impl Agent {
+    /// The one that a file names, unless `api` does.
+    pub const fn of(config: PathBuf, api: Option<PathBuf>) -> Self {
+        Self { file: ConfigFile { config }, api }
+    }
+
+    /// Connects to the agent, and asks it.
+    pub fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&mut Connection) -> Result<T, ClientError>,
+    ) -> anyhow::Result<Asked<T>> {
+        let named = || config::api(&self.file.config);
+        let socket = self.api.clone().unwrap_or_else(named);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        let answer = runtime.block_on(async {
+            let mut connection = Connection::open(&socket).await?;
+            question(&mut connection).await
+        });
+        match answer {
+            Ok(answer) => Ok(Asked::Answer(answer)),
+            Err(error @ ClientError::NoAgent { .. }) => {
+                eprintln!("{error}");
+                Ok(Asked::Exit(Exit::NoAgent))
+            }
+            Err(ClientError::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, reason }) => {
+                eprintln!("{reason}\nnothing was changed");
+                Ok(Asked::Exit(Exit::Invalid))
+            }
+            Err(ClientError::Refused { status: StatusCode::CONFLICT, reason }) => {
+                eprintln!("{reason}\nnothing was changed");
+                Ok(Asked::Exit(Exit::Failed))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}

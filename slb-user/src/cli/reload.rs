@@ -1,0 +1,80 @@
+//! `slb reload` and `slb plan`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::{
+    Exit,
+    ask::{Agent, Asked},
+};
+use crate::{
+    api::{File, Reloaded},
+    config::DEFAULT_PATH,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    agent: Agent,
+    /// For programs.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PlanArguments {
+    /// Configuration file; it also says where the agent is.
+    #[arg(value_name = "FILE", default_value = DEFAULT_PATH)]
+    file: PathBuf,
+    /// The agent's socket; by default the one that the file names.
+    #[arg(long, value_name = "SOCKET")]
+    api: Option<PathBuf>,
+    /// For programs.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn reload(arguments: &Arguments) -> anyhow::Result<Exit> {
+    let answer = arguments.agent.ask(async |agent| agent.post("/v1/reload", &()).await)?;
+    tell(answer, arguments.json, |reloaded| format!("generation {}", reloaded.generation))
+}
+
+pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<Exit> {
+    let agent = Agent::of(arguments.file.clone(), arguments.api.clone());
+    let text = match std::fs::read_to_string(&arguments.file) {
+        Ok(text) => text,
+        Err(error) => {
+            eprintln!("cannot read '{}': {error}", arguments.file.display());
+            return Ok(Exit::Invalid);
+        }
+    };
+    let file = File { path: arguments.file.clone(), text };
+    let answer = agent.ask(async |agent| agent.post("/v1/plan", &file).await)?;
+    tell(answer, arguments.json, |_| "nothing was done".to_owned())
+}
+
+fn tell(
+    answer: Asked<Reloaded>,
+    json: bool,
+    end: impl FnOnce(&Reloaded) -> String,
+) -> anyhow::Result<Exit> {
+    let reloaded = match answer {
+        Asked::Answer(reloaded) => reloaded,
+        Asked::Exit(exit) => return Ok(exit),
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&reloaded).context("no JSON")?);
+        return Ok(Exit::Done);
+    }
+    for change in &reloaded.changes {
+        println!("{change}");
+    }
+    let count = match reloaded.changes.len() {
+        0 => "no changes".to_owned(),
+        1 => "1 change".to_owned(),
+        count => format!("{count} changes"),
+    };
+    println!("{count}; {}", end(&reloaded));
+    Ok(Exit::Done)
+}

@@ -1,0 +1,342 @@
+//! Another configuration for a running agent; packets do not notice more of it than they have to.
+
+use std::{
+    fs,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use slb_tests::{Load, Sessions, gateway::backends, topology};
+
+use crate::support::{
+    Lab, answers_more, edit, expect_unscathed, flows,
+    maps::{Contents, names, programs, version},
+    output,
+    plan::{self, vips, who},
+    wait_until,
+};
+
+/// New connections per second.
+const RATE: u32 = 500;
+/// Answers that show that the load goes on: a second of it.
+const GOES_ON: u64 = 500;
+/// Comes and goes.
+const GUEST: &str = "web-2";
+
+/// What `slb reload` prints.
+fn reload(lab: &Lab) -> Vec<String> {
+    let output = lab.gateway.slb(&["reload"]).unwrap();
+    expect(output, 0).0.lines().map(str::to_owned).collect()
+}
+
+/// What is on stdout and stderr.
+fn expect(output: Output, code: i32) -> (String, String) {
+    let [said, complained] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert_eq!(output.status.code(), Some(code), "{said}{complained}");
+    (said, complained)
+}
+
+fn plan_of(lab: &Lab) -> Output {
+    let mut command = Command::new(lab.gateway.binary());
+    command.arg("plan").arg(lab.gateway.config());
+    lab.topology.gateway.run(|| command.output()).unwrap().unwrap()
+}
+
+/// The interfaces that XDP is on.
+fn links(lab: &Lab) -> Vec<String> {
+    names(&version(&lab.gateway).join("links"))
+}
+
+fn generation(lab: &Lab) -> u64 {
+    lab.gateway.status().unwrap()["generation"].as_u64().unwrap()
+}
+
+/// [`GUEST`] in the default group and in `api`, as the file has it.
+fn guest(lab: &Lab) -> [String; 2] {
+    let (who, port) = (who(lab.host(GUEST)), plan::API.port());
+    [
+        format!("[[instance.backend]]\n{who}\nweight = 20\n"),
+        format!("[[instance.group.backend]]\n{who}\nport = {port}\nweight = 20\n"),
+    ]
+}
+
+fn roles(status: &Value, port: u16, name: &str) -> Vec<String> {
+    let found = backends(status, "tcp", port);
+    let named = found.into_iter().filter(|backend| backend["name"] == name);
+    named.map(|backend| backend["role"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_traffic_when_a_backend_is_removed_reweighted_and_added_then_nothing_is_lost() {
+    let lab = Lab::start();
+    let file = fs::read_to_string(lab.gateway.config()).unwrap();
+    let ports = [plan::WEB_PORT, plan::API_PORT];
+    let to = ports.map(|port| vips(port)[0]);
+    let kept: Vec<Sessions> = ports
+        .into_iter()
+        .flat_map(vips)
+        .map(|to| Sessions::open(&lab.client, to, 20).unwrap())
+        .collect();
+    let guests = |kept: &[Sessions]| {
+        let sessions = kept.iter().flat_map(Sessions::so_far);
+        sessions.filter(|session| session.backend == GUEST).map(|session| session.answered).sum()
+    };
+    let loads = to.map(|to| Load::start(&lab.client, to, RATE / 2).unwrap());
+    loads.iter().for_each(|load| answers_more(load, GOES_ON / 2));
+    let before: u64 = guests(&kept);
+    assert!(before > 0, "no session is with {GUEST}");
+
+    for part in guest(&lab) {
+        edit(&lab.gateway, &part, "");
+    }
+    assert_eq!(
+        reload(&lab),
+        [
+            "- instance lab, group api, backend web-2",
+            "- instance lab, group default, backend web-2",
+            "2 changes; generation 2"
+        ]
+    );
+    let status = lab.gateway.status().unwrap();
+    let given = to.map(|to| flows(&status, "tcp", to, &lab.host(GUEST).v4.to_string()));
+    loads.iter().for_each(|load| answers_more(load, GOES_ON));
+    let status = lab.gateway.status().unwrap();
+    for ((port, to), given) in ports.into_iter().zip(to).zip(given) {
+        let address = lab.host(GUEST).v4.to_string();
+        assert_eq!(roles(&status, port, &address), ["removed"], "{status:#}");
+        assert_eq!(flows(&status, "tcp", to, &address), given, "new flows to the removed");
+    }
+    wait_until("flows of the removed go on", || guests(&kept) > before + 100);
+
+    // Back, and with another weight.
+    let heavy = file.replace("weight = 20", "weight = 25");
+    fs::write(lab.gateway.config(), heavy).unwrap();
+    assert_eq!(
+        reload(&lab),
+        [
+            "+ instance lab, group api, backend web-2",
+            "+ instance lab, group default, backend web-2",
+            "2 changes; generation 3"
+        ]
+    );
+    lab.wait_all_healthy();
+    loads.iter().for_each(|load| answers_more(load, GOES_ON));
+    fs::write(lab.gateway.config(), file).unwrap();
+    assert_eq!(reload(&lab).len(), 3);
+    loads.iter().for_each(|load| answers_more(load, GOES_ON));
+    let status = lab.gateway.status().unwrap();
+    for (port, to) in ports.into_iter().zip(to) {
+        assert_eq!(roles(&status, port, GUEST), ["", ""], "{status:#}");
+        assert!(flows(&status, "tcp", to, GUEST) > 0, "{status:#}");
+    }
+
+    for load in loads {
+        expect_unscathed(load);
+    }
+    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
+        assert_eq!(session.failure, None, "{session:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_removed_backend_when_its_last_flow_is_over_then_it_is_forgotten() {
+    let lab = Lab::prepare();
+    let mut lab = lab;
+    let web = format!("port = {}\nbackend_port", plan::WEB_PORT);
+    edit(&lab.gateway, &web, &format!("idle_timeout = \"10s\"\n{web}"));
+    lab.gateway.start().unwrap();
+    lab.wait_all_healthy();
+    let to = vips(plan::WEB_PORT)[0];
+    let kept = Sessions::open(&lab.client, to, 40).unwrap();
+    let address = lab.host(GUEST).v4.to_string();
+    assert!(kept.so_far().iter().any(|session| session.backend == GUEST));
+    let [part, _] = guest(&lab);
+    edit(&lab.gateway, &part, "");
+    reload(&lab);
+
+    // Longer than the idle timeout: sessions alone keep it.
+    let is_there = |status: &Value| !roles(status, plan::WEB_PORT, &address).is_empty();
+    let limit = Duration::from_secs(60);
+    let other = lab.host(GUEST).v6.to_string();
+    let is_other = |status: &Value| !roles(status, plan::WEB_PORT, &other).is_empty();
+    lab.gateway.wait("no flow of IPv6 is left", limit, |status| !is_other(status)).unwrap();
+    assert!(is_there(&lab.gateway.status().unwrap()), "forgotten before its flows");
+    for session in kept.stop().unwrap() {
+        assert_eq!(session.failure, None, "{session:?}");
+    }
+    lab.gateway.wait("no flow of IPv4 is left", limit, |status| !is_there(status)).unwrap();
+    let addr = slb_common::abi::Address::from(lab.host(GUEST).addresses()[0]);
+    let web = Contents::read(&lab.gateway).endpoints.into_keys();
+    let web = web.filter(|at| at.addr == addr && at.port == u32::from(plan::WEB.port()));
+    assert_eq!(web.count(), 0, "its answers are translated still");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_wrong_file_when_reloaded_then_every_mistake_is_told_and_nothing_changes() {
+    let lab = Lab::start();
+    let (before, file) =
+        (Contents::read(&lab.gateway), fs::read_to_string(lab.gateway.config()).unwrap());
+    let [load] = [vips(plan::WEB_PORT)[0]].map(|to| Load::start(&lab.client, to, RATE).unwrap());
+    let wrong = file.replace("scheduler = \"wrr\"", "schedule = \"wrr\"").replacen(
+        "weight = 40",
+        "weight = 400",
+        1,
+    );
+    fs::write(lab.gateway.config(), wrong).unwrap();
+    let (_, said) = expect(lab.gateway.slb(&["reload"]).unwrap(), 2);
+    for mistake in ["schedule", "400", "nothing was changed"] {
+        assert!(said.contains(mistake), "it does not say {mistake}: {said}");
+    }
+    lab.gateway.signal(Signal::SIGHUP).unwrap();
+    let is_told = |status: &Value| status["problems"].to_string().contains("reload was refused");
+    lab.gateway.wait("the refusal is a problem", crate::support::NOTICED, is_told).unwrap();
+    expect(plan_of(&lab), 2);
+    fs::remove_file(lab.gateway.config()).unwrap();
+    let socket = lab.gateway.config().with_file_name("api.sock");
+    let args = ["reload", "--api", socket.to_str().unwrap()];
+    let (_, said) = expect(lab.gateway.slb(&args).unwrap(), 2);
+    assert!(said.contains("cannot read"), "{said}");
+
+    assert_eq!(Contents::read(&lab.gateway).differences(&before), [""; 0]);
+    answers_more(&load, GOES_ON);
+    expect_unscathed(load);
+    fs::write(lab.gateway.config(), file).unwrap();
+    assert_eq!(reload(&lab), ["no changes; generation 1"]);
+    assert!(!is_told(&lab.gateway.status().unwrap()), "the refusal is told for ever");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_the_same_file_when_reloaded_then_nothing_is_written() {
+    let lab = Lab::start();
+    let (before, running) = (Contents::read(&lab.gateway), programs(&lab.gateway));
+    let path = lab.gateway.config();
+    let file = fs::read_to_string(&path).unwrap();
+    fs::write(path, format!("# The same.\n{file}\n")).unwrap();
+    let (said, _) = expect(plan_of(&lab), 0);
+    assert_eq!(said, "no changes; nothing was done\n");
+    assert_eq!(reload(&lab), ["no changes; generation 1"]);
+    assert_eq!(Contents::read(&lab.gateway).differences(&before), [""; 0]);
+    assert_eq!(programs(&lab.gateway), running);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_another_listener_and_vip_when_planned_then_nothing_is_done_until_it_is_reloaded() {
+    let lab = Lab::start();
+    const VIP: &str = "203.0.113.77";
+    let [v4, v6] = [topology::VIP_V4.to_string(), topology::VIP_V6.to_string()];
+    let one = format!("vips = [\"{v4}\", \"{v6}\"]");
+    let before = fs::read_to_string(lab.gateway.config()).unwrap();
+    let more = format!(
+        "{}\n[[instance.listener]]\nprotocol = \"tcp\"\nport = 8000\nbackend_port = {}\n",
+        before.replace(&one, &format!("vips = [\"{v4}\", \"{v6}\", \"{VIP}\"]")),
+        plan::WEB.port()
+    );
+    fs::write(lab.gateway.config(), more).unwrap();
+    let installed = Contents::read(&lab.gateway);
+    let (planned, _) = expect(plan_of(&lab), 0);
+    let [vip, listener, end] = planned.lines().collect::<Vec<_>>()[..] else { panic!("{planned}") };
+    assert_eq!(vip, format!("~ instance lab: vips [{v4}, {v6}] -> [{v4}, {v6}, {VIP}]"));
+    assert_eq!(listener, "+ instance lab, listener tcp/8000");
+    assert_eq!(end, "2 changes; nothing was done");
+    assert_eq!(Contents::read(&lab.gateway).differences(&installed), [""; 0]);
+    assert_eq!(generation(&lab), 1);
+
+    assert_eq!(reload(&lab), [vip, listener, "2 changes; generation 2"]);
+    let is_up = |status: &Value| {
+        let found = backends(status, "tcp", 8000);
+        found.len() == 8 && found.iter().all(|backend| backend["health"] == "healthy")
+    };
+    lab.gateway.wait("the new listener is up", crate::support::NOTICED, is_up).unwrap();
+    let vip: std::net::IpAddr = VIP.parse().unwrap();
+    for port in [8000, plan::WEB_PORT, plan::API_PORT] {
+        // The new VIP is reached by its announcement, as the old ones are.
+        let outcome = lab.client.http((vip, port).into(), 50, 4).unwrap();
+        assert_eq!((outcome.ok(), outcome.failed()), (50, 0), "{port}: {outcome}");
+    }
+    let held = || output(&lab.topology.gateway, "ip", &["-4", "addr", "show"]).contains(VIP);
+    assert!(held());
+
+    fs::write(lab.gateway.config(), before).unwrap();
+    assert_eq!(reload(&lab).last().unwrap(), "2 changes; generation 3");
+    wait_until("the VIP is given up", || !held());
+    assert!(backends(&lab.gateway.status().unwrap(), "tcp", 8000).is_empty());
+    let outcome = lab.client.http(vips(plan::WEB_PORT)[0], 50, 4).unwrap();
+    assert_eq!((outcome.ok(), outcome.failed()), (50, 0), "{outcome}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_stopped_listener_when_reloaded_then_its_port_is_nobodys_and_the_others_go_on() {
+    let lab = Lab::start();
+    let load = Load::start(&lab.client, vips(plan::API_PORT)[0], RATE).unwrap();
+    let web = format!("port = {}\nbackend_port", plan::WEB_PORT);
+    edit(&lab.gateway, &web, &format!("enabled = false\n{web}"));
+    let line = "~ instance lab, listener tcp/80: enabled true -> false";
+    assert_eq!(reload(&lab), [line, "1 change; generation 2"]);
+    let outcome = lab.client.http(vips(plan::WEB_PORT)[0], 5, 1).unwrap();
+    assert_eq!(outcome.ok(), 0, "{outcome}");
+    edit(&lab.gateway, "enabled = false\n", "");
+    reload(&lab);
+    lab.wait_all_healthy();
+    let outcome = lab.client.http(vips(plan::WEB_PORT)[0], 50, 4).unwrap();
+    assert_eq!((outcome.ok(), outcome.failed()), (50, 0), "{outcome}");
+    answers_more(&load, GOES_ON);
+    expect_unscathed(load);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_what_a_running_agent_cannot_do_when_reloaded_then_it_says_so_and_nothing_changes() {
+    let lab = Lab::start();
+    let file = fs::read_to_string(lab.gateway.config()).unwrap();
+    let before = Contents::read(&lab.gateway);
+    let socket = lab.gateway.config().with_file_name("api.sock");
+    let socket = socket.to_str().unwrap();
+    let cases = [
+        (socket.to_owned(), "/run/other.sock".to_owned(), "gateway.api cannot change"),
+        ("\"lan0\"".to_owned(), "\"nope0\"".to_owned(), "nope0"),
+    ];
+    for (from, to, expected) in cases {
+        fs::write(lab.gateway.config(), file.replace(&from, &to)).unwrap();
+        let output = lab.gateway.slb(&["reload", "--api", socket]).unwrap();
+        let (_, said) = expect(output, 1);
+        assert!(said.contains(expected) && said.contains("nothing was changed"), "{said}");
+        assert_eq!(generation_at(&lab, socket), 1);
+    }
+    fs::write(lab.gateway.config(), &file).unwrap();
+    assert_eq!(Contents::read(&lab.gateway).differences(&before), [""; 0]);
+    assert_eq!(links(&lab), ["lan0", "wan0"]);
+    lab.wait_all_healthy();
+    let outcome = lab.client.http(vips(plan::WEB_PORT)[0], 50, 4).unwrap();
+    assert_eq!((outcome.ok(), outcome.failed()), (50, 0), "{outcome}");
+}
+
+fn generation_at(lab: &Lab, socket: &str) -> u64 {
+    let output = lab.gateway.slb(&["status", "--json", "--api", socket]).unwrap();
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    status["generation"].as_u64().unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_other_interfaces_when_reloaded_then_xdp_is_there_and_nowhere_else() {
+    let lab = Lab::start();
+    let both = fs::read_to_string(lab.gateway.config()).unwrap();
+    edit(&lab.gateway, "\"wan0\", \"lan0\"", "\"wan0\"");
+    reload(&lab);
+    assert_eq!(links(&lab), ["wan0"]);
+    fs::write(lab.gateway.config(), both).unwrap();
+    reload(&lab);
+    assert_eq!(links(&lab), ["lan0", "wan0"]);
+    lab.wait_all_healthy();
+    let outcome = lab.client.http(vips(plan::WEB_PORT)[0], 50, 4).unwrap();
+    assert_eq!((outcome.ok(), outcome.failed()), (50, 0), "{outcome}");
+}
