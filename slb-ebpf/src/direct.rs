@@ -7,7 +7,7 @@
 use slb_common::{
     abi::{
         self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT, NO_PLACE,
-        Origin, RST, SCHEDULER_HASH, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
+        Origin, RST, SCHEDULER_RING, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
     },
     hash,
     verdict::Verdict,
@@ -182,14 +182,15 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
         let is_alive = !abi::has_ended(flow.state) && !flows::is_over(now, flow.expires);
         return u32::from(is_it && is_alive);
     }
-    if origin.backend != id || listener.scheduler != SCHEDULER_HASH {
+    if origin.backend != id || listener.scheduler == SCHEDULER_RING {
         return 0;
     }
-    let choice = hash::choice(flows::hash(key));
-    let is_choice = |first_chunk, slots| {
+    let hash = flows::hash(key);
+    let is_choice = |scheduler, first_chunk, slots| {
+        let choice = hash::choice_by(scheduler, key, hash);
         forward::slot(first_chunk, slots, choice).is_ok_and(|slot| slot & SLOT_BACKEND == id)
     };
-    let is_chosen = is_choice(listener.first_chunk, listener.slots)
-        || is_choice(listener.previous_chunk, listener.previous_slots);
+    let is_chosen = is_choice(listener.scheduler, listener.first_chunk, listener.slots)
+        || is_choice(listener.previous_scheduler, listener.previous_chunk, listener.previous_slots);
     is_chosen.into()
 }

@@ -6,8 +6,8 @@
 use slb_common::{
     abi::{
         BACKEND_PROXY, BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, Endpoint, FIN_FORWARD,
-        FLOW_FORWARD, Flow, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
-        NO_LISTENER_RESET, NO_SOURCE, ROLE_BACKEND, ROLE_VIP, RST, SCHEDULER_HASH, SLOT_BACKEND,
+        FLOW_FORWARD, Flow, FlowKey, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
+        NO_LISTENER_RESET, NO_SOURCE, ROLE_BACKEND, ROLE_VIP, RST, SCHEDULER_RING, SLOT_BACKEND,
         SLOT_KEEP, SLOT_LOOK, STAGE_FLOW, STAGE_FULL, Translation, UDP,
     },
     hash,
@@ -46,8 +46,9 @@ pub fn to_vip<const REST: bool>(
     let mut id = 0;
     let mut port = packet.key.sport;
     let mut is_settled = false;
-    if listener.scheduler == SCHEDULER_HASH {
-        let slot = slot(listener.first_chunk, listener.slots, hash::choice(hash))?;
+    if listener.scheduler != SCHEDULER_RING {
+        let choice = hash::choice_by(listener.scheduler, &packet.key, hash);
+        let slot = slot(listener.first_chunk, listener.slots, choice)?;
         id = slot & SLOT_BACKEND;
         is_settled = slot & SLOT_LOOK == 0
             && !direct::is_recent(direct_until, id, work.now)
@@ -167,7 +168,7 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
     let hash = work.handover.hash;
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NoListener)?;
     let begins = work.packet.is_syn() || key.proto == UDP;
-    let slot = match choose(listener, hash, begins) {
+    let slot = match choose(listener, key, hash, begins) {
         Err(Verdict::NoFlow) => return Err(work.answer(Verdict::Reset)),
         slot => slot?,
     };
@@ -192,7 +193,7 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
         work.handover.what = FLOW_FORWARD.into();
         return Err(Exit::Stage(STAGE_FULL));
     }
-    let is_hash = listener.scheduler == SCHEDULER_HASH;
+    let is_hash = listener.scheduler != SCHEDULER_RING;
     let is_shared = backend.flags & BACKEND_SHARED != 0
         || direct::is_recent(maps::direct_until(), id, work.now);
     let port = if slot & SLOT_KEEP != 0 || is_shared {
@@ -223,16 +224,16 @@ fn is_hairpin(work: &Work<'_>, backend: &Backend) -> bool {
 /// change; otherwise it gets the backend that the hash gives: that is how another gateway has chosen.
 /// A scheduler that counts has no such answer.
 #[inline(always)]
-pub fn choose(listener: &Listener, hash: u64, begins: bool) -> Result<u32, Verdict> {
-    let choice = hash::choice(hash);
-    let is_hash = listener.scheduler == SCHEDULER_HASH;
+pub fn choose(listener: &Listener, key: &FlowKey, hash: u64, begins: bool) -> Result<u32, Verdict> {
     if !begins && listener.previous_slots != 0 {
+        let choice = hash::choice_by(listener.previous_scheduler, key, hash);
         let previous = slot(listener.previous_chunk, listener.previous_slots, choice)?;
         if previous & SLOT_BACKEND != NO_BACKEND {
             return Ok(previous | SLOT_KEEP);
         }
     }
-    if is_hash {
+    if listener.scheduler != SCHEDULER_RING {
+        let choice = hash::choice_by(listener.scheduler, key, hash);
         return slot(listener.first_chunk, listener.slots, choice);
     }
     if listener.slots == 0 {

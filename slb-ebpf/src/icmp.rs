@@ -74,7 +74,7 @@ fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
     let place = flows::position(&key);
     if let Some(flow) = flows::at(place) {
         (id, port, source) = (flow.backend, flow.port, flow.source);
-    } else if let Ok(slot) = forward::choose(listener, hash, false) {
+    } else if let Ok(slot) = forward::choose(listener, &key, hash, false) {
         id = slot & SLOT_BACKEND;
     }
     if id == NO_BACKEND {

@@ -518,8 +518,9 @@ fn chunks(config: &Config) -> usize {
         for listener in &instance.listeners {
             let backends = instance.groups[listener.group].backends.len();
             let slots = match listener.scheduler {
-                Scheduler::Tch => maglev::size_for(backends),
+                Scheduler::Tch | Scheduler::Sch => maglev::size_for(backends),
                 Scheduler::Wrr => backends * 100,
+                Scheduler::Rr => backends,
             };
             chunks += families * slots.div_ceil(CHUNK_SLOTS);
         }

@@ -54,7 +54,7 @@ words!(NoListener { Pass = "pass", Drop = "drop", Reset = "reset" });
 words!(Forwarding { Nat = "nat", FullNat = "full-nat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
 words!(ClientAddress { None = "none", ProxyV2 = "proxy-v2", TcpOption = "tcp-option" });
 words!(Protocol { Tcp = "tcp", Udp = "udp" });
-words!(Scheduler { Tch = "tch", Wrr = "wrr" });
+words!(Scheduler { Tch = "tch", Sch = "sch", Wrr = "wrr", Rr = "rr" });
 words!(AllUnhealthy { FailClosed = "fail-closed", FailOpen = "fail-open" });
 words!(HttpMethod { Head = "HEAD", Get = "GET" });
 
@@ -283,8 +283,12 @@ pub struct Listener {
 pub enum Scheduler {
     /// Weighted consistent hash of the 4-tuple (Maglev).
     Tch,
+    /// The same of the source address.
+    Sch,
     /// Weighted round robin.
     Wrr,
+    /// Round robin, whatever the weights are; but a weight of 0 is none.
+    Rr,
 }
 
 /// What new flows get when no backend is healthy.

@@ -46,7 +46,8 @@ pub struct Planner {
 /// The schedule of a service.
 #[derive(Debug)]
 struct Planned {
-    by_hash: bool,
+    /// The scheduler by hash; `None`: in turn.
+    by_hash: Option<u16>,
     members: Vec<Member>,
     /// Backends that the configuration names, usable or not.
     of: usize,
@@ -63,7 +64,7 @@ enum Way {
     Hash(Transition),
     /// At once, because every flow has an entry, except for those of a schedule by hash before it:
     /// connections without an entry go by that until then.
-    Ring { previous: Vec<u32>, until: Instant },
+    Ring { previous_scheduler: u16, previous: Vec<u32>, until: Instant },
 }
 
 /// How a packet leaves for a backend.
@@ -180,7 +181,7 @@ impl Planner {
     pub fn due(&self) -> Option<Instant> {
         let due = |planned: &Planned| match &planned.way {
             Way::Hash(transition) => transition.due(),
-            Way::Ring { previous, until } => (!previous.is_empty()).then_some(*until),
+            Way::Ring { previous, until, .. } => (!previous.is_empty()).then_some(*until),
         };
         self.schedules.values().filter_map(due).chain(self.waiting.values().copied()).min()
     }
@@ -195,7 +196,7 @@ impl Planner {
     ) -> bool {
         let is_new = !self.schedules.contains_key(&service.id)
             && !service.endpoints.iter().any(|at| now.installed.listeners.contains_key(at));
-        if is_new && by_hash(service, targets) {
+        if is_new && by_hash(service, targets).is_some() {
             self.waiting.insert(service.id, now.now + FIRST_PROBES);
         }
         let Some(until) = self.waiting.get(&service.id) else { return false };
@@ -264,7 +265,10 @@ impl Planner {
         let member = |target: &&Target| Member {
             id: target.id,
             identity: target.identity,
-            weight: target.weight,
+            weight: match service.scheduler {
+                Scheduler::Rr => target.weight.min(1),
+                _ => target.weight,
+            },
         };
         let members: Vec<Member> = chosen.iter().map(member).collect();
         let terms = Terms {
@@ -299,8 +303,10 @@ impl Planner {
                     Some(Way::restored(&installed.schedule, terms))
                 });
                 let way = match by_hash {
-                    true => Way::hash(from, &wanted, is_usable, &unshared, terms),
-                    false => Way::ring(from, terms),
+                    Some(scheduler) => {
+                        Way::hash(from, (scheduler, &wanted), is_usable, &unshared, terms)
+                    }
+                    None => Way::ring(from, terms),
                 };
                 let published = Arc::new(way.schedule(&wanted, shared));
                 Planned {
@@ -324,7 +330,7 @@ impl Planned {
     fn is_due(&self, now: Instant) -> bool {
         match &self.way {
             Way::Hash(transition) => transition.due().is_some_and(|due| due <= now),
-            Way::Ring { previous, until } => !previous.is_empty() && *until <= now,
+            Way::Ring { previous, until, .. } => !previous.is_empty() && *until <= now,
         }
     }
 }
@@ -332,48 +338,54 @@ impl Planned {
 impl Way {
     /// As an earlier agent has left it.
     fn restored(schedule: &Schedule, terms: Terms) -> Self {
-        if schedule.scheduler == abi::SCHEDULER_HASH {
+        if schedule.scheduler != abi::SCHEDULER_RING {
             return Self::Hash(Transition::restored(schedule, terms));
         }
         let previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
-        Self::Ring { previous, until: terms.now + terms.idle }
+        let previous_scheduler = schedule.previous_scheduler;
+        Self::Ring { previous_scheduler, previous, until: terms.now + terms.idle }
     }
 
     fn hash(
         from: Option<Self>,
-        wanted: &[u32],
+        (scheduler, wanted): (u16, &[u32]),
         is_usable: impl Fn(u32) -> bool,
         unshared: &HashSet<u32>,
         terms: Terms,
     ) -> Self {
         let mut transition = match from {
-            None => Transition::new(wanted.to_vec()),
+            None => Transition::new(scheduler, wanted.to_vec()),
             Some(Self::Hash(transition)) => transition,
-            Some(Self::Ring { .. }) => Transition::watched(wanted.to_vec()),
+            Some(Self::Ring { .. }) => Transition::watched(scheduler, wanted.to_vec()),
         };
         transition.watch(unshared);
         transition.advance(terms);
-        transition.aim(wanted, is_usable, terms);
+        transition.aim(scheduler, wanted, is_usable, terms);
         Self::Hash(transition)
     }
 
     fn ring(from: Option<Self>, terms: Terms) -> Self {
         match from {
-            Some(Self::Ring { previous, until }) if until > terms.now => {
-                Self::Ring { previous, until }
-            }
-            Some(Self::Hash(transition)) => {
-                Self::Ring { previous: transition.owners().to_vec(), until: terms.now + terms.idle }
-            }
-            _ => Self::Ring { previous: Vec::new(), until: terms.now },
+            Some(ring @ Self::Ring { until, .. }) if until > terms.now => ring,
+            Some(Self::Hash(transition)) => Self::Ring {
+                previous_scheduler: transition.scheduler(),
+                previous: transition.owners().to_vec(),
+                until: terms.now + terms.idle,
+            },
+            _ => Self::Ring {
+                previous_scheduler: abi::SCHEDULER_HASH,
+                previous: Vec::new(),
+                until: terms.now,
+            },
         }
     }
 
     fn schedule(&self, wanted: &[u32], shared: &HashSet<u32>) -> Schedule {
         match self {
             Self::Hash(transition) => transition.schedule(shared),
-            Self::Ring { previous, .. } => Schedule {
+            Self::Ring { previous_scheduler, previous, .. } => Schedule {
                 scheduler: abi::SCHEDULER_RING,
+                previous_scheduler: *previous_scheduler,
                 slots: wanted.to_vec(),
                 previous: previous.clone(),
             },
@@ -391,11 +403,18 @@ fn is_single(targets: &[Target]) -> bool {
     named(targets) == 1 || targets.iter().any(|target| target.role == Role::Primary)
 }
 
-/// Whether flows go by hash, without entries. Datagrams of a pair do not: they would stay with the
+/// By which hash flows go, without entries. Datagrams of a pair do not: they would stay with the
 /// secondary for an idle timeout after the primary has come back.
-fn by_hash(service: &Service, targets: &[Target]) -> bool {
+fn by_hash(service: &Service, targets: &[Target]) -> Option<u16> {
     let is_pair = targets.iter().any(|target| target.role == Role::Primary);
-    service.scheduler == Scheduler::Tch && !(is_pair && service.endpoints[0].proto == abi::UDP)
+    if is_pair && service.endpoints[0].proto == abi::UDP {
+        return None;
+    }
+    match service.scheduler {
+        Scheduler::Tch => Some(abi::SCHEDULER_HASH),
+        Scheduler::Sch => Some(abi::SCHEDULER_SOURCE),
+        Scheduler::Wrr | Scheduler::Rr => None,
+    }
 }
 
 /// Who is to get new flows, slot by slot.
@@ -406,13 +425,13 @@ fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32>
         return vec![only.map_or(NO_BACKEND, |member| member.id)];
     }
     match service.scheduler {
-        Scheduler::Tch => {
+        Scheduler::Tch | Scheduler::Sch => {
             // As large for the healthy ones as for all, so that a failure moves as little as it can.
             let size = maglev::size_for(named(targets));
             let table = maglev::table(members, size);
             if table.is_empty() { vec![NO_BACKEND; size] } else { table }
         }
-        Scheduler::Wrr => ring::ring(members, RING_LIMIT),
+        Scheduler::Wrr | Scheduler::Rr => ring::ring(members, RING_LIMIT),
     }
 }
 

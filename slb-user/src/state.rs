@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use slb_common::abi::{
-    Address, Backend, Endpoint, Interface, NO_BACKEND, Origin, Roles, SLOT_BACKEND,
+    Address, Backend, Endpoint, Interface, NO_BACKEND, Origin, Roles, SCHEDULER_HASH, SLOT_BACKEND,
 };
 
 /// The content of every map that the agent writes.
@@ -36,7 +36,9 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// [`slb_common::abi::Listener::scheduler`].
-    pub scheduler: u32,
+    pub scheduler: u16,
+    /// [`slb_common::abi::Listener::previous_scheduler`].
+    pub previous_scheduler: u16,
     /// As in [`slb_common::abi::Chunk`]; empty: nobody.
     pub slots: Vec<u32>,
     /// The same, for connections that are older than the last change; empty: nobody goes by it.
@@ -44,6 +46,12 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// One that no other was before.
+    #[must_use]
+    pub const fn new(scheduler: u16, slots: Vec<u32>) -> Self {
+        Self { scheduler, previous_scheduler: SCHEDULER_HASH, slots, previous: Vec::new() }
+    }
+
     /// The part of new flows that each backend is to get, by its index in `SLB_BACKENDS`.
     #[must_use]
     pub fn shares(&self) -> BTreeMap<u32, f64> {
@@ -59,7 +67,7 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use slb_common::abi::SLOT_LOOK;
+    use slb_common::abi::{SCHEDULER_HASH, SLOT_LOOK};
 
     use super::*;
 
@@ -73,7 +81,7 @@ mod tests {
             (vec![3 | SLOT_LOOK, NO_BACKEND], vec![(3, 0.5)]),
         ];
         for (slots, expected) in cases {
-            let shares = Schedule { scheduler: 1, slots: slots.clone(), previous: vec![] }.shares();
+            let shares = Schedule::new(SCHEDULER_HASH, slots.clone()).shares();
             assert_eq!(shares, expected.into_iter().collect(), "{slots:?}");
         }
     }

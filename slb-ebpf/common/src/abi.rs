@@ -199,8 +199,10 @@ const _: () = assert!(size_of::<Endpoint>() == 24);
 pub struct Listener {
     /// Index into `SLB_CURSORS`; never changes while the listener exists.
     pub id: u32,
-    /// [`SCHEDULER_HASH`] or [`SCHEDULER_RING`].
-    pub scheduler: u32,
+    /// [`SCHEDULER_HASH`], [`SCHEDULER_SOURCE`] or [`SCHEDULER_RING`].
+    pub scheduler: u16,
+    /// The same of the schedule before; never [`SCHEDULER_RING`].
+    pub previous_scheduler: u16,
     /// Where its slots begin in `SLB_SLOTS`.
     pub first_chunk: u32,
     /// How many slots it has; 0: no backend takes new flows.
@@ -214,9 +216,11 @@ const _: () = assert!(size_of::<Listener>() == 24);
 
 /// The slot is chosen by the hash of the 4-tuple (Maglev). A flow has an entry only where the slot
 /// says so.
-pub const SCHEDULER_HASH: u32 = 1;
+pub const SCHEDULER_HASH: u16 = 1;
 /// The slots are taken in turn, and every flow has an entry.
-pub const SCHEDULER_RING: u32 = 2;
+pub const SCHEDULER_RING: u16 = 2;
+/// The same as [`SCHEDULER_HASH`], by the hash of the source address.
+pub const SCHEDULER_SOURCE: u16 = 3;
 
 /// The part of a slot that is an index into `SLB_BACKENDS`, or [`NO_BACKEND`].
 pub const SLOT_BACKEND: u32 = 0xffff;

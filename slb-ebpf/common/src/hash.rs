@@ -1,6 +1,6 @@
 //! The hash that chooses a slot: the same on every gateway and in the agent.
 
-use crate::abi::{Address, Endpoint, FILTER_HASHES, FlowKey};
+use crate::abi::{Address, Endpoint, FILTER_HASHES, FlowKey, SCHEDULER_SOURCE};
 
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 const MULTIPLIER: u64 = 0xff51_afd7_ed55_8ccd;
@@ -52,6 +52,17 @@ const fn addresses(key: &FlowKey) -> u64 {
 #[inline(always)]
 pub const fn choice(hash: u64) -> u32 {
     (hash >> 32) as u32
+}
+
+/// What chooses the slot of a flow with this `hash`, by a scheduler that does so by hash.
+#[must_use]
+#[inline(always)]
+pub const fn choice_by(scheduler: u16, key: &FlowKey, hash: u64) -> u32 {
+    if scheduler != SCHEDULER_SOURCE {
+        return choice(hash);
+    }
+    let [high, low] = key.src.halves();
+    choice(mix(mix(SEED, low.to_le()), high.to_le()))
 }
 
 /// Hash of an address, port and protocol: an index into [`crate::abi::Index`].
@@ -258,6 +269,28 @@ mod tests {
         assert_eq!(flow(&v6), 0x5ce5_9b25_d73f_443f, "IPv6");
         assert_eq!(identity(v4.dst, 80), 0xae27_8ce2_06bf_9fdf, "IPv4");
         assert_eq!(identity(v6.dst, 80), 0x43aa_3f1f_a24a_e4d1, "IPv6");
+    }
+
+    #[test]
+    fn given_the_source_as_the_choice_when_ports_differ_then_it_is_the_same_and_clients_spread() {
+        const SLOTS: u32 = 16;
+        let by = |key: &FlowKey| choice_by(SCHEDULER_SOURCE, key, flow(key));
+        let families: [fn(u32) -> IpAddr; 2] =
+            [|host| IpAddr::from((0xc633_6400 + host).to_be_bytes()), |host| v6(1, host).into()];
+        for client in families {
+            let mut found = [0_u32; SLOTS as usize];
+            for host in 0..16_000 {
+                let first = by(&key(client(host), 1_024, "203.0.113.10"));
+                for (sport, to) in [(1_025, "203.0.113.10"), (60_000, "203.0.113.11")] {
+                    assert_eq!(by(&key(client(host), sport, to)), first, "{}", client(host));
+                }
+                found[slot(first, SLOTS) as usize] += 1;
+            }
+            // Six standard deviations of 31.
+            assert!(found.iter().all(|count| count.abs_diff(1_000) < 190), "{found:?}");
+        }
+        let one = key([198, 51, 100, 7], 1_024, "203.0.113.10");
+        assert_eq!(choice_by(crate::abi::SCHEDULER_HASH, &one, flow(&one)), choice(flow(&one)));
     }
 
     #[test]

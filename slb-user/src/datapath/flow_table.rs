@@ -61,7 +61,7 @@ impl FlowTable {
             }
             let key = flow.key();
             let Some((id, schedule)) = watched.get(&key.destination()) else { continue };
-            let choice = hash::choice(hash::flow(&key));
+            let choice = hash::choice_by(schedule.scheduler, &key, hash::flow(&key));
             let slot = hash::slot(choice, schedule.slots.len() as u32) as usize;
             if schedule.slots[slot] & SLOT_KEEP != 0 {
                 continue;

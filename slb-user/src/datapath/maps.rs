@@ -162,6 +162,7 @@ impl Maps {
     fn schedule(&self, listener: &Listener) -> Result<Schedule, TableError> {
         Ok(Schedule {
             scheduler: listener.scheduler,
+            previous_scheduler: listener.previous_scheduler,
             slots: self.slots(listener.first_chunk, listener.slots)?,
             previous: self.slots(listener.previous_chunk, listener.previous_slots)?,
         })
@@ -240,6 +241,7 @@ impl Maps {
         let listener = Listener {
             id: service.id,
             scheduler: service.schedule.scheduler,
+            previous_scheduler: service.schedule.previous_scheduler,
             first_chunk: range.start,
             slots: service.schedule.slots.len() as u32,
             // Behind the others.

@@ -240,11 +240,55 @@ fn given_weights_when_planned_then_the_expected_shares_follow_them() {
 }
 
 #[test]
+fn given_round_robin_when_planned_then_weights_do_not_matter_unless_they_are_nothing() {
+    let mut shop = three();
+    shop.listeners[0].scheduler = Scheduler::Rr;
+    for (backend, weight) in shop.groups[0].backends.iter_mut().zip([1, 0, 100]) {
+        backend.weight = weight;
+    }
+    let shares = World::new(&config([shop])).schedule().shares();
+    assert_eq!(shares, BTreeMap::from([(0, 0.5), (2, 0.5)]));
+}
+
+#[test]
+fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_they_have_entries() {
+    let mut shop = three();
+    let mut world = World::new(&config([shop.clone()]));
+    let before = world.schedule();
+    shop.listeners[0].scheduler = Scheduler::Sch;
+    world.layout = Layout::new(&config([shop.clone()]), &world.installed).unwrap();
+    let after = world.schedule();
+    assert_eq!(
+        (after.scheduler, after.previous_scheduler),
+        (abi::SCHEDULER_SOURCE, abi::SCHEDULER_HASH)
+    );
+    assert_eq!(after.previous, before.slots);
+    let both = SLOT_LOOK | SLOT_KEEP;
+    assert!(after.slots.iter().all(|slot| slot & both == both));
+
+    // In turn: the same, for those that have none.
+    world.wait(world.layout.services[0].idle_timeout);
+    world.schedule();
+    shop.listeners[0].scheduler = Scheduler::Wrr;
+    world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
+    let ring = world.schedule();
+    assert_eq!(
+        (ring.scheduler, ring.previous_scheduler),
+        (abi::SCHEDULER_RING, abi::SCHEDULER_SOURCE)
+    );
+    assert_eq!(ring.previous, before.slots);
+}
+
+#[test]
 fn given_schedulers_when_planned_then_the_program_is_told_how_to_choose() {
     let cases = [
         (Scheduler::Tch, 2, abi::SCHEDULER_HASH),
         (Scheduler::Wrr, 2, abi::SCHEDULER_RING),
+        (Scheduler::Sch, 2, abi::SCHEDULER_SOURCE),
+        (Scheduler::Rr, 2, abi::SCHEDULER_RING),
         (Scheduler::Tch, 1, abi::SCHEDULER_HASH),
+        (Scheduler::Sch, 1, abi::SCHEDULER_SOURCE),
+        (Scheduler::Rr, 1, abi::SCHEDULER_RING),
         (Scheduler::Wrr, 1, abi::SCHEDULER_RING),
     ];
     for (scheduler, count, expected) in cases {

@@ -75,8 +75,7 @@ fn states() -> impl Strategy<Value = State> {
                 .filter(|(id, _)| named[**id as usize])
                 .map(|(&id, _)| id)
                 .collect();
-            let schedule =
-                Arc::new(Schedule { scheduler: SCHEDULER_HASH, slots, previous: vec![] });
+            let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
             state.listeners.insert(endpoint(vip(n), port), Service { id, schedule });
             state.addresses.entry(vip(n)).or_default().roles |= ROLE_VIP;
         }
@@ -101,8 +100,7 @@ fn any_states() -> impl Strategy<Value = State> {
             listeners: listeners
                 .into_iter()
                 .map(|((n, port), (id, slots))| {
-                    let schedule =
-                        Arc::new(Schedule { scheduler: SCHEDULER_HASH, slots, previous: vec![] });
+                    let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
                     (endpoint(vip(n), port), Service { id, schedule })
                 })
                 .collect(),
@@ -249,8 +247,7 @@ proptest! {
 fn given_a_backend_that_fails_when_planned_then_its_flag_goes_after_the_last_schedule() {
     let backend = |flags| Backend { addr: host(1), port: 80, flags, ..Backend::default() };
     let state = |flags, slots: &[u32]| {
-        let schedule =
-            Schedule { scheduler: SCHEDULER_HASH, slots: slots.to_vec(), previous: vec![] };
+        let schedule = Schedule::new(SCHEDULER_HASH, slots.to_vec());
         let service = Service { id: 0, schedule: Arc::new(schedule) };
         State {
             backends: [(0, backend(BACKEND_IN_USE | BACKEND_USABLE)), (1, backend(flags))].into(),

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slb_common::abi::{self, NO_BACKEND, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK};
+use slb_common::abi::{NO_BACKEND, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK};
 
 use crate::state::Schedule;
 
@@ -38,10 +38,14 @@ enum Phase {
 /// The slots of a schedule by hash, on their way.
 #[derive(Clone, Debug)]
 pub struct Transition {
+    /// By which hash a slot is chosen.
+    scheduler: u16,
     owners: Vec<u32>,
     phases: Vec<Phase>,
     /// The owners before, as many as there were then; counts where a slot is moving.
     previous: Vec<u32>,
+    /// By which hash one of those is chosen.
+    previous_scheduler: u16,
     /// How many slots are in no phase but settled.
     settled: usize,
     /// The first moment at which some phase may end.
@@ -62,23 +66,31 @@ pub struct Terms {
 impl Transition {
     /// A schedule that nobody has flows of.
     #[must_use]
-    pub fn new(owners: Vec<u32>) -> Self {
-        let phases = vec![Phase::Settled; owners.len()];
-        Self { settled: owners.len(), previous: Vec::new(), due: None, owners, phases }
+    pub fn new(scheduler: u16, owners: Vec<u32>) -> Self {
+        Self {
+            scheduler,
+            phases: vec![Phase::Settled; owners.len()],
+            previous: Vec::new(),
+            previous_scheduler: scheduler,
+            settled: owners.len(),
+            due: None,
+            owners,
+        }
     }
 
     /// A schedule whose flows may all have entries.
     #[must_use]
-    pub fn watched(owners: Vec<u32>) -> Self {
+    pub fn watched(scheduler: u16, owners: Vec<u32>) -> Self {
         let phases = vec![Phase::Watched; owners.len()];
-        Self { phases, settled: 0, ..Self::new(owners) }
+        Self { phases, settled: 0, ..Self::new(scheduler, owners) }
     }
 
     /// A schedule by hash as an earlier agent has left it. How long its phases have lasted it did not say.
     #[must_use]
     pub fn restored(schedule: &Schedule, terms: Terms) -> Self {
         let owners: Vec<u32> = schedule.slots.iter().map(|slot| slot & SLOT_BACKEND).collect();
-        let mut restored = Self::new(owners);
+        let mut restored = Self::new(schedule.scheduler, owners);
+        restored.previous_scheduler = schedule.previous_scheduler;
         restored.previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
         for (phase, slot) in restored.phases.iter_mut().zip(&schedule.slots) {
             *phase = match (slot & SLOT_LOOK != 0, slot & SLOT_KEEP != 0) {
@@ -103,9 +115,15 @@ impl Transition {
     }
 
     /// Makes for another schedule; `usable` says which owners take flows.
-    pub fn aim(&mut self, wanted: &[u32], usable: impl Fn(u32) -> bool, terms: Terms) {
-        if wanted.len() != self.owners.len() {
-            self.resize(wanted, &usable, terms);
+    pub fn aim(
+        &mut self,
+        scheduler: u16,
+        wanted: &[u32],
+        usable: impl Fn(u32) -> bool,
+        terms: Terms,
+    ) {
+        if wanted.len() != self.owners.len() || scheduler != self.scheduler {
+            self.remake(scheduler, wanted, &usable, terms);
         } else {
             for (slot, &owner) in wanted.iter().enumerate() {
                 self.aim_slot(slot, owner, &usable, terms);
@@ -144,18 +162,29 @@ impl Transition {
         };
     }
 
-    /// Another number of slots: every slot has another owner, as it were.
-    fn resize(&mut self, wanted: &[u32], usable: &impl Fn(u32) -> bool, terms: Terms) {
+    /// Another number of slots, or another hash: every flow has another slot, as it were.
+    fn remake(
+        &mut self,
+        scheduler: u16,
+        wanted: &[u32],
+        usable: &impl Fn(u32) -> bool,
+        terms: Terms,
+    ) {
         if terms.connections {
             let moving = |slot: usize| matches!(self.phases[slot], Phase::Moving(_));
-            let is_resized = self.previous.len() == self.owners.len();
-            let previous = (0..self.owners.len())
-                .map(|slot| {
-                    if moving(slot) && is_resized { self.previous[slot] } else { self.owners[slot] }
-                })
-                .collect();
-            self.previous = previous;
-            self.owners = wanted.to_vec();
+            let is_alike = self.is_previous_alike();
+            let previous =
+                (0..self.owners.len())
+                    .map(|slot| {
+                        if moving(slot) && is_alike {
+                            self.previous[slot]
+                        } else {
+                            self.owners[slot]
+                        }
+                    })
+                    .collect();
+            (self.previous, self.previous_scheduler) = (previous, self.scheduler);
+            (self.owners, self.scheduler) = (wanted.to_vec(), scheduler);
             self.phases = vec![Phase::Moving(terms.now); wanted.len()];
             return;
         }
@@ -165,7 +194,7 @@ impl Transition {
             .iter()
             .all(|phase| matches!(phase, Phase::Observed(since) if is_over(*since, terms)));
         if observed || self.owners.iter().all(|&owner| owner == NO_BACKEND || !usable(owner)) {
-            self.owners = wanted.to_vec();
+            (self.owners, self.scheduler) = (wanted.to_vec(), scheduler);
             self.phases = vec![Phase::Watched; wanted.len()];
             return;
         }
@@ -179,20 +208,27 @@ impl Transition {
         }
     }
 
+    /// Whether a flow's slot of the schedule before is its slot now.
+    const fn is_previous_alike(&self) -> bool {
+        self.previous.len() == self.owners.len() && self.previous_scheduler == self.scheduler
+    }
+
     fn set_previous(&mut self, slot: usize, owner: u32) {
-        if self.previous.len() != self.owners.len() {
+        if !self.is_previous_alike() {
             self.previous.clone_from(&self.owners);
+            self.previous_scheduler = self.scheduler;
         }
         self.previous[slot] = owner;
     }
 
     /// Ends the phases whose time has come.
     pub fn advance(&mut self, terms: Terms) {
+        let is_alike = self.is_previous_alike();
         for (slot, phase) in self.phases.iter_mut().enumerate() {
             if matches!(phase, Phase::Moving(since) if is_over(*since, terms)) {
                 *phase = Phase::Watched;
                 // Others may go on by the schedule before.
-                if self.previous.len() == self.owners.len() {
+                if is_alike {
                     self.previous[slot] = self.owners[slot];
                 }
             }
@@ -214,6 +250,7 @@ impl Transition {
     fn tidy(&mut self, idle: Duration) {
         if !self.phases.iter().any(|phase| matches!(phase, Phase::Moving(_))) {
             self.previous = Vec::new();
+            self.previous_scheduler = self.scheduler;
         }
         self.settled = self.count_settled();
         let since = self.phases.iter().filter_map(|phase| match phase {
@@ -258,10 +295,17 @@ impl Transition {
             owner | flags
         });
         Schedule {
-            scheduler: abi::SCHEDULER_HASH,
+            scheduler: self.scheduler,
+            previous_scheduler: self.previous_scheduler,
             slots: slots.collect(),
             previous: self.previous.clone(),
         }
+    }
+
+    /// By which hash a slot is chosen.
+    #[must_use]
+    pub const fn scheduler(&self) -> u16 {
+        self.scheduler
     }
 
     /// The owners, without what is remembered: where flows that have no entry go.

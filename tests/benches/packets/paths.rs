@@ -273,7 +273,7 @@ pub fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
         })
         .collect();
     let slots = maglev::table(&members, maglev::size_for(count as usize));
-    let schedule = Arc::new(Schedule { scheduler: SCHEDULER_HASH, slots, previous: Vec::new() });
+    let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
     slb.change(|state| {
         for number in 0..count {
             let (id, at) = (first_id + number, at(number));

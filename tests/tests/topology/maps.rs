@@ -20,7 +20,15 @@ const FIELDS: [(&str, &[&str], &[&str]); 18] = [
     (
         "SLB_LISTENERS",
         &["addr", "port", "proto"],
-        &["id", "scheduler", "first_chunk", "slots", "previous_chunk", "previous_slots"],
+        &[
+            "id",
+            "scheduler",
+            "previous_scheduler",
+            "first_chunk",
+            "slots",
+            "previous_chunk",
+            "previous_slots",
+        ],
     ),
     ("SLB_LISTENER_INDEX", &[], &["places", "records"]),
     ("SLB_ENDPOINT_INDEX", &[], &["places", "records"]),

@@ -144,6 +144,39 @@ fn given_traffic_when_a_backend_is_removed_reweighted_and_added_then_nothing_is_
 
 #[test]
 #[ignore = "needs root"]
+fn given_traffic_when_the_scheduler_changes_then_new_flows_go_by_it_and_old_ones_stay() {
+    let lab = Lab::start();
+    let web = format!("port = {}\nbackend_port", plan::WEB_PORT);
+    let file = fs::read_to_string(lab.gateway.config()).unwrap();
+    let to = vips(plan::WEB_PORT);
+    let mut kept = Vec::new();
+    let loads = to.map(|to| Load::start(&lab.client, to, RATE / 2).unwrap());
+    for (generation, scheduler) in (2..).zip(["sch", "rr", "tch", "wrr", "sch", "tch"]) {
+        kept.extend(to.map(|to| Sessions::open(&lab.client, to, 10).unwrap()));
+        let text = file.replace(&web, &format!("scheduler = \"{scheduler}\"\n{web}"));
+        fs::write(lab.gateway.config(), text).unwrap();
+        assert_eq!(reload(&lab).last().unwrap(), &format!("1 change; generation {generation}"));
+        for to in to {
+            let outcome = lab.client.http(to, 400, 4).unwrap();
+            assert_eq!((outcome.ok(), outcome.failed()), (400, 0), "{scheduler} {to}: {outcome}");
+            let backends = outcome.per_backend.len();
+            assert_eq!(backends, if scheduler == "sch" { 1 } else { 4 }, "{scheduler}: {outcome}");
+            if scheduler == "rr" {
+                let shares = outcome.per_backend.keys().map(|backend| outcome.share(backend));
+                let mut others = shares.filter(|share| (share - 0.25).abs() > 0.1);
+                assert_eq!(others.next(), None, "{outcome}");
+            }
+        }
+        loads.iter().for_each(|load| answers_more(load, GOES_ON / 5));
+    }
+    loads.into_iter().for_each(|load| drop(expect_unscathed(load)));
+    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
+        assert_eq!(session.failure, None, "{session:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn given_a_removed_backend_when_its_last_flow_is_over_then_it_is_forgotten() {
     let lab = Lab::prepare();
     let mut lab = lab;

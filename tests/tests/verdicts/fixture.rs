@@ -384,7 +384,7 @@ impl<'a> Slb<'a> {
         self.change(|state| {
             let service = state.listeners.get_mut(&endpoint(listener, proto)).expect("a listener");
             let scheduler = service.schedule.scheduler;
-            service.schedule = Arc::new(Schedule { scheduler, slots, previous });
+            service.schedule = Arc::new(Schedule { previous, ..Schedule::new(scheduler, slots) });
             for origin in state.endpoints.values_mut() {
                 let is_ours = (origin.vip, origin.port) == key_of(listener);
                 if is_ours && scheduler == SCHEDULER_HASH {
@@ -709,7 +709,7 @@ fn listeners(state: &mut State, family: usize) {
     for (listener, (port, proto, scheduler, slots)) in (0..).zip(rows) {
         let number = |id| if id == id::NONE { id } else { id + family as u32 };
         let slots = slots.into_iter().map(number).collect();
-        let schedule = Arc::new(Schedule { scheduler, slots, previous: Vec::new() });
+        let schedule = Arc::new(Schedule::new(scheduler, slots));
         let id = if port == port::BROKEN { u32::MAX } else { 2 * listener + family as u32 };
         let service = Service { id, schedule };
         state.listeners.insert(endpoint(vip(family, port), proto), service);

@@ -1,21 +1,30 @@
 //! Which backend a new flow gets, over many flows.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use etherparse::SlicedPacket;
 use slb_common::{
-    abi::{self, BACKEND_IN_USE, BACKEND_USABLE},
+    abi::{
+        self, BACKEND_IN_USE, BACKEND_USABLE, FlowKey, SCHEDULER_HASH, SCHEDULER_SOURCE, SLOT_KEEP,
+        SLOT_LOOK,
+    },
     hash,
     verdict::Verdict,
 };
-use slb_user::schedule::{
-    Member,
-    maglev::{size_for, table},
-    ring::ring,
+use slb_user::{
+    schedule::{
+        Member,
+        maglev::{size_for, table},
+        ring::ring,
+    },
+    state::Schedule,
 };
 
 use crate::{
-    fixture::{FAMILIES, Slb, at, client, id, port, syn, vip, with_capacity, with_slb},
+    fixture::{FAMILIES, Slb, at, client, endpoint, id, port, syn, vip, with_capacity, with_slb},
     frame::{ACK, Frame, L3},
     lab::WAN,
 };
@@ -90,6 +99,57 @@ fn given_weights_when_many_flows_begin_then_shares_are_right_and_nothing_is_reme
                 assert_eq!(chosen(slb, &frame), before, "{frame:?}");
             }
             assert_eq!(slb.flows.count(), 0, "none of them is remembered");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_the_source_as_the_choice_when_flows_begin_then_a_client_has_one_backend() {
+    with_capacity(1 << 14, |slb| {
+        for family in FAMILIES {
+            // Room for both schedules is scarce here.
+            let slots = table(&members(family), 1_021);
+            let listener = vip(family, port::HTTP);
+            let by = |scheduler, key: &FlowKey| {
+                let choice = hash::choice_by(scheduler, key, hash::flow(key));
+                slots[hash::slot(choice, slots.len() as u32) as usize]
+            };
+            let schedule = |slb: &mut Slb<'_>, schedule: Schedule| {
+                slb.change(|state| {
+                    let at = endpoint(listener, abi::TCP);
+                    let service = state.listeners.get_mut(&at).expect("a listener");
+                    service.schedule = Arc::new(schedule);
+                });
+            };
+            schedule(slb, Schedule::new(SCHEDULER_SOURCE, slots.clone()));
+            let remembered = slb.flows.count();
+            let mut clients = BTreeMap::<_, BTreeSet<u8>>::new();
+            for frame in flows(family) {
+                let chosen = chosen(slb, &frame);
+                assert_eq!(chosen, last_byte(slb, by(SCHEDULER_SOURCE, &frame.key())), "{frame:?}");
+                clients.entry(frame.src.ip()).or_default().insert(chosen);
+            }
+            assert!(clients.values().all(|backends| backends.len() == 1), "{clients:?}");
+            let all: BTreeSet<&BTreeSet<u8>> = clients.values().collect();
+            assert_eq!(all.len(), BACKENDS.len(), "of every backend");
+            assert_eq!(slb.flows.count(), remembered, "none of them is");
+
+            // The other hash was before: who is in the middle of a connection goes by that.
+            let moving = slots.iter().map(|slot| slot | SLOT_LOOK | SLOT_KEEP).collect();
+            let (previous_scheduler, previous) = (SCHEDULER_HASH, slots.clone());
+            let after = Schedule {
+                previous_scheduler,
+                previous,
+                ..Schedule::new(SCHEDULER_SOURCE, moving)
+            };
+            schedule(slb, after);
+            for frame in flows(family).into_iter().step_by(11) {
+                let (is_new, key) = (frame.src.port() % 2 == 0, frame.key());
+                let scheduler = if is_new { SCHEDULER_SOURCE } else { SCHEDULER_HASH };
+                let frame = if is_new { frame } else { frame.flags(ACK) };
+                assert_eq!(chosen(slb, &frame), last_byte(slb, by(scheduler, &key)), "{frame:?}");
+            }
         }
     });
 }

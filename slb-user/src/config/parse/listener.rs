@@ -31,7 +31,7 @@ const KEYS: Keys = Keys {
     ],
 };
 
-const LATER_SCHEDULERS: &[&str] = &["sch", "qch", "rr", "wlc"];
+const LATER_SCHEDULERS: &[&str] = &["qch", "wlc"];
 const IDLE_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_secs(15 * 60);
 

@@ -1,7 +1,10 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use slb_common::hash;
+use slb_common::{
+    abi::{SCHEDULER_HASH, SCHEDULER_SOURCE},
+    hash,
+};
 
 use super::*;
 
@@ -24,8 +27,8 @@ const MOVING: u32 = SLOT_LOOK | SLOT_KEEP;
 #[test]
 fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases() {
     let start = Instant::now();
-    let mut transition = Transition::new(vec![1, 1, 2]);
-    transition.aim(&[1, 3, 2], |_| true, terms(true, start));
+    let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 1, 2]);
+    transition.aim(SCHEDULER_HASH, &[1, 3, 2], |_| true, terms(true, start));
     let moving = transition.schedule(&HashSet::new());
     assert_eq!(owners(&moving.slots), [1, 3, 2]);
     assert_eq!(flags(&moving), [0, MOVING, 0]);
@@ -34,7 +37,7 @@ fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases()
 
     // A further change: who came in between has an entry, and the others are still the first owner's.
     let later = start + IDLE / 2;
-    transition.aim(&[1, 4, 2], |_| true, terms(true, later));
+    transition.aim(SCHEDULER_HASH, &[1, 4, 2], |_| true, terms(true, later));
     let again = transition.schedule(&HashSet::new());
     assert_eq!((owners(&again.slots)[1], again.previous[1]), (4, 1));
     assert_eq!(transition.due(), Some(start + IDLE));
@@ -55,15 +58,15 @@ fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases()
 #[test]
 fn given_datagrams_when_a_slot_is_to_change_owner_then_it_is_observed_first() {
     let start = Instant::now();
-    let mut transition = Transition::new(vec![1, 2]);
-    transition.aim(&[3, 2], |_| true, terms(false, start));
+    let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 2]);
+    transition.aim(SCHEDULER_HASH, &[3, 2], |_| true, terms(false, start));
     let observed = transition.schedule(&HashSet::new());
     assert_eq!((owners(&observed.slots), flags(&observed)), (vec![1, 2], vec![MOVING, 0]));
     assert_eq!(observed.previous, [0_u32; 0]);
 
     let over = terms(false, start + IDLE);
     transition.advance(over);
-    transition.aim(&[3, 2], |_| true, over);
+    transition.aim(SCHEDULER_HASH, &[3, 2], |_| true, over);
     let moved = transition.schedule(&HashSet::new());
     assert_eq!((owners(&moved.slots), flags(&moved)), (vec![3, 2], vec![SLOT_LOOK, 0]));
 }
@@ -71,23 +74,23 @@ fn given_datagrams_when_a_slot_is_to_change_owner_then_it_is_observed_first() {
 #[test]
 fn given_datagrams_when_the_owner_takes_no_flows_then_it_is_replaced_at_once() {
     let now = terms(false, Instant::now());
-    let mut transition = Transition::new(vec![1, 2]);
-    transition.aim(&[3, 2], |owner| owner != 1, now);
+    let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 2]);
+    transition.aim(SCHEDULER_HASH, &[3, 2], |owner| owner != 1, now);
     assert_eq!(transition.schedule(&HashSet::new()).slots, [3, 2]);
 }
 
 #[test]
 fn given_nobodys_slots_when_they_get_an_owner_then_there_is_nothing_to_remember() {
     for connections in [true, false] {
-        let mut transition = Transition::new(vec![NO_BACKEND; 2]);
-        transition.aim(&[1, 2], |_| true, terms(connections, Instant::now()));
+        let mut transition = Transition::new(SCHEDULER_HASH, vec![NO_BACKEND; 2]);
+        transition.aim(SCHEDULER_HASH, &[1, 2], |_| true, terms(connections, Instant::now()));
         assert_eq!(transition.schedule(&HashSet::new()).slots, [1, 2]);
     }
 }
 
 #[test]
 fn given_shared_backends_when_published_then_their_slots_keep_entries() {
-    let schedule = Transition::new(vec![1, 2]).schedule(&HashSet::from([2]));
+    let schedule = Transition::new(SCHEDULER_HASH, vec![1, 2]).schedule(&HashSet::from([2]));
     assert_eq!(schedule.slots, [1, 2 | MOVING]);
 }
 
@@ -97,11 +100,19 @@ struct Program {
     entries: HashMap<u64, u32>,
 }
 
+/// Where a flow is, of so many slots.
+fn slot_of(scheduler: u16, flow: u64, slots: &[u32]) -> usize {
+    let choice = match scheduler {
+        SCHEDULER_SOURCE => (flow as u32).wrapping_mul(0x9e37_79b1),
+        _ => hash::choice(flow),
+    };
+    hash::slot(choice, slots.len() as u32) as usize
+}
+
 impl Program {
     fn packet(&mut self, schedule: &Schedule, flow: u64, begins: bool) -> u32 {
-        let choice = hash::choice(flow);
-        let at = |slots: &[u32]| slots[hash::slot(choice, slots.len() as u32) as usize];
-        let slot = at(&schedule.slots);
+        let at = |scheduler, slots: &[u32]| slots[slot_of(scheduler, flow, slots)];
+        let slot = at(schedule.scheduler, &schedule.slots);
         if slot & SLOT_LOOK == 0 {
             return slot & SLOT_BACKEND;
         }
@@ -110,7 +121,7 @@ impl Program {
         }
         let mut chosen = slot;
         if !begins && !schedule.previous.is_empty() {
-            chosen = at(&schedule.previous) | SLOT_KEEP;
+            chosen = at(schedule.previous_scheduler, &schedule.previous) | SLOT_KEEP;
         }
         if chosen & SLOT_KEEP != 0 {
             self.entries.insert(flow, chosen & SLOT_BACKEND);
@@ -120,7 +131,7 @@ impl Program {
 
     /// The agent's look through the table.
     fn sweep(&mut self, schedule: &Schedule, is_live: impl Fn(u64) -> bool) -> HashSet<usize> {
-        let slot_of = |flow| hash::slot(hash::choice(flow), schedule.slots.len() as u32) as usize;
+        let slot_of = |flow| slot_of(schedule.scheduler, flow, &schedule.slots);
         self.entries.retain(|&flow, owner| {
             let slot = schedule.slots[slot_of(flow)];
             slot & SLOT_KEEP != 0 || is_live(flow) && slot & SLOT_BACKEND != *owner
@@ -132,8 +143,8 @@ impl Program {
 /// What happens next.
 #[derive(Clone, Debug)]
 enum Event {
-    /// A schedule of another seed is wanted; another size, if it is large.
-    Aim(u32, bool),
+    /// A schedule of another seed is wanted; of another size, or by another hash.
+    Aim(u32, bool, bool),
     /// Time passes, in hundredths of the idle timeout; every live flow sends at least that often.
     Wait(u32),
     /// A flow begins.
@@ -148,7 +159,8 @@ enum Event {
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let event = prop_oneof![
-        2 => (any::<u32>(), prop::bool::weighted(0.1)).prop_map(|(seed, size)| Event::Aim(seed, size)),
+        2 => (any::<u32>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1))
+            .prop_map(|(seed, size, hash)| Event::Aim(seed, size, hash)),
         4 => (1..60_u32).prop_map(Event::Wait),
         6 => any::<u64>().prop_map(Event::Begin),
         2 => any::<usize>().prop_map(Event::End),
@@ -169,28 +181,31 @@ proptest! {
         connections in any::<bool>(),
     ) {
         let mut now = Instant::now();
-        let mut size = 13;
+        let (mut size, mut scheduler) = (13, SCHEDULER_HASH);
         let mut aim = wanted(1, size);
-        let mut transition = Transition::new(aim.clone());
+        let mut transition = Transition::new(SCHEDULER_HASH, aim.clone());
         let mut program = Program::default();
         let mut flows: HashMap<u64, u32> = HashMap::new();
         for event in history {
             match event {
-                Event::Aim(seed, resize) => {
+                Event::Aim(seed, resize, rehash) => {
+                    if rehash {
+                        scheduler = SCHEDULER_HASH + SCHEDULER_SOURCE - scheduler;
+                    }
                     // Datagrams of slots that are being observed do not stand another size.
                     if resize {
                         size = if size == 13 { 31 } else { 13 };
                     }
                     aim = wanted(seed, size);
                     transition.advance(terms(connections, now));
-                    transition.aim(&aim, |_| true, terms(connections, now));
+                    transition.aim(scheduler, &aim, |_| true, terms(connections, now));
                 }
                 Event::Wait(time) => {
                     // In steps in which every live flow is heard of.
                     for _ in 0..time {
                         now += IDLE / 100;
                         transition.advance(terms(connections, now));
-                        transition.aim(&aim, |_| true, terms(connections, now));
+                        transition.aim(scheduler, &aim, |_| true, terms(connections, now));
                         let schedule = transition.schedule(&HashSet::new());
                         for (&flow, &owner) in &flows {
                             prop_assert_eq!(program.packet(&schedule, flow, !connections), owner);
@@ -229,11 +244,12 @@ proptest! {
         for _ in 0..2 {
             now += IDLE;
             transition.advance(terms(connections, now));
-            transition.aim(&aim, |_| true, terms(connections, now));
+            transition.aim(scheduler, &aim, |_| true, terms(connections, now));
         }
         let schedule = transition.schedule(&HashSet::new());
         transition.settle(&program.sweep(&schedule, |_| false));
         prop_assert!(transition.is_settled());
-        prop_assert_eq!(transition.schedule(&HashSet::new()).slots, aim);
+        let settled = transition.schedule(&HashSet::new());
+        prop_assert_eq!((settled.scheduler, settled.slots), (scheduler, aim));
     }
 }
