@@ -6,8 +6,8 @@
 
 use slb_common::{
     abi::{
-        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT, NO_PLACE,
-        Origin, RST, SCHEDULER_RING, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
+        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, Listener, MODE_NAT,
+        NO_PLACE, Origin, RST, SCHEDULER_RING, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
     },
     hash,
     verdict::Verdict,
@@ -178,19 +178,28 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
     // SAFETY: a replaced value lives on until the program ends.
     let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else { return 0 };
     if let Some(flow) = flows::seek(key) {
-        let is_it = flow.backend == id && flow.port == reply.dport;
+        // The same as `reply.dport`, but not on the stack meanwhile.
+        let is_it = flow.backend == id && flow.port == key.sport;
         let is_alive = !abi::has_ended(flow.state) && !flows::is_over(now, flow.expires);
         return u32::from(is_it && is_alive);
     }
     if origin.backend != id || listener.scheduler == SCHEDULER_RING {
         return 0;
     }
+    is_choice(listener, key, id)
+}
+
+/// Whether the schedule, or the one before, chooses the backend `id`.
+#[inline(never)]
+fn is_choice(listener: &Listener, key: &FlowKey, id: u32) -> u32 {
     let hash = flows::hash(key);
-    let is_choice = |scheduler, first_chunk, slots| {
+    let is_by = |scheduler, first_chunk, slots| {
         let choice = hash::choice_by(scheduler, key, hash);
         forward::slot(first_chunk, slots, choice).is_ok_and(|slot| slot & SLOT_BACKEND == id)
     };
-    let is_chosen = is_choice(listener.scheduler, listener.first_chunk, listener.slots)
-        || is_choice(listener.previous_scheduler, listener.previous_chunk, listener.previous_slots);
+    let Listener { scheduler, first_chunk, slots, .. } = *listener;
+    let Listener { previous_scheduler, previous_chunk, previous_slots, .. } = *listener;
+    let is_chosen = is_by(scheduler, first_chunk, slots)
+        || is_by(previous_scheduler, previous_chunk, previous_slots);
     is_chosen.into()
 }

@@ -7,6 +7,7 @@ mod failures;
 mod follow;
 mod lock;
 mod reload;
+mod staged;
 mod status;
 
 use std::{
@@ -488,6 +489,7 @@ impl Agent {
             // Who asked may have gone away.
             Request::Status(answer) => drop(answer.send(self.status())),
             Request::Reload(answer) => self.reload(Some(answer)),
+            Request::Edit(edit, answer) => self.edit(edit, answer),
             Request::Plan(config, answer) => drop(answer.send(self.plan(&config))),
         }
     }

@@ -10,6 +10,7 @@ mod ask;
 mod check;
 mod decap;
 mod doctor;
+mod edit;
 mod reload;
 mod run;
 mod status;
@@ -54,6 +55,12 @@ enum Command {
     Reload(reload::Arguments),
     /// Show instances, listeners, backends, their health, and what became of packets.
     Status(status::Arguments),
+    /// Add, remove or re-weight a backend of the running agent, and in its file.
+    #[command(subcommand)]
+    Backend(edit::Backend),
+    /// Start or stop a listener of the running agent, and in its file.
+    #[command(subcommand)]
+    Listener(edit::Listener),
     /// On a backend behind a tunnel: take packets out of IPIP and GUE by XDP.
     Decap(decap::Arguments),
     /// On a backend: what it needs for its group's forwarding mode, and whether it has it.
@@ -83,6 +90,8 @@ impl Cli {
             Command::Plan(arguments) => reload::plan(&arguments),
             Command::Reload(arguments) => reload::reload(&arguments),
             Command::Status(arguments) => status::status(&arguments),
+            Command::Backend(command) => edit::backend(command),
+            Command::Listener(command) => edit::enable(command),
             Command::Decap(arguments) => decap::decap(&arguments),
             Command::Doctor(arguments) => doctor::doctor(&arguments),
             Command::Unload(arguments) => unload::unload(&arguments),

@@ -11,10 +11,12 @@ use std::{
 };
 
 pub use changes::changes;
+pub use edit::{Edit, EditError, Place, edit};
 pub use parse::{api, load, parse};
 pub use report::{LoadError, Mistake, Report};
 
 mod changes;
+mod edit;
 mod parse;
 mod report;
 

@@ -6,7 +6,9 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     error::Error,
-    mem,
+    fmt::Display,
+    io, mem,
+    path::Path,
     time::Instant,
 };
 
@@ -16,11 +18,12 @@ use tracing::{info, warn};
 use super::{
     Agent, SWEEP_SLACK,
     follow::{Following, Surroundings},
+    staged::{Opened, Staged},
 };
 use crate::{
     api::{Refusal, Reloaded},
     causes::causes,
-    config::{self, Config, LoadError, Mistake, changes},
+    config::{self, Config, Edit, LoadError, Mistake, changes},
     health::Health,
     layout::Layout,
     plan::{Step, retire},
@@ -31,7 +34,9 @@ pub(super) type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;
 
 /// A file that was read.
 pub(super) struct Read {
-    result: Result<(Config, Vec<Mistake>), LoadError>,
+    result: Result<(Config, Vec<Mistake>), Refusal>,
+    /// What it is to be replaced by, if that is what was read.
+    staged: Option<Staged>,
     answer: Option<Answer>,
 }
 
@@ -40,7 +45,14 @@ struct Pending {
     config: Config,
     layout: Layout,
     warnings: Vec<Mistake>,
+    staged: Option<Staged>,
     answer: Option<Answer>,
+}
+
+/// What somebody asks for.
+enum Wish {
+    Reload(Option<Answer>),
+    Edit(Edit, Answer),
 }
 
 /// How far reloads are.
@@ -48,8 +60,10 @@ pub(super) struct Reloads {
     files: mpsc::Sender<Read>,
     orders: mpsc::UnboundedSender<Following>,
     pending: Option<Pending>,
-    /// Who asked while another reload was under way.
-    waiting: VecDeque<Option<Answer>>,
+    /// Whether one is under way.
+    is_busy: bool,
+    /// Who asked meanwhile.
+    waiting: VecDeque<Wish>,
     /// Counts orders.
     number: u64,
     /// Counts configurations; the first is 1.
@@ -64,6 +78,7 @@ impl Reloads {
             files,
             orders,
             pending: None,
+            is_busy: false,
             waiting: VecDeque::new(),
             number: 0,
             generation: 1,
@@ -83,15 +98,38 @@ impl Reloads {
 impl Agent {
     /// Reads the file again, and goes by it.
     pub(super) fn reload(&mut self, answer: Option<Answer>) {
-        if self.reloads.pending.is_some() {
-            self.reloads.waiting.push_back(answer);
+        self.begin(Wish::Reload(answer));
+    }
+
+    /// Changes the file, and goes by it.
+    pub(super) fn edit(&mut self, edit: Edit, answer: Answer) {
+        self.begin(Wish::Edit(edit, answer));
+    }
+
+    /// One at a time: two edits of the same text would undo each other.
+    fn begin(&mut self, wish: Wish) {
+        if self.reloads.is_busy {
+            self.reloads.waiting.push_back(wish);
             return;
         }
+        self.reloads.is_busy = true;
         let (path, files) = (self.path.clone(), self.reloads.files.clone());
         tokio::task::spawn_blocking(move || {
-            let result = config::load(&path);
+            let read = match wish {
+                Wish::Reload(answer) => {
+                    let result = config::load(&path).map_err(invalid);
+                    Read { result, staged: None, answer }
+                }
+                Wish::Edit(edit, answer) => {
+                    let (result, staged) = match edited(&path, &edit) {
+                        Ok((read, staged)) => (Ok(read), staged),
+                        Err(refusal) => (Err(refusal), None),
+                    };
+                    Read { result, staged, answer: Some(answer) }
+                }
+            };
             // Nobody takes it any more: then the agent is ending.
-            let _ = files.blocking_send(Read { result, answer });
+            let _ = files.blocking_send(read);
         });
     }
 
@@ -106,16 +144,15 @@ impl Agent {
     }
 
     /// Looks at a file that was read.
-    pub(super) fn consider(&mut self, Read { result, answer }: Read) {
-        if self.reloads.pending.is_some() {
-            self.reloads.waiting.push_back(answer);
-            return;
-        }
+    pub(super) fn consider(&mut self, Read { result, staged, answer }: Read) {
         let (config, warnings) = match result {
             Ok(read) => read,
-            Err(error) => return self.refuse(answer, Refusal::Invalid(error.to_string())),
+            Err(refusal) => return self.refuse(answer, refusal),
         };
         if config == self.config {
+            if let Err(refusal) = self.write(staged) {
+                return self.refuse(answer, refusal);
+            }
             self.reloads.refused = None;
             info!("reloaded; the configuration is what it was");
             return self.done(answer, Vec::new(), &warnings);
@@ -124,7 +161,7 @@ impl Agent {
             Err(refusal) => self.refuse(answer, refusal),
             Ok(layout) => {
                 self.reloads.order(Following::new(&config, &layout));
-                self.reloads.pending = Some(Pending { config, layout, warnings, answer });
+                self.reloads.pending = Some(Pending { config, layout, warnings, staged, answer });
             }
         }
     }
@@ -162,15 +199,21 @@ impl Agent {
 
     /// Goes by the pending configuration, whose surroundings these are.
     pub(super) fn swap(&mut self, surroundings: Surroundings) {
-        let Some(Pending { config, layout, warnings, answer }) = self.reloads.pending.take() else {
+        let Some(Pending { config, layout, warnings, staged, answer }) =
+            self.reloads.pending.take()
+        else {
             return;
         };
         let before = mem::replace(&mut self.surroundings, surroundings);
-        let interfaces = config.gateway.interfaces.iter();
-        if let Some(error) = interfaces.filter_map(|name| self.check_interface(name).err()).next() {
+        let mut interfaces = config.gateway.interfaces.iter();
+        let is_possible = interfaces
+            .try_for_each(|name| self.check_interface(name))
+            .map_err(|error| Refusal::Conflict(causes(&error)))
+            .and_then(|()| self.write(staged));
+        if let Err(refusal) = is_possible {
             self.surroundings = before;
             self.reloads.order(Following::new(&self.config, &self.layout));
-            return self.refuse(answer, Refusal::Conflict(causes(&error)));
+            return self.refuse(answer, refusal);
         }
         let changes = changes(&self.config, &config);
         let was = mem::replace(&mut self.config, config);
@@ -209,6 +252,12 @@ impl Agent {
         }
     }
 
+    /// Replaces the file, if that was asked for.
+    fn write(&self, staged: Option<Staged>) -> Result<(), Refusal> {
+        let written = staged.map_or(Ok(()), Staged::commit);
+        written.map_err(|error| unwritable(&self.path, &error))
+    }
+
     fn set_and_reconcile(&mut self) -> bool {
         self.go_on("settings", Self::set) & self.reconcile()
     }
@@ -244,8 +293,9 @@ impl Agent {
 
     /// Whoever has waited is next.
     fn next(&mut self) {
-        if let Some(answer) = self.reloads.waiting.pop_front() {
-            self.reload(answer);
+        self.reloads.is_busy = false;
+        if let Some(wish) = self.reloads.waiting.pop_front() {
+            self.begin(wish);
         }
     }
 
@@ -292,7 +342,7 @@ impl Agent {
 
     /// Forgets the backends of which no flow is left.
     pub(super) fn forget(&mut self, left: &HashSet<u32>) {
-        if left.is_empty() || self.reloads.pending.is_some() {
+        if left.is_empty() || self.reloads.is_busy {
             return;
         }
         for id in left {
@@ -314,6 +364,32 @@ impl Agent {
             self.reconcile();
         }
     }
+}
+
+/// The file as it will be, written beside it; not if it stays as it is.
+#[expect(clippy::type_complexity, reason = "said here only")]
+fn edited(path: &Path, edit: &Edit) -> Result<((Config, Vec<Mistake>), Option<Staged>), Refusal> {
+    let file = Opened::read(path)
+        .map_err(|why| invalid(LoadError::Unreadable { path: path.to_owned(), why }))?;
+    let text = config::edit(&file.text, edit).map_err(invalid)?;
+    let read = config::parse(path, &text).map_err(invalid)?;
+    if text == file.text {
+        return Ok((read, None));
+    }
+    let staged = file.stage(&text).map_err(|error| unwritable(path, &error))?;
+    Ok((read, Some(staged)))
+}
+
+fn invalid(error: impl Display) -> Refusal {
+    Refusal::Invalid(error.to_string())
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Refusal {
+    Refusal::Conflict(format!(
+        "cannot write {}: {error}; under systemd, its folder has to be in the unit's \
+         ReadWritePaths=",
+        path.display()
+    ))
 }
 
 fn reply(answer: Option<Answer>, result: Result<Reloaded, Refusal>) {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{File, Reloaded, Status};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Edit};
 
 /// A question to the agent.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub enum Request {
     Status(oneshot::Sender<Result<Status, String>>),
     /// Go by the file as it is now.
     Reload(oneshot::Sender<Result<Reloaded, Refusal>>),
+    /// Change the file, and go by it.
+    Edit(Edit, oneshot::Sender<Result<Reloaded, Refusal>>),
     /// What would change if the file were this one?
     Plan(Box<Config>, oneshot::Sender<Result<Reloaded, Refusal>>),
 }
@@ -72,6 +74,7 @@ pub fn serve(path: &Path, agent: mpsc::Sender<Request>) -> Result<(), ApiError> 
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
         .route("/v1/plan", post(plan))
+        .route("/v1/edit", post(edit))
         .with_state(agent);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
@@ -91,6 +94,10 @@ async fn status(State(agent): Agent) -> Answer<Status> {
 
 async fn reload(State(agent): Agent) -> Answer<Reloaded> {
     ask(&agent, Request::Reload).await?.map(Json).map_err(refused)
+}
+
+async fn edit(State(agent): Agent, Json(edit): Json<Edit>) -> Answer<Reloaded> {
+    ask(&agent, |answer| Request::Edit(edit, answer)).await?.map(Json).map_err(refused)
 }
 
 async fn plan(State(agent): Agent, Json(File { path, text }): Json<File>) -> Answer<Reloaded> {

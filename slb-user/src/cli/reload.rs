@@ -54,7 +54,8 @@ pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<Exit> {
     tell(answer, arguments.json, |_| "nothing was done".to_owned())
 }
 
-fn tell(
+/// Prints what was done, or would be; `end` says which.
+pub(super) fn tell(
     answer: Asked<Reloaded>,
     json: bool,
     end: impl FnOnce(&Reloaded) -> String,

@@ -307,6 +307,75 @@ fn given_another_listener_and_vip_when_planned_then_nothing_is_done_until_it_is_
 
 #[test]
 #[ignore = "needs root"]
+fn given_commands_when_the_agent_is_changed_then_its_file_is_too_and_nothing_else_in_it() {
+    let lab = Lab::start();
+    let path = lab.gateway.config();
+    let file = format!("# Ours.\n{}", fs::read_to_string(&path).unwrap());
+    fs::write(&path, &file).unwrap();
+    let load = Load::start(&lab.client, vips(plan::WEB_PORT)[0], RATE).unwrap();
+    let slb = |args: &[&str]| {
+        let (said, _) = expect(lab.gateway.slb(args).unwrap(), 0);
+        said.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let at = "~ instance lab, group api, backend web-2: weight";
+    assert_eq!(
+        slb(&["backend", "weight", "lab", GUEST, "25", "--group", "api"]),
+        [format!("{at} 20 -> 25"), "1 change; generation 2".to_owned()]
+    );
+    let [web, api] = guest(&lab);
+    let heavy = api.replace("weight = 20", "weight = 25");
+    assert_eq!(fs::read_to_string(&path).unwrap(), file.replace(&api, &heavy));
+
+    assert_eq!(
+        slb(&["backend", "remove", "lab", GUEST]),
+        ["- instance lab, group default, backend web-2", "1 change; generation 3"]
+    );
+    let less = file.replace(&api, &heavy).replace(&web, "");
+    assert_eq!(fs::read_to_string(&path).unwrap(), less);
+    answers_more(&load, GOES_ON);
+
+    let [v4, v6] = lab.host(GUEST).addresses().map(|address| address.to_string());
+    let add = ["backend", "add", "lab", GUEST, "--address", &v4, &v6, "--weight", "20"];
+    assert_eq!(
+        slb(&add),
+        ["+ instance lab, group default, backend web-2", "1 change; generation 4"]
+    );
+    lab.wait_all_healthy();
+    slb(&["listener", "stop", "lab", "udp/5353"]);
+    assert_eq!(lab.client.udp(vips(plan::UDP_PORT)[0], 1, 1).unwrap().ok(), 0);
+    slb(&["listener", "start", "lab", "udp/5353"]);
+    assert_eq!(slb(&["listener", "start", "lab", "udp/5353"]), ["no changes; generation 6"]);
+    lab.wait_all_healthy();
+    assert_eq!(lab.client.udp(vips(plan::UDP_PORT)[0], 9, 1).unwrap().ok(), 9);
+    answers_more(&load, GOES_ON);
+
+    // What is wrong changes neither.
+    let (before, maps) = (fs::read_to_string(&path).unwrap(), Contents::read(&lab.gateway));
+    let wrong: [(&[&str], i32, &str); 6] = [
+        (&["backend", "weight", "lab", GUEST, "101"], 2, "from 0 to 100"),
+        (&["backend", "weight", "lab", "web-9", "1"], 2, "there is web-1, "),
+        (&["backend", "weight", "la", GUEST, "1"], 2, "there is lab"),
+        (&["backend", "add", "lab", GUEST, "--address", "10.9.9.9"], 2, "web-2"),
+        (&["backend", "add", "lab", "x", "--address", "nonsense"], 2, "nonsense"),
+        (&["listener", "stop", "lab", "tcp"], 2, "tcp/80"),
+    ];
+    for (args, code, expected) in wrong {
+        let (_, said) = expect(lab.gateway.slb(args).unwrap(), code);
+        assert!(said.contains(expected), "{args:?}: {said}");
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), before);
+    assert_eq!(Contents::read(&lab.gateway).differences(&maps), [""; 0]);
+    assert_eq!(generation(&lab), 6);
+    expect_unscathed(load);
+
+    // Nothing is left over.
+    let folder = path.parent().unwrap();
+    let left = |name: &String| name.starts_with(".tmp");
+    assert_eq!(names(folder).iter().filter(|name| left(name)).count(), 0);
+}
+
+#[test]
+#[ignore = "needs root"]
 fn given_a_stopped_listener_when_reloaded_then_its_port_is_nobodys_and_the_others_go_on() {
     let lab = Lab::start();
     let load = Load::start(&lab.client, vips(plan::API_PORT)[0], RATE).unwrap();

@@ -1,0 +1,109 @@
+//! The configuration file, about to be replaced: everything that can fail is done before.
+
+use std::{
+    fs::{self, Metadata},
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, fchown},
+    path::{Path, PathBuf},
+};
+
+use tempfile::NamedTempFile;
+
+/// Another text for a file, beside it.
+pub(super) struct Staged {
+    path: PathBuf,
+    new: NamedTempFile,
+    /// As it was when the text was made from it.
+    was: Version,
+}
+
+/// What tells that a file was written to.
+#[derive(PartialEq, Eq)]
+struct Version {
+    inode: u64,
+    len: u64,
+    modified: (i64, i64),
+}
+
+impl Version {
+    fn of(found: &Metadata) -> Self {
+        let modified = (found.mtime(), found.mtime_nsec());
+        Self { inode: found.ino(), len: found.len(), modified }
+    }
+}
+
+/// What a file says.
+pub(super) struct Opened {
+    path: PathBuf,
+    found: Metadata,
+    pub text: String,
+}
+
+impl Opened {
+    /// Reads a file; one that a link leads to, not the link, is what will be replaced.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let path = fs::canonicalize(path)?;
+        let found = fs::metadata(&path)?;
+        Ok(Self { text: fs::read_to_string(&path)?, path, found })
+    }
+
+    /// Writes another text beside it, with the same owner and permissions.
+    pub fn stage(self, text: &str) -> io::Result<Staged> {
+        let Self { path, found, .. } = self;
+        let mut new = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+        new.write_all(text.as_bytes())?;
+        fchown(new.as_file(), Some(found.uid()), Some(found.gid()))?;
+        new.as_file().set_permissions(found.permissions())?;
+        new.as_file().sync_all()?;
+        Ok(Staged { path, new, was: Version::of(&found) })
+    }
+}
+
+impl Staged {
+    /// Replaces the file, unless somebody else has written to it meanwhile.
+    pub fn commit(self) -> io::Result<()> {
+        if Version::of(&fs::metadata(&self.path)?) != self.was {
+            return Err(io::Error::other("somebody else has written to it meanwhile"));
+        }
+        self.new.persist(&self.path)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn given_a_file_when_replaced_then_it_is_whole_and_as_readable_as_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("slb.toml"), folder.path().join("link.toml"));
+        fs::write(&path, "before").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for (round, at) in [&path, &link].into_iter().enumerate() {
+            let text = format!("after {round}");
+            let staged = Opened::read(at).unwrap().stage(&text).unwrap();
+            assert_ne!(fs::read_to_string(&path).unwrap(), text);
+            staged.commit().unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        }
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn given_a_file_that_somebody_writes_to_when_replaced_then_it_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("slb.toml");
+        fs::write(&path, "before").unwrap();
+        let staged = Opened::read(&path).unwrap().stage("after").unwrap();
+        fs::write(&path, "by somebody else").unwrap();
+        assert!(staged.commit().unwrap_err().to_string().contains("somebody else"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "by somebody else");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

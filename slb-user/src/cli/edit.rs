@@ -1,0 +1,124 @@
+//! `slb backend` and `slb listener`: the running agent and its file are changed together.
+
+use std::net::IpAddr;
+
+use super::{Exit, ask::Agent, reload::tell};
+use crate::config::{Edit, Place};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Backend {
+    /// Add a backend to a group.
+    Add {
+        #[command(flatten)]
+        place: PlaceArguments,
+        /// Its address; twice for one of each family.
+        #[arg(long, required = true, value_name = "ADDRESS", num_args = 1..=2, value_delimiter = ',')]
+        address: Vec<IpAddr>,
+        /// Its port: required in a named group, refused in the default group.
+        #[arg(long)]
+        port: Option<u16>,
+        /// Its share of new flows, 0 to 100.
+        #[arg(long)]
+        weight: Option<u32>,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Remove a backend: no new flows, its TCP connections go on to their ends.
+    Remove {
+        #[command(flatten)]
+        place: PlaceArguments,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Give a backend another share of new flows; 0: none, and its flows go on.
+    Weight {
+        #[command(flatten)]
+        place: PlaceArguments,
+        /// 0 to 100.
+        weight: u32,
+        #[command(flatten)]
+        asking: Asking,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Listener {
+    /// Balance a listener.
+    Start(ListenerArguments),
+    /// Balance a listener no more: its flows end, its port is nobody's.
+    Stop(ListenerArguments),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ListenerArguments {
+    /// The instance's name.
+    instance: String,
+    /// Its protocol and port, such as tcp/80.
+    #[arg(value_name = "PROTOCOL/PORT", value_parser = listener)]
+    listener: (String, u16),
+    #[command(flatten)]
+    asking: Asking,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PlaceArguments {
+    /// The instance's name.
+    instance: String,
+    /// The backend's name.
+    backend: String,
+    /// The group's name; without it the default group.
+    #[arg(long)]
+    group: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Asking {
+    #[command(flatten)]
+    agent: Agent,
+    /// For programs.
+    #[arg(long)]
+    json: bool,
+}
+
+fn listener(text: &str) -> Result<(String, u16), String> {
+    let wrong = || "write tcp/PORT or udp/PORT, such as tcp/80".to_owned();
+    let (protocol, port) = text.split_once('/').ok_or_else(wrong)?;
+    if !matches!(protocol, "tcp" | "udp") {
+        return Err(wrong());
+    }
+    Ok((protocol.to_owned(), port.parse().map_err(|_| wrong())?))
+}
+
+impl From<PlaceArguments> for Place {
+    fn from(PlaceArguments { instance, backend, group }: PlaceArguments) -> Self {
+        Self { instance, group, backend }
+    }
+}
+
+pub(super) fn backend(command: Backend) -> anyhow::Result<Exit> {
+    let (edit, asking) = match command {
+        Backend::Add { place, address, port, weight, asking } => {
+            let place = place.into();
+            (Edit::AddBackend { place, addresses: address, port, weight }, asking)
+        }
+        Backend::Remove { place, asking } => (Edit::RemoveBackend { place: place.into() }, asking),
+        Backend::Weight { place, weight, asking } => {
+            (Edit::SetWeight { place: place.into(), weight }, asking)
+        }
+    };
+    ask(&edit, &asking)
+}
+
+pub(super) fn enable(command: Listener) -> anyhow::Result<Exit> {
+    let (arguments, enabled) = match command {
+        Listener::Start(arguments) => (arguments, true),
+        Listener::Stop(arguments) => (arguments, false),
+    };
+    let ListenerArguments { instance, listener: (protocol, port), asking } = arguments;
+    ask(&Edit::EnableListener { instance, protocol, port, enabled }, &asking)
+}
+
+fn ask(edit: &Edit, asking: &Asking) -> anyhow::Result<Exit> {
+    let answer = asking.agent.ask(async |agent| agent.post("/v1/edit", edit).await)?;
+    tell(answer, asking.json, |reloaded| format!("generation {}", reloaded.generation))
+}
