@@ -12,7 +12,7 @@ mod status;
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -29,6 +29,7 @@ use slb_common::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    task::AbortHandle,
     time::MissedTickBehavior,
 };
 use tracing::{debug, info, warn};
@@ -41,7 +42,7 @@ use self::{
     reload::Reloads,
 };
 use crate::{
-    api::{self, ApiError, Request},
+    api::{self, ApiError, HttpError, Request},
     clock::Jiffies,
     config::{Announce, Config, Gateway, NoListener, Scheduler},
     datapath::{Attachment, Capacities, LoadError, Loaded, Pins, TableError},
@@ -102,7 +103,12 @@ pub struct Agent {
     checkers: Checkers<u32>,
     /// Backends that are there for the sake of their flows only, and since when.
     departed: HashMap<u32, Instant>,
+    /// How often the health of a target has changed, by id.
+    transitions: HashMap<u32, u64>,
     reloads: Reloads,
+    /// Where metrics are, and who answers.
+    http: Option<(SocketAddr, AbortHandle)>,
+    requests: mpsc::Sender<Request>,
     surroundings: Surroundings,
     attachments: Vec<(Interface, Attachment)>,
     failures: Failures,
@@ -135,9 +141,14 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
-    let (mut agent, follower) =
-        Agent::start(config, path.to_owned(), Checkers::new(events), Reloads::new(files, orders))
-            .await?;
+    let (mut agent, follower) = Agent::start(
+        config,
+        path.to_owned(),
+        Checkers::new(events),
+        Reloads::new(files, orders),
+        requests.clone(),
+    )
+    .await?;
     let following = tokio::spawn(follower.run(news, ordered));
     api::serve(&agent.config.gateway.api, requests)?;
     ready();
@@ -169,6 +180,7 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             Some(surroundings) = followed.recv() => agent.surroundings_changed(surroundings),
             Some(request) = requested.recv() => agent.answer(request),
             _ = retry.tick(), if !agent.failures.is_empty() => {
+                agent.serve_metrics();
                 agent.reconcile();
             }
             () = until(agent.planner.due()) => {
@@ -189,6 +201,7 @@ impl Agent {
         path: PathBuf,
         checkers: Checkers<u32>,
         reloads: Reloads,
+        requests: mpsc::Sender<Request>,
     ) -> Result<(Self, Follower), AgentError> {
         let datapath = Loaded::open(Pins::new(&config.gateway.pins), capacities(&config))?;
         let pins_lock = Lock::of_directory(&config.gateway.pins)?;
@@ -201,7 +214,10 @@ impl Agent {
             jiffies: Jiffies::from_kernel()?,
             checkers,
             departed: HashMap::new(),
+            transitions: HashMap::new(),
             reloads,
+            http: None,
+            requests,
             // What changed while no agent was looking, nobody has told the program.
             surroundings: follower.look(NetworkChange::EVERYTHING).await,
             attachments: Vec::new(),
@@ -224,6 +240,7 @@ impl Agent {
         agent.datapath.maps.next_route_epoch()?;
         follower.announce().await;
         agent.note_departed();
+        agent.serve_metrics();
         agent.check_health();
         Ok((agent, follower))
     }
@@ -330,6 +347,7 @@ impl Agent {
         // One that is not checked any more may have said something before.
         let Some(target) = targets.position(|target| target.id == event.key) else { return };
         self.health[target] = event.health;
+        *self.transitions.entry(event.key).or_default() += 1;
         let (listener, backend) = self.describe(target);
         if event.health == Health::Unhealthy {
             warn!(listener, backend, reason = event.reason, "backend is unhealthy");
@@ -437,6 +455,22 @@ impl Agent {
         }
         self.forget(&swept.left);
         self.reconcile();
+    }
+
+    /// Listens where the configuration says, if not already.
+    fn serve_metrics(&mut self) {
+        let wanted = self.config.gateway.http;
+        if self.http.as_ref().map(|(addr, _)| *addr) == wanted {
+            return;
+        }
+        if let Some((_, task)) = self.http.take() {
+            task.abort();
+        }
+        let result = wanted.map_or(Ok(None), |addr| {
+            let task = api::serve_metrics(addr, self.requests.clone())?;
+            Ok::<_, HttpError>(Some((addr, task)))
+        });
+        self.failures.note("metrics", result.map(|http| self.http = http));
     }
 
     fn problems(&self) -> Vec<String> {

@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -86,6 +86,8 @@ pub struct Gateway {
     pub no_listener: NoListener,
     /// What the outer sources of tunnels begin with.
     pub tunnel_source: TunnelSource,
+    /// Where metrics are; `None`: nowhere.
+    pub http: Option<SocketAddr>,
     /// The local API's unix socket.
     pub api: PathBuf,
     /// Directory on bpffs for everything pinned.

@@ -18,6 +18,7 @@ pub mod datapath;
 pub mod desired;
 pub mod health;
 pub mod layout;
+pub mod metrics;
 pub mod net;
 pub mod plan;
 pub mod schedule;

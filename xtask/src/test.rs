@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 use slb_tests::gateway::BINARY_VARIABLE;
 
-use crate::{process, setup, verify};
+use crate::{deb, process, setup, verify};
 
 /// Unit tests, those that cross packages or need a kernel, then [`verify`].
 ///
@@ -23,6 +23,10 @@ pub fn run() -> Result<()> {
 
     let mut kernel = process::cargo(["test", "--package", "slb-tests", "--no-fail-fast"]);
     kernel.env(BINARY_VARIABLE, slb);
+    match deb::fetch("prometheus") {
+        Ok((_, folder)) => drop(kernel.env("SLB_PROMTOOL", folder.join("usr/bin/promtool"))),
+        Err(why) => println!("No promtool, unless there is one in the path: {why:#}"),
+    }
     // One at a time: they share the processor, and some measure.
     let kernel = process::run(with_ignored(&mut kernel, root, &["--test-threads=1"]));
 

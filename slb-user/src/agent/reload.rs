@@ -68,6 +68,8 @@ pub(super) struct Reloads {
     number: u64,
     /// Counts configurations; the first is 1.
     pub generation: u64,
+    /// How many were refused.
+    pub failures: u64,
     /// Why the last one was refused, until one is not.
     pub refused: Option<String>,
 }
@@ -82,6 +84,7 @@ impl Reloads {
             waiting: VecDeque::new(),
             number: 0,
             generation: 1,
+            failures: 0,
             refused: None,
         }
     }
@@ -239,6 +242,7 @@ impl Agent {
         if moves || self.surroundings.outdates_clients {
             is_done &= self.go_on("route epoch", |agent| agent.datapath.maps.next_route_epoch());
         }
+        self.serve_metrics();
         for change in &changes {
             info!(generation = self.reloads.generation, "{change}");
         }
@@ -286,6 +290,7 @@ impl Agent {
 
     fn refuse(&mut self, answer: Option<Answer>, refusal: Refusal) {
         warn!("reload refused, nothing was changed:\n{refusal}");
+        self.reloads.failures += 1;
         self.reloads.refused = Some(format!("the last reload was refused: {refusal}"));
         reply(answer, Err(refusal));
         self.next();
@@ -311,6 +316,7 @@ impl Agent {
             }
         }
         self.health = health;
+        self.transitions.retain(|id, _| layout.targets.iter().any(|target| target.id == *id));
         self.planner.keep(&layout);
         self.layout = layout;
         self.note_departed();

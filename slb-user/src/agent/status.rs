@@ -1,17 +1,22 @@
 //! Answers `GET /v1/status`.
 
+use std::collections::HashMap;
+
 use slb_common::abi::Traffic;
 
 use super::Agent;
 use crate::{
     api::{
-        BackendStatus, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus, Status,
-        VerdictCount,
+        BackendStatus, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus, MapStatus,
+        Status, VerdictCount,
     },
     datapath::TableError,
     health::Health,
     layout::{Role, Service},
 };
+
+/// By index into `SLB_BACKENDS`, or by [`slb_common::abi::Listener::id`].
+type Traffics = HashMap<u32, Traffic>;
 
 impl Agent {
     pub(super) fn status(&self) -> Result<Status, String> {
@@ -26,6 +31,7 @@ impl Agent {
             pid: std::process::id(),
             config: self.path.display().to_string(),
             generation: self.reloads.generation,
+            reload_failures: self.reloads.failures,
             uptime_seconds: self.started.elapsed().as_secs(),
             interfaces: self
                 .attachments
@@ -47,21 +53,60 @@ impl Agent {
                     (verdict.label().to_owned(), count)
                 })
                 .collect(),
+            maps: self.maps(),
             problems: self.problems(),
         })
     }
 
+    fn maps(&self) -> Vec<MapStatus> {
+        let status = |name: &str, entries: Option<usize>, capacity: usize| MapStatus {
+            name: name.to_owned(),
+            entries: entries.map(|entries| entries as u64),
+            capacity: capacity as u64,
+        };
+        let usage = self.datapath.maps.usage().into_iter();
+        let mut maps: Vec<_> =
+            usage.map(|(name, used, capacity)| status(name, Some(used), capacity)).collect();
+        // Counting those takes a look at all of it.
+        maps.push(status("SLB_FLOWS", None, self.datapath.flow_table().0 as usize));
+        maps
+    }
+
+    /// What every backend has got, and every listener: what was its backends' once is its own still.
+    fn traffic(&self) -> Result<(Traffics, Traffics), TableError> {
+        let (mut backends, mut listeners) = (Traffics::new(), Traffics::new());
+        for (&id, backend) in &self.datapath.maps.installed().backends {
+            let traffic = self.datapath.maps.traffic(id)?;
+            let sum = listeners.entry(backend.listener).or_default();
+            sum.flows += traffic.flows;
+            sum.packets += traffic.packets;
+            sum.bytes += traffic.bytes;
+            sum.reply_packets += traffic.reply_packets;
+            sum.reply_bytes += traffic.reply_bytes;
+            backends.insert(id, traffic);
+        }
+        Ok((backends, listeners))
+    }
+
     fn instances(&self) -> Result<Vec<InstanceStatus>, TableError> {
+        let (by_backend, by_listener) = self.traffic()?;
         let mut instances = Vec::new();
         for (instance_index, instance) in self.config.instances.iter().enumerate() {
             let mut listeners = Vec::new();
             for (listener_index, listener) in instance.listeners.iter().enumerate() {
                 let mut backends = Vec::new();
+                let mut sum = Traffic::default();
                 let services = self.layout.services.iter().filter(|service| {
                     (service.instance, service.listener) == (instance_index, listener_index)
                 });
                 for service in services {
-                    self.backends(service, &mut backends)?;
+                    let traffic = by_listener.get(&service.id).copied().unwrap_or_default();
+                    sum.flows += traffic.flows;
+                    sum.packets += traffic.packets;
+                    sum.bytes += traffic.bytes;
+                    sum.reply_packets += traffic.reply_packets;
+                    sum.reply_bytes += traffic.reply_bytes;
+                    self.backends(service, &by_backend, &mut backends);
                 }
                 let group = &instance.groups[listener.group];
                 listeners.push(ListenerStatus {
@@ -70,6 +115,11 @@ impl Agent {
                     group: group.label().to_owned(),
                     scheduler: listener.scheduler.to_string(),
                     enabled: listener.enabled,
+                    flows: sum.flows,
+                    packets: sum.packets,
+                    bytes: sum.bytes,
+                    reply_packets: sum.reply_packets,
+                    reply_bytes: sum.reply_bytes,
                     backends,
                 });
             }
@@ -82,11 +132,7 @@ impl Agent {
         Ok(instances)
     }
 
-    fn backends(
-        &self,
-        service: &Service,
-        backends: &mut Vec<BackendStatus>,
-    ) -> Result<(), TableError> {
+    fn backends(&self, service: &Service, traffics: &Traffics, backends: &mut Vec<BackendStatus>) {
         let instance = &self.config.instances[service.instance];
         let group = &instance.groups[instance.listeners[service.listener].group];
         let installed = self.datapath.maps.installed().listeners.get(&service.endpoints[0]);
@@ -95,9 +141,11 @@ impl Agent {
             let target = &self.layout.targets[index];
             let health =
                 if target.check.is_none() { "unchecked" } else { self.health[index].label() };
-            let failure = self.checkers.status(&target.id).and_then(|status| status.last_failure);
+            let check = self.checkers.status(&target.id);
+            let duration = check.as_ref().and_then(|check| check.duration);
+            let failure = check.and_then(|check| check.last_failure);
             let Traffic { flows, packets, bytes, reply_packets, reply_bytes } =
-                self.datapath.maps.traffic(target.id)?;
+                traffics.get(&target.id).copied().unwrap_or_default();
             backends.push(BackendStatus {
                 name: match target.backend {
                     Some(backend) => group.backends[backend].name.clone(),
@@ -112,6 +160,8 @@ impl Agent {
                 endpoint: target.addr.to_string(),
                 weight: target.weight,
                 health: health.to_owned(),
+                check_seconds: duration.map(|duration| duration.as_secs_f64()),
+                transitions: self.transitions.get(&target.id).copied().unwrap_or_default(),
                 reason: failure
                     .filter(|_| self.health[index] != Health::Healthy)
                     .map(|failure| failure.reason),
@@ -124,6 +174,5 @@ impl Agent {
                 reply_bytes,
             });
         }
-        Ok(())
     }
 }

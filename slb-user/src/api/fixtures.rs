@@ -1,8 +1,8 @@
 //! A status with something in every field.
 
 use super::{
-    BackendStatus, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus, Status,
-    VerdictCount,
+    BackendStatus, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus, MapStatus,
+    Status, VerdictCount,
 };
 
 pub fn status() -> Status {
@@ -11,6 +11,7 @@ pub fn status() -> Status {
         pid: 4_711,
         config: "/etc/slb/slb.toml".to_owned(),
         generation: 3,
+        reload_failures: 2,
         uptime_seconds: 3_723,
         interfaces: vec![
             InterfaceStatus {
@@ -51,6 +52,11 @@ pub fn status() -> Status {
             ("not_ours".to_owned(), VerdictCount { packets: 9, bytes: 600 }),
         ]
         .into(),
+        maps: vec![MapStatus {
+            name: "SLB_BACKENDS".to_owned(),
+            entries: Some(8),
+            capacity: 65_536,
+        }],
         problems: vec!["net.ipv4.ip_forward is 0".to_owned()],
     }
 }
@@ -62,6 +68,11 @@ pub fn listener(backends: Vec<BackendStatus>) -> ListenerStatus {
         group: "default".to_owned(),
         scheduler: "tch".to_owned(),
         enabled: true,
+        flows: 12,
+        packets: 120,
+        bytes: 34_567,
+        reply_packets: 99,
+        reply_bytes: 1_234_567,
         backends,
     }
 }
@@ -73,6 +84,8 @@ pub fn backend(name: &str) -> BackendStatus {
         endpoint: "10.0.0.1:8080".to_owned(),
         weight: 100,
         health: "healthy".to_owned(),
+        check_seconds: Some(0.002),
+        transitions: 3,
         reason: None,
         active: true,
         expected_share: 0.875,

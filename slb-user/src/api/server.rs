@@ -112,7 +112,7 @@ async fn plan(State(agent): Agent, Json(File { path, text }): Json<File>) -> Ans
 }
 
 /// Asks the agent's task.
-async fn ask<T>(
+pub(super) async fn ask<T>(
     agent: &mpsc::Sender<Request>,
     question: impl FnOnce(oneshot::Sender<T>) -> Request,
 ) -> Result<T, (StatusCode, String)> {

@@ -15,6 +15,8 @@ pub struct Status {
     pub config: String,
     /// Counts configurations; the first is 1.
     pub generation: u64,
+    /// Configurations that were refused since the agent started.
+    pub reload_failures: u64,
     /// Seconds since the agent started.
     pub uptime_seconds: u64,
     /// Where XDP is attached.
@@ -25,6 +27,8 @@ pub struct Status {
     pub instances: Vec<InstanceStatus>,
     /// By label; those of which there were none are left out.
     pub verdicts: BTreeMap<String, VerdictCount>,
+    /// How full the maps are.
+    pub maps: Vec<MapStatus>,
     /// What an operator should see to, in words.
     pub problems: Vec<String>,
 }
@@ -51,6 +55,17 @@ pub struct FlowTableStatus {
     pub bytes: u64,
 }
 
+/// A map of the datapath.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapStatus {
+    /// Its name, as it is pinned.
+    pub name: String,
+    /// Entries in use; `None`: nobody counts them.
+    pub entries: Option<u64>,
+    /// Entries that it has room for.
+    pub capacity: u64,
+}
+
 /// An instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InstanceStatus {
@@ -75,6 +90,16 @@ pub struct ListenerStatus {
     pub scheduler: String,
     /// A disabled listener is not balanced.
     pub enabled: bool,
+    /// Flows given to backends, those that are not its any more among them.
+    pub flows: u64,
+    /// Frames to backends.
+    pub packets: u64,
+    /// Bytes to backends.
+    pub bytes: u64,
+    /// Frames from backends to clients.
+    pub reply_packets: u64,
+    /// Bytes from backends to clients.
+    pub reply_bytes: u64,
     /// One per backend and address.
     pub backends: Vec<BackendStatus>,
 }
@@ -92,6 +117,10 @@ pub struct BackendStatus {
     pub weight: u32,
     /// `healthy`, `unhealthy`, `unknown` (not probed yet) or `unchecked` (never probed).
     pub health: String,
+    /// How long the last probe took.
+    pub check_seconds: Option<f64>,
+    /// How often its health has changed since the agent started.
+    pub transitions: u64,
     /// Why the last failed probe failed, while the backend is not healthy.
     pub reason: Option<String>,
     /// Whether it gets new flows.
@@ -108,6 +137,20 @@ pub struct BackendStatus {
     pub reply_packets: u64,
     /// Bytes from it to clients.
     pub reply_bytes: u64,
+}
+
+impl BackendStatus {
+    /// Whether it is probed.
+    #[must_use]
+    pub fn is_checked(&self) -> bool {
+        self.health != "unchecked"
+    }
+
+    /// Whether its address is IPv4.
+    #[must_use]
+    pub fn is_v4(&self) -> bool {
+        !self.endpoint.starts_with('[')
+    }
 }
 
 /// How often a verdict was given.

@@ -39,6 +39,7 @@ fn objects(config: &Config) -> Objects {
         announce,
         no_listener,
         tunnel_source,
+        http,
         api,
         pins,
     } = &config.gateway;
@@ -50,6 +51,7 @@ fn objects(config: &Config) -> Objects {
         ("announce", announce.to_string()),
         ("no_listener", no_listener.to_string()),
         ("tunnel_source", format!("{}, {}", tunnel_source.v4, tunnel_source.v6)),
+        ("http", optional(http.as_ref())),
         ("api", api.display().to_string()),
         ("pins", pins.display().to_string()),
     ];

@@ -7,8 +7,10 @@ use std::{collections::BTreeMap, io, ops::Range, sync::Arc, time::Instant};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use slb_common::{
     abi::{
-        Address, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET, EPOCH_TAKEN, Endpoint, Interface,
-        Listener, MAX_ENDPOINT_RECORDS, MAX_LISTENER_RECORDS, Origin, Roles, Settings, Traffic,
+        Address, BACKEND_IN_USE, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET, EPOCH_TAKEN,
+        Endpoint, Interface, Listener, MAX_BACKENDS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS,
+        MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin, Roles, Settings,
+        Traffic,
     },
     verdict::Verdict,
 };
@@ -322,6 +324,30 @@ impl Maps {
             return Ok(());
         }
         self.settings.set(0, settings, 0).map_err(at("SLB_SETTINGS"))
+    }
+
+    /// Name, entries in use and capacity of the maps that fill up with the configuration.
+    #[must_use]
+    pub fn usage(&self) -> Vec<(&'static str, usize, usize)> {
+        let State { listeners, backends, addresses, endpoints, interfaces, sources } =
+            &self.installed;
+        let used_chunks: usize = {
+            let mut ranges: Vec<_> = self.ranges.values().collect();
+            ranges.sort_by_key(|range| (range.start, range.end));
+            ranges.dedup();
+            ranges.into_iter().map(ExactSizeIterator::len).sum()
+        };
+        let in_use =
+            backends.values().filter(|backend| backend.flags & BACKEND_IN_USE != 0).count();
+        vec![
+            ("SLB_LISTENERS", listeners.len(), MAX_LISTENERS),
+            ("SLB_SLOTS", used_chunks, self.chunks()),
+            ("SLB_BACKENDS", in_use, MAX_BACKENDS),
+            ("SLB_ADDRESSES", addresses.len(), MAX_ENDPOINTS),
+            ("SLB_ENDPOINTS", endpoints.len(), MAX_ENDPOINTS),
+            ("SLB_INTERFACES", interfaces.len(), MAX_INTERFACES),
+            ("SLB_SOURCES", sources.len(), MAX_SOURCES),
+        ]
     }
 
     /// How many chunks `SLB_SLOTS` has.

@@ -30,6 +30,7 @@ pub fn config(instances: impl Into<Vec<Instance>>) -> Config {
             announce: Announce::None,
             no_listener: NoListener::Pass,
             tunnel_source: TunnelSource::default(),
+            http: None,
             api: PathBuf::from("/run/slb/api.sock"),
             pins: PathBuf::from("/sys/fs/bpf/slb"),
         },

@@ -19,6 +19,8 @@ mod hops;
 mod jumbo;
 mod maps;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod restart;

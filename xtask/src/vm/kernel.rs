@@ -1,15 +1,14 @@
-//! Kernels of Debian, unpacked below the target directory; nothing is installed.
+//! Kernels of Debian.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSection as _};
 
-use crate::{process, setup::apt};
+use crate::{deb, process, setup::apt};
 
 /// Series that the packet path has to be accepted by. Of each, the newest that the mirror has.
 pub const KERNELS: [&str; 1] = ["6.1"];
@@ -39,20 +38,12 @@ impl Kernel {
     fn newest(series: &str) -> Result<Self> {
         let package =
             newest(series).with_context(|| format!("the mirror has no Linux {series}"))?;
-        let shown = process::output("apt-cache", &["show", "--no-all-versions", &package]);
-        let version = shown.as_deref().and_then(version).context("a package without a version")?;
-        let cache = process::target()?.join("vm");
-        let name = format!("{package}_{version}");
-        let folder = cache.join(&name);
-        if !folder.exists() {
-            fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-            unpack(&package, &cache, &folder)?;
-        }
+        let (name, folder) = deb::fetch(&package)?;
         Self::open(&folder, name)
     }
 
     fn open(folder: &Path, name: String) -> Result<Self> {
-        let release = only(&folder.join("lib/modules"))?;
+        let release = deb::only(&folder.join("lib/modules"))?;
         let modules = folder.join("lib/modules").join(&release);
         let vmlinuz = folder.join("boot").join(format!("vmlinuz-{release}"));
         Ok(Self { name, vmlinuz, modules })
@@ -132,30 +123,6 @@ fn newest_of(list: &str) -> Option<String> {
 
 fn numbers(name: &str) -> Vec<u32> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
-}
-
-fn version(shown: &str) -> Option<&str> {
-    shown.lines().find_map(|line| line.strip_prefix("Version: "))
-}
-
-fn unpack(package: &str, cache: &Path, folder: &Path) -> Result<()> {
-    let scratch = tempfile::tempdir_in(cache).context("making a temporary directory")?;
-    let mut download = Command::new("apt-get");
-    // apt's own user may not write there.
-    download.args(["-q", "-o", "APT::Sandbox::User=root", "download", package]);
-    process::run(download.current_dir(scratch.path()))?;
-    let deb = scratch.path().join(only(scratch.path())?);
-    let files = scratch.path().join("files");
-    process::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&files))?;
-    fs::rename(&files, folder).with_context(|| folder.display().to_string())
-}
-
-/// The name of the only thing in a folder.
-fn only(folder: &Path) -> Result<String> {
-    let context = || folder.display().to_string();
-    let mut entries = fs::read_dir(folder).with_context(context)?;
-    let entry = entries.next().with_context(context)?.with_context(context)?;
-    Ok(entry.file_name().display().to_string())
 }
 
 /// The line of a list of modules that is about one. Names have `_` where files may have `-`.

@@ -1,6 +1,11 @@
 //! `[gateway]`.
 
-use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, path::PathBuf};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+};
 
 use super::{
     read::{Field, Keys, List, Raw, Table},
@@ -19,12 +24,15 @@ const KEYS: Keys = Keys {
         "tunnel_source",
         "api",
         "pins",
+        "http",
     ],
-    later: &[("http", "metrics and dashboard")],
+    later: &[],
 };
 
 const FLOWS: RangeInclusive<u32> = 1024..=64 * 1024 * 1024;
 const DEFAULT_FLOWS: u32 = 1024 * 1024;
+/// As others have 9100 and what follows, and only this host may ask.
+const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_470);
 pub(super) const DEFAULT_API: &str = "/run/slb/api.sock";
 /// `sockaddr_un.sun_path` without its NUL.
 const LONGEST_API: usize = 107;
@@ -40,6 +48,7 @@ pub(super) struct Gateway {
     announce: Option<Announce>,
     no_listener: Option<NoListener>,
     tunnel_source: Option<TunnelSource>,
+    http: Option<Option<SocketAddr>>,
     api: Option<PathBuf>,
     pins: Option<PathBuf>,
 }
@@ -56,6 +65,7 @@ pub(super) fn gateway(raw: Raw<'_>) -> Gateway {
             .field("no_listener", values::choice(NoListener::WORDS, &[]))
             .or(NoListener::Pass),
         tunnel_source: tunnel_source(&table),
+        http: table.field("http", values::http).or(Some(DEFAULT_HTTP)),
         api: table
             .field("api", values::absolute_path(LONGEST_API, DEFAULT_API))
             .or(DEFAULT_API.into()),
@@ -123,6 +133,7 @@ impl Gateway {
             announce: self.announce?,
             no_listener: self.no_listener?,
             tunnel_source: self.tunnel_source?,
+            http: self.http?,
             api: self.api?,
             pins: self.pins?,
         })

@@ -1,7 +1,7 @@
 //! The types of single values: what is accepted, and what to write instead.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
@@ -96,6 +96,18 @@ where
 /// A TCP or UDP port.
 pub(super) fn port(value: &DeValue<'_>) -> Read<u16> {
     integer(1..=u16::MAX)(value)
+}
+
+/// An address and port to listen on, or nothing.
+pub(super) fn http(value: &DeValue<'_>) -> Read<Option<SocketAddr>> {
+    const WRITE: &str =
+        "an address and port, such as \"127.0.0.1:9470\" or \"[::1]:9470\", or \"off\"";
+    let text = value.as_str().ok_or_else(|| Wrong::write(WRITE))?;
+    if text == "off" {
+        return Ok(None);
+    }
+    let addr: SocketAddr = text.parse().map_err(|_| Wrong::write(WRITE))?;
+    if addr.port() == 0 { Err(Wrong::write(WRITE)) } else { Ok(Some(addr)) }
 }
 
 /// A duration within `range`.
