@@ -9,6 +9,7 @@ use crate::config::{self, Config, DEFAULT_PATH, LoadError};
 mod ask;
 mod check;
 mod decap;
+mod distribution;
 mod doctor;
 mod edit;
 mod reload;
@@ -55,6 +56,8 @@ enum Command {
     Reload(reload::Arguments),
     /// Show instances, listeners, backends, their health, and what became of packets.
     Status(status::Arguments),
+    /// Count new flows for a while: who should get how many, who does, and why they differ.
+    Distribution(distribution::Arguments),
     /// Add, remove or re-weight a backend of the running agent, and in its file.
     #[command(subcommand)]
     Backend(edit::Backend),
@@ -92,6 +95,7 @@ impl Cli {
             Command::Status(arguments) => status::status(&arguments),
             Command::Backend(command) => edit::backend(command),
             Command::Listener(command) => edit::enable(command),
+            Command::Distribution(arguments) => distribution::distribution(&arguments),
             Command::Decap(arguments) => decap::decap(&arguments),
             Command::Doctor(arguments) => doctor::doctor(&arguments),
             Command::Unload(arguments) => unload::unload(&arguments),

@@ -16,6 +16,7 @@ pub mod clock;
 pub mod config;
 pub mod datapath;
 pub mod desired;
+pub mod distribution;
 pub mod health;
 pub mod layout;
 pub mod metrics;

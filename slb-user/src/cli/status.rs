@@ -114,13 +114,13 @@ fn health(backend: &BackendStatus) -> String {
     }
 }
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
     table
 }
 
-fn align(table: &mut Table, numbers: &[usize]) {
+pub(super) fn align(table: &mut Table, numbers: &[usize]) {
     for &column in numbers {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -128,7 +128,7 @@ fn align(table: &mut Table, numbers: &[usize]) {
     }
 }
 
-fn lines(table: &Table, indent: &str) -> String {
+pub(super) fn lines(table: &Table, indent: &str) -> String {
     table.to_string().lines().map(|line| format!("{indent}{}\n", line.trim_end())).collect()
 }
 

@@ -10,6 +10,8 @@ mod direct;
 #[cfg(test)]
 mod direct_return;
 #[cfg(test)]
+mod distribution;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod full_nat;

@@ -1,0 +1,119 @@
+//! `slb distribution`.
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use super::{
+    Exit,
+    ask::{Agent, Asked},
+    status::{align, lines, table},
+};
+use crate::{
+    api::Status,
+    distribution::{self, Distribution},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    agent: Agent,
+    /// How long to count new flows.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    window: Duration,
+    /// Only this listener, such as tcp/80.
+    #[arg(long, value_name = "PROTOCOL/PORT")]
+    listener: Option<String>,
+    /// For programs.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    /// What happened between two looks, as far as it was asked for.
+    fn chosen(&self, before: &Status, after: &Status) -> Vec<Distribution> {
+        let mut found = distribution::between(before, after);
+        if let Some(listener) = &self.listener {
+            found.retain(|distribution| distribution.listener == *listener);
+        }
+        found
+    }
+}
+
+pub(super) fn distribution(arguments: &Arguments) -> anyhow::Result<Exit> {
+    if std::io::stderr().is_terminal() {
+        eprintln!("counting for {}", humantime::format_duration(arguments.window));
+    }
+    let looks = arguments.agent.ask(async |agent| {
+        let before: Status = agent.get("/v1/status").await?;
+        // For what is not there nobody has to wait.
+        if !arguments.chosen(&before, &before).is_empty() {
+            tokio::time::sleep(arguments.window).await;
+        }
+        Ok((before, agent.get("/v1/status").await?))
+    })?;
+    let (before, after) = match looks {
+        Asked::Answer(looks) => looks,
+        Asked::Exit(exit) => return Ok(exit),
+    };
+    let found = arguments.chosen(&before, &after);
+    if let (Some(listener), true) = (&arguments.listener, found.is_empty()) {
+        eprintln!("there is no listener '{listener}'; `slb status` lists them");
+        return Ok(Exit::Invalid);
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&found)?);
+    } else {
+        found.iter().for_each(|distribution| print!("{}", render(distribution)));
+    }
+    Ok(Exit::Done)
+}
+
+fn render(distribution: &Distribution) -> String {
+    let Distribution { instance, listener, scheduler, family, unit, total, backends, .. } =
+        distribution;
+    let mut table = table(&["backend", "address", "weight", "expected", "actual", unit, ""]);
+    for part in backends {
+        table.add_row([
+            part.backend.clone(),
+            part.address.clone(),
+            part.weight.to_string(),
+            format!("{:.1} %", part.expected_share * 100.0),
+            part.share.map_or_else(String::new, |share| format!("{:.1} %", share * 100.0)),
+            part.count.to_string(),
+            match (part.differs, part.sigmas) {
+                (true, Some(sigmas)) => format!("{sigmas:+.1} sigma"),
+                (true, None) => "differs".to_owned(),
+                (false, _) => String::new(),
+            },
+        ]);
+    }
+    align(&mut table, &[2, 3, 4, 5]);
+    format!(
+        "{instance} {listener} by {scheduler}, {family}: {total} new {unit}\n{}  {}\n\n",
+        lines(&table, "  "),
+        distribution.verdict
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fixtures;
+
+    #[test]
+    fn given_a_distribution_when_rendered_then_it_reads_like_this() {
+        let mut before = fixtures::status();
+        let after = fixtures::status();
+        let backends = &mut before.instances[0].listeners[0].backends;
+        backends.truncate(1);
+        backends[0].flows = 2;
+        let found = distribution::between(&before, &after);
+        let expected = "\
+shop tcp/80 by tch, IPv4: 10 new flows
+   backend  address        weight  expected   actual  flows
+   web-1    10.0.0.1:8080     100    87.5 %  100.0 %     10
+  too few flows to tell
+
+";
+        assert_eq!(render(&found[0]), expected);
+    }
+}
