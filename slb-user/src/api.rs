@@ -7,7 +7,7 @@ mod status;
 
 pub use client::{ClientError, Connection};
 pub use http::{HttpError, serve_metrics};
-pub use server::{ApiError, Refusal, Request, serve};
+pub use server::{ApiError, Refusal, Request, description_of_api, serve};
 pub use status::{
     BackendStatus, File, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus,
     MapStatus, Reloaded, Status, VerdictCount,

@@ -287,7 +287,8 @@ mod tests {
         fn second(status: &mut Status) -> &mut BackendStatus {
             &mut status.instances[0].listeners[0].backends[1]
         }
-        let cases: [(fn(&mut Status), &str); 6] = [
+        type Change = fn(&mut Status);
+        let cases: [(Change, &str); 6] = [
             (|status| second(status).transitions += 2, "the health of web-2 changed"),
             (
                 |status| second(status).weight = 7,

@@ -6,16 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::StatusCode,
-    routing::{get, post},
-};
+use axum::{Json, extract::State, http::StatusCode};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot},
 };
+
+use utoipa::{OpenApi as _, openapi::OpenApi};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{File, Reloaded, Status};
 use crate::config::{self, Config, Edit};
@@ -70,12 +68,8 @@ pub fn serve(path: &Path, agent: mpsc::Sender<Request>) -> Result<(), ApiError> 
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    let router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/reload", post(reload))
-        .route("/v1/plan", post(plan))
-        .route("/v1/edit", post(edit))
-        .with_state(agent);
+    let (router, _) = routes().split_for_parts();
+    let router = router.with_state(agent);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the API has ended");
@@ -87,19 +81,69 @@ pub fn serve(path: &Path, agent: mpsc::Sender<Request>) -> Result<(), ApiError> 
 type Agent = State<mpsc::Sender<Request>>;
 type Answer<T> = Result<Json<T>, (StatusCode, String)>;
 
+/// All that the API answers, with its description.
+fn routes() -> OpenApiRouter<mpsc::Sender<Request>> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(status))
+        .routes(routes!(reload))
+        .routes(routes!(plan))
+        .routes(routes!(edit))
+        .routes(routes!(description))
+}
+
+/// The API in the words of OpenAPI.
+#[must_use]
+pub fn description_of_api() -> OpenApi {
+    routes().split_for_parts().1
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "slb",
+    description = "The local API of the agent, on a unix socket: curl --unix-socket /run/slb/api.sock \
+                   http://slb/v1/status. Whoever may open the socket may do everything. An error is one \
+                   or more lines of text."
+))]
+struct Description;
+
+/// How things are.
+#[utoipa::path(get, path = "/v1/status", responses(
+    (status = OK, body = Status),
+    (status = INTERNAL_SERVER_ERROR, body = String, description = "the maps cannot be read"),
+))]
 async fn status(State(agent): Agent) -> Answer<Status> {
     let failed = |reason| (StatusCode::INTERNAL_SERVER_ERROR, reason);
     ask(&agent, Request::Status).await?.map(Json).map_err(failed)
 }
 
+/// Go by the file as it is now.
+#[utoipa::path(post, path = "/v1/reload", responses(
+    (status = OK, body = Reloaded),
+    (status = UNPROCESSABLE_ENTITY, body = String, description = "every mistake of the file; nothing was changed"),
+    (status = CONFLICT, body = String, description = "why the running agent cannot do that; nothing was changed"),
+    (status = INTERNAL_SERVER_ERROR, body = String, description = "what the kernel refuses; it is tried again"),
+))]
 async fn reload(State(agent): Agent) -> Answer<Reloaded> {
     ask(&agent, Request::Reload).await?.map(Json).map_err(refused)
 }
 
+/// Change the file, and go by it.
+#[utoipa::path(post, path = "/v1/edit", request_body = Edit, responses(
+    (status = OK, body = Reloaded),
+    (status = UNPROCESSABLE_ENTITY, body = String, description = "every mistake of the file; nothing was changed"),
+    (status = CONFLICT, body = String, description = "why the running agent cannot do that; nothing was changed"),
+    (status = INTERNAL_SERVER_ERROR, body = String, description = "what the kernel refuses; it is tried again"),
+))]
 async fn edit(State(agent): Agent, Json(edit): Json<Edit>) -> Answer<Reloaded> {
     ask(&agent, |answer| Request::Edit(edit, answer)).await?.map(Json).map_err(refused)
 }
 
+/// What would change if the file were this one.
+#[utoipa::path(post, path = "/v1/plan", request_body = File, responses(
+    (status = OK, body = Reloaded),
+    (status = UNPROCESSABLE_ENTITY, body = String, description = "every mistake of the file; nothing was changed"),
+    (status = CONFLICT, body = String, description = "why the running agent cannot do that; nothing was changed"),
+))]
 async fn plan(State(agent): Agent, Json(File { path, text }): Json<File>) -> Answer<Reloaded> {
     let parsed = tokio::task::spawn_blocking(move || config::parse(&path, &text)).await;
     let parsed = parsed.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
@@ -109,6 +153,14 @@ async fn plan(State(agent): Agent, Json(File { path, text }): Json<File>) -> Ans
     let planned = ask(&agent, question).await?.map_err(refused)?;
     let warnings = warnings.iter().map(ToString::to_string).collect();
     Ok(Json(Reloaded { warnings, ..planned }))
+}
+
+/// This description.
+#[utoipa::path(get, path = "/v1/openapi.json", responses(
+    (status = OK, description = "OpenAPI 3.1", content_type = "application/json"),
+))]
+async fn description() -> Json<OpenApi> {
+    Json(description_of_api())
 }
 
 /// Asks the agent's task.

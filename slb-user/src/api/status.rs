@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// `GET /v1/status`: a running agent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Of the agent.
     pub version: String,
@@ -34,7 +35,7 @@ pub struct Status {
 }
 
 /// An interface of the gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
@@ -47,7 +48,7 @@ pub struct InterfaceStatus {
 }
 
 /// The flow table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FlowTableStatus {
     /// In flows.
     pub capacity: u32,
@@ -56,7 +57,7 @@ pub struct FlowTableStatus {
 }
 
 /// A map of the datapath.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MapStatus {
     /// Its name, as it is pinned.
     pub name: String,
@@ -67,7 +68,7 @@ pub struct MapStatus {
 }
 
 /// An instance.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceStatus {
     /// Its name.
     pub name: String,
@@ -78,7 +79,7 @@ pub struct InstanceStatus {
 }
 
 /// A listener.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ListenerStatus {
     /// `tcp` or `udp`.
     pub protocol: String,
@@ -105,7 +106,7 @@ pub struct ListenerStatus {
 }
 
 /// A backend of a listener, at one of its addresses.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     /// Its name.
     pub name: String,
@@ -154,7 +155,7 @@ impl BackendStatus {
 }
 
 /// How often a verdict was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VerdictCount {
     /// Frames.
     pub packets: u64,
@@ -163,16 +164,17 @@ pub struct VerdictCount {
 }
 
 /// `POST /v1/plan` takes this: a file that may become the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct File {
     /// Names it in messages.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// All of it.
     pub text: String,
 }
 
 /// `POST /v1/reload`: the file was taken over. `POST /v1/plan`: it could be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Reloaded {
     /// Of the configuration that is in force now; counts those that differ from the one before.
     pub generation: u64,

@@ -164,3 +164,25 @@ async fn given_a_directory_that_is_not_there_when_served_then_the_error_names_th
     assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
     assert!(std::error::Error::source(&error).is_some());
 }
+
+#[tokio::test]
+async fn given_the_api_when_asked_for_its_description_then_that_is_whole() {
+    let served = serve_somewhere();
+    let mut connection = Connection::open(&served.socket).await.unwrap();
+    let described: serde_json::Value = connection.get("/v1/openapi.json").await.unwrap();
+
+    let paths = described["paths"].as_object().unwrap();
+    let named: Vec<&str> = paths.keys().map(String::as_str).collect();
+    let expected = ["/v1/edit", "/v1/openapi.json", "/v1/plan", "/v1/reload", "/v1/status"];
+    assert_eq!(named, expected);
+    let (schemas, text) = (&described["components"]["schemas"], described.to_string());
+    let references = text.split("#/components/schemas/").skip(1);
+    for reference in references {
+        let name = reference.split('"').next().unwrap();
+        assert!(schemas[name].is_object(), "nothing says what {name} is");
+    }
+    let fields = schemas["BackendStatus"]["properties"].as_object().unwrap();
+    let sent = serde_json::to_value(fixtures::backend("web-1")).unwrap();
+    let sent: Vec<&String> = sent.as_object().unwrap().keys().collect();
+    assert_eq!(fields.keys().collect::<Vec<_>>(), sent);
+}

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use toml_edit::{
     ArrayOfTables, Decor, DocumentMut, InlineTable, Item, Table, TableLike, Value, value,
 };
+use utoipa::ToSchema;
 
 /// What to change; `POST /v1/edit` takes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "edit", rename_all = "kebab-case")]
 pub enum Edit {
     /// A further backend.
@@ -16,6 +17,7 @@ pub enum Edit {
         /// Where.
         place: Place,
         /// Its addresses.
+        #[schema(value_type = Vec<String>)]
         addresses: Vec<IpAddr>,
         /// `None` in the default group only.
         port: Option<u16>,
@@ -48,7 +50,7 @@ pub enum Edit {
 }
 
 /// A backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Place {
     /// Name of the instance.
     pub instance: String,

@@ -295,3 +295,37 @@ fn given_a_loaded_balancer_when_unloaded_then_nothing_of_it_is_left() {
         expect_balanced(&lab);
     }
 }
+
+#[test]
+#[ignore = "needs root"]
+fn given_the_socket_when_curl_asks_then_the_api_answers_its_owner_and_nobody_else() {
+    let lab = Lab::start();
+    let socket = lab.gateway.config().with_file_name("api.sock");
+    let curl = |more: &[&str]| {
+        let args = ["--silent", "--show-error", "--max-time", "10", "--unix-socket"];
+        let args = [&args[..], &[socket.to_str().unwrap()], more].concat();
+        output(&lab.topology.gateway, "curl", &args)
+    };
+    let status: Value = serde_json::from_str(&curl(&["http://slb/v1/status"])).unwrap();
+    assert!(plan::all_healthy(&status), "{status:#}");
+    let reloaded = curl(&["--request", "POST", "http://slb/v1/reload"]);
+    let reloaded: Value = serde_json::from_str(&reloaded).unwrap();
+    assert_eq!((&reloaded["generation"], &reloaded["changes"]), (&1.into(), &Value::Array(vec![])));
+    let edit = r#"{"edit": "set-weight", "weight": 11,
+        "place": {"instance": "lab", "backend": "web-1"}}"#;
+    let json = ["--json", edit, "http://slb/v1/edit"];
+    let edited: Value = serde_json::from_str(&curl(&json)).unwrap();
+    let expected = "~ instance lab, group default, backend web-1: weight 10 -> 11";
+    assert_eq!(edited["changes"][0], expected, "{edited:#}");
+    let wrong = r#"{"edit": "set-weight", "weight": 1000,
+        "place": {"instance": "lab", "backend": "web-1"}}"#;
+    let code = ["--output", "/dev/null", "--write-out", "%{http_code}"];
+    let refused = [&code[..], &["--json", wrong, "http://slb/v1/edit"]].concat();
+    assert_eq!(curl(&refused), "422");
+    let described: Value = serde_json::from_str(&curl(&["http://slb/v1/openapi.json"])).unwrap();
+    assert!(described["openapi"].as_str().unwrap().starts_with("3."), "{described:#}");
+
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
