@@ -316,7 +316,8 @@ impl Agent {
             }
         }
         self.health = health;
-        self.transitions.retain(|id, _| layout.targets.iter().any(|target| target.id == *id));
+        let ids: HashSet<u32> = layout.targets.iter().map(|target| target.id).collect();
+        self.transitions.retain(|id, _| ids.contains(id));
         self.planner.keep(&layout);
         self.layout = layout;
         self.note_departed();
@@ -348,13 +349,15 @@ impl Agent {
 
     /// Forgets the backends of which no flow is left.
     pub(super) fn forget(&mut self, left: &HashSet<u32>) {
-        if left.is_empty() || self.reloads.is_busy {
+        if self.reloads.is_busy {
             return;
         }
-        for id in left {
-            if !self.departed.contains_key(id) {
-                continue;
-            }
+        // One may have come and gone again since that look.
+        let over: Vec<u32> = self.leaving().intersection(left).copied().collect();
+        if over.is_empty() {
+            return;
+        }
+        for id in &over {
             let Some(&backend) = self.datapath.maps.installed().backends.get(id) else { continue };
             let address = self.layout.targets.iter().find(|target| target.id == *id);
             let address = address.map(|target| target.addr.to_string()).unwrap_or_default();
