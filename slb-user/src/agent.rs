@@ -39,7 +39,7 @@ pub use lock::{Lock, LockError};
 use self::{
     failures::Failures,
     follow::{Follower, Following, Surroundings},
-    reload::Reloads,
+    reload::{Read, Reloads},
 };
 use crate::{
     api::{self, ApiError, HttpError, Request},
@@ -145,7 +145,7 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
         config,
         path.to_owned(),
         Checkers::new(events),
-        Reloads::new(files, orders),
+        (files, orders),
         requests.clone(),
     )
     .await?;
@@ -200,13 +200,14 @@ impl Agent {
         config: Config,
         path: PathBuf,
         checkers: Checkers<u32>,
-        reloads: Reloads,
+        (files, orders): (mpsc::Sender<Read>, mpsc::UnboundedSender<Following>),
         requests: mpsc::Sender<Request>,
     ) -> Result<(Self, Follower), AgentError> {
         let datapath = Loaded::open(Pins::new(&config.gateway.pins), capacities(&config))?;
         let pins_lock = Lock::of_directory(&config.gateway.pins)?;
         let layout = Layout::new(&config, datapath.maps.installed())?;
-        let mut follower = Follower::open(Following::new(&config, &layout)).await?;
+        let following = Following::new(&config, &layout);
+        let mut follower = Follower::open(following.clone()).await?;
         let mut agent = Self {
             started: Instant::now(),
             health: restored(&layout, datapath.maps.installed()),
@@ -215,7 +216,7 @@ impl Agent {
             checkers,
             departed: HashMap::new(),
             transitions: HashMap::new(),
-            reloads,
+            reloads: Reloads::new(files, orders, following),
             http: None,
             requests,
             // What changed while no agent was looking, nobody has told the program.
@@ -375,7 +376,7 @@ impl Agent {
         // Until the end of this function.
         let _taken = surroundings.taken.take();
         if self.awaits(&surroundings) {
-            return self.swap(surroundings);
+            return self.swap(Some(surroundings));
         }
         self.surroundings = surroundings;
         let result = self.attach();

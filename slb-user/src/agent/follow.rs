@@ -2,7 +2,7 @@
 //! the way to thousands of backends takes longer than a failed backend may wait.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -56,7 +56,8 @@ pub(super) struct Following {
 
 impl Following {
     pub fn new(config: &Config, layout: &Layout) -> Self {
-        let backends: HashSet<IpAddr> =
+        // In order, so that two can be compared.
+        let backends: BTreeSet<IpAddr> =
             layout.targets.iter().map(|target| target.addr.ip()).collect();
         let vips = match config.gateway.announce {
             Announce::Arp => {
@@ -74,6 +75,11 @@ impl Following {
             vips,
             number: 0,
         }
+    }
+
+    /// Whether what is looked for is the same.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (&self.names, &self.backends, &self.vips) == (&other.names, &other.backends, &other.vips)
     }
 }
 

@@ -64,8 +64,8 @@ pub(super) struct Reloads {
     is_busy: bool,
     /// Who asked meanwhile.
     waiting: VecDeque<Wish>,
-    /// Counts orders.
-    number: u64,
+    /// What the follower was told last.
+    following: Following,
     /// Counts configurations; the first is 1.
     pub generation: u64,
     /// How many were refused.
@@ -75,24 +75,34 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    pub const fn new(files: mpsc::Sender<Read>, orders: mpsc::UnboundedSender<Following>) -> Self {
+    pub const fn new(
+        files: mpsc::Sender<Read>,
+        orders: mpsc::UnboundedSender<Following>,
+        following: Following,
+    ) -> Self {
         Self {
             files,
             orders,
             pending: None,
             is_busy: false,
             waiting: VecDeque::new(),
-            number: 0,
+            following,
             generation: 1,
             failures: 0,
             refused: None,
         }
     }
 
+    /// Whether XDP has to be attached in another way.
+    fn changes_mode(&self, now: &Config) -> bool {
+        let pending = self.pending.as_ref();
+        pending.is_some_and(|pending| pending.config.gateway.xdp_mode != now.gateway.xdp_mode)
+    }
+
     /// Has the follower look around for something else.
     fn order(&mut self, mut following: Following) {
-        self.number += 1;
-        following.number = self.number;
+        following.number = self.following.number + 1;
+        self.following = following.clone();
         // It is gone only when the agent ends.
         let _ = self.orders.send(following);
     }
@@ -163,8 +173,14 @@ impl Agent {
         match self.prepare(&config) {
             Err(refusal) => self.refuse(answer, refusal),
             Ok(layout) => {
-                self.reloads.order(Following::new(&config, &layout));
+                let following = Following::new(&config, &layout);
                 self.reloads.pending = Some(Pending { config, layout, warnings, staged, answer });
+                let is_alike = following.is_like(&self.reloads.following);
+                if is_alike && !self.reloads.changes_mode(&self.config) {
+                    // Nothing that the kernel would have to be asked about.
+                    return self.swap(None);
+                }
+                self.reloads.order(following);
             }
         }
     }
@@ -197,25 +213,28 @@ impl Agent {
 
     /// The number of the order whose surroundings are waited for.
     pub(super) fn awaits(&self, surroundings: &Surroundings) -> bool {
-        self.reloads.pending.is_some() && surroundings.number == self.reloads.number
+        self.reloads.pending.is_some() && surroundings.number == self.reloads.following.number
     }
 
-    /// Goes by the pending configuration, whose surroundings these are.
-    pub(super) fn swap(&mut self, surroundings: Surroundings) {
+    /// Goes by the pending configuration, whose surroundings these are, if they are others than before.
+    pub(super) fn swap(&mut self, surroundings: Option<Surroundings>) {
         let Some(Pending { config, layout, warnings, staged, answer }) =
             self.reloads.pending.take()
         else {
             return;
         };
-        let before = mem::replace(&mut self.surroundings, surroundings);
+        let before =
+            surroundings.map(|surroundings| mem::replace(&mut self.surroundings, surroundings));
         let mut interfaces = config.gateway.interfaces.iter();
         let is_possible = interfaces
             .try_for_each(|name| self.check_interface(name))
             .map_err(|error| Refusal::Conflict(causes(&error)))
             .and_then(|()| self.write(staged));
         if let Err(refusal) = is_possible {
-            self.surroundings = before;
-            self.reloads.order(Following::new(&self.config, &self.layout));
+            if let Some(before) = before {
+                self.surroundings = before;
+                self.reloads.order(Following::new(&self.config, &self.layout));
+            }
             return self.refuse(answer, refusal);
         }
         let changes = changes(&self.config, &config);
@@ -239,7 +258,7 @@ impl Agent {
             // In which mode, nobody knew before.
             is_done &= self.set_and_reconcile();
         }
-        if moves || self.surroundings.outdates_clients {
+        if moves || before.is_some() && self.surroundings.outdates_clients {
             is_done &= self.go_on("route epoch", |agent| agent.datapath.maps.next_route_epoch());
         }
         self.serve_metrics();

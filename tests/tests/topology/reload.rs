@@ -432,6 +432,15 @@ fn generation_at(lab: &Lab, socket: &str) -> u64 {
 fn given_other_interfaces_when_reloaded_then_xdp_is_there_and_nowhere_else() {
     let lab = Lab::start();
     let both = fs::read_to_string(lab.gateway.config()).unwrap();
+    let mode = |lab: &Lab| lab.gateway.status().unwrap()["interfaces"][0]["mode"].clone();
+    assert_eq!(mode(&lab), "native");
+    edit(&lab.gateway, "announce ", "xdp_mode = \"generic\"\nannounce ");
+    assert_eq!(reload(&lab)[0], "~ gateway: xdp_mode auto -> generic");
+    assert_eq!(mode(&lab), "generic");
+    edit(&lab.gateway, "\"generic\"", "\"native\"");
+    reload(&lab);
+    assert_eq!(mode(&lab), "native");
+    edit(&lab.gateway, "xdp_mode = \"native\"\n", "");
     edit(&lab.gateway, "\"wan0\", \"lan0\"", "\"wan0\"");
     reload(&lab);
     assert_eq!(links(&lab), ["wan0"]);
