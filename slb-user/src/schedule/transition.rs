@@ -279,7 +279,7 @@ impl Transition {
     /// Whether a look at the entries may settle slots.
     #[must_use]
     pub fn is_watched(&self) -> bool {
-        self.phases.contains(&Phase::Watched)
+        !self.is_settled() && self.phases.contains(&Phase::Watched)
     }
 
     /// What the program is to be told. Flows of `shared` backends always have entries.
