@@ -53,9 +53,9 @@ enum Command {
     /// Show what a reload would change, without doing it.
     Plan(reload::PlanArguments),
     /// Have the running agent go by its file as it is now; a wrong file changes nothing.
-    Reload(reload::Arguments),
+    Reload(ask::Asking),
     /// Show instances, listeners, backends, their health, and what became of packets.
-    Status(status::Arguments),
+    Status(ask::Asking),
     /// Count new flows for a while: who should get how many, who does, and why they differ.
     Distribution(distribution::Arguments),
     /// Add, remove or re-weight a backend of the running agent, and in its file.

@@ -83,22 +83,13 @@ fn counters(status: &Status) -> Vec<Family<u64>> {
     };
     let listeners = |count: fn(&ListenerStatus) -> [u64; 2]| {
         let all = listeners(status).flat_map(|(instance, listener)| {
-            let [to, from] = count(listener);
-            let labels = of_listener(instance, listener);
-            [("in", to), ("out", from)].map(|(direction, count)| {
-                ([labels.clone(), vec![("direction", direction.to_owned())]].concat(), count)
-            })
+            by_direction(&of_listener(instance, listener), count(listener))
         });
         all.collect()
     };
     let backends = |count: fn(&BackendStatus) -> [u64; 2]| {
-        let all = backends(status).flat_map(|(labels, backend)| {
-            let [to, from] = count(backend);
-            [("in", to), ("out", from)].map(|(direction, count)| {
-                ([labels.clone(), vec![("direction", direction.to_owned())]].concat(), count)
-            })
-        });
-        all.collect()
+        let all = backends(status);
+        all.flat_map(|(labels, backend)| by_direction(&labels, count(backend))).collect()
     };
     vec![
         family("slb_verdicts", "Frames by what became of them.", verdicts(|count| count.packets)),
@@ -238,6 +229,15 @@ fn backends(status: &Status) -> impl Iterator<Item = (Labels, &BackendStatus)> {
     listeners(status).flat_map(|(instance, listener)| {
         let backends = listener.backends.iter();
         backends.map(move |backend| (of_backend(instance, listener, backend), backend))
+    })
+}
+
+/// What went to backends, and what came from them.
+fn by_direction(labels: &Labels, [to, from]: [u64; 2]) -> [(Labels, u64); 2] {
+    [("in", to), ("out", from)].map(|(direction, count)| {
+        let mut labels = labels.clone();
+        labels.push(("direction", direction.to_owned()));
+        (labels, count)
     })
 }
 

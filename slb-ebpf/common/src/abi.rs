@@ -887,6 +887,16 @@ pub struct Traffic {
     pub reply_bytes: u64,
 }
 
+impl core::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.flows += other.flows;
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.reply_packets += other.reply_packets;
+        self.reply_bytes += other.reply_bytes;
+    }
+}
+
 /// Capacity of `SLB_DECAP`.
 pub const DECAP_KINDS: usize = 3;
 /// Frames without a tunnel, left alone.

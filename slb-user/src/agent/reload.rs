@@ -93,12 +93,6 @@ impl Reloads {
         }
     }
 
-    /// Whether XDP has to be attached in another way.
-    fn changes_mode(&self, now: &Config) -> bool {
-        let pending = self.pending.as_ref();
-        pending.is_some_and(|pending| pending.config.gateway.xdp_mode != now.gateway.xdp_mode)
-    }
-
     /// Has the follower look around for something else.
     fn order(&mut self, mut following: Following) {
         following.number = self.following.number + 1;
@@ -174,9 +168,10 @@ impl Agent {
             Err(refusal) => self.refuse(answer, refusal),
             Ok(layout) => {
                 let following = Following::new(&config, &layout);
+                let is_alike = following.is_like(&self.reloads.following)
+                    && config.gateway.xdp_mode == self.config.gateway.xdp_mode;
                 self.reloads.pending = Some(Pending { config, layout, warnings, staged, answer });
-                let is_alike = following.is_like(&self.reloads.following);
-                if is_alike && !self.reloads.changes_mode(&self.config) {
+                if is_alike {
                     // Nothing that the kernel would have to be asked about.
                     return self.swap(None);
                 }
@@ -211,7 +206,7 @@ impl Agent {
         Ok(layout)
     }
 
-    /// The number of the order whose surroundings are waited for.
+    /// Whether these are the surroundings that the pending configuration waits for.
     pub(super) fn awaits(&self, surroundings: &Surroundings) -> bool {
         self.reloads.pending.is_some() && surroundings.number == self.reloads.following.number
     }

@@ -77,12 +77,7 @@ impl Agent {
         let (mut backends, mut listeners) = (Traffics::new(), Traffics::new());
         for (&id, backend) in &self.datapath.maps.installed().backends {
             let traffic = self.datapath.maps.traffic(id)?;
-            let sum = listeners.entry(backend.listener).or_default();
-            sum.flows += traffic.flows;
-            sum.packets += traffic.packets;
-            sum.bytes += traffic.bytes;
-            sum.reply_packets += traffic.reply_packets;
-            sum.reply_bytes += traffic.reply_bytes;
+            *listeners.entry(backend.listener).or_default() += traffic;
             backends.insert(id, traffic);
         }
         Ok((backends, listeners))
@@ -101,11 +96,7 @@ impl Agent {
                 });
                 for service in services {
                     let traffic = by_listener.get(&service.id).copied().unwrap_or_default();
-                    sum.flows += traffic.flows;
-                    sum.packets += traffic.packets;
-                    sum.bytes += traffic.bytes;
-                    sum.reply_packets += traffic.reply_packets;
-                    sum.reply_bytes += traffic.reply_bytes;
+                    sum += traffic;
                     self.backends(service, &by_backend, &mut backends);
                 }
                 let group = &instance.groups[listener.group];

@@ -21,6 +21,16 @@ pub(super) struct Agent {
     api: Option<PathBuf>,
 }
 
+/// Whom to ask, and for whom.
+#[derive(Debug, clap::Args)]
+pub(super) struct Asking {
+    #[command(flatten)]
+    pub agent: Agent,
+    /// For programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// How asking has ended.
 pub(super) enum Asked<T> {
     /// With an answer.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Exit, ask::Agent, reload::tell};
+use super::{Exit, ask::Asking, reload::tell};
 use crate::config::{Edit, Place};
 
 #[derive(Debug, clap::Subcommand)]
@@ -69,15 +69,6 @@ pub(super) struct PlaceArguments {
     /// The group's name; without it the default group.
     #[arg(long)]
     group: Option<String>,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Asking {
-    #[command(flatten)]
-    agent: Agent,
-    /// For programs.
-    #[arg(long)]
-    json: bool,
 }
 
 fn listener(text: &str) -> Result<(String, u16), String> {

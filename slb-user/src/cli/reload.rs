@@ -6,21 +6,12 @@ use anyhow::Context as _;
 
 use super::{
     Exit,
-    ask::{Agent, Asked},
+    ask::{Agent, Asked, Asking},
 };
 use crate::{
     api::{File, Reloaded},
     config::DEFAULT_PATH,
 };
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    #[command(flatten)]
-    agent: Agent,
-    /// For programs.
-    #[arg(long)]
-    json: bool,
-}
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PlanArguments {
@@ -35,7 +26,7 @@ pub(super) struct PlanArguments {
     json: bool,
 }
 
-pub(super) fn reload(arguments: &Arguments) -> anyhow::Result<Exit> {
+pub(super) fn reload(arguments: &Asking) -> anyhow::Result<Exit> {
     let answer = arguments.agent.ask(async |agent| agent.post("/v1/reload", &()).await)?;
     tell(answer, arguments.json, |reloaded| format!("generation {}", reloaded.generation))
 }

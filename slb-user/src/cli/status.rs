@@ -4,20 +4,11 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
     Exit,
-    ask::{Agent, Asked},
+    ask::{Asked, Asking},
 };
 use crate::api::{BackendStatus, ListenerStatus, Status};
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    #[command(flatten)]
-    agent: Agent,
-    /// For programs.
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) fn status(arguments: &Arguments) -> anyhow::Result<Exit> {
+pub(super) fn status(arguments: &Asking) -> anyhow::Result<Exit> {
     let status: Status = match arguments.agent.ask(async |agent| agent.get("/v1/status").await)? {
         Asked::Answer(status) => status,
         Asked::Exit(exit) => return Ok(exit),

@@ -383,13 +383,9 @@ impl Maps {
     /// [`TableError`].
     pub fn traffic(&self, backend: u32) -> Result<Traffic, TableError> {
         let per_cpu = self.traffic.get(&backend, 0).map_err(at("SLB_TRAFFIC"))?;
-        Ok(per_cpu.iter().fold(Traffic::default(), |sum, cpu| Traffic {
-            flows: sum.flows + cpu.flows,
-            packets: sum.packets + cpu.packets,
-            bytes: sum.bytes + cpu.bytes,
-            reply_packets: sum.reply_packets + cpu.reply_packets,
-            reply_bytes: sum.reply_bytes + cpu.reply_bytes,
-        }))
+        let mut sum = Traffic::default();
+        per_cpu.iter().for_each(|cpu| sum += *cpu);
+        Ok(sum)
     }
 }
 
