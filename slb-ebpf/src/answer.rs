@@ -28,6 +28,7 @@ pub fn write(ctx: &XdpContext) -> Result<Sent, Exit> {
     let what = Verdict::from_slot(work.handover.what);
     let (written, otherwise) = match what {
         Verdict::Reset => (reset(&mut work), Verdict::NoFlow),
+        Verdict::Closed => (reset(&mut work), Verdict::ClosedDropped),
         Verdict::Refused if work.packet.key.proto == TCP => {
             (reset(&mut work), Verdict::NoListenerDropped)
         }

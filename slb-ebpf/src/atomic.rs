@@ -1,15 +1,15 @@
 //! Atomic instructions that the BPF target of rustc does not offer: kernel 5.12 and newer have them.
 
-/// Adds 1 and gives what was there before, in one step for all CPUs.
+/// Adds, wrapping, and gives what was there before, in one step for all CPUs.
 ///
 /// # Safety
 ///
 /// `counter` must be valid, aligned to 8 bytes, and written in this way only.
 #[inline(always)]
-pub unsafe fn fetch_increment(counter: *mut u64) -> u64 {
+pub unsafe fn fetch_add(counter: *mut u64, value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
-        let mut turn = 1_u64;
+        let mut turn = value;
         // SAFETY: one instruction on memory that the caller vouches for.
         unsafe {
             core::arch::asm!(
@@ -22,7 +22,35 @@ pub unsafe fn fetch_increment(counter: *mut u64) -> u64 {
     }
     #[cfg(not(target_arch = "bpf"))]
     {
-        let _ = counter;
+        let _ = (counter, value);
+        unreachable!("compiled for the host by linters only")
+    }
+}
+
+/// [`exchange`] of 64 bits.
+///
+/// # Safety
+///
+/// `word` must be valid and aligned to 8 bytes.
+#[inline(always)]
+pub unsafe fn exchange64(word: *mut u64, old: u64, new: u64) -> bool {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut found = old;
+        // SAFETY: one instruction on memory that the caller vouches for.
+        unsafe {
+            core::arch::asm!(
+                "r0 = cmpxchg_64(r1 + 0, r0, r2)",
+                inout("r0") found,
+                in("r1") word,
+                in("r2") new,
+            );
+        }
+        found == old
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let _ = (word, old, new);
         unreachable!("compiled for the host by linters only")
     }
 }

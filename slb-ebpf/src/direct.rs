@@ -7,7 +7,7 @@
 use slb_common::{
     abi::{
         self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, Listener, MODE_NAT,
-        NO_PLACE, Origin, RST, SCHEDULER_RING, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
+        NO_PLACE, Origin, RST, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
     },
     hash,
     verdict::Verdict,
@@ -183,7 +183,7 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
         let is_alive = !abi::has_ended(flow.state) && !flows::is_over(now, flow.expires);
         return u32::from(is_it && is_alive);
     }
-    if origin.backend != id || listener.scheduler == SCHEDULER_RING {
+    if origin.backend != id || !abi::is_by_hash(listener.scheduler) {
         return 0;
     }
     is_choice(listener, key, id)

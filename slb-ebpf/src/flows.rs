@@ -150,7 +150,25 @@ fn is_sender(flow: &Flow, addr: &Address) -> bool {
 /// Makes a place free.
 #[inline(always)]
 pub fn forget(flow: &mut Flow) {
+    if is_active(flow) {
+        count(flow.backend, -1);
+    }
     flow.tag = TAG_FREE;
+}
+
+/// Whether an entry is one that `SLB_ACTIVE` counts.
+#[inline(always)]
+fn is_active(flow: &Flow) -> bool {
+    flow.kind == FLOW_FORWARD && !abi::has_ended(flow.state)
+}
+
+/// So many more flows of a backend are active.
+#[inline(always)]
+fn count(backend: u32, more: i64) {
+    if let Some(active) = maps::SLB_ACTIVE.get_ptr_mut(backend) {
+        // SAFETY: an element of an array, which is aligned and only added to.
+        unsafe { atomic::fetch_add(active, more as u64) };
+    }
 }
 
 /// Takes down what a client's packet says about its flow.
@@ -244,8 +262,13 @@ pub fn keep_with(reply: &mut Flow, forward: &Flow) {
 /// Takes down a FIN or RST; `fin` is its side's bit. Says whether the flow has ended.
 #[inline(always)]
 fn ends(flags: u8, flow: &mut Flow, fin: u8) -> bool {
+    let was_active = is_active(flow);
     flow.state |= if flags & RST != 0 { abi::RST } else { fin };
-    abi::has_ended(flow.state)
+    let has_ended = abi::has_ended(flow.state);
+    if was_active && has_ended {
+        count(flow.backend, -1);
+    }
+    has_ended
 }
 
 /// For how many jiffies a flow is remembered after a packet.
@@ -404,6 +427,7 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, entries: u32) 
     flow.port = reply.dport;
     flow.source = source;
     publish(flow, hash);
+    count(id, 1);
     if entries != Entries::Forward as u32 && flow_insert_reply(now, reply, place) == NO_PLACE {
         forget(flow);
         return IS_VERDICT | Verdict::TableFull as u32;
@@ -504,6 +528,13 @@ extern "C" fn flow_take(now: u32, key: *const FlowKey, tag: u32) -> u32 {
     // SAFETY: as in `find`.
     let tag = unsafe { &raw mut (*bucket).flows[found % BUCKET_FLOWS].tag };
     // SAFETY: an aligned word of an array. Whoever loses goes without an entry.
-    let is_ours = unsafe { atomic::exchange(tag, *tag, TAG_TAKEN) };
+    let before = unsafe { *tag };
+    // SAFETY: as above.
+    let is_ours = unsafe { atomic::exchange(tag, before, TAG_TAKEN) };
+    // SAFETY: as in `find`.
+    let flow = unsafe { &(*bucket).flows[found % BUCKET_FLOWS] };
+    if is_ours && before > TAG_TAKEN && is_active(flow) {
+        count(flow.backend, -1);
+    }
     if is_ours { number * BUCKET_FLOWS as u32 + found as u32 } else { NO_PLACE }
 }

@@ -5,10 +5,11 @@
 
 use slb_common::{
     abi::{
-        BACKEND_PROXY, BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, Endpoint, FIN_FORWARD,
-        FLOW_FORWARD, Flow, FlowKey, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
-        NO_LISTENER_RESET, NO_SOURCE, ROLE_BACKEND, ROLE_VIP, RST, SCHEDULER_RING, SLOT_BACKEND,
-        SLOT_KEEP, SLOT_LOOK, STAGE_FLOW, STAGE_FULL, Translation, UDP,
+        self, BACKEND_CLOSED, BACKEND_PROXY, BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS,
+        CLOSED, Endpoint, FIN_FORWARD, FLOW_FORWARD, Flow, FlowKey, LISTENER_CHOOSES,
+        LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NOT_CHOSEN, NO_BACKEND, NO_LISTENER_DROP,
+        NO_LISTENER_RESET, NO_SOURCE, ROLE_BACKEND, ROLE_VIP, RST, SCHEDULER_QUIC,
+        SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, STAGE_CHOOSE, STAGE_FLOW, STAGE_FULL, STAGE_GUARD, Translation, UDP,
     },
     hash,
     parse::Packet,
@@ -42,11 +43,14 @@ pub fn to_vip<const REST: bool>(
         return Err(Verdict::Martian.into());
     }
     let Some(listener) = listener else { return Err(no_listener(work)) };
+    if !REST && listener.flags & LISTENER_GUARDED != 0 {
+        return Err(Exit::Stage(STAGE_GUARD));
+    }
     let hash = hash::flow(&packet.key);
     let mut id = 0;
     let mut port = packet.key.sport;
     let mut is_settled = false;
-    if listener.scheduler != SCHEDULER_RING {
+    if abi::is_by_hash(listener.scheduler) {
         let choice = hash::choice_by(listener.scheduler, &packet.key, hash);
         let slot = slot(listener.first_chunk, listener.slots, choice)?;
         id = slot & SLOT_BACKEND;
@@ -59,7 +63,12 @@ pub fn to_vip<const REST: bool>(
         let found = remembered(work, hash);
         if found == NOT_REMEMBERED {
             (work.handover.hash, work.handover.what) = (hash, FLOW_FORWARD.into());
-            return Err(Exit::Stage(STAGE_FLOW));
+            work.handover.chosen = NOT_CHOSEN;
+            let chooses = listener.flags & LISTENER_CHOOSES != 0;
+            return Err(Exit::Stage(if chooses { STAGE_CHOOSE } else { STAGE_FLOW }));
+        }
+        if found == IS_CLOSED {
+            return Err(work.answer(Verdict::Closed));
         }
         if found == OWN_SOURCE {
             (work.handover.hash, work.handover.what) = (hash, FLOW_FORWARD.into());
@@ -122,6 +131,8 @@ fn no_listener(work: &mut Work<'_>) -> Exit {
 const NOT_REMEMBERED: u32 = u32::MAX;
 /// The backend sees a source of ours: [`crate::full`] knows more.
 const OWN_SOURCE: u32 = NO_BACKEND;
+/// The agent has ended it.
+const IS_CLOSED: u32 = NO_BACKEND | 1 << 16;
 
 /// The backend of a flow that has an entry, and above that the source port towards it.
 #[inline(always)]
@@ -137,6 +148,9 @@ fn remembered(work: &Work<'_>, hash: u64) -> u32 {
     if !fits || starts_anew(work, flow, backend) {
         flows::forget(flow);
         return NOT_REMEMBERED;
+    }
+    if flow.state & CLOSED != 0 && work.packet.flags & RST == 0 {
+        return IS_CLOSED;
     }
     flows::note_forward(&work.facts(), flow, backend);
     if flow.source != NO_SOURCE {
@@ -158,7 +172,7 @@ fn starts_anew(work: &Work<'_>, flow: &Flow, backend: &Backend) -> bool {
     backend.flags & BACKEND_USABLE == 0
         || flows::is_over(work.now, flow.expires)
         // The client has given up the connection before: it would not begin another.
-        || is_syn && flow.state & (FIN_FORWARD | RST) != 0
+        || is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0
 }
 
 /// A packet to a VIP without an entry: chooses a backend, and makes the entries that its flow needs.
@@ -168,9 +182,12 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
     let hash = work.handover.hash;
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NoListener)?;
     let begins = work.packet.is_syn() || key.proto == UDP;
-    let slot = match choose(listener, key, hash, begins) {
-        Err(Verdict::NoFlow) => return Err(work.answer(Verdict::Reset)),
-        slot => slot?,
+    let slot = match work.handover.chosen {
+        NOT_CHOSEN => match choose(listener, key, hash, begins) {
+            Err(Verdict::NoFlow) => return Err(work.answer(Verdict::Reset)),
+            slot => slot?,
+        },
+        slot => slot,
     };
     let id = slot & SLOT_BACKEND;
     if id == NO_BACKEND {
@@ -179,6 +196,9 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
     let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
     if work.expires(backend.hop) {
         return Err(Verdict::TtlExpired.into());
+    }
+    if backend.flags & BACKEND_CLOSED != 0 && !begins {
+        return Err(work.answer(Verdict::Closed));
     }
     // The backend waits for what stands before the client's first byte, of which nobody knows the number.
     if backend.flags & BACKEND_PROXY != 0 && !begins {
@@ -193,7 +213,7 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
         work.handover.what = FLOW_FORWARD.into();
         return Err(Exit::Stage(STAGE_FULL));
     }
-    let is_hash = listener.scheduler != SCHEDULER_RING;
+    let is_hash = abi::is_by_hash(listener.scheduler) && work.handover.chosen == NOT_CHOSEN;
     let is_shared = backend.flags & BACKEND_SHARED != 0
         || direct::is_recent(maps::direct_until(), id, work.now);
     let port = if slot & SLOT_KEEP != 0 || is_shared {
@@ -232,7 +252,7 @@ pub fn choose(listener: &Listener, key: &FlowKey, hash: u64, begins: bool) -> Re
             return Ok(previous | SLOT_KEEP);
         }
     }
-    if listener.scheduler != SCHEDULER_RING {
+    if abi::is_by_hash(listener.scheduler) {
         let choice = hash::choice_by(listener.scheduler, key, hash);
         return slot(listener.first_chunk, listener.slots, choice);
     }
@@ -242,11 +262,19 @@ pub fn choose(listener: &Listener, key: &FlowKey, hash: u64, begins: bool) -> Re
     if !begins && listener.slots != 1 {
         return Err(Verdict::NoFlow);
     }
+    if listener.scheduler == SCHEDULER_QUIC {
+        return slot(listener.first_chunk, listener.slots, hash::choice(hash));
+    }
+    Ok(at(listener.first_chunk, turn(listener)?)? | SLOT_KEEP)
+}
+
+/// The next slot in turn of a listener that has some.
+#[inline(always)]
+pub fn turn(listener: &Listener) -> Result<u32, Verdict> {
     let cursor = maps::SLB_CURSORS.get_ptr_mut(listener.id).ok_or(Verdict::Inconsistent)?;
     // SAFETY: an element of an array map lives as long as the map and is aligned to 8 bytes.
-    let turn = unsafe { atomic::fetch_increment(cursor) };
-    let turn = (turn % u64::from(listener.slots)) as u32;
-    Ok(at(listener.first_chunk, turn)? | SLOT_KEEP)
+    let turn = unsafe { atomic::fetch_add(cursor, 1) };
+    Ok((turn % u64::from(listener.slots)) as u32)
 }
 
 /// The slot that a hash chooses.
@@ -260,7 +288,7 @@ pub fn slot(first_chunk: u32, slots: u32, choice: u32) -> Result<u32, Verdict> {
 
 /// The slot of a number.
 #[inline(always)]
-fn at(first_chunk: u32, slot: u32) -> Result<u32, Verdict> {
+pub fn at(first_chunk: u32, slot: u32) -> Result<u32, Verdict> {
     let chunk = maps::SLB_SLOTS
         .get(first_chunk.wrapping_add(slot / CHUNK_SLOTS as u32))
         .ok_or(Verdict::Inconsistent)?;

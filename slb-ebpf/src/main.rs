@@ -6,10 +6,13 @@
 //!                └─ to a backend ──► direct ──┘
 //!           │                          │
 //!           ├► slb_icmp  echo, errors  ├► slb_flow    a flow that needs an entry
-//!           │  └► slb_error            ├► slb_tunnel  IPIP, GUE
-//!           └► slb_rest  tagged,       ├► slb_full    full NAT, hairpin, NAT64 and NAT46
-//!              │ fragments, large      │  └► slb_tell the backend learns who the client is
-//!              └► slb_parsed, slb_later └► slb_answer  resets, ICMP errors
+//!           │  └► slb_error            │  └ slb_choose before it, if more than a schedule chooses
+//!           ├► slb_rest  tagged,       ├► slb_tunnel  IPIP, GUE
+//!           │  │ fragments, large      ├► slb_full    full NAT, hairpin, NAT64 and NAT46
+//!           │  └► slb_later            │  └► slb_tell the backend learns who the client is
+//!           └► slb_guard access lists, └► slb_answer  resets, ICMP errors
+//!              │ limits
+//!              └► slb_parsed: as slb, once more
 //! ```
 //!
 //! Nearly all packets begin and end in [`slb`]. What costs more code than it is worth there is left to
@@ -24,12 +27,14 @@
 
 mod answer;
 mod atomic;
+mod choose;
 mod direct;
 mod error;
 mod flows;
 mod forward;
 mod fragments;
 mod full;
+mod guard;
 mod hops;
 mod icmp;
 mod maps;
@@ -69,7 +74,13 @@ pub fn slb_rest(ctx: XdpContext) -> u32 {
     leave_stage(&ctx, rest::prepare(&ctx))
 }
 
-/// The same, once they are parsed.
+/// To and from listeners with an access list or limits.
+#[xdp(frags)]
+pub fn slb_guard(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, guard::admit(&ctx))
+}
+
+/// What has been prepared, or admitted.
 #[xdp(frags)]
 pub fn slb_parsed(ctx: XdpContext) -> u32 {
     leave_stage(&ctx, rest::balance(&ctx))
@@ -97,6 +108,12 @@ pub fn slb_error(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn slb_flow(ctx: XdpContext) -> u32 {
     leave_stage(&ctx, begin(&ctx))
+}
+
+/// Flows whose backend more than a schedule chooses.
+#[xdp(frags)]
+pub fn slb_choose(ctx: XdpContext) -> u32 {
+    leave_stage(&ctx, choose::choose(&ctx))
 }
 
 /// Into a tunnel.

@@ -2,16 +2,17 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
     macros::btf_map,
 };
 use slb_common::{
     abi::{
-        Address, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS,
-        Endpoint, EndpointIndex, Ends, FILTER_PER_BYTE, Filter, Fragment, FragmentKey, INDEX_NONE,
-        Index, Interface, Keys, Listener, ListenerIndex, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS,
-        MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_SOURCES, Origin, ROLE_BACKEND, ROLE_VIP,
-        Roles, STAGES, Scratch, Settings, Traffic,
+        self, Address, Answers, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS,
+        DEFAULT_CHUNKS, Endpoint, EndpointIndex, Ends, FILTER_PER_BYTE, Filter, Fragment,
+        FragmentKey, INDEX_NONE, Index, Interface, Keys, Limits, Listed, Listener, ListenerIndex,
+        MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS,
+        MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters, Origin, QuicKey, ROLE_BACKEND,
+        ROLE_VIP, Roles, STAGES, Scratch, Settings, Sticky, StickyKey, Traffic,
     },
     client_address::{Head, Words},
     hash,
@@ -88,6 +89,35 @@ pub static SLB_VERDICTS: PerCpuArray<Counter, MAX_VERDICTS> = PerCpuArray::new()
 /// Written by the program; indexed like `SLB_BACKENDS`.
 #[btf_map]
 pub static SLB_TRAFFIC: PerCpuArray<Traffic, MAX_BACKENDS> = PerCpuArray::new();
+
+/// Written by the program and corrected by the agent, indexed like `SLB_BACKENDS`: entries of flows that have not
+/// ended.
+#[btf_map]
+pub static SLB_ACTIVE: Array<u64, MAX_BACKENDS, MMAPABLE> = Array::new();
+
+/// Written by the program, indexed like `SLB_BACKENDS`: what passive health checks know.
+#[btf_map]
+pub static SLB_ANSWERS: PerCpuArray<Answers, MAX_BACKENDS> = PerCpuArray::new();
+
+/// Written by the program: which backend a client's flows are kept with.
+#[btf_map]
+pub static SLB_STICKY: LruHashMap<StickyKey, Sticky, MAX_STICKY> = LruHashMap::new();
+
+/// Written by the agent: the prefixes of all access lists. A list is never changed: another takes its place.
+#[btf_map]
+pub static SLB_ACL: LpmTrie<Listed, u32, MAX_PREFIXES> = LpmTrie::new();
+
+/// Written by the agent. Missing: no backend of the listener has that server ID.
+#[btf_map]
+pub static SLB_QUIC: HashMap<QuicKey, u32, MAX_QUIC, NO_PREALLOC> = HashMap::new();
+
+/// Written by the agent; the index is [`slb_common::abi::Listener::id`].
+#[btf_map]
+pub static SLB_LIMITS: Array<Limits, MAX_LISTENERS> = Array::new();
+
+/// Written by the program; indexed like `SLB_LIMITS`.
+#[btf_map]
+pub static SLB_METERS: Array<Meters, MAX_LISTENERS> = Array::new();
 
 /// Written by the agent: source addresses towards backends. Number 0 is none.
 #[btf_map]
@@ -214,6 +244,14 @@ pub fn roles(addr: &Address) -> u32 {
     // SAFETY: copied out at once.
     unsafe { SLB_ADDRESSES.get(addr) }.copied().unwrap_or_default().roles
 }
+
+/// Whether an address is on an access list.
+#[inline(always)]
+pub fn is_listed(acl: u32, addr: &Address) -> bool {
+    let bits = abi::listed_bits(u128::BITS);
+    SLB_ACL.get(&Key::new(bits, abi::listed(acl, *addr))).is_some()
+}
+
 /// A source address towards backends.
 #[inline(always)]
 pub fn source(index: u16) -> Option<&'static Address> {

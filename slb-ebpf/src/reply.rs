@@ -5,10 +5,11 @@
 
 use slb_common::{
     abi::{
-        Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, MODE_FULL, MODE_NAT, NO_PLACE,
-        NO_SOURCE, ORIGIN_SHARED, ORIGIN_TRACKED, Origin, STAGE_FULL, Translation,
+        BACKEND_CLOSED, CLOSED, Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, Keys,
+        MODE_FULL, MODE_NAT, NO_PLACE, NO_SOURCE, ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED,
+        ORIGIN_TRACKED, ORIGIN_WATCHED, Origin, STAGE_FULL, STAGE_GUARD, TCP, Translation,
     },
-    parse::{FIN, RST, SYN},
+    parse::{ACK, FIN, RST, SYN},
     verdict::Verdict,
 };
 
@@ -16,7 +17,7 @@ use crate::{
     direct, flows,
     hops::{self, Way},
     maps, stats,
-    work::{Exit, Facts, Route, Work},
+    work::{self, Exit, Facts, Route, Work},
 };
 
 /// A packet whose source, `from`, may be a backend; `direct_until` is until when somebody may be talking to backends
@@ -30,6 +31,14 @@ pub fn from_backend<const REST: bool>(
     let key = &work.packet.key;
     let Some(origin) = maps::origin(from) else { return Ok(None) };
     let kind = FLOW_REPLY.into();
+    if origin.flags & RARE != 0 {
+        if !REST && origin.flags & ORIGIN_LIMITED != 0 {
+            return Err(Exit::Stage(STAGE_GUARD));
+        }
+        if look(&work.facts(), origin) {
+            return Err(work.answer(Verdict::Closed));
+        }
+    }
     let mut id = origin.backend;
     let mut to =
         Translation { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
@@ -37,6 +46,9 @@ pub fn from_backend<const REST: bool>(
         let place = remembered(&work.facts());
         if place == DIRECT {
             return Err(Verdict::Direct.into());
+        }
+        if place == IS_CLOSED {
+            return Err(work.answer(Verdict::Closed));
         }
         if let Some(flow) = flows::at(place) {
             if flow.source != NO_SOURCE {
@@ -76,6 +88,65 @@ fn to_source(work: &mut Work<'_>, place: u32) -> Exit {
 
 /// In place of a place: it is no reply to a flow through a listener.
 const DIRECT: u32 = NO_PLACE - 1;
+/// In place of a place: the agent has ended it.
+const IS_CLOSED: u32 = NO_PLACE - 2;
+
+/// What few backends have.
+const RARE: u32 = ORIGIN_WATCHED | ORIGIN_CLOSING | ORIGIN_LIMITED;
+
+/// Looks after what is [`RARE`]. Says whether the packet belongs to a connection that the agent has ended.
+#[inline(never)]
+fn look(facts: &Facts<'_>, origin: &Origin) -> bool {
+    let key = &facts.packet.key;
+    if key.proto != TCP {
+        return false;
+    }
+    if origin.flags & ORIGIN_WATCHED != 0 && facts.packet.flags & (SYN | RST) != 0 {
+        watch(facts, origin.backend);
+    }
+    if origin.flags & ORIGIN_CLOSING == 0 || facts.packet.flags & RST != 0 {
+        return false;
+    }
+    // Whose it is, an entry of its own says: `remembered` looks.
+    if origin.flags & ORIGIN_SHARED != 0 {
+        return false;
+    }
+    let Some(Keys { forward, .. }) = maps::keys() else { return false };
+    *forward = client_key(key, origin);
+    match flows::seek(forward) {
+        Some(flow) => flow.state & CLOSED != 0,
+        None => maps::backend(origin.backend)
+            .is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0),
+    }
+}
+
+/// Counts an answer to a SYN (RFC 9293, section 3.10.7.1: a reset that answers one has the number 0).
+#[inline(always)]
+fn watch(facts: &Facts<'_>, backend: u32) {
+    let Some(answers) = maps::SLB_ANSWERS.get_ptr_mut(backend) else { return };
+    // SAFETY: this CPU's own copy, and a program is not interrupted by another on its CPU.
+    let answers = unsafe { &mut *answers };
+    if facts.packet.flags & (SYN | ACK) == SYN | ACK {
+        answers.accepted += 1;
+    } else if work::frame(facts.ctx)
+        .header::<8>(facts.packet.l4 as usize)
+        .is_some_and(|tcp| tcp.get::<u32>(4) == 0)
+    {
+        answers.refused += 1;
+    }
+}
+
+/// What the client of a packet sends, if its backend answers for one listener only.
+#[inline(always)]
+fn client_key(key: &FlowKey, origin: &Origin) -> FlowKey {
+    FlowKey {
+        src: key.dst,
+        dst: origin.vip,
+        sport: key.dport,
+        dport: origin.port as u16,
+        proto: key.proto,
+    }
+}
 
 /// The place of the client's entry of a reply, by the reply's own.
 #[inline(never)]
@@ -90,20 +161,16 @@ fn remembered(facts: &Facts<'_>) -> u32 {
     let Some(forward) = flows::peer(reply, key) else { return NO_PLACE };
     flows::note_reply(facts, forward);
     flows::keep_with(reply, forward);
+    if forward.state & CLOSED != 0 && facts.packet.flags & RST == 0 {
+        return IS_CLOSED;
+    }
     place
 }
 
 /// Takes down what a reply says about its flow, which has an entry for the client's packets only.
 #[inline(never)]
 fn track(facts: &Facts<'_>, origin: &Origin) {
-    let key = &facts.packet.key;
-    let forward = FlowKey {
-        src: key.dst,
-        dst: origin.vip,
-        sport: key.dport,
-        dport: origin.port as u16,
-        proto: key.proto,
-    };
+    let forward = client_key(&facts.packet.key, origin);
     if let Some(flow) = flows::seek(&forward) {
         flows::note_reply(facts, flow);
     }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{helpers::bpf_xdp_get_buff_len, programs::XdpContext};
 use slb_common::{
-    abi::{STAGE_LATER, STAGE_PARSED, Scratch},
+    abi::{STAGE_GUARD, STAGE_LATER, Scratch},
     parse::{self, FRAGMENT_LATER, Reject},
     verdict::Verdict,
 };
@@ -26,7 +26,7 @@ pub fn prepare(ctx: &XdpContext) -> Result<Sent, Exit> {
         reject => rejected(reject),
     })?;
     let is_later = packet.fragment == FRAGMENT_LATER;
-    Err(Exit::Stage(if is_later { STAGE_LATER } else { STAGE_PARSED }))
+    Err(Exit::Stage(if is_later { STAGE_LATER } else { STAGE_GUARD }))
 }
 
 /// What the first program does, for these.

@@ -3,8 +3,8 @@
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use slb_common::{
     abi::{
-        Handover, Hop, MODE_DSR, MODE_NAT, STAGE_ANSWER, STAGE_FLOW, STAGE_FULL, STAGE_ICMP,
-        STAGE_REST, STAGE_TUNNEL, Scratch, Translation,
+        Handover, Hop, MODE_DSR, MODE_NAT, STAGE_ANSWER, STAGE_CHOOSE, STAGE_FLOW, STAGE_FULL,
+        STAGE_GUARD, STAGE_ICMP, STAGE_REST, STAGE_TUNNEL, Scratch, Translation,
     },
     frame::Frame,
     icmp_error,
@@ -214,6 +214,8 @@ pub fn leave(ctx: &XdpContext, outcome: Result<Sent, Exit>, bytes: u64) -> u32 {
                 STAGE_TUNNEL => go_to::<STAGE_TUNNEL>(ctx),
                 STAGE_FULL => go_to::<STAGE_FULL>(ctx),
                 STAGE_ANSWER => go_to::<STAGE_ANSWER>(ctx),
+                STAGE_GUARD => go_to::<STAGE_GUARD>(ctx),
+                STAGE_CHOOSE => go_to::<STAGE_CHOOSE>(ctx),
                 // Only from other stages.
                 _ => {}
             }

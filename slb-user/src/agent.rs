@@ -4,14 +4,16 @@
 //! ends: the datapath goes on, and the next agent starts from what it finds in the maps.
 
 mod failures;
+mod flows;
 mod follow;
 mod lock;
+mod passive;
 mod reload;
 mod staged;
 mod status;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -38,6 +40,7 @@ pub use lock::{Lock, LockError};
 
 use self::{
     failures::Failures,
+    passive::Suspicion,
     follow::{Follower, Following, Surroundings},
     reload::{Read, Reloads},
 };
@@ -52,7 +55,7 @@ use crate::{
     net::{AttachedXdp, GENERIC, Interface, NetworkChange, local_source_problems},
     plan::plan,
     schedule::maglev,
-    state::{Schedule, State},
+    state::State,
 };
 
 /// The pause before writes that failed are tried again.
@@ -103,6 +106,10 @@ pub struct Agent {
     checkers: Checkers<u32>,
     /// Backends that are there for the sake of their flows only, and since when.
     departed: HashMap<u32, Instant>,
+    /// Backends of which some connections are being reset, and until when.
+    closing: HashMap<u32, Instant>,
+    /// What clients have seen of backends, by [`crate::layout::Target::id`].
+    suspicions: HashMap<u32, Suspicion>,
     /// How often the health of a target has changed, by id.
     transitions: HashMap<u32, u64>,
     reloads: Reloads,
@@ -113,16 +120,6 @@ pub struct Agent {
     attachments: Vec<(Interface, Attachment)>,
     failures: Failures,
     _pins_lock: Lock,
-}
-
-/// What a look through the flow table has found.
-struct Swept {
-    /// The schedules that it was for.
-    schedules: HashMap<u32, Arc<Schedule>>,
-    /// Slots whose flows have entries that differ from them.
-    pinned: HashMap<u32, HashSet<usize>>,
-    /// Backends that no flow has an entry of.
-    left: HashSet<u32>,
 }
 
 /// Runs the agent until it is told to stop. `ready` is called when packets are balanced.
@@ -156,6 +153,8 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     let (swept, mut sweeps) = mpsc::channel(1);
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut answers = tokio::time::interval(passive::PERIOD);
+    answers.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Nothing in here waits: a failed backend is out of the maps before anything else is done.
@@ -185,7 +184,11 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             }
             () = until(agent.planner.due()) => {
                 agent.reconcile();
+                if agent.has_closed_flows() {
+                    sweep.reset_immediately();
+                }
             }
+            _ = answers.tick(), if agent.is_passive() => agent.look_at_answers(),
             _ = sweep.tick() => agent.sweep(&swept),
             Some(swept) = sweeps.recv() => agent.settle(swept),
         }
@@ -215,6 +218,8 @@ impl Agent {
             jiffies: Jiffies::from_kernel()?,
             checkers,
             departed: HashMap::new(),
+            closing: HashMap::new(),
+            suspicions: HashMap::new(),
             transitions: HashMap::new(),
             reloads: Reloads::new(files, orders, following),
             http: None,
@@ -402,6 +407,7 @@ impl Agent {
         let interfaces = self.surroundings.interfaces.iter();
         let interfaces =
             interfaces.map(|(found, _)| (found.index, abi::Interface { redirect: 1 })).collect();
+        let closing = self.closing.keys().copied().collect();
         let now = Circumstances {
             health: &self.health,
             ways: &self.surroundings.ways,
@@ -411,6 +417,8 @@ impl Agent {
             jiffies: self.jiffies,
             installed: self.datapath.maps.installed(),
             now: Instant::now(),
+            moment: self.jiffies.now().unwrap_or_default(),
+            closing: &closing,
         };
         let desired = self.planner.desired(&self.layout, now);
         let steps = plan(&desired, self.datapath.maps.installed());
@@ -422,40 +430,6 @@ impl Agent {
             debug!(writes, "maps changed");
         }
         Ok(())
-    }
-
-    /// Looks through the flow table if that may settle slots, in a thread of its own: it is large.
-    fn sweep(&self, swept: &mpsc::Sender<Swept>) {
-        let schedules = self.planner.watched();
-        let leaving = self.leaving();
-        let (Ok(permit), Ok(now)) = (swept.clone().try_reserve_owned(), self.jiffies.now()) else {
-            return;
-        };
-        if schedules.is_empty() && leaving.is_empty() {
-            return;
-        }
-        let services = self.layout.services.iter();
-        let watched = services
-            .filter_map(|service| Some((service, schedules.get(&service.id)?)))
-            .flat_map(|(service, schedule)| {
-                let entry = (service.id, Arc::clone(schedule));
-                service.endpoints.iter().map(move |&endpoint| (endpoint, entry.clone()))
-            })
-            .collect();
-        let now = now.wrapping_sub(self.jiffies.from_duration(SWEEP_SLACK));
-        let table = self.datapath.table.clone();
-        tokio::task::spawn_blocking(move || {
-            let (pinned, left) = table.sweep(&watched, leaving, now);
-            permit.send(Swept { schedules, pinned, left });
-        });
-    }
-
-    fn settle(&mut self, swept: Swept) {
-        for (id, pinned) in swept.pinned {
-            self.planner.settle(id, &swept.schedules[&id], &pinned);
-        }
-        self.forget(&swept.left);
-        self.reconcile();
     }
 
     /// Listens where the configuration says, if not already.
@@ -555,9 +529,9 @@ fn chunks(config: &Config) -> usize {
         for listener in &instance.listeners {
             let backends = instance.groups[listener.group].backends.len();
             let slots = match listener.scheduler {
-                Scheduler::Tch | Scheduler::Sch => maglev::size_for(backends),
+                Scheduler::Tch | Scheduler::Sch | Scheduler::Qch => maglev::size_for(backends),
                 Scheduler::Wrr => backends * 100,
-                Scheduler::Rr => backends,
+                Scheduler::Rr | Scheduler::Wlc => backends,
             };
             chunks += families * slots.div_ceil(CHUNK_SLOTS);
         }

@@ -40,6 +40,13 @@ impl Jiffies {
         Ok((ticks as u32).wrapping_sub(300 * self.per_second))
     }
 
+    /// Rounded up as well.
+    #[must_use]
+    pub fn to_duration(self, jiffies: u32) -> Duration {
+        let nanoseconds = (u64::from(jiffies) * 1_000_000_000).div_ceil(self.per_second.into());
+        Duration::from_nanos(nanoseconds)
+    }
+
     /// Rounded up, so that nothing ends early.
     #[must_use]
     pub fn from_duration(self, duration: Duration) -> u32 {

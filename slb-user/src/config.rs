@@ -4,11 +4,15 @@
 //! mistake of a file at once.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
+
+use ipnet::IpNet;
 
 pub use changes::changes;
 pub use edit::{Edit, EditError, Place, edit};
@@ -56,7 +60,15 @@ words!(NoListener { Pass = "pass", Drop = "drop", Reset = "reset" });
 words!(Forwarding { Nat = "nat", FullNat = "full-nat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
 words!(ClientAddress { None = "none", ProxyV2 = "proxy-v2", TcpOption = "tcp-option" });
 words!(Protocol { Tcp = "tcp", Udp = "udp" });
-words!(Scheduler { Tch = "tch", Sch = "sch", Wrr = "wrr", Rr = "rr" });
+words!(Scheduler {
+    Tch = "tch",
+    Sch = "sch",
+    Qch = "qch",
+    Wrr = "wrr",
+    Rr = "rr",
+    Wlc = "wlc"
+});
+words!(AclMode { Allow = "allow", Deny = "deny" });
 words!(AllUnhealthy { FailClosed = "fail-closed", FailOpen = "fail-open" });
 words!(HttpMethod { Head = "HEAD", Get = "GET" });
 
@@ -167,6 +179,8 @@ pub struct Group {
     pub sources: Vec<IpAddr>,
     /// `full-nat`: how backends learn who the client of a TCP connection is.
     pub client_address: ClientAddress,
+    /// Primary/secondary: whether the secondary is checked as well.
+    pub check_secondary: bool,
     /// Names unique in the group. Primary/secondary: exactly two, the primary first.
     pub backends: Vec<Backend>,
 }
@@ -246,6 +260,10 @@ pub struct Backend {
     pub port: Option<u16>,
     /// 0 to 100; 0: no new flows.
     pub weight: u8,
+    /// No new flows, and those that it has end at the listener's [`Listener::drain`].
+    pub drain: bool,
+    /// What connection IDs that it issues begin with ([`slb_common::quic`]).
+    pub server_id: Option<u16>,
     /// As written, if at all.
     pub region: Option<String>,
 }
@@ -272,8 +290,16 @@ pub struct Listener {
     pub backend_port: Option<u16>,
     /// How a backend is chosen for a new flow.
     pub scheduler: Scheduler,
-    /// After this long without a packet a flow is forgotten.
+    /// For how long after its last new flow a client stays with its backend; `None`: off.
+    pub persistence: Option<Duration>,
+    /// After this long without a packet a flow is ended.
     pub idle_timeout: Duration,
+    /// After this long the flows of a backend that is drained, or not there any more, are ended; `None`: never.
+    pub drain: Option<Duration>,
+    /// Which clients may connect; `None`: all.
+    pub acl: Option<Acl>,
+    /// How much they may.
+    pub limits: Limits,
     /// What new flows get when no backend is healthy.
     pub all_unhealthy: AllUnhealthy,
     /// A disabled listener is not balanced.
@@ -289,10 +315,41 @@ pub enum Scheduler {
     Tch,
     /// The same of the source address.
     Sch,
+    /// The same of the QUIC connection ID, unless that names a backend.
+    Qch,
     /// Weighted round robin.
     Wrr,
     /// Round robin, whatever the weights are; but a weight of 0 is none.
     Rr,
+    /// Weighted least connections.
+    Wlc,
+}
+
+/// `[instance.listener.acl]`: access by client address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acl {
+    /// What being on the list means.
+    pub mode: AclMode,
+    /// The list; shared, as it may be long.
+    pub sources: Arc<BTreeSet<IpNet>>,
+}
+
+/// What being on an access list means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AclMode {
+    /// Only these may connect.
+    Allow,
+    /// These may not.
+    Deny,
+}
+
+/// `[instance.listener.limits]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// New flows per second; `None`: any number.
+    pub new_flows: Option<u32>,
+    /// Bits per second in each direction, of whole frames; `None`: any number.
+    pub bandwidth: Option<u64>,
 }
 
 /// What new flows get when no backend is healthy.
@@ -319,6 +376,8 @@ pub struct HealthCheck {
     pub healthy: u8,
     /// Consecutive failures that make a backend unhealthy, 1 to 10.
     pub unhealthy: u8,
+    /// Whether the backend's answers to clients count as well: resets, and none at all.
+    pub passive: bool,
     /// Whether a TCP connection begins with a header of the PROXY protocol: the backend expects one.
     pub proxy_header: bool,
 }

@@ -19,7 +19,7 @@ mod trace;
 pub use bpffs::BpffsError;
 pub use decap::{Decap, Decapsulated};
 pub use error::LoadError;
-pub use flow_table::{FlowTable, Watched};
+pub use flow_table::{Errand, FlowTable, Found, Watched};
 pub use links::Attachment;
 pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE};
 pub use maps::{Maps, TableError};

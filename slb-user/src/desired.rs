@@ -8,23 +8,25 @@ use std::{
 };
 
 use slb_common::abi::{
-    self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED,
-    BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, Endpoint, Hop, Interface, MAX_SOURCES, MODE_DSR,
-    MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND, NO_SOURCE, ORIGIN_SHARED, ORIGIN_TRACKED,
-    Origin, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
+    self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_HEALTHY, BACKEND_IN_USE,
+    BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend,
+    Endpoint, Hop, Interface, LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
+    MAX_SOURCES, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND, NO_SOURCE,
+    ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED, ORIGIN_TRACKED, ORIGIN_WATCHED, Origin, QuicKey,
+    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
 };
 use slb_common::tunnel;
 
 use crate::{
     clock::Jiffies,
-    config::{AllUnhealthy, ClientAddress, Forwarding, Scheduler},
+    config::{AclMode, AllUnhealthy, ClientAddress, Forwarding, Scheduler},
     health::Health,
     layout::{Layout, Role, Service, Target},
     schedule::{
         Member, maglev, ring,
         transition::{Terms, Transition},
     },
-    state::{self, Schedule, State},
+    state::{self, Acl, Policy, Schedule, State},
 };
 
 /// Slots of a round-robin schedule at most: any weights of 655 backends exactly.
@@ -41,13 +43,15 @@ pub struct Planner {
     schedules: HashMap<u32, Planned>,
     /// Services that wait for first probes, and until when.
     waiting: HashMap<u32, Instant>,
+    /// When the first backend that is drained has to end its flows.
+    closes: Option<Instant>,
 }
 
 /// The schedule of a service.
 #[derive(Debug)]
 struct Planned {
-    /// The scheduler by hash; `None`: in turn.
-    by_hash: Option<u16>,
+    /// [`abi::SCHEDULER_HASH`] or another.
+    scheduler: u16,
     members: Vec<Member>,
     /// Backends that the configuration names, usable or not.
     of: usize,
@@ -98,6 +102,10 @@ pub struct Circumstances<'a> {
     pub installed: &'a State,
     /// The present.
     pub now: Instant,
+    /// The same in jiffies.
+    pub moment: u32,
+    /// Backends, by index, of which some connections are being reset.
+    pub closing: &'a HashSet<u32>,
 }
 
 /// For whom a backend's address and port answer.
@@ -121,7 +129,9 @@ impl Planner {
         for &local in now.locals {
             state.addresses.entry(local.into()).or_default().roles |= ROLE_LOCAL;
         }
+        self.closes = None;
         let owners = owners(layout);
+        let mut origin_flags = HashMap::<u32, u32>::new();
         let is_shared = |at: &Endpoint| owners.get(at).is_some_and(|owners| owners.len() > 1);
         let mut tracked = HashSet::new();
         for service in &layout.services {
@@ -136,13 +146,23 @@ impl Planner {
             let nobody = vec![false; targets.len()];
             let waits = self.waits(service, targets, health, &now);
             let candidates = if waits { &nobody } else { &usable };
-            let schedule = self.schedule(service, targets, candidates, &shared, &now);
-            if self.is_tracked(service.id) {
+            // Whose flows have entries in any case.
+            let kept = if service.remembers() {
+                targets.iter().map(|target| target.id).collect()
+            } else {
+                shared.clone()
+            };
+            let schedule = self.schedule(service, targets, candidates, &kept, &now);
+            if self.is_tracked(service.id) || service.remembers() {
                 tracked.insert(service.id);
             }
+            let policy = policy(service, &mut state, &now);
+            let weights: HashMap<u32, u32> =
+                self.members(service.id).iter().map(|member| (member.id, member.weight)).collect();
             for &endpoint in &service.endpoints {
                 let schedule = Arc::clone(&schedule);
-                state.listeners.insert(endpoint, state::Service { id: service.id, schedule });
+                let service = state::Service { id: service.id, schedule, policy };
+                state.listeners.insert(endpoint, service);
                 state.addresses.entry(endpoint.addr).or_default().roles |= ROLE_VIP;
             }
             for ((target, &health), &usable) in targets.iter().zip(health).zip(&usable) {
@@ -151,6 +171,27 @@ impl Planner {
                 if shared.contains(&target.id) {
                     backend.flags |= BACKEND_SHARED;
                 }
+                if weights.get(&target.id).is_some_and(|weight| *weight > 0) {
+                    backend.weight = target.weight as u16;
+                }
+                let closes = closes(service, target, &now);
+                backend.closes = closes.unwrap_or(0);
+                match closes.map(|closes| closes.wrapping_sub(now.moment)) {
+                    Some(left) if left as i32 >= 0 => {
+                        let closes = now.now + now.jiffies.to_duration(left + 1);
+                        self.closes = Some(self.closes.map_or(closes, |first| first.min(closes)));
+                    }
+                    Some(_) => backend.flags |= BACKEND_CLOSED,
+                    None => {}
+                }
+                let is_closing =
+                    backend.flags & BACKEND_CLOSED != 0 || now.closing.contains(&target.id);
+                let is_watched = target.check.as_ref().is_some_and(|(check, _)| check.passive);
+                let flags = if is_closing { ORIGIN_CLOSING } else { 0 }
+                    | if is_watched { ORIGIN_WATCHED } else { 0 }
+                    | if policy.flags & LISTENER_LIMITED != 0 { ORIGIN_LIMITED } else { 0 };
+                origin_flags.insert(target.id, flags);
+                state.quic.extend(servers(service, target, &now));
                 state.backends.insert(target.id, backend);
                 if target.is_answered_here() {
                     state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
@@ -166,14 +207,20 @@ impl Planner {
             let Some((vip, backend)) = owners.iter().find(is_before).or(owners.first()) else {
                 continue;
             };
-            let is_tracked = tracked.contains(&state.backends[backend].listener);
+            let is_tracked = tracked.contains(&state.backends[backend].listener.into());
             let has_entries = owners.len() > 1 || state.backends[backend].mode == MODE_FULL;
             let flags = if has_entries { ORIGIN_SHARED } else { 0 }
-                | if is_tracked { ORIGIN_TRACKED } else { 0 };
+                | if is_tracked { ORIGIN_TRACKED } else { 0 }
+                | owners.iter().fold(0, |flags, (_, owner)| flags | origin_flags[owner]);
             let (vip, port) = (vip.addr, vip.port);
             state.endpoints.insert(at, Origin { vip, port, backend: *backend, flags, spare: 0 });
         }
         state
+    }
+
+    /// Who gets new flows of a service.
+    fn members(&self, id: u32) -> &[Member] {
+        self.schedules.get(&id).map_or(&[], |planned| &planned.members)
     }
 
     /// When something changes by itself.
@@ -183,7 +230,8 @@ impl Planner {
             Way::Hash(transition) => transition.due(),
             Way::Ring { previous, until, .. } => (!previous.is_empty()).then_some(*until),
         };
-        self.schedules.values().filter_map(due).chain(self.waiting.values().copied()).min()
+        let schedules = self.schedules.values().filter_map(due);
+        schedules.chain(self.waiting.values().copied()).chain(self.closes).min()
     }
 
     /// Whether a service is to have no backends yet.
@@ -196,7 +244,7 @@ impl Planner {
     ) -> bool {
         let is_new = !self.schedules.contains_key(&service.id)
             && !service.endpoints.iter().any(|at| now.installed.listeners.contains_key(at));
-        if is_new && by_hash(service, targets).is_some() {
+        if is_new && abi::is_by_hash(scheduler(service, targets)) {
             self.waiting.insert(service.id, now.now + FIRST_PROBES);
         }
         let Some(until) = self.waiting.get(&service.id) else { return false };
@@ -257,7 +305,9 @@ impl Planner {
             .zip(usable)
             .filter_map(|(target, usable)| usable.then_some(target))
             .collect();
-        let primary = candidates.iter().position(|target| target.role == Role::Primary);
+        let primary = candidates
+            .iter()
+            .position(|target| target.role == Role::Primary && target.weight > 0);
         let chosen = match primary {
             Some(primary) => &candidates[primary..=primary],
             None => &candidates[..],
@@ -266,7 +316,7 @@ impl Planner {
             id: target.id,
             identity: target.identity,
             weight: match service.scheduler {
-                Scheduler::Rr => target.weight.min(1),
+                Scheduler::Rr | Scheduler::Wlc => target.weight.min(1),
                 _ => target.weight,
             },
         };
@@ -276,10 +326,10 @@ impl Planner {
             idle: service.idle_timeout,
             now: now.now,
         };
-        let by_hash = by_hash(service, targets);
+        let scheduler = scheduler(service, targets);
         let before = self.schedules.remove(&service.id);
         let is_same = before.as_ref().is_some_and(|before| {
-            before.by_hash == by_hash
+            before.scheduler == scheduler
                 && before.members == members
                 && before.of == named(targets)
                 && before.shared == *shared
@@ -302,15 +352,14 @@ impl Planner {
                     let installed = installed.find(|installed| installed.id == service.id)?;
                     Some(Way::restored(&installed.schedule, terms))
                 });
-                let way = match by_hash {
-                    Some(scheduler) => {
-                        Way::hash(from, (scheduler, &wanted), is_usable, &unshared, terms)
-                    }
-                    None => Way::ring(from, terms),
+                let way = if abi::is_by_hash(scheduler) {
+                    Way::hash(from, (scheduler, &wanted), is_usable, &unshared, terms)
+                } else {
+                    Way::ring(from, terms)
                 };
-                let published = Arc::new(way.schedule(&wanted, shared));
+                let published = Arc::new(way.schedule((scheduler, &wanted), shared));
                 Planned {
-                    by_hash,
+                    scheduler,
                     members,
                     of: named(targets),
                     shared: shared.clone(),
@@ -338,7 +387,7 @@ impl Planned {
 impl Way {
     /// As an earlier agent has left it.
     fn restored(schedule: &Schedule, terms: Terms) -> Self {
-        if schedule.scheduler != abi::SCHEDULER_RING {
+        if abi::is_by_hash(schedule.scheduler) {
             return Self::Hash(Transition::restored(schedule, terms));
         }
         let previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
@@ -380,11 +429,11 @@ impl Way {
         }
     }
 
-    fn schedule(&self, wanted: &[u32], shared: &HashSet<u32>) -> Schedule {
+    fn schedule(&self, (scheduler, wanted): (u16, &[u32]), shared: &HashSet<u32>) -> Schedule {
         match self {
             Self::Hash(transition) => transition.schedule(shared),
             Self::Ring { previous_scheduler, previous, .. } => Schedule {
-                scheduler: abi::SCHEDULER_RING,
+                scheduler,
                 previous_scheduler: *previous_scheduler,
                 slots: wanted.to_vec(),
                 previous: previous.clone(),
@@ -403,17 +452,17 @@ fn is_single(targets: &[Target]) -> bool {
     named(targets) == 1 || targets.iter().any(|target| target.role == Role::Primary)
 }
 
-/// By which hash flows go, without entries. Datagrams of a pair do not: they would stay with the
+/// What chooses among the slots. Datagrams of a pair do not go by hash: they would stay with the
 /// secondary for an idle timeout after the primary has come back.
-fn by_hash(service: &Service, targets: &[Target]) -> Option<u16> {
+fn scheduler(service: &Service, targets: &[Target]) -> u16 {
     let is_pair = targets.iter().any(|target| target.role == Role::Primary);
-    if is_pair && service.endpoints[0].proto == abi::UDP {
-        return None;
-    }
     match service.scheduler {
-        Scheduler::Tch => Some(abi::SCHEDULER_HASH),
-        Scheduler::Sch => Some(abi::SCHEDULER_SOURCE),
-        Scheduler::Wrr | Scheduler::Rr => None,
+        _ if is_pair && service.endpoints[0].proto == abi::UDP => abi::SCHEDULER_RING,
+        Scheduler::Tch => abi::SCHEDULER_HASH,
+        Scheduler::Sch => abi::SCHEDULER_SOURCE,
+        Scheduler::Wrr | Scheduler::Rr => abi::SCHEDULER_RING,
+        Scheduler::Wlc => abi::SCHEDULER_LEAST,
+        Scheduler::Qch => abi::SCHEDULER_QUIC,
     }
 }
 
@@ -425,13 +474,13 @@ fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32>
         return vec![only.map_or(NO_BACKEND, |member| member.id)];
     }
     match service.scheduler {
-        Scheduler::Tch | Scheduler::Sch => {
+        Scheduler::Tch | Scheduler::Sch | Scheduler::Qch => {
             // As large for the healthy ones as for all, so that a failure moves as little as it can.
             let size = maglev::size_for(named(targets));
             let table = maglev::table(members, size);
             if table.is_empty() { vec![NO_BACKEND; size] } else { table }
         }
-        Scheduler::Wrr | Scheduler::Rr => ring::ring(members, RING_LIMIT),
+        Scheduler::Wrr | Scheduler::Rr | Scheduler::Wlc => ring::ring(members, RING_LIMIT),
     }
 }
 
@@ -456,6 +505,13 @@ impl Target {
 }
 
 impl Service {
+    /// Whether all of its flows have entries, whatever the scheduler: a client's next flow has to find its
+    /// backend, and a datagram has nothing else that says whether it begins a flow.
+    fn remembers(&self) -> bool {
+        let is_udp = self.endpoints[0].proto == abi::UDP;
+        self.persistence.is_some() || is_udp && self.limits.new_flows.is_some()
+    }
+
     /// How packets reach a target: between families by another source.
     fn mode(&self, target: &Target) -> u32 {
         let crosses = self.endpoints[0].addr.is_v4() != target.addr.is_ipv4();
@@ -494,6 +550,92 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
         return targets.iter().map(|target| !target.is_departed()).collect();
     }
     healthy
+}
+
+/// What a listener has besides its schedule; lists and limits are put into `state`.
+fn policy(service: &Service, state: &mut State, now: &Circumstances<'_>) -> Policy {
+    let mut policy = Policy::default();
+    if let Some((mode, list)) = &service.acl {
+        policy.flags |= LISTENER_GUARDED;
+        policy.flags |= match mode {
+            AclMode::Allow => ACL_ALLOW,
+            AclMode::Deny => ACL_DENY,
+        };
+        policy.acl = number(list, &mut state.acls, &now.installed.acls);
+    }
+    if let Some(limits) = limits(service) {
+        policy.flags |= LISTENER_GUARDED | LISTENER_LIMITED;
+        state.limits.insert(service.id, limits);
+    }
+    if let Some(persistence) = service.persistence {
+        policy.sticky_jiffies = now.jiffies.from_duration(persistence);
+    }
+    if service.persistence.is_some() || matches!(service.scheduler, Scheduler::Wlc | Scheduler::Qch)
+    {
+        policy.flags |= LISTENER_CHOOSES;
+    }
+    policy
+}
+
+/// The number of an access list: that of the same list, or one that no list has.
+fn number(
+    list: &Arc<Acl>,
+    wanted: &mut BTreeMap<u32, Arc<Acl>>,
+    installed: &BTreeMap<u32, Arc<Acl>>,
+) -> u32 {
+    let is_it = |(_, known): &(&u32, &Arc<Acl>)| Arc::ptr_eq(known, list) || *known == list;
+    // An empty one has no entries that could tell its number.
+    if list.is_empty() {
+        return 0;
+    }
+    let known = wanted.iter().find(is_it).or_else(|| installed.iter().find(is_it));
+    let number = known.map(|(number, _)| *number);
+    let mut free = (1..).filter(|it| !wanted.contains_key(it) && !installed.contains_key(it));
+    let number = number.or_else(|| free.next()).unwrap_or_default();
+    wanted.entry(number).or_insert_with(|| Arc::clone(list));
+    number
+}
+
+/// How far a listener may be ahead of its limits: a tenth of a second's worth.
+const BURST_NS: u64 = 100_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
+
+fn limits(service: &Service) -> Option<Limits> {
+    let crate::config::Limits { new_flows, bandwidth } = service.limits;
+    let flow_ns = new_flows.map(|flows| SECOND_NS / u64::from(flows));
+    let byte_ns = bandwidth.map(|bits| ((8 * SECOND_NS) << 16) / bits);
+    (new_flows.is_some() || bandwidth.is_some()).then(|| Limits {
+        flow_ns: flow_ns.unwrap_or(0),
+        flow_burst: flow_ns.map_or(0, |_| BURST_NS),
+        byte_ns: byte_ns.unwrap_or(0),
+        byte_burst: byte_ns.map_or(0, |_| BURST_NS),
+    })
+}
+
+/// When the flows of a target are ended, in jiffies; `None`: not at all.
+fn closes(service: &Service, target: &Target, now: &Circumstances<'_>) -> Option<u32> {
+    let drain = service.drain.filter(|_| target.drains)?;
+    let known = now.installed.backends.get(&target.id).filter(|known| {
+        known.flags & BACKEND_IN_USE != 0 && u32::from(known.listener) == service.id
+    });
+    // 0 has a meaning of its own; a tick more does not matter.
+    let since_now = now.moment.wrapping_add(now.jiffies.from_duration(drain)) | 1;
+    Some(known.map(|known| known.closes).filter(|closes| *closes != 0).unwrap_or(since_now))
+}
+
+/// The entries of a target in `SLB_QUIC`. One that the configuration does not name any more keeps its own.
+fn servers(service: &Service, target: &Target, now: &Circumstances<'_>) -> Vec<(QuicKey, u32)> {
+    if service.scheduler != Scheduler::Qch {
+        return Vec::new();
+    }
+    let key = |server| QuicKey { listener: service.id, server };
+    if !target.is_departed() {
+        let server = target.server_id.map(u32::from);
+        return server.map(|server| (key(server), target.id)).into_iter().collect();
+    }
+    let range = key(0)..=key(u32::MAX);
+    let known = now.installed.quic.range(range).filter(|(_, backend)| **backend == target.id);
+    known.map(|(&key, &backend)| (key, backend)).collect()
 }
 
 /// How a target is told who the client is.
@@ -565,7 +707,7 @@ fn backend(
         port: target.addr.port().into(),
         flags: BACKEND_IN_USE | health | told(target) | if usable { BACKEND_USABLE } else { 0 },
         idle_jiffies: now.jiffies.from_duration(service.idle_timeout),
-        listener: service.id,
+        listener: service.id as u16,
         hop: way.map_or(Hop::KERNEL, |way| way.hop),
         mtu: way.filter(|_| !now.generic).map_or(0, |way| inner_mtu(target, way.mtu)),
         mode: service.mode(target),

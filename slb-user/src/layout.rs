@@ -6,6 +6,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     ops::Range,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,10 +18,10 @@ use slb_common::{
 use self::ids::Ids;
 use crate::{
     config::{
-        AllUnhealthy, ClientAddress, Config, Forwarding, GroupKind, HealthCheck, Instance,
-        Protocol, Scheduler,
+        self, AclMode, AllUnhealthy, ClientAddress, Config, Forwarding, GroupKind, HealthCheck,
+        Instance, Limits, Protocol, Scheduler,
     },
-    state::State,
+    state::{Acl, State},
 };
 
 mod ids;
@@ -49,8 +50,16 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// What new flows get when no backend is healthy.
     pub all_unhealthy: AllUnhealthy,
-    /// After this long without a packet a flow is forgotten.
+    /// After this long without a packet a flow is ended.
     pub idle_timeout: Duration,
+    /// For how long after its last new flow a client stays with its backend.
+    pub persistence: Option<Duration>,
+    /// After this long the flows of a backend that is drained are ended.
+    pub drain: Option<Duration>,
+    /// Which clients of its family may connect.
+    pub acl: Option<(AclMode, Arc<Acl>)>,
+    /// How much they may.
+    pub limits: Limits,
     /// Its part of [`Layout::targets`].
     pub targets: Range<usize>,
 }
@@ -67,6 +76,10 @@ pub struct Target {
     pub addr: SocketAddr,
     /// Share of new flows, relative to the others'.
     pub weight: u32,
+    /// Whether its flows are to end.
+    pub drains: bool,
+    /// What connection IDs that it issues begin with.
+    pub server_id: Option<u16>,
     /// Its place in a primary/secondary group.
     pub role: Role,
     /// How packets reach it.
@@ -156,13 +169,16 @@ impl Layout {
             // The parser sees to it that one of them is there.
             let port = member.port.or(listener.backend_port).unwrap_or(listener.port);
             let role = Role::of(group.kind, backend);
-            let check = listener.health_check.as_ref().filter(|_| role != Role::Secondary);
+            let is_checked = role != Role::Secondary || group.check_secondary;
+            let check = listener.health_check.as_ref().filter(|_| is_checked);
             for &addr in member.addresses.iter().filter(|addr| addr.is_ipv4() == inside) {
                 self.targets.push(Target {
                     id: ids.backend(id, addr, port)?,
                     backend: Some(backend),
                     addr: SocketAddr::new(addr, port),
-                    weight: member.weight.into(),
+                    weight: if member.drain { 0 } else { member.weight.into() },
+                    drains: member.drain,
+                    server_id: member.server_id,
                     role,
                     forwarding: group.forwarding,
                     sources: group
@@ -198,6 +214,10 @@ impl Layout {
             scheduler: listener.scheduler,
             all_unhealthy: listener.all_unhealthy,
             idle_timeout: listener.idle_timeout,
+            persistence: listener.persistence,
+            drain: listener.drain,
+            acl: listener.acl.as_ref().and_then(|acl| access(acl, is_v4)),
+            limits: listener.limits,
             targets: first..self.targets.len(),
         });
         Ok(())
@@ -217,6 +237,8 @@ impl Target {
             backend: None,
             addr: SocketAddr::new(addr, port),
             weight: 0,
+            drains: true,
+            server_id: None,
             role: Role::Member,
             forwarding: match record.mode {
                 abi::MODE_FULL => Forwarding::FullNat,
@@ -253,6 +275,20 @@ impl Role {
             _ => Self::Member,
         }
     }
+}
+
+/// What a list says about clients of a family; `None`: all may connect.
+fn access(acl: &config::Acl, is_v4: bool) -> Option<(AclMode, Arc<Acl>)> {
+    let own = acl.sources.iter().filter(|source| source.addr().is_ipv4() == is_v4);
+    let list: Acl = own
+        .map(|source| {
+            let before = if is_v4 { u128::BITS - u32::BITS } else { 0 };
+            let bits = abi::listed_bits(before + u32::from(source.prefix_len()));
+            (bits, source.network().into())
+        })
+        .collect();
+    let says_nothing = acl.mode == AclMode::Deny && list.is_empty();
+    (!says_nothing).then(|| (acl.mode, Arc::new(list)))
 }
 
 /// Key of a listener in the maps.

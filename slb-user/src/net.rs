@@ -27,6 +27,7 @@ mod keep;
 #[cfg(test)]
 mod kernel_tests;
 mod monitor;
+mod provoke;
 mod resolve;
 mod rtnl;
 mod tables;
@@ -34,6 +35,7 @@ mod tables;
 pub use announce::{Announced, Announcer};
 pub use forwarding::{forwarding_problems, local_source_problems};
 pub use keep::{KEEP_INTERVAL, Keeper};
+pub use provoke::{Connection, provoke};
 pub use resolve::{NextHop, Unreachable};
 pub use tables::{Interface, Mac, NetworkChange};
 

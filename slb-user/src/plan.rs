@@ -3,13 +3,18 @@
 //! A packet may be in the program between any two writes, and the agent may die there:
 //!
 //! - a source's address is there before a backend's record names it;
+//! - an access list and limits are there before a listener names them;
 //! - a backend's record is there before a schedule names it, and no schedule names it any more when
 //!   it is marked unusable;
 //! - a listener is there before its VIP is one.
 
-use slb_common::abi::{Address, Backend, Endpoint, Hop, Interface, MODE_NAT, Origin, Roles};
+use std::sync::Arc;
 
-use crate::state::{Service, State};
+use slb_common::abi::{
+    Address, Backend, Endpoint, Hop, Interface, Limits, MODE_NAT, Origin, QuicKey, Roles,
+};
+
+use crate::state::{Acl, Service, State};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +25,16 @@ pub enum Step {
     PutSource(u32, Address),
     /// To `SLB_BACKENDS`.
     PutBackend(u32, Backend),
+    /// To `SLB_ACL`, a whole list.
+    PutAcl(u32, Arc<Acl>),
+    /// From `SLB_ACL`, a whole list.
+    RemoveAcl(u32, Arc<Acl>),
+    /// To `SLB_LIMITS`.
+    PutLimits(u32, Limits),
+    /// To `SLB_QUIC`.
+    PutQuic(QuicKey, u32),
+    /// From `SLB_QUIC`.
+    RemoveQuic(QuicKey),
     /// To `SLB_SLOTS`, then to `SLB_LISTENERS`.
     PutListener(Endpoint, Service),
     /// From `SLB_LISTENERS`.
@@ -42,7 +57,7 @@ pub enum Step {
 #[must_use]
 pub fn retire(backend: Backend) -> Backend {
     let hop = if backend.mode == MODE_NAT { Hop::KERNEL } else { backend.hop };
-    Backend { flags: 0, hop, ..backend }
+    Backend { flags: 0, hop, closes: 0, ..backend }
 }
 
 /// The writes that lead from `installed` to `desired`.
@@ -67,12 +82,35 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
     );
     steps.extend(backends_first.into_iter().map(|(id, backend)| Step::PutBackend(id, backend)));
     steps.extend(
+        gone(&desired.quic, &installed.quic).map(|(&server, _)| Step::RemoveQuic(server)),
+    );
+    steps.extend(
+        changed(&desired.quic, &installed.quic)
+            .map(|(&server, &backend)| Step::PutQuic(server, backend)),
+    );
+    steps.extend(
+        changed(&desired.acls, &installed.acls)
+            .map(|(&acl, list)| Step::PutAcl(acl, Arc::clone(list))),
+    );
+    steps.extend(
+        changed(&desired.limits, &installed.limits)
+            .map(|(&id, &limits)| Step::PutLimits(id, limits)),
+    );
+    steps.extend(
         changed(&desired.listeners, &installed.listeners)
             .map(|(&endpoint, service)| Step::PutListener(endpoint, service.clone())),
     );
     steps.extend(
         gone(&desired.listeners, &installed.listeners)
             .map(|(&endpoint, _)| Step::RemoveListener(endpoint)),
+    );
+    steps.extend(
+        gone(&desired.limits, &installed.limits)
+            .map(|(&id, _)| Step::PutLimits(id, Limits::default())),
+    );
+    steps.extend(
+        gone(&desired.acls, &installed.acls)
+            .map(|(&acl, list)| Step::RemoveAcl(acl, Arc::clone(list))),
     );
     steps.extend(
         backends_last.into_iter().chain(retired).map(|(id, backend)| Step::PutBackend(id, backend)),

@@ -1,10 +1,17 @@
 //! What the BPF maps hold: as it should be, and as it is.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use slb_common::abi::{
-    Address, Backend, Endpoint, Interface, NO_BACKEND, Origin, Roles, SCHEDULER_HASH, SLOT_BACKEND,
+    Address, Backend, Endpoint, Interface, Limits, NO_BACKEND, Origin, QuicKey, Roles,
+    SCHEDULER_HASH, SLOT_BACKEND,
 };
+
+/// An access list: how many bits of each [`slb_common::abi::Listed`] count, and its address.
+pub type Acl = BTreeSet<(u32, Address)>;
 
 /// The content of every map that the agent writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +28,12 @@ pub struct State {
     pub interfaces: BTreeMap<u32, Interface>,
     /// `SLB_SOURCES`. Flows remember indices, so that an address keeps its own for ever.
     pub sources: BTreeMap<u32, Address>,
+    /// `SLB_ACL`, by [`slb_common::abi::Listener::acl`]. Never changed: another list has another number.
+    pub acls: BTreeMap<u32, Arc<Acl>>,
+    /// `SLB_QUIC`.
+    pub quic: BTreeMap<QuicKey, u32>,
+    /// `SLB_LIMITS`, without the elements that have none.
+    pub limits: BTreeMap<u32, Limits>,
 }
 
 /// What a listener's VIPs of one family share.
@@ -30,6 +43,19 @@ pub struct Service {
     pub id: u32,
     /// Who gets new flows.
     pub schedule: Arc<Schedule>,
+    /// What else there is to it.
+    pub policy: Policy,
+}
+
+/// What a listener has besides its schedule: fields of [`slb_common::abi::Listener`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// [`slb_common::abi::LISTENER_GUARDED`] and the others.
+    pub flags: u32,
+    /// Number of its access list.
+    pub acl: u32,
+    /// For how many jiffies a client is kept with its backend.
+    pub sticky_jiffies: u32,
 }
 
 /// Who gets new flows.

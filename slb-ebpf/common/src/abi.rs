@@ -11,7 +11,7 @@ pub use crate::parse::Packet;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Capacity of `SLB_LISTENERS` and `SLB_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
@@ -47,12 +47,18 @@ pub const FILTER_PER_BYTE: usize = 4;
 pub const MAX_CLIENTS: usize = 65_536;
 /// Capacity of `SLB_SOURCES`; [`NO_SOURCE`] is none.
 pub const MAX_SOURCES: usize = 1_024;
+/// Capacity of `SLB_STICKY`: clients that are kept with their backend.
+pub const MAX_STICKY: usize = 131_072;
+/// Capacity of `SLB_ACL`: prefixes of all lists together, twice, so that each can be replaced at once.
+pub const MAX_PREFIXES: usize = 1 << 18;
+/// Capacity of `SLB_QUIC`: twice [`MAX_BACKENDS`] is never needed, but a hash map is slow when it is full.
+pub const MAX_QUIC: usize = MAX_BACKENDS;
 /// Capacity of `SLB_FRAGMENTS`: datagrams whose fragments are on their way at the same time.
 pub const MAX_FRAGMENTS: usize = 16_384;
 
 /// The programs that the first one passes packets on to, by their index in `SLB_STAGES`: each has the
 /// stack and the verifier's patience to itself.
-pub const STAGES: [&str; 10] = [
+pub const STAGES: [&str; 12] = [
     "slb_icmp",
     "slb_rest",
     "slb_parsed",
@@ -63,6 +69,8 @@ pub const STAGES: [&str; 10] = [
     "slb_full",
     "slb_tell",
     "slb_error",
+    "slb_guard",
+    "slb_choose",
 ];
 /// ICMP: echo requests, and errors about flows.
 pub const STAGE_ICMP: u32 = 0;
@@ -84,6 +92,10 @@ pub const STAGE_FULL: u32 = 7;
 pub const STAGE_TELL: u32 = 8;
 /// An ICMP error about a flow of another family.
 pub const STAGE_ERROR: u32 = 9;
+/// To or from a listener with an access list or limits.
+pub const STAGE_GUARD: u32 = 10;
+/// A flow whose backend more than a schedule chooses.
+pub const STAGE_CHOOSE: u32 = 11;
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -120,6 +132,13 @@ impl Address {
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
         Self::from_halves([0, ((word.to_le() as u64) << 32 | 0xffff_0000).to_le()])
+    }
+
+    /// From four words in network order.
+    #[must_use]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        // SAFETY: both are 16 bytes, and any bytes are a valid `Address`.
+        unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
     }
 
     /// As four words in network order.
@@ -199,9 +218,9 @@ const _: () = assert!(size_of::<Endpoint>() == 24);
 pub struct Listener {
     /// Index into `SLB_CURSORS`; never changes while the listener exists.
     pub id: u32,
-    /// [`SCHEDULER_HASH`], [`SCHEDULER_SOURCE`] or [`SCHEDULER_RING`].
+    /// [`SCHEDULER_HASH`] or another.
     pub scheduler: u16,
-    /// The same of the schedule before; never [`SCHEDULER_RING`].
+    /// The same of the schedule before; one of those that are asked about every packet.
     pub previous_scheduler: u16,
     /// Where its slots begin in `SLB_SLOTS`.
     pub first_chunk: u32,
@@ -211,16 +230,52 @@ pub struct Listener {
     pub previous_chunk: u32,
     /// How many there are; 0: nobody goes by them any more.
     pub previous_slots: u32,
+    /// [`LISTENER_GUARDED`], [`LISTENER_CHOOSES`], [`LISTENER_LIMITED`] and [`ACL_ALLOW`] or [`ACL_DENY`].
+    pub flags: u32,
+    /// Number of its access list in `SLB_ACL`.
+    pub acl: u32,
+    /// For how many jiffies after its last new flow a client is kept with its backend; 0: it is not.
+    pub sticky_jiffies: u32,
+    /// Zero.
+    pub spare: u32,
 }
-const _: () = assert!(size_of::<Listener>() == 24);
+const _: () = assert!(size_of::<Listener>() == 40);
+
+/// [`STAGE_GUARD`] looks at its packets.
+pub const LISTENER_GUARDED: u32 = 1;
+/// [`STAGE_CHOOSE`] chooses backends for its flows.
+pub const LISTENER_CHOOSES: u32 = 2;
+/// `SLB_LIMITS` has limits for it.
+pub const LISTENER_LIMITED: u32 = 4;
+/// Only clients on the access list get in.
+pub const ACL_ALLOW: u32 = 8;
+/// Clients on the access list do not get in.
+pub const ACL_DENY: u32 = 16;
 
 /// The slot is chosen by the hash of the 4-tuple (Maglev). A flow has an entry only where the slot
 /// says so.
 pub const SCHEDULER_HASH: u16 = 1;
-/// The slots are taken in turn, and every flow has an entry.
-pub const SCHEDULER_RING: u16 = 2;
-/// The same as [`SCHEDULER_HASH`], by the hash of the source address.
-pub const SCHEDULER_SOURCE: u16 = 3;
+/// The same by the hash of the source address.
+pub const SCHEDULER_SOURCE: u16 = 2;
+/// The slots are taken in turn. With this and what follows every flow has an entry: see
+/// [`is_by_hash`].
+pub const SCHEDULER_RING: u16 = 3;
+/// Of [`LEAST_CANDIDATES`] slots in turn, the backend with the fewest flows for its weight.
+pub const SCHEDULER_LEAST: u16 = 4;
+/// The slot is chosen by the hash of the QUIC connection ID, unless that names a backend.
+pub const SCHEDULER_QUIC: u16 = 5;
+
+/// Whether a scheduler chooses by what all packets of a flow have in common, so that it can be asked about each.
+#[must_use]
+#[inline(always)]
+pub const fn is_by_hash(scheduler: u16) -> bool {
+    scheduler < SCHEDULER_RING
+}
+
+/// How many backends [`SCHEDULER_LEAST`] compares. The least of eight is within a flow or two of the least of
+/// all (Mitzenmacher, "The power of two choices in randomized load balancing", 2001), at a cost that does not
+/// grow with their number.
+pub const LEAST_CANDIDATES: u32 = 8;
 
 /// The part of a slot that is an index into `SLB_BACKENDS`, or [`NO_BACKEND`].
 pub const SLOT_BACKEND: u32 = 0xffff;
@@ -292,12 +347,14 @@ pub struct Backend {
     /// Port that packets are sent to.
     pub port: u32,
     /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`], [`BACKEND_UNHEALTHY`],
-    /// [`BACKEND_SHARED`], [`BACKEND_PROXY`] and [`BACKEND_OPTION`].
+    /// [`BACKEND_SHARED`], [`BACKEND_PROXY`], [`BACKEND_OPTION`] and [`BACKEND_CLOSED`].
     pub flags: u32,
     /// A flow without a packet for this many jiffies is forgotten.
     pub idle_jiffies: u32,
     /// [`Listener::id`] of the listener that this is a backend of.
-    pub listener: u32,
+    pub listener: u16,
+    /// For [`SCHEDULER_LEAST`]: how many flows it is to have, relative to the others.
+    pub weight: u16,
     /// How a packet reaches it: [`MODE_NAT`] or another.
     pub mode: u32,
     /// The longest packet that gets there, in bytes from its IP header on, as it arrives here: what a
@@ -308,8 +365,9 @@ pub struct Backend {
     pub source: u16,
     /// How many there are.
     pub sources: u16,
-    /// Zero.
-    pub spare: u32,
+    /// Low half of the jiffies when the flows of a backend that is being drained are ended; 0: never. Not for the
+    /// program: a restarted agent goes on from here.
+    pub closes: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
 
@@ -342,6 +400,8 @@ pub const BACKEND_SHARED: u32 = 16;
 pub const BACKEND_PROXY: u32 = 32;
 /// A client's first packets have a TCP option that says who it is.
 pub const BACKEND_OPTION: u32 = 64;
+/// Its time is up: connections that it still has are reset.
+pub const BACKEND_CLOSED: u32 = 128;
 
 /// Value of `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`. All in one: the program computes where a record is,
 /// and does not have to ask a second map.
@@ -416,7 +476,7 @@ pub struct Origin {
     pub port: u32,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
-    /// [`ORIGIN_SHARED`] and [`ORIGIN_TRACKED`].
+    /// [`ORIGIN_SHARED`], [`ORIGIN_TRACKED`], [`ORIGIN_WATCHED`], [`ORIGIN_CLOSING`] and [`ORIGIN_LIMITED`].
     pub flags: u32,
     /// Zero.
     pub spare: u32,
@@ -427,6 +487,12 @@ const _: () = assert!(size_of::<Origin>() == 32);
 pub const ORIGIN_SHARED: u32 = 1;
 /// Its flows have entries that want to know of SYN, FIN and RST.
 pub const ORIGIN_TRACKED: u32 = 2;
+/// How it answers SYNs is counted, in `SLB_ANSWERS`.
+pub const ORIGIN_WATCHED: u32 = 4;
+/// Some of its connections are being reset.
+pub const ORIGIN_CLOSING: u32 = 8;
+/// Its listener has limits, for answers as well.
+pub const ORIGIN_LIMITED: u32 = 16;
 
 /// Value of `SLB_CLIENTS`: the way to a client.
 #[repr(C)]
@@ -665,8 +731,99 @@ pub struct Handover {
     pub hop: Hop,
     /// How many bytes the backend is told about the client; 0: nothing.
     pub told: u32,
+    /// For [`STAGE_FLOW`]: the slot that [`STAGE_CHOOSE`] has chosen, or [`NOT_CHOSEN`].
+    pub chosen: u32,
+}
+
+/// In [`Handover::chosen`]: the schedule decides.
+pub const NOT_CHOSEN: u32 = u32::MAX;
+
+/// Key of `SLB_STICKY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct StickyKey {
+    /// The client.
+    pub client: Address,
+    /// [`Listener::id`].
+    pub listener: u32,
     /// Zero.
     pub spare: u32,
+}
+const _: () = assert!(size_of::<StickyKey>() == 24);
+
+/// Value of `SLB_STICKY`: where a client's flows go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Sticky {
+    /// Index into `SLB_BACKENDS`.
+    pub backend: u32,
+    /// Low half of the jiffies after which it may go elsewhere.
+    pub expires: u32,
+}
+
+/// Key of `SLB_ACL`, behind how many bits of it count: the number of the list and the address, both in network
+/// order, as the kernel's longest-prefix-match tries want it.
+pub type Listed = [u32; 5];
+
+/// The key of an address.
+#[must_use]
+#[inline(always)]
+pub const fn listed(acl: u32, addr: Address) -> Listed {
+    let [a, b, c, d] = addr.words();
+    [acl.to_be(), a, b, c, d]
+}
+
+/// Bits of a [`Listed`] of an IPv6 network whose prefix has so many; one of IPv4 has 96 more.
+#[must_use]
+pub const fn listed_bits(prefix: u32) -> u32 {
+    u32::BITS + prefix
+}
+
+/// Key of `SLB_QUIC`: the server ID in connection IDs that the backends of a listener issue.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct QuicKey {
+    /// [`Listener::id`].
+    pub listener: u32,
+    /// [`crate::quic::ConnectionId::server`].
+    pub server: u32,
+}
+
+/// Value of `SLB_LIMITS`: what a listener may take, as the time that each costs it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Nanoseconds per new flow; 0: no limit.
+    pub flow_ns: u64,
+    /// How many nanoseconds it may be ahead with them.
+    pub flow_burst: u64,
+    /// 2^-16 nanoseconds per byte of frames in one direction; 0: no limit.
+    pub byte_ns: u64,
+    /// How many nanoseconds it may be ahead with them.
+    pub byte_burst: u64,
+}
+
+/// Value of `SLB_METERS`: until when what a listener has taken is paid, in nanoseconds of the monotonic clock:
+/// the theoretical arrival time of the generic cell rate algorithm (ITU-T I.371, annex A). One cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Meters {
+    /// New flows.
+    pub flows: u64,
+    /// Bytes from clients.
+    pub forward: u64,
+    /// Bytes to clients.
+    pub reply: u64,
+}
+
+/// Value of `SLB_ANSWERS`, per CPU: how a backend answers SYNs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Answers {
+    /// By accepting.
+    pub accepted: u64,
+    /// By a reset.
+    pub refused: u64,
 }
 
 /// Key of `SLB_FRAGMENTS`: what the fragments of one packet have in common (RFC 791, RFC 8200,
@@ -758,6 +915,8 @@ pub struct Keys {
     pub fragment: Fragment,
     /// What its ends are replaced by.
     pub ends: Ends,
+    /// Its client.
+    pub sticky: StickyKey,
     /// A question to the kernel's routing tables, and the answer: `struct bpf_fib_lookup`.
     pub route: [u64; 8],
 }
@@ -805,12 +964,14 @@ pub const ESTABLISHED: u8 = 16;
 pub const UNTOLD: u8 = 32;
 /// With [`UNTOLD`]: by a header, and not by an option ([`crate::client_address`]).
 pub const BY_HEADER: u8 = 64;
+/// The agent has ended it: its packets are answered with resets.
+pub const CLOSED: u8 = 128;
 
 /// Whether a TCP flow with these state bits has ended.
 #[must_use]
 #[inline(always)]
 pub const fn has_ended(state: u8) -> bool {
-    state & RST != 0 || state & (FIN_FORWARD | FIN_REPLY) == FIN_FORWARD | FIN_REPLY
+    state & (RST | CLOSED) != 0 || state & (FIN_FORWARD | FIN_REPLY) == FIN_FORWARD | FIN_REPLY
 }
 
 /// How long ago `then` was, both in the low half of the jiffies.
@@ -918,7 +1079,7 @@ mod pod {
     // SAFETY: as above, but for what fills a record's cache line, which nobody looks at.
     unsafe impl<V: aya::Pod, const RECORDS: usize> aya::Pod for super::Index<V, RECORDS> {}
     pod! { Settings Counter Traffic Client Filter Packet Keys Handover Scratch }
-    pod! { FragmentKey Fragment }
+    pod! { FragmentKey Fragment QuicKey Limits Answers StickyKey Sticky }
 }
 
 #[cfg(test)]

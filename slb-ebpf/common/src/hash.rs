@@ -98,6 +98,13 @@ const fn mixed(addr: Address) -> u64 {
     (low.to_le() ^ high.to_le().wrapping_mul(MULTIPLIER)).wrapping_mul(SEED)
 }
 
+/// Hash of eight bytes.
+#[must_use]
+#[inline(always)]
+pub const fn bytes(word: u64) -> u64 {
+    mix(SEED, word)
+}
+
 /// Stable number for an address and port: what a backend is known by in every gateway's tables.
 #[must_use]
 pub const fn identity(addr: Address, port: u16) -> u64 {

@@ -109,6 +109,16 @@ verdicts! {
     Refused = 26, Transmit, "refused";
     /// IPv4 and IPv6 have no common word for it.
     Untranslatable = 27, Drop, "untranslatable";
+    /// The listener's access list keeps its client out.
+    Denied = 28, Drop, "denied";
+    /// More new flows than the listener may take.
+    FlowLimit = 29, Drop, "flow_limit";
+    /// More bytes than the listener may take.
+    BandwidthLimit = 30, Drop, "bandwidth_limit";
+    /// Of a connection that was idle for too long, or whose backend is drained; answered with a reset.
+    Closed = 31, Transmit, "closed";
+    /// The same, but nothing that a reset can answer.
+    ClosedDropped = 32, Drop, "closed_dropped";
 }
 
 /// Capacity of `SLB_VERDICTS`: with room for those of later versions, which work on the same map.

@@ -59,7 +59,7 @@ pub fn prelude(ctx: XdpContext) -> u32 {
         // A locked instruction: from here on the headers are in the cache, as they are when a driver
         // hands over a frame, and not in the CPU's store buffer, from which not every load can be served.
         // SAFETY: an element of an array, aligned to 8 bytes, written here only.
-        unsafe { atomic::fetch_increment(fence) };
+        unsafe { atomic::fetch_add(fence, 1) };
         // SAFETY: nothing here is needed afterwards.
         unsafe { TARGET.tail_call(&ctx, 0) };
     }

@@ -358,6 +358,7 @@ impl Agent {
             })
             .filter(|(id, idle)| self.departed.get(id).is_some_and(|since| since.elapsed() > *idle))
             .map(|(id, _)| id)
+            .chain(self.closed().into_iter().filter(|id| self.departed.contains_key(id)))
             .collect()
     }
 

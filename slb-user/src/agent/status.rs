@@ -77,7 +77,7 @@ impl Agent {
         let (mut backends, mut listeners) = (Traffics::new(), Traffics::new());
         for (&id, backend) in &self.datapath.maps.installed().backends {
             let traffic = self.datapath.maps.traffic(id)?;
-            *listeners.entry(backend.listener).or_default() += traffic;
+            *listeners.entry(backend.listener.into()).or_default() += traffic;
             backends.insert(id, traffic);
         }
         Ok((backends, listeners))

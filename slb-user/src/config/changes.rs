@@ -1,10 +1,17 @@
 //! What differs between two configurations, in the words of the file.
 
-use std::{collections::BTreeMap, fmt::Display, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::Duration,
+};
+
+use ipnet::IpNet;
 
 use super::{
-    Backend, Config, Gateway, Group, GroupKind, HealthCheck, HttpProbe, Instance, Listener,
-    ProbeKind, UdpProbe,
+    Acl, Backend, Config, Gateway, Group, GroupKind, HealthCheck, HttpProbe, Instance, Limits,
+    Listener, ProbeKind, UdpProbe,
 };
 
 /// Keys and values, in an order that depends on the kind of object only.
@@ -71,11 +78,20 @@ fn objects(config: &Config) -> Objects {
 }
 
 fn add_group(objects: &mut Objects, instance: &str, group: &Group) {
-    let Group { name: _, kind, forwarding, sources, client_address, backends } = group;
+    let Group {
+        name: _,
+        kind,
+        forwarding,
+        sources,
+        client_address,
+        check_secondary,
+        backends,
+    } = group;
     let name = format!("{instance}, group {}", group.label());
     let is_pair = *kind == GroupKind::PrimarySecondary;
     for (place, backend) in backends.iter().enumerate() {
-        let Backend { name: backend, addresses, port, weight, region } = backend;
+        let Backend { name: backend, addresses, port, weight, drain, server_id, region } =
+            backend;
         let role = match (is_pair, place) {
             (false, _) => "member",
             (true, 0) => "primary",
@@ -86,6 +102,8 @@ fn add_group(objects: &mut Objects, instance: &str, group: &Group) {
             ("address", list(addresses)),
             ("port", optional(port.as_ref())),
             ("weight", weight.to_string()),
+            ("drain", drain.to_string()),
+            ("server_id", optional(server_id.as_ref())),
             ("region", optional(region.as_ref())),
         ];
         objects.insert(format!("{name}, backend {backend}"), fields);
@@ -95,6 +113,7 @@ fn add_group(objects: &mut Objects, instance: &str, group: &Group) {
         ("forwarding", forwarding.to_string()),
         ("sources", list(sources)),
         ("client_address", client_address.to_string()),
+        ("check_secondary", check_secondary.to_string()),
     ];
     objects.insert(name, fields);
 }
@@ -106,7 +125,11 @@ fn of_listener(listener: &Listener, groups: &[Group]) -> Fields {
         group,
         backend_port,
         scheduler,
+        persistence,
         idle_timeout,
+        drain,
+        acl,
+        limits: Limits { new_flows, bandwidth },
         all_unhealthy,
         enabled,
         health_check,
@@ -115,7 +138,12 @@ fn of_listener(listener: &Listener, groups: &[Group]) -> Fields {
         ("group", groups[*group].label().to_owned()),
         ("backend_port", optional(backend_port.as_ref())),
         ("scheduler", scheduler.to_string()),
+        ("persistence", or_off(*persistence)),
         ("idle_timeout", duration(*idle_timeout)),
+        ("drain", or_off(*drain)),
+        ("acl", acl.as_ref().map_or_else(|| "none".to_owned(), of_acl)),
+        ("new_flows", optional(new_flows.as_ref())),
+        ("bandwidth", optional(bandwidth.as_ref())),
         ("all_unhealthy", all_unhealthy.to_string()),
         ("enabled", enabled.to_string()),
         ("health_check", health_check.as_ref().map_or_else(|| "off".to_owned(), of_check)),
@@ -123,7 +151,8 @@ fn of_listener(listener: &Listener, groups: &[Group]) -> Fields {
 }
 
 fn of_check(check: &HealthCheck) -> String {
-    let HealthCheck { probe, port, interval, timeout, healthy, unhealthy, proxy_header: _ } = check;
+    let HealthCheck { probe, port, interval, timeout, healthy, unhealthy, passive, proxy_header: _ } =
+        check;
     let probe = match probe {
         ProbeKind::Tcp => "tcp".to_owned(),
         ProbeKind::Http(HttpProbe { method, path, host, expect }) => {
@@ -136,11 +165,30 @@ fn of_check(check: &HealthCheck) -> String {
         }
     };
     format!(
-        "{probe}, port {}, every {}, timeout {}, {healthy} up, {unhealthy} down",
+        "{probe}, port {}, every {}, timeout {}, {healthy} up, {unhealthy} down{}",
         optional(port.as_ref()),
         duration(*interval),
         duration(*timeout),
+        if *passive { ", passive" } else { "" },
     )
+}
+
+fn of_acl(acl: &Acl) -> String {
+    /// Of longer lists only these many are told, and a number for the whole.
+    const TOLD: usize = 4;
+    let Acl { mode, sources } = acl;
+    let told: Vec<&IpNet> = sources.iter().take(TOLD).collect();
+    if sources.len() <= TOLD {
+        return format!("{mode} {}", list(&told));
+    }
+    let mut hasher = DefaultHasher::new();
+    sources.hash(&mut hasher);
+    let (more, hash) = (sources.len() - TOLD, hasher.finish() as u32);
+    format!("{mode} {} and {more} more ({hash:08x})", list(&told))
+}
+
+fn or_off(value: Option<Duration>) -> String {
+    value.map_or_else(|| "off".to_owned(), duration)
 }
 
 fn list(values: &[impl Display]) -> String {

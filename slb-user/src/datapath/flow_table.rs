@@ -1,17 +1,19 @@
-//! `SLB_FLOWS`, seen from the agent: looks through the entries, and removes those that say nothing.
+//! `SLB_FLOWS`, seen from the agent: looks through the entries, ends flows whose time is up, and removes entries that
+//! say nothing.
 
 use std::{
     collections::{HashMap, HashSet},
+    mem::offset_of,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use slb_common::{
     abi::{
-        self, BUCKET_FLOWS, Bucket, Endpoint, FLOW_FORWARD, Flow, NO_PLACE, SLOT_BACKEND,
-        SLOT_KEEP, TAG_FREE, TAG_TAKEN,
+        self, BUCKET_FLOWS, Bucket, CLOSED, ESTABLISHED, Endpoint, FLOW_FORWARD, Flow, NO_PLACE,
+        SLOT_BACKEND, SLOT_KEEP, TAG_FREE, TAG_TAKEN, TCP,
     },
     hash,
 };
@@ -21,13 +23,46 @@ use crate::state::Schedule;
 
 /// The words of an entry.
 const WORDS: usize = size_of::<Flow>() / size_of::<u32>();
+const WORD: usize = size_of::<u32>();
 
-/// The flow table's memory.
+/// The memory of the flow table, and of `SLB_ACTIVE`.
 #[derive(Clone, Debug)]
-pub struct FlowTable(Arc<Memory<Bucket>>);
+pub struct FlowTable {
+    flows: Arc<Memory<Bucket>>,
+    active: Arc<Memory<u64>>,
+}
 
 /// Listeners some of whose slots may be settled, by where clients connect to: id and schedule.
 pub type Watched = HashMap<Endpoint, (u32, Arc<Schedule>)>;
+
+/// What a look through the table is for.
+#[derive(Debug)]
+pub struct Errand {
+    /// Whose entries may say nothing.
+    pub watched: Watched,
+    /// Backends that may have no flow left.
+    pub leaving: HashSet<u32>,
+    /// Backends whose flows are to end now.
+    pub closed: HashSet<u32>,
+    /// In jiffies: the present, as far as it is certain.
+    pub now: u32,
+    /// For how many jiffies what is ended is remembered.
+    pub closing: u32,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The slots of watched listeners whose flows have entries that differ from them, by the listener's id.
+    pub pinned: HashMap<u32, HashSet<usize>>,
+    /// Backends of [`Errand::leaving`] that have no flow left.
+    pub left: HashSet<u32>,
+    /// TCP connections that were ended: both sides are to be told.
+    pub ended: Vec<Flow>,
+}
+
+/// So many connections are ended in one look: the next one takes the others.
+const MOST_ENDED: usize = 65_536;
 
 impl FlowTable {
     /// Opens the pinned table.
@@ -36,31 +71,73 @@ impl FlowTable {
     ///
     /// [`TableError`].
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        Memory::open(pins, "SLB_FLOWS").map(Arc::new).map(Self)
+        Ok(Self {
+            flows: Arc::new(Memory::open(pins, "SLB_FLOWS")?),
+            active: Arc::new(Memory::open(pins, "SLB_ACTIVE")?),
+        })
     }
 
-    /// Removes the entries of watched slots that are over, or say what the slot says as well. Gives
-    /// the slots of each listener that have others, by its id; and those of the backends `leaving` of which
-    /// no flow is left.
-    ///
-    /// Reads the whole table: not for a task that must not wait. `now` is in jiffies.
+    /// How many flows of a backend have entries and have not ended.
     #[must_use]
-    pub fn sweep(
-        &self,
-        watched: &Watched,
-        mut leaving: HashSet<u32>,
-        now: u32,
-    ) -> (HashMap<u32, HashSet<usize>>, HashSet<u32>) {
-        let mut pinned: HashMap<u32, HashSet<usize>> =
-            watched.values().map(|(id, _)| (*id, HashSet::new())).collect();
+    pub fn active(&self, backend: u32) -> u64 {
+        let count = self.counter(backend).map_or(0, |count| count.load(Ordering::Relaxed));
+        // Below 0 for the moment between two CPUs.
+        u64::try_from(count as i64).unwrap_or(0)
+    }
+
+    /// Whether there is any.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        (0..self.active.len() as u32).any(|backend| self.active(backend) > 0)
+    }
+
+    fn counter(&self, backend: u32) -> Option<&AtomicU64> {
+        let count = self.active.element(backend as usize)?;
+        // SAFETY: a word of the mapping, which lives as long as `self` and is accessed by atomics only.
+        Some(unsafe { AtomicU64::from_ptr(count.as_ptr()) })
+    }
+
+    fn counters(&self) -> Vec<i64> {
+        let counters = (0..self.active.len() as u32).filter_map(|backend| self.counter(backend));
+        counters.map(|count| count.load(Ordering::Relaxed) as i64).collect()
+    }
+
+    /// Reads the whole table: not for a task that must not wait.
+    ///
+    /// Ends the flows that nobody has used for too long, and those of [`Errand::closed`]; removes the entries of
+    /// watched slots that say what the slot says as well; and corrects the counts of active flows.
+    #[must_use]
+    pub fn sweep(&self, mut errand: Errand) -> Found {
+        let pinned = errand.watched.values().map(|(id, _)| (*id, HashSet::new())).collect();
+        let mut found = Found { pinned, ..Found::default() };
+        let before = self.counters();
+        let mut counted = vec![0_i64; before.len()];
         for words in self.entries() {
             let Some(flow) = read(words).filter(|flow| flow.kind == FLOW_FORWARD) else { continue };
-            let is_over = abi::age(now, flow.expires) > 0;
-            if !is_over && !abi::has_ended(flow.state) {
-                leaving.remove(&flow.backend);
+            let is_over = abi::age(errand.now, flow.expires) > 0;
+            let is_active = !abi::has_ended(flow.state);
+            let is_out = is_over || is_active && errand.closed.contains(&flow.backend);
+            let is_connection =
+                is_active && u32::from(flow.proto) == TCP && flow.state & ESTABLISHED != 0;
+            if is_out && is_connection {
+                if found.ended.len() < MOST_ENDED && self.end(words, &flow, &errand) {
+                    found.ended.push(flow);
+                }
+                continue;
+            }
+            if is_out {
+                self.free(words, &flow);
+                continue;
+            }
+            if !is_active {
+                continue;
+            }
+            errand.leaving.remove(&flow.backend);
+            if let Some(count) = counted.get_mut(flow.backend as usize) {
+                *count += 1;
             }
             let key = flow.key();
-            let Some((id, schedule)) = watched.get(&key.destination()) else { continue };
+            let Some((id, schedule)) = errand.watched.get(&key.destination()) else { continue };
             let choice = hash::choice_by(schedule.scheduler, &key, hash::flow(&key));
             let slot = hash::slot(choice, schedule.slots.len() as u32) as usize;
             if schedule.slots[slot] & SLOT_KEEP != 0 {
@@ -69,23 +146,77 @@ impl FlowTable {
             let says_nothing = flow.peer == NO_PLACE
                 && flow.port == flow.sport
                 && flow.backend == schedule.slots[slot] & SLOT_BACKEND;
-            if says_nothing || is_over {
-                // Somebody else may have taken the place meanwhile.
-                let _ = words[0].compare_exchange(
-                    flow.tag,
-                    TAG_FREE,
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                );
+            if says_nothing {
+                self.free(words, &flow);
             } else {
-                pinned.entry(*id).or_default().insert(slot);
+                found.pinned.entry(*id).or_default().insert(slot);
             }
         }
-        (pinned, leaving)
+        self.correct(&before, &counted);
+        found.left = errand.leaving;
+        found
+    }
+
+    /// Has a connection's packets answered with resets from now on; `false` if it is another's place by now.
+    fn end(&self, words: &[AtomicU32; WORDS], flow: &Flow, errand: &Errand) -> bool {
+        const STATE: usize = offset_of!(Flow, state);
+        let taken = words[0].compare_exchange(
+            flow.tag,
+            TAG_TAKEN,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        if taken.is_err() {
+            return false;
+        }
+        let mut bits = [0; WORD];
+        bits[STATE % WORD] = CLOSED;
+        words[STATE / WORD].fetch_or(u32::from_ne_bytes(bits), Ordering::Relaxed);
+        let until = errand.now.wrapping_add(errand.closing);
+        words[offset_of!(Flow, expires) / WORD].store(until, Ordering::Relaxed);
+        words[0].store(flow.tag, Ordering::Release);
+        self.count_off(flow);
+        true
+    }
+
+    /// Makes a place free, unless somebody else has taken it meanwhile.
+    fn free(&self, words: &[AtomicU32; WORDS], flow: &Flow) {
+        let is_freed = words[0]
+            .compare_exchange(flow.tag, TAG_FREE, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok();
+        if is_freed && !abi::has_ended(flow.state) {
+            self.count_off(flow);
+        }
+    }
+
+    fn count_off(&self, flow: &Flow) {
+        if let Some(count) = self.counter(flow.backend) {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Corrects what the program has counted wrong: two CPUs may end one flow at the same time. What began or
+    /// ended during the look is no error, so only the part that was off before and after it is.
+    fn correct(&self, before: &[i64], counted: &[i64]) {
+        for (backend, (before, counted)) in before.iter().zip(counted).enumerate() {
+            let Some(count) = self.counter(backend as u32) else { continue };
+            let after = count.load(Ordering::Relaxed) as i64;
+            let (first, last) = (before - counted, after - counted);
+            if first.signum() == last.signum() && first != 0 {
+                let error = if first.abs() < last.abs() { first } else { last };
+                count.fetch_sub(error as u64, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Every entry of a client's packets that has not ended.
+    pub fn flows(&self) -> impl Iterator<Item = Flow> {
+        let flows = self.entries().filter_map(read);
+        flows.filter(|flow| flow.kind == FLOW_FORWARD && !abi::has_ended(flow.state))
     }
 
     fn entries(&self) -> impl Iterator<Item = &[AtomicU32; WORDS]> {
-        (0..self.0.len()).filter_map(|index| self.0.element(index)).flat_map(|bucket| {
+        (0..self.flows.len()).filter_map(|index| self.flows.element(index)).flat_map(|bucket| {
             // SAFETY: the mapping lives as long as `self`, and its words are accessed by atomics only.
             let flows = unsafe { bucket.cast::<[[AtomicU32; WORDS]; BUCKET_FLOWS]>().as_ref() };
             flows.iter()

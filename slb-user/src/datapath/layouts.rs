@@ -1,12 +1,13 @@
 //! The maps that are pinned, and what they have to look like.
 
-use aya::maps::MapInfo;
+use aya::maps::{MapInfo, lpm_trie::Key};
 use slb_common::{
     abi::{
-        Address, Backend, Bucket, Chunk, Client, Counter, Endpoint, EndpointIndex, Filter,
-        Fragment, FragmentKey, Interface, Listener, ListenerIndex, MAX_BACKENDS, MAX_CLIENTS,
-        MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_SOURCES, Origin, Roles,
-        STAGES, Scratch, Settings, Traffic,
+        Address, Answers, Backend, Bucket, Chunk, Client, Counter, Endpoint, EndpointIndex, Filter,
+        Fragment, FragmentKey, Interface, Limits, Listed, Listener, ListenerIndex, MAX_BACKENDS,
+        MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_PREFIXES,
+        MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters, Origin, QuicKey, Roles, STAGES, Scratch,
+        Settings, Sticky, StickyKey, Traffic,
     },
     verdict::MAX_VERDICTS,
 };
@@ -27,7 +28,7 @@ const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> Layout {
 }
 
 /// All of them.
-pub(super) const MAPS: [Layout; 20] = [
+pub(super) const MAPS: [Layout; 27] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
     layout::<u32, ListenerIndex>("SLB_LISTENER_INDEX", Some(1)),
     layout::<u32, EndpointIndex>("SLB_ENDPOINT_INDEX", Some(1)),
@@ -44,6 +45,13 @@ pub(super) const MAPS: [Layout; 20] = [
     layout::<u32, u32>("SLB_DIRECT", Some(MAX_BACKENDS)),
     layout::<u32, Counter>("SLB_VERDICTS", Some(MAX_VERDICTS)),
     layout::<u32, Traffic>("SLB_TRAFFIC", Some(MAX_BACKENDS)),
+    layout::<u32, u64>("SLB_ACTIVE", Some(MAX_BACKENDS)),
+    layout::<u32, Answers>("SLB_ANSWERS", Some(MAX_BACKENDS)),
+    layout::<StickyKey, Sticky>("SLB_STICKY", Some(MAX_STICKY)),
+    layout::<Key<Listed>, u32>("SLB_ACL", Some(MAX_PREFIXES)),
+    layout::<QuicKey, u32>("SLB_QUIC", Some(MAX_QUIC)),
+    layout::<u32, Limits>("SLB_LIMITS", Some(MAX_LISTENERS)),
+    layout::<u32, Meters>("SLB_METERS", Some(MAX_LISTENERS)),
     layout::<u32, Address>("SLB_SOURCES", Some(MAX_SOURCES)),
     layout::<FragmentKey, Fragment>("SLB_FRAGMENTS", Some(MAX_FRAGMENTS)),
     layout::<u32, u32>("SLB_STAGES", Some(STAGES.len())),

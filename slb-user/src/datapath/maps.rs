@@ -2,15 +2,23 @@
 //!
 //! What it has read or written it remembers, so that nothing is written that is already right.
 
-use std::{collections::BTreeMap, io, ops::Range, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io,
+    ops::Range,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key};
 use slb_common::{
     abi::{
-        Address, BACKEND_IN_USE, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET, EPOCH_TAKEN,
-        Endpoint, Interface, Listener, MAX_BACKENDS, MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS,
-        MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_SOURCES, Origin, Roles, Settings,
-        Traffic,
+        self, Address, Answers, BACKEND_IN_USE, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET,
+        EPOCH_TAKEN, Endpoint, Interface, Limits, Listed, Listener, MAX_BACKENDS,
+        MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENER_RECORDS,
+        MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC,
+        MAX_SOURCES, Origin, QuicKey, Roles, Settings, Traffic,
     },
     verdict::Verdict,
 };
@@ -18,8 +26,11 @@ use slb_common::{
 use super::{Pins, filter::RoleFilter, index::Indexed, slots::Chunks};
 use crate::{
     plan::Step,
-    state::{Schedule, Service, State},
+    state::{Acl, Policy, Schedule, Service, State},
 };
+
+/// Longer than a packet is in the program.
+const PACKET: Duration = Duration::from_millis(1);
 
 /// A map could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +73,10 @@ pub struct Maps {
     endpoint_index: Indexed<Origin, MAX_ENDPOINT_RECORDS>,
     interfaces: HashMap<MapData, u32, Interface>,
     sources: Array<MapData, Address>,
+    acls: LpmTrie<MapData, Listed, u32>,
+    quic: HashMap<MapData, QuicKey, u32>,
+    limits: Array<MapData, Limits>,
+    answers: PerCpuArray<MapData, Answers>,
     settings: Array<MapData, Settings>,
     verdicts: PerCpuArray<MapData, Counter>,
     traffic: PerCpuArray<MapData, Traffic>,
@@ -101,6 +116,10 @@ impl Maps {
             endpoints: open(pins, "SLB_ENDPOINTS")?,
             interfaces: open(pins, "SLB_INTERFACES")?,
             sources: open(pins, "SLB_SOURCES")?,
+            acls: open(pins, "SLB_ACL")?,
+            quic: open(pins, "SLB_QUIC")?,
+            limits: open(pins, "SLB_LIMITS")?,
+            answers: open(pins, "SLB_ANSWERS")?,
             filter: RoleFilter::open(pins)?,
             listener_index: Indexed::open(pins, "SLB_LISTENER_INDEX")?,
             endpoint_index: Indexed::open(pins, "SLB_ENDPOINT_INDEX")?,
@@ -137,8 +156,27 @@ impl Maps {
             if listener.slots > 0 {
                 schedules.insert(listener.first_chunk, Arc::clone(&schedule));
             }
-            self.installed.listeners.insert(endpoint, Service { id: listener.id, schedule });
+            let Listener { id, flags, acl, sticky_jiffies, .. } = listener;
+            let policy = Policy { flags, acl, sticky_jiffies };
+            self.installed.listeners.insert(endpoint, Service { id, schedule, policy });
         }
+        for (id, limits) in self.limits.iter().enumerate() {
+            let limits = limits.map_err(at("SLB_LIMITS"))?;
+            if limits != Limits::default() {
+                self.installed.limits.insert(id as u32, limits);
+            }
+        }
+        let mut acls = BTreeMap::<u32, Acl>::new();
+        for key in self.acls.keys() {
+            let key = key.map_err(at("SLB_ACL"))?;
+            let [acl, a, b, c, d] = key.data();
+            acls.entry(u32::from_be(acl)).or_default().insert((
+                key.prefix_len(),
+                Address::from_words([a, b, c, d]),
+            ));
+        }
+        self.installed.acls = acls.into_iter().map(|(acl, list)| (acl, Arc::new(list))).collect();
+        self.installed.quic = contents(&self.quic).map_err(at("SLB_QUIC"))?;
         for (id, backend) in self.backends.iter().enumerate() {
             let backend = backend.map_err(at("SLB_BACKENDS"))?;
             if backend != Backend::default() {
@@ -202,6 +240,38 @@ impl Maps {
                 self.backends.set(id, backend, 0).map_err(at("SLB_BACKENDS"))?;
                 self.installed.backends.insert(id, backend);
             }
+            Step::PutAcl(acl, list) => {
+                for &(bits, addr) in &*list {
+                    let key = Key::new(bits, abi::listed(acl, addr));
+                    self.acls.insert(&key, 1, 0).map_err(at("SLB_ACL"))?;
+                }
+                self.installed.acls.insert(acl, list);
+            }
+            Step::RemoveAcl(acl, list) => {
+                // A packet may have read the listener's old record; one such wait is enough for all.
+                thread::sleep(PACKET);
+                for &(bits, addr) in &*list {
+                    let key = Key::new(bits, abi::listed(acl, addr));
+                    absent_is_fine(self.acls.remove(&key)).map_err(at("SLB_ACL"))?;
+                }
+                self.installed.acls.remove(&acl);
+            }
+            Step::PutLimits(id, limits) => {
+                self.limits.set(id, limits, 0).map_err(at("SLB_LIMITS"))?;
+                if limits == Limits::default() {
+                    self.installed.limits.remove(&id);
+                } else {
+                    self.installed.limits.insert(id, limits);
+                }
+            }
+            Step::PutQuic(server, backend) => {
+                self.quic.insert(server, backend, 0).map_err(at("SLB_QUIC"))?;
+                self.installed.quic.insert(server, backend);
+            }
+            Step::RemoveQuic(server) => {
+                absent_is_fine(self.quic.remove(&server)).map_err(at("SLB_QUIC"))?;
+                self.installed.quic.remove(&server);
+            }
             Step::PutListener(endpoint, service) => self.put_listener(endpoint, service)?,
             Step::RemoveListener(endpoint) => {
                 absent_is_fine(self.listeners.remove(&endpoint)).map_err(at("SLB_LISTENERS"))?;
@@ -249,6 +319,10 @@ impl Maps {
             // Behind the others.
             previous_chunk: range.start + chunks_for(service.schedule.slots.len() as u32),
             previous_slots: service.schedule.previous.len() as u32,
+            flags: service.policy.flags,
+            acl: service.policy.acl,
+            sticky_jiffies: service.policy.sticky_jiffies,
+            spare: 0,
         };
         if let Err(error) = self.listeners.insert(endpoint, listener, 0) {
             self.release(range);
@@ -265,7 +339,9 @@ impl Maps {
     /// Where this schedule is already, written for another VIP of the same listener.
     fn range_of(&self, service: &Service) -> Option<Range<u32>> {
         let (endpoint, _) =
-            self.installed.listeners.iter().find(|(_, installed)| *installed == service)?;
+            self.installed.listeners.iter().find(|(_, installed)| {
+                installed.id == service.id && installed.schedule == service.schedule
+            })?;
         self.ranges.get(endpoint).cloned()
     }
 
@@ -295,6 +371,20 @@ impl Maps {
         if !self.ranges.values().any(|used| *used == range) {
             self.chunks.release(range, Instant::now());
         }
+    }
+
+    /// How a backend has answered SYNs.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn answers(&self, id: u32) -> Result<Answers, TableError> {
+        let mut sum = Answers::default();
+        for answers in self.answers.get(&id, 0).map_err(at("SLB_ANSWERS"))?.iter() {
+            sum.accepted += answers.accepted;
+            sum.refused += answers.refused;
+        }
+        Ok(sum)
     }
 
     /// Makes the program look up the way to every client anew.
@@ -329,8 +419,17 @@ impl Maps {
     /// Name, entries in use and capacity of the maps that fill up with the configuration.
     #[must_use]
     pub fn usage(&self) -> Vec<(&'static str, usize, usize)> {
-        let State { listeners, backends, addresses, endpoints, interfaces, sources } =
-            &self.installed;
+        let State {
+            listeners,
+            backends,
+            addresses,
+            endpoints,
+            interfaces,
+            sources,
+            acls,
+            quic,
+            limits: _,
+        } = &self.installed;
         let used_chunks: usize = {
             let mut ranges: Vec<_> = self.ranges.values().collect();
             ranges.sort_by_key(|range| (range.start, range.end));
@@ -347,6 +446,8 @@ impl Maps {
             ("SLB_ENDPOINTS", endpoints.len(), MAX_ENDPOINTS),
             ("SLB_INTERFACES", interfaces.len(), MAX_INTERFACES),
             ("SLB_SOURCES", sources.len(), MAX_SOURCES),
+            ("SLB_ACL", acls.values().map(|list| list.len()).sum(), MAX_PREFIXES),
+            ("SLB_QUIC", quic.len(), MAX_QUIC),
         ]
     }
 

@@ -19,6 +19,7 @@ struct World {
     interfaces: BTreeMap<u32, Interface>,
     locals: Vec<IpAddr>,
     installed: State,
+    begin: Instant,
     now: Instant,
 }
 
@@ -33,6 +34,7 @@ impl World {
             interfaces: BTreeMap::new(),
             locals: Vec::new(),
             installed: State::default(),
+            begin: Instant::now(),
             now: Instant::now(),
         }
     }
@@ -40,6 +42,10 @@ impl World {
     /// Lets time pass.
     fn wait(&mut self, time: Duration) {
         self.now += time;
+    }
+
+    fn jiffies(&self) -> u32 {
+        Jiffies::per_second(250).from_duration(self.now - self.begin)
     }
 
     fn desired(&mut self) -> State {
@@ -52,6 +58,8 @@ impl World {
             jiffies: Jiffies::per_second(250),
             installed: &self.installed,
             now: self.now,
+            moment: self.jiffies(),
+            closing: &HashSet::new(),
         };
         self.planner.desired(&self.layout, now)
     }

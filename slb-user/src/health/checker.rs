@@ -111,6 +111,21 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
         }
     }
 
+    /// Makes a target unhealthy for another reason than its probes, which then have to succeed anew; sends the event.
+    pub fn fail(&self, key: &K, reason: String) {
+        let Some(checker) = self.running.get(key) else { return };
+        let mut state = checker.shared.lock();
+        if !state.tracker.fail() {
+            return;
+        }
+        let at = SystemTime::now();
+        state.status.health = Health::Unhealthy;
+        state.status.last_failure = Some(LastFailure { at, reason: reason.clone() });
+        let (health, reason, duration) = (Health::Unhealthy, Some(reason), Duration::ZERO);
+        // Nobody listens any more: then nobody misses it.
+        let _ = self.events.send(Event { key: key.clone(), health, reason, at, duration });
+    }
+
     /// The latest about one target; `None` if it is not checked.
     #[must_use]
     pub fn status(&self, key: &K) -> Option<Status> {
@@ -133,9 +148,9 @@ impl Checker {
         Target { addr, check, initial }: Target,
         events: mpsc::UnboundedSender<Event<K>>,
     ) -> Self {
-        let shared = Arc::new(Shared::new(initial));
+        let tracker = Tracker::new(initial, check.healthy, check.unhealthy);
+        let shared = Arc::new(Shared::new(tracker));
         let task = Task {
-            tracker: Tracker::new(initial, check.healthy, check.unhealthy),
             phase: phase(&(&key, addr), check.interval),
             key,
             addr,
@@ -169,13 +184,14 @@ struct Shared(Mutex<State>);
 #[derive(Debug)]
 struct State {
     status: Status,
+    tracker: Tracker,
     stopped: bool,
 }
 
 impl Shared {
-    const fn new(health: Health) -> Self {
-        let status = Status { health, duration: None, last_failure: None };
-        Self(Mutex::new(State { status, stopped: false }))
+    const fn new(tracker: Tracker) -> Self {
+        let status = Status { health: tracker.health(), duration: None, last_failure: None };
+        Self(Mutex::new(State { status, tracker, stopped: false }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -189,7 +205,6 @@ struct Task<K> {
     key: K,
     addr: SocketAddr,
     check: Arc<HealthCheck>,
-    tracker: Tracker,
     /// When in each interval it is this target's turn.
     phase: Duration,
     shared: Arc<Shared>,
@@ -199,7 +214,7 @@ struct Task<K> {
 impl<K: Clone> Task<K> {
     async fn run(mut self) {
         let mut next = Instant::now() + self.phase;
-        if self.tracker.health() == Health::Unknown {
+        if self.shared.lock().status.health == Health::Unknown {
             // Out of turn: nothing can be decided before.
             self.probe().await;
         }
@@ -219,18 +234,17 @@ impl<K: Clone> Task<K> {
 
     fn record(&mut self, outcome: Result<(), Failure>, duration: Duration) {
         let at = SystemTime::now();
-        // A gateway that is short of descriptors must not take it out on its backends.
-        let transition = match &outcome {
-            Err(failure) if failure.is_local() => None,
-            outcome => self.tracker.record(outcome.is_ok()),
-        };
-        let reason = outcome.err().map(|failure| failure.to_string());
-
         let mut state = self.shared.lock();
         if state.stopped {
             return;
         }
-        state.status.health = self.tracker.health();
+        // A gateway that is short of descriptors must not take it out on its backends.
+        let transition = match &outcome {
+            Err(failure) if failure.is_local() => None,
+            outcome => state.tracker.record(outcome.is_ok()),
+        };
+        let reason = outcome.err().map(|failure| failure.to_string());
+        state.status.health = state.tracker.health();
         state.status.duration = Some(duration);
         if let Some(reason) = &reason {
             state.status.last_failure = Some(LastFailure { at, reason: reason.clone() });
@@ -267,6 +281,7 @@ mod tests {
             timeout: Duration::from_secs(60),
             healthy: 2,
             unhealthy: 2,
+            passive: false,
             proxy_header: false,
         })
     }
@@ -395,9 +410,8 @@ mod tests {
             key: 1,
             addr,
             check: check(),
-            tracker: Tracker::new(Health::Healthy, 1, 1),
             phase: Duration::ZERO,
-            shared: Arc::new(Shared::new(Health::Healthy)),
+            shared: Arc::new(Shared::new(Tracker::new(Health::Healthy, 1, 1))),
             events: sender,
         };
         let local = || Failure::from(std::io::Error::from_raw_os_error(libc::EMFILE));

@@ -286,6 +286,7 @@ mod tests {
             timeout,
             healthy: 1,
             unhealthy: 1,
+            passive: false,
             proxy_header: false,
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     clock::Jiffies,
     config::{
         AllUnhealthy, Announce, Backend, ClientAddress, Config, Forwarding, Gateway, Group,
-        GroupKind, HealthCheck, Instance, Listener, NoListener, ProbeKind, Protocol, Scheduler,
+        GroupKind, HealthCheck, Instance, Limits, Listener, NoListener, ProbeKind, Protocol, Scheduler,
         TunnelSource, XdpMode,
     },
     desired::{Circumstances, Planner},
@@ -55,6 +55,7 @@ pub fn group(backends: impl Into<Vec<Backend>>) -> Group {
         forwarding: Forwarding::Nat,
         client_address: ClientAddress::None,
         sources: Vec::new(),
+        check_secondary: false,
         backends: backends.into(),
     }
 }
@@ -67,7 +68,11 @@ pub fn listener(port: u16) -> Listener {
         group: 0,
         backend_port: Some(8_080),
         scheduler: Scheduler::Tch,
+        persistence: None,
         idle_timeout: Duration::from_secs(900),
+        drain: None,
+        acl: None,
+        limits: Limits::default(),
         all_unhealthy: AllUnhealthy::FailClosed,
         enabled: true,
         health_check: Some(HealthCheck {
@@ -77,6 +82,7 @@ pub fn listener(port: u16) -> Listener {
             timeout: Duration::from_secs(5),
             healthy: 3,
             unhealthy: 3,
+            passive: false,
             proxy_header: false,
         }),
     }
@@ -88,6 +94,8 @@ pub fn backend(address: &str) -> Backend {
         addresses: addresses(&[address]),
         port: None,
         weight: 100,
+        drain: false,
+        server_id: None,
         region: None,
     }
 }
@@ -109,6 +117,8 @@ pub fn desired(layout: &Layout) -> State {
             jiffies: Jiffies::per_second(250),
             installed: &State::default(),
             now: Instant::now(),
+            moment: 0,
+            closing: &[].into(),
         },
     )
 }

@@ -47,14 +47,14 @@ impl<'a> Ids<'a> {
         let free_listeners =
             (0..MAX_LISTENERS as u32).filter(move |id| !used.contains(id)).chain(last);
         let known: BTreeMap<u32, _> = installed.backends.iter().map(|(&id, b)| (id, b)).collect();
-        let backends = known.iter().map(|(&id, b)| ((b.listener, b.addr, b.port), id)).collect();
+        let backends = known.iter().map(|(&id, b)| ((b.listener.into(), b.addr, b.port), id)).collect();
         let mut retired = Vec::new();
         let mut used_backends = HashMap::<u32, Vec<u32>>::new();
         for (&id, backend) in &known {
             if backend.flags & abi::BACKEND_IN_USE == 0 {
                 retired.push(id);
             } else {
-                used_backends.entry(backend.listener).or_default().push(id);
+                used_backends.entry(backend.listener.into()).or_default().push(id);
             }
         }
         let never_used = (0..MAX_BACKENDS as u32).filter(move |id| !known.contains_key(id));

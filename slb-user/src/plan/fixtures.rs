@@ -1,5 +1,7 @@
 //! The maps, as far as a plan is concerned.
 
+use slb_common::abi::Limits;
+
 use super::Step;
 use crate::state::State;
 
@@ -9,6 +11,16 @@ pub fn apply(state: &mut State, step: Step) {
         Step::PutInterface(index, interface) => drop(state.interfaces.insert(index, interface)),
         Step::PutSource(index, addr) => drop(state.sources.insert(index, addr)),
         Step::PutBackend(id, backend) => drop(state.backends.insert(id, backend)),
+        Step::PutAcl(acl, list) => drop(state.acls.insert(acl, list)),
+        Step::RemoveAcl(acl, _) => drop(state.acls.remove(&acl)),
+        Step::PutLimits(id, limits) if limits == Limits::default() => {
+            state.limits.remove(&id);
+        }
+        Step::PutLimits(id, limits) => {
+            state.limits.insert(id, limits);
+        }
+        Step::PutQuic(server, backend) => drop(state.quic.insert(server, backend)),
+        Step::RemoveQuic(server) => drop(state.quic.remove(&server)),
         Step::PutListener(endpoint, service) => drop(state.listeners.insert(endpoint, service)),
         Step::RemoveListener(endpoint) => drop(state.listeners.remove(&endpoint)),
         Step::PutEndpoint(endpoint, value) => drop(state.endpoints.insert(endpoint, value)),

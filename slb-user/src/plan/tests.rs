@@ -14,7 +14,7 @@ use slb_common::abi::{
 };
 
 use super::{fixtures::apply, *};
-use crate::state::Schedule;
+use crate::state::{Policy, Schedule};
 
 fn vip(n: u8) -> Address {
     IpAddr::from([203, 0, 113, n]).into()
@@ -76,7 +76,7 @@ fn states() -> impl Strategy<Value = State> {
                 .map(|(&id, _)| id)
                 .collect();
             let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
-            state.listeners.insert(endpoint(vip(n), port), Service { id, schedule });
+            state.listeners.insert(endpoint(vip(n), port), Service { id, schedule, policy: Policy::default() });
             state.addresses.entry(vip(n)).or_default().roles |= ROLE_VIP;
         }
         state
@@ -101,7 +101,7 @@ fn any_states() -> impl Strategy<Value = State> {
                 .into_iter()
                 .map(|((n, port), (id, slots))| {
                     let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
-                    (endpoint(vip(n), port), Service { id, schedule })
+                    (endpoint(vip(n), port), Service { id, schedule, policy: Policy::default() })
                 })
                 .collect(),
             backends: backends
@@ -122,6 +122,7 @@ fn any_states() -> impl Strategy<Value = State> {
                 .map(|(index, redirect)| (index, Interface { redirect }))
                 .collect(),
             sources: BTreeMap::new(),
+            ..State::default()
         },
     )
 }
@@ -185,6 +186,9 @@ proptest! {
             Step::PutInterface(index, _) | Step::RemoveInterface(index) => format!("i{index}"),
             Step::PutSource(index, _) => format!("s{index}"),
             Step::PutBackend(id, _) => format!("b{id}"),
+            Step::PutAcl(acl, _) | Step::RemoveAcl(acl, _) => format!("c{acl}"),
+            Step::PutLimits(id, _) => format!("m{id}"),
+            Step::PutQuic(server, _) | Step::RemoveQuic(server) => format!("q{server:?}"),
             Step::PutListener(endpoint, _) | Step::RemoveListener(endpoint) => {
                 format!("l{endpoint:?}")
             }
@@ -248,7 +252,7 @@ fn given_a_backend_that_fails_when_planned_then_its_flag_goes_after_the_last_sch
     let backend = |flags| Backend { addr: host(1), port: 80, flags, ..Backend::default() };
     let state = |flags, slots: &[u32]| {
         let schedule = Schedule::new(SCHEDULER_HASH, slots.to_vec());
-        let service = Service { id: 0, schedule: Arc::new(schedule) };
+        let service = Service { id: 0, schedule: Arc::new(schedule), policy: Policy::default() };
         State {
             backends: [(0, backend(BACKEND_IN_USE | BACKEND_USABLE)), (1, backend(flags))].into(),
             listeners: [(endpoint(vip(1), 80), service)].into(),

@@ -22,7 +22,7 @@ use slb_tests::Netns;
 use slb_user::{
     datapath::{Capacities, Loaded, Pins},
     plan::plan,
-    state::{Schedule, Service, State},
+    state::{Policy, Schedule, Service, State},
 };
 use tempfile::TempDir;
 
@@ -711,7 +711,7 @@ fn listeners(state: &mut State, family: usize) {
         let slots = slots.into_iter().map(number).collect();
         let schedule = Arc::new(Schedule::new(scheduler, slots));
         let id = if port == port::BROKEN { u32::MAX } else { 2 * listener + family as u32 };
-        let service = Service { id, schedule };
+        let service = Service { id, schedule, policy: Policy::default() };
         state.listeners.insert(endpoint(vip(family, port), proto), service);
     }
 }

@@ -57,12 +57,12 @@ pub(super) fn gateway(raw: Raw<'_>) -> Gateway {
     let table = raw.open("gateway".to_owned(), &KEYS);
     Gateway {
         interfaces: interfaces(&table),
-        xdp_mode: table.field("xdp_mode", values::choice(XdpMode::WORDS, &[])).or(XdpMode::Auto),
+        xdp_mode: table.field("xdp_mode", values::choice(XdpMode::WORDS)).or(XdpMode::Auto),
         region: table.field("region", values::name),
         flows: table.field("flows", values::integer(FLOWS)).or(DEFAULT_FLOWS),
-        announce: table.field("announce", values::choice(Announce::WORDS, &[])).or(Announce::Arp),
+        announce: table.field("announce", values::choice(Announce::WORDS)).or(Announce::Arp),
         no_listener: table
-            .field("no_listener", values::choice(NoListener::WORDS, &[]))
+            .field("no_listener", values::choice(NoListener::WORDS))
             .or(NoListener::Pass),
         tunnel_source: tunnel_source(&table),
         http: table.field("http", values::http).or(Some(DEFAULT_HTTP)),

@@ -13,10 +13,22 @@ use super::{
 use crate::config::{self, ClientAddress, Forwarding, GroupKind};
 
 const GROUP: Keys = Keys {
-    known: &["name", "forwarding", "sources", "client_address", "backend", "primary", "secondary"],
+    known: &[
+        "name",
+        "forwarding",
+        "sources",
+        "client_address",
+        "backend",
+        "primary",
+        "secondary",
+        "check_secondary",
+    ],
     later: &[],
 };
-const BACKEND: Keys = Keys { known: &["name", "address", "port", "weight", "region"], later: &[] };
+const BACKEND: Keys = Keys {
+    known: &["name", "address", "port", "weight", "drain", "server_id", "region"],
+    later: &[],
+};
 
 const WEIGHT: RangeInclusive<u8> = 0..=100;
 const DEFAULT_WEIGHT: u8 = 100;
@@ -31,6 +43,7 @@ pub(super) struct Group<'a> {
     forwarding: Option<Forwarding>,
     pub(super) sources: Option<List<IpAddr>>,
     client_address: Option<ClientAddress>,
+    check_secondary: Option<bool>,
     pub(super) backends: Vec<Backend<'a>>,
     /// Whether `backends` are all there are.
     complete: bool,
@@ -46,6 +59,7 @@ impl<'a> Group<'a> {
             forwarding: Some(Forwarding::Nat),
             sources: Some(List { items: Vec::new(), complete: true }),
             client_address: Some(ClientAddress::None),
+            check_secondary: Some(false),
             backends: Vec::new(),
             complete: true,
         };
@@ -59,7 +73,7 @@ impl<'a> Group<'a> {
         let table = raw.open(raw.label("group", number), &GROUP);
         let name = table.required("name", "name = \"api\"", values::name);
         let forwarding =
-            table.field("forwarding", values::choice(Forwarding::WORDS, &[])).or(Forwarding::Nat);
+            table.field("forwarding", values::choice(Forwarding::WORDS)).or(Forwarding::Nat);
         let pair = [("primary", "primary"), ("secondary", "secondary")]
             .map(|(key, label)| (label, table.table(key, &example(key))));
         let backends = table.tables("backend", BACKENDS_HEADER);
@@ -71,6 +85,7 @@ impl<'a> Group<'a> {
             kind: if is_pair { GroupKind::PrimarySecondary } else { GroupKind::VServer },
             sources: sources(&table, forwarding),
             client_address: client_address(&table, forwarding),
+            check_secondary: check_secondary(&table, is_pair),
             forwarding,
             backends: Vec::new(),
             complete: true,
@@ -119,7 +134,17 @@ impl<'a> Group<'a> {
         self.complete &= self.backends.iter().all(Backend::is_complete);
         let mut names = HashSet::new();
         let mut endpoints = HashMap::new();
+        let mut servers = HashMap::new();
         for backend in &self.backends {
+            if let Some(id) = backend.server_id.good()
+                && let Some(other) = servers.insert(id.value, backend)
+            {
+                let message = format_args!(
+                    "server_id {} is that of {} already; write another number",
+                    id.value, other.table.label,
+                );
+                backend.table.mistake(id.at, message);
+            }
             if let Some(name) = &backend.name
                 && !names.insert(&name.value)
             {
@@ -141,10 +166,12 @@ impl<'a> Group<'a> {
         }
         if let Some(first) = self.backends.first()
             && self.complete
-            && self.backends.iter().all(|backend| backend.weight == Some(0))
+            && self.backends.iter().all(|backend| {
+                backend.weight == Some(0) || backend.drain == Some(true)
+            })
         {
             let table = self.table.as_ref().unwrap_or(&first.table);
-            let message = format!("{}: every weight is 0, so there are no new flows", self.label());
+            let message = format!("{}: every weight is 0, or drained, so there are no new flows", self.label());
             table.findings.warning(table.at, message);
         }
     }
@@ -190,6 +217,17 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// Reports a passive check of backends whose answers go another way.
+    pub(super) fn check_passive(&self, listener: &Table<'_>, at: usize) {
+        if let Some(forwarding) = self.forwarding.filter(|it| it.is_direct_return()) {
+            let message = format_args!(
+                "'passive' has nothing to go by: answers of '{forwarding}' backends do not come \
+                 through the gateway; remove it"
+            );
+            listener.mistake(at, message);
+        }
+    }
+
     /// Reports a `vip` that no backend, or only one of a pair, can serve.
     pub(super) fn check_family(&self, vip: IpAddr, table: &Table<'_>) {
         if !self.complete {
@@ -229,6 +267,7 @@ impl<'a> Group<'a> {
             forwarding: self.forwarding?,
             sources: self.sources?.items.into_iter().map(|source| source.value).collect(),
             client_address: self.client_address?,
+            check_secondary: self.check_secondary?,
             backends: self.backends.into_iter().map(Backend::build).collect::<Option<_>>()?,
         })
     }
@@ -257,7 +296,7 @@ fn sources(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<List<IpA
 
 /// How backends of a group learn who the client is.
 fn client_address(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<ClientAddress> {
-    let found = match table.field("client_address", values::choice(ClientAddress::WORDS, &[])) {
+    let found = match table.field("client_address", values::choice(ClientAddress::WORDS)) {
         Field::Absent => return Some(ClientAddress::None),
         Field::Bad => return None,
         Field::Good(found) => found,
@@ -265,6 +304,20 @@ fn client_address(table: &Table<'_>, forwarding: Option<Forwarding>) -> Option<C
     let is_needless = forwarding.is_some_and(|forwarding| forwarding != Forwarding::FullNat);
     if is_needless && found.value != ClientAddress::None {
         let message = "'client_address' is for forwarding = \"full-nat\"; remove it, or write that";
+        table.mistake(found.at, message);
+    }
+    Some(found.value)
+}
+
+/// Whether a pair's secondary is checked.
+fn check_secondary(table: &Table<'_>, is_pair: bool) -> Option<bool> {
+    let found = match table.field("check_secondary", values::boolean) {
+        Field::Absent => return Some(false),
+        Field::Bad => return None,
+        Field::Good(found) => found,
+    };
+    if !is_pair {
+        let message = "'check_secondary' is for a group with primary and secondary; remove it";
         table.mistake(found.at, message);
     }
     Some(found.value)
@@ -282,6 +335,8 @@ pub(super) struct Backend<'a> {
     /// `Some(None)`: rightly without.
     port: Option<Option<u16>>,
     weight: Option<u8>,
+    drain: Option<bool>,
+    server_id: Field<u16>,
     region: Field<String>,
 }
 
@@ -293,6 +348,8 @@ impl<'a> Backend<'a> {
             addresses: addresses(&table),
             port: port(&table, kind),
             weight: weight(&table, kind),
+            drain: table.field("drain", values::boolean).or(false),
+            server_id: table.field("server_id", values::integer(0..=u16::MAX)),
             region: table.field("region", values::name),
             table,
         }
@@ -334,6 +391,8 @@ impl<'a> Backend<'a> {
             addresses: self.addresses?.items.into_iter().map(|address| address.value).collect(),
             port: self.port?,
             weight: self.weight?,
+            drain: self.drain?,
+            server_id: self.server_id.optional()?,
             region: self.region.optional()?,
         })
     }

@@ -23,6 +23,7 @@ const KEYS: Keys = Keys {
         "expect",
         "send",
         "receive",
+        "passive",
     ],
     later: &[],
 };
@@ -74,42 +75,61 @@ const fn defaults(protocol: Protocol) -> Defaults {
     Defaults { kind, interval, timeout }
 }
 
-/// The health check of `listener`: `Some(None)` if it is switched off, nothing if there is a gap.
+/// The health check of `listener`: `Some(None)` if it is switched off, nothing if there is a gap. And where passive
+/// checks are switched on.
 pub(super) fn health_check(
     listener: &Table<'_>,
     protocol: Option<Protocol>,
-) -> Option<Option<HealthCheck>> {
+) -> (Option<Option<HealthCheck>>, Option<usize>) {
     match listener.table("health_check", "[instance.listener.health_check]") {
-        Field::Bad => None,
-        Field::Absent => {
-            let Defaults { kind, interval, timeout } = defaults(protocol?);
-            let probe = match kind {
-                Type::Udp => ProbeKind::Udp(UdpProbe { send: String::new(), receive: None }),
-                _ => ProbeKind::Tcp,
-            };
-            let (healthy, unhealthy) = (DEFAULT_THRESHOLD, DEFAULT_THRESHOLD);
-            Some(Some(HealthCheck {
-                probe,
-                port: None,
-                interval,
-                timeout,
-                healthy,
-                unhealthy,
-                proxy_header: false,
-            }))
-        }
+        Field::Bad => (None, None),
+        Field::Absent => (protocol.map(|protocol| Some(default(protocol))), None),
         Field::Good(raw) => {
             let table = raw.value.open(format!("{}: health_check", listener.label), &KEYS);
             let enabled = table.field("enabled", values::boolean).or(true);
+            let passive = table.field("passive", values::boolean);
+            let passive_at = passive.good().filter(|passive| passive.value).map(|it| it.at);
+            if let (Some(at), Some(Protocol::Udp)) = (passive_at, protocol) {
+                let message = "'passive' goes by the answers to SYNs, and UDP has none; remove it";
+                table.mistake(at, message);
+            }
+            if let (Some(at), Some(false)) = (passive_at, enabled) {
+                let message = "'passive' takes backends out, and nothing would take them in again; \
+                               write enabled = true, or remove it";
+                table.mistake(at, message);
+            }
             // A check that is switched off must still be right.
-            let check = read(&table, protocol);
-            if enabled? { check.map(Some) } else { Some(None) }
+            let check = read(&table, protocol, passive.or(false));
+            let check = enabled.and_then(|enabled| if enabled { check.map(Some) } else { Some(None) });
+            (check, passive_at)
         }
     }
 }
 
-fn read(table: &Table<'_>, protocol: Option<Protocol>) -> Option<HealthCheck> {
-    let kind = table.field("type", values::choice(Type::WORDS, &[]));
+fn default(protocol: Protocol) -> HealthCheck {
+    let Defaults { kind, interval, timeout } = defaults(protocol);
+    let probe = match kind {
+        Type::Udp => ProbeKind::Udp(UdpProbe { send: String::new(), receive: None }),
+        _ => ProbeKind::Tcp,
+    };
+    HealthCheck {
+        probe,
+        port: None,
+        interval,
+        timeout,
+        healthy: DEFAULT_THRESHOLD,
+        unhealthy: DEFAULT_THRESHOLD,
+        passive: false,
+        proxy_header: false,
+    }
+}
+
+fn read(
+    table: &Table<'_>,
+    protocol: Option<Protocol>,
+    passive: Option<bool>,
+) -> Option<HealthCheck> {
+    let kind = table.field("type", values::choice(Type::WORDS));
     let port = table.field("port", values::port);
     let interval = table.field("interval", values::duration(INTERVAL));
     let timeout = table.field("timeout", values::duration(TIMEOUT));
@@ -150,6 +170,7 @@ fn read(table: &Table<'_>, protocol: Option<Protocol>) -> Option<HealthCheck> {
         timeout: timeout.or(defaults.timeout)?,
         healthy: healthy?,
         unhealthy: unhealthy?,
+        passive: passive?,
         proxy_header: false,
     })
 }
@@ -169,7 +190,7 @@ fn refuse_keys_of_other_types(table: &Table<'_>, kind: Type) {
 }
 
 fn http(table: &Table<'_>) -> Option<HttpProbe> {
-    let method = table.field("method", values::choice(HttpMethod::WORDS, &[])).or(HttpMethod::Head);
+    let method = table.field("method", values::choice(HttpMethod::WORDS)).or(HttpMethod::Head);
     let path = table.field("path", values::http_path).or("/".to_owned());
     let host = table.field("host", values::http_host).optional();
     let expect = expect(table);

@@ -95,8 +95,8 @@ impl<'a> Instance<'a> {
             }
         }
         for (listener, group) in &self.listeners {
-            if let (Some(port), Some(group)) = (&listener.port, group) {
-                self.groups[*group].check_ports(&listener.table, port.value);
+            if let Some(group) = group {
+                listener.check_with(&self.groups[*group]);
             }
         }
         let used: HashSet<usize> = self.listeners.iter().filter_map(|(_, group)| *group).collect();

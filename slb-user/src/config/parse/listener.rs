@@ -1,6 +1,6 @@
 //! `[[instance.listener]]`.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use toml::de::DeValue;
 
@@ -10,7 +10,9 @@ use super::{
     read::{At, Field, Keys, Raw, Table},
     values,
 };
-use crate::config::{self, AllUnhealthy, HealthCheck, Protocol, Scheduler};
+use crate::config::{
+    self, Acl, AclMode, AllUnhealthy, HealthCheck, Limits, Protocol, Scheduler,
+};
 
 const KEYS: Keys = Keys {
     known: &[
@@ -21,17 +23,21 @@ const KEYS: Keys = Keys {
         "scheduler",
         "persistence",
         "idle_timeout",
+        "drain",
         "all_unhealthy",
         "enabled",
+        "acl",
+        "limits",
         "health_check",
     ],
-    later: &[
-        ("drain", "ending the flows of a removed backend after a deadline"),
-        ("acl", "access by client address"),
-    ],
+    later: &[],
 };
+const ACL: Keys = Keys { known: &["mode", "sources"], later: &[] };
+const LIMITS: Keys = Keys { known: &["new_flows", "bandwidth"], later: &[] };
 
-const LATER_SCHEDULERS: &[&str] = &["qch", "wlc"];
+const PERSISTENCE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
+const DRAIN: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(15 * 60);
+const NEW_FLOWS: RangeInclusive<u32> = 1..=10_000_000;
 const IDLE_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_secs(15 * 60);
 
@@ -51,10 +57,16 @@ pub(super) struct Listener<'a> {
     group: Field<String>,
     backend_port: Field<u16>,
     scheduler: Option<Scheduler>,
+    persistence: Option<Option<Duration>>,
     idle_timeout: Field<Duration>,
+    drain: Option<Option<Duration>>,
+    acl: Option<Option<Acl>>,
+    limits: Option<Limits>,
     all_unhealthy: Option<AllUnhealthy>,
     enabled: Option<bool>,
     health_check: Option<Option<HealthCheck>>,
+    /// Where passive checks are switched on.
+    passive_at: Option<usize>,
 }
 
 impl<'a> Listener<'a> {
@@ -62,24 +74,40 @@ impl<'a> Listener<'a> {
     pub(super) fn read(raw: Raw<'a>, number: usize) -> Self {
         let table = raw.open(label(&raw, number), &KEYS);
         let protocol = table
-            .required("protocol", "protocol = \"tcp\"", values::choice(Protocol::WORDS, &[]))
+            .required("protocol", "protocol = \"tcp\"", values::choice(Protocol::WORDS))
             .map(|protocol| protocol.value);
-        let _: Field<()> = table.field("persistence", values::persistence);
+        let scheduler = scheduler(&table, protocol);
+        let (health_check, passive_at) = health_check::health_check(&table, protocol);
         Self {
             protocol,
             port: table.required("port", "port = 80", values::port),
             group: table.field("group", values::name),
             backend_port: table.field("backend_port", values::port),
-            scheduler: table
-                .field("scheduler", values::choice(Scheduler::WORDS, LATER_SCHEDULERS))
-                .or(Scheduler::Tch),
+            scheduler,
+            persistence: table
+                .field("persistence", values::duration_or_off("0", PERSISTENCE))
+                .or(None),
+            drain: table.field("drain", values::duration_or_off("off", DRAIN)).or(None),
+            acl: acl(&table),
+            limits: limits(&table),
             idle_timeout: table.field("idle_timeout", values::duration(IDLE_TIMEOUT)),
             all_unhealthy: table
-                .field("all_unhealthy", values::choice(AllUnhealthy::WORDS, &[]))
+                .field("all_unhealthy", values::choice(AllUnhealthy::WORDS))
                 .or(AllUnhealthy::FailClosed),
             enabled: table.field("enabled", values::boolean).or(true),
-            health_check: health_check::health_check(&table, protocol),
+            health_check,
+            passive_at,
             table,
+        }
+    }
+
+    /// Reports what the listener wants of a group that cannot give it.
+    pub(super) fn check_with(&self, group: &Group<'_>) {
+        if let Some(port) = &self.port {
+            group.check_ports(&self.table, port.value);
+        }
+        if let Some(at) = self.passive_at {
+            group.check_passive(&self.table, at);
         }
     }
 
@@ -142,12 +170,71 @@ impl<'a> Listener<'a> {
             group: group?,
             backend_port: self.backend_port.optional()?,
             scheduler: self.scheduler?,
+            persistence: self.persistence?,
+            drain: self.drain?,
+            acl: self.acl?,
+            limits: self.limits?,
             idle_timeout: self.idle_timeout.or(idle_timeout(protocol))?,
             all_unhealthy: self.all_unhealthy?,
             enabled: self.enabled?,
             health_check: self.health_check?,
         })
     }
+}
+
+fn scheduler(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Scheduler> {
+    let found = match table.field("scheduler", values::choice(Scheduler::WORDS)) {
+        Field::Absent => return Some(Scheduler::Tch),
+        Field::Bad => return None,
+        Field::Good(found) => found,
+    };
+    if found.value == Scheduler::Qch && protocol == Some(Protocol::Tcp) {
+        let message = "scheduler \"qch\" goes by QUIC's connection IDs, and QUIC is UDP; write \
+                       protocol = \"udp\", or another scheduler";
+        table.mistake(found.at, message);
+    }
+    Some(found.value)
+}
+
+/// `Some(None)` if everybody may connect, nothing if there is a gap.
+fn acl(listener: &Table<'_>) -> Option<Option<Acl>> {
+    let raw = match listener.table("acl", "[instance.listener.acl]") {
+        Field::Absent => return Some(None),
+        Field::Bad => return None,
+        Field::Good(raw) => raw,
+    };
+    let table = raw.value.open(format!("{}: acl", listener.label), &ACL);
+    let mode =
+        table.required("mode", "mode = \"allow\"", values::choice(AclMode::WORDS)).map(|it| it.value);
+    let sources = match table.list("sources", "[\"198.51.100.0/24\"]", values::network) {
+        Field::Absent => {
+            table.report_absent("sources", "sources = [\"198.51.100.0/24\"]");
+            None
+        }
+        Field::Bad => None,
+        Field::Good(found) => {
+            if found.value.items.is_empty() && found.value.complete && mode == Some(AclMode::Allow) {
+                let message = "allows nobody, so every packet is dropped; add sources, or remove it";
+                table.warning(found.at, message);
+            }
+            Some(found.value)
+        }
+    };
+    let sources = sources.filter(|list| list.complete)?;
+    let sources: BTreeSet<_> = sources.items.into_iter().map(|source| source.value).collect();
+    Some(Some(Acl { mode: mode?, sources: Arc::new(sources) }))
+}
+
+fn limits(listener: &Table<'_>) -> Option<Limits> {
+    let raw = match listener.table("limits", "[instance.listener.limits]") {
+        Field::Absent => return Some(Limits::default()),
+        Field::Bad => return None,
+        Field::Good(raw) => raw,
+    };
+    let table = raw.value.open(format!("{}: limits", listener.label), &LIMITS);
+    let new_flows = table.field("new_flows", values::integer(NEW_FLOWS)).optional();
+    let bandwidth = table.field("bandwidth", values::bandwidth).optional();
+    Some(Limits { new_flows: new_flows?, bandwidth: bandwidth? })
 }
 
 /// `listener tcp/80`, or `listener #number` if it does not say.

@@ -164,6 +164,11 @@ impl<'a> Table<'a> {
         self.findings.mistake(at, self.says(message));
     }
 
+    /// Reports at `at` what is no mistake, but hardly meant.
+    pub(super) fn warning(&self, at: usize, message: impl Display) {
+        self.findings.warning(at, self.says(message));
+    }
+
     /// Reports that something must be in this table and is not.
     pub(super) fn missing(&self, message: impl Display) {
         self.findings.missing(self.at, self.says(message));

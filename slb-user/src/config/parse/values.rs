@@ -8,6 +8,7 @@ use std::{
 };
 
 use humantime::format_duration;
+use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::read::{Wrong, list};
@@ -127,26 +128,62 @@ fn any_duration(value: &DeValue<'_>) -> Option<Duration> {
     humantime::parse_duration(text).ok()
 }
 
-/// Session persistence: only "off", until there is more.
-pub(super) fn persistence(value: &DeValue<'_>) -> Read<()> {
-    const OFF: &str = "\"0\", or remove it";
-    const MOST: Duration = Duration::from_secs(60 * 60);
-    if value.as_str() == Some("0") {
-        return Ok(());
-    }
-    match any_duration(value) {
-        Some(Duration::ZERO) => Ok(()),
-        Some(duration) if duration <= MOST => {
-            Err(Wrong::because("and session persistence is not supported yet", OFF))
+/// A duration within `range`, or `off`.
+pub(super) fn duration_or_off(
+    off: &'static str,
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&DeValue<'_>) -> Read<Option<Duration>> {
+    let within = duration(range);
+    move |value| {
+        let is_off = value.as_str() == Some(off) || any_duration(value) == Some(Duration::ZERO);
+        if is_off {
+            return Ok(None);
         }
-        _ => Err(Wrong::write(OFF)),
+        within(value).map(Some).map_err(|Wrong { aside, write }| Wrong {
+            aside,
+            write: format!("{write}, or \"{off}\""),
+        })
     }
 }
 
-/// One of `words`; those of `later` are refused as not supported yet.
+/// Bits per second, in the words of `tc`.
+pub(super) fn bandwidth(value: &DeValue<'_>) -> Read<u64> {
+    const UNITS: [(&str, u64); 4] =
+        [("kbit", 1_000), ("mbit", 1_000_000), ("gbit", 1_000_000_000), ("bit", 1)];
+    const RANGE: RangeInclusive<u64> = 8_000..=1_000_000_000_000;
+    let read = |text: &str| {
+        let (number, unit) =
+            UNITS.iter().find_map(|(word, unit)| Some((text.strip_suffix(word)?, unit)))?;
+        number.parse::<u64>().ok()?.checked_mul(*unit).filter(|bits| RANGE.contains(bits))
+    };
+    value.as_str().and_then(read).ok_or_else(|| {
+        Wrong::write("bits per second from \"8kbit\" to \"1000gbit\", such as \"100mbit\"")
+    })
+}
+
+/// A network, or one address.
+pub(super) fn network(value: &DeValue<'_>) -> Read<IpNet> {
+    const WRITE: &str = "a network, such as \"198.51.100.0/24\", or an address";
+    let text = value.as_str().ok_or_else(|| Wrong::write(WRITE))?;
+    let network = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| Wrong::write(WRITE))?;
+    if network.addr().to_canonical() != network.addr() {
+        return Err(Wrong::because("which is IPv4 in the form of IPv6", "it as IPv4"));
+    }
+    if network.trunc() != network {
+        return Err(Wrong::because(
+            "which has bits behind its prefix",
+            format!("\"{}\", or \"{}\"", network.trunc(), network.addr()),
+        ));
+    }
+    Ok(network)
+}
+
+/// One of `words`.
 pub(super) fn choice<T: Copy>(
     words: &'static [(&'static str, T)],
-    later: &'static [&'static str],
 ) -> impl Fn(&DeValue<'_>) -> Read<T> {
     move |value| {
         let word = value.as_str();
@@ -154,12 +191,7 @@ pub(super) fn choice<T: Copy>(
             return Ok(found);
         }
         let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        match word {
-            Some(word) if later.contains(&word) => {
-                Err(Wrong::because("which is not supported yet", list(&words)))
-            }
-            _ => Err(Wrong::write(list(&words))),
-        }
+        Err(Wrong::write(list(&words)))
     }
 }
 

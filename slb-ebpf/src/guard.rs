@@ -1,0 +1,109 @@
+//! Who gets in: access lists, and limits of new flows and of bandwidth.
+
+use core::ptr;
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::XdpContext};
+use slb_common::{
+    abi::{
+        ACL_ALLOW, ACL_DENY, LISTENER_GUARDED, LISTENER_LIMITED, Limits, Listener, Meters,
+        NO_PLACE, ORIGIN_LIMITED, STAGE_PARSED, UDP,
+    },
+    verdict::Verdict,
+};
+
+use crate::{
+    atomic, flows, maps,
+    work::{Exit, Sent, Work},
+};
+
+/// Has what is admitted balanced.
+#[inline(always)]
+pub fn admit(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+    if let Some(listener) = maps::listener(&work.packet.key.destination()) {
+        if listener.flags & LISTENER_GUARDED != 0 {
+            from_client(&work, listener)?;
+        }
+    } else if let Some(origin) = maps::origin(&work.packet.key.source())
+        && origin.flags & ORIGIN_LIMITED != 0
+    {
+        let reply = flows::seek(&work.packet.key);
+        let backend = reply.map_or(origin.backend, |reply| reply.backend);
+        let backend = maps::backend(backend).ok_or(Verdict::Inconsistent)?;
+        take_bytes(&work, backend.listener.into(), |meters| &raw mut meters.reply)?;
+    }
+    Err(Exit::Stage(STAGE_PARSED))
+}
+
+#[inline(always)]
+fn from_client(work: &Work<'_>, listener: &Listener) -> Result<(), Verdict> {
+    let key = &work.packet.key;
+    if listener.flags & (ACL_ALLOW | ACL_DENY) != 0
+        && maps::is_listed(listener.acl, &key.src) != (listener.flags & ACL_ALLOW != 0)
+    {
+        return Err(Verdict::Denied);
+    }
+    if listener.flags & LISTENER_LIMITED == 0 {
+        return Ok(());
+    }
+    let begins =
+        work.packet.is_syn() || key.proto == UDP && flows::position(key) == NO_PLACE;
+    if begins {
+        take_flow(listener.id)?;
+    }
+    take_bytes(work, listener.id, |meters| &raw mut meters.forward)
+}
+
+#[inline(always)]
+fn take_flow(listener: u32) -> Result<(), Verdict> {
+    let Some((limits, meters)) = limits(listener) else { return Ok(()) };
+    if limits.flow_ns == 0 || take(&raw mut meters.flows, limits.flow_ns, limits.flow_burst) {
+        return Ok(());
+    }
+    Err(Verdict::FlowLimit)
+}
+
+#[inline(always)]
+fn take_bytes(
+    work: &Work<'_>,
+    listener: u32,
+    meter: impl Fn(&mut Meters) -> *mut u64,
+) -> Result<(), Verdict> {
+    let Some((limits, meters)) = limits(listener) else { return Ok(()) };
+    let cost = work.bytes.wrapping_mul(limits.byte_ns) >> 16;
+    if limits.byte_ns == 0 || take(meter(meters), cost, limits.byte_burst) {
+        return Ok(());
+    }
+    Err(Verdict::BandwidthLimit)
+}
+
+#[inline(always)]
+fn limits(listener: u32) -> Option<(&'static Limits, &'static mut Meters)> {
+    let meters = maps::SLB_METERS.get_ptr_mut(listener)?;
+    // SAFETY: an element of an array lives as long as the program; its words are exchanged, not written.
+    Some((maps::SLB_LIMITS.get(listener)?, unsafe { &mut *meters }))
+}
+
+/// The generic cell rate algorithm (ITU-T I.371, annex A): whether something that costs so many nanoseconds may
+/// pass by a meter that may be ahead by `burst`. All CPUs share it.
+#[inline(always)]
+fn take(meter: *mut u64, cost: u64, burst: u64) -> bool {
+    /// A CPU that loses so often lets the packet pass.
+    const ATTEMPTS: usize = 4;
+    // SAFETY: reads a clock of the kernel.
+    let now = unsafe { bpf_ktime_get_ns() };
+    for _ in 0..ATTEMPTS {
+        // SAFETY: an aligned word of an array.
+        let paid = unsafe { ptr::read_volatile(meter) };
+        let until = if paid > now { paid } else { now }.wrapping_add(cost);
+        // What is ahead afterwards; a single one always fits.
+        if until.wrapping_sub(now) > burst.wrapping_add(cost) {
+            return false;
+        }
+        // SAFETY: as above.
+        if unsafe { atomic::exchange64(meter, paid, until) } {
+            return true;
+        }
+    }
+    true
+}
