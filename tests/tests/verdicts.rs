@@ -35,6 +35,8 @@ mod headers;
 mod icmp;
 #[path = "verdicts/index.rs"]
 mod index;
+#[path = "verdicts/policy.rs"]
+mod policy;
 #[path = "verdicts/replies.rs"]
 mod replies;
 #[path = "verdicts/shares.rs"]

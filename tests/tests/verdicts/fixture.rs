@@ -429,7 +429,7 @@ impl<'a> Slb<'a> {
         let verdict = self.moved(u64::from(len));
         let is_as_long = match (verdict, verdict.action()) {
             // Made anew, or put into a tunnel, or of no use to anybody.
-            (Verdict::Reset | Verdict::Refused | Verdict::TooBig, _) | (_, Action::Drop) => true,
+            (Verdict::Reset | Verdict::Closed | Verdict::Refused | Verdict::TooBig, _) | (_, Action::Drop) => true,
             // Or of another family, or an error that was made anew for that.
             (
                 Verdict::Forwarded

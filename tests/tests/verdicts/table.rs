@@ -51,14 +51,19 @@ fn given_a_small_state_when_frames_arrive_then_each_gets_its_verdict() {
     });
 }
 
-/// Take more than a state and a frame: `answers.rs` and `icmp.rs` have them.
-const ELSEWHERE: [Verdict; 6] = [
+/// Take more than a state and a frame: `answers.rs`, `icmp.rs` and `policy.rs` have them.
+const ELSEWHERE: [Verdict; 11] = [
     Verdict::Echo,
     Verdict::TooBig,
     Verdict::Oversize,
     Verdict::NoListenerDropped,
     Verdict::Refused,
     Verdict::Untranslatable,
+    Verdict::Denied,
+    Verdict::FlowLimit,
+    Verdict::BandwidthLimit,
+    Verdict::Closed,
+    Verdict::ClosedDropped,
 ];
 
 const fn verdict_of(outcome: &Outcome) -> Verdict {
