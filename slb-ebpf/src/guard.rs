@@ -46,8 +46,7 @@ fn from_client(work: &Work<'_>, listener: &Listener) -> Result<(), Verdict> {
     if listener.flags & LISTENER_LIMITED == 0 {
         return Ok(());
     }
-    let begins =
-        work.packet.is_syn() || key.proto == UDP && flows::position(key) == NO_PLACE;
+    let begins = work.packet.is_syn() || key.proto == UDP && flows::position(key) == NO_PLACE;
     if begins {
         take_flow(listener.id)?;
     }

@@ -115,8 +115,9 @@ fn look(facts: &Facts<'_>, origin: &Origin) -> bool {
     *forward = client_key(key, origin);
     match flows::seek(forward) {
         Some(flow) => flow.state & CLOSED != 0,
-        None => maps::backend(origin.backend)
-            .is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0),
+        None => {
+            maps::backend(origin.backend).is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0)
+        }
     }
 }
 

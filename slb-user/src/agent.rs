@@ -3,6 +3,7 @@
 //! It owns all state; everything else is asked by message. Nothing that it does is undone when it
 //! ends: the datapath goes on, and the next agent starts from what it finds in the maps.
 
+mod events;
 mod failures;
 mod flows;
 mod follow;
@@ -39,16 +40,17 @@ use tracing::{debug, info, warn};
 pub use lock::{Lock, LockError};
 
 use self::{
+    events::Events,
     failures::Failures,
-    passive::Suspicion,
     follow::{Follower, Following, Surroundings},
+    passive::Suspicion,
     reload::{Read, Reloads},
 };
 use crate::{
     api::{self, ApiError, HttpError, Request},
     clock::Jiffies,
     config::{Announce, Config, Gateway, NoListener, Scheduler},
-    datapath::{Attachment, Capacities, LoadError, Loaded, Pins, TableError},
+    datapath::{Attachment, Capacities, Explainer, LoadError, Loaded, Pins, TableError},
     desired::{Circumstances, Planner},
     health::{self, Checkers, Health},
     layout::{Layout, LayoutError},
@@ -119,6 +121,8 @@ pub struct Agent {
     surroundings: Surroundings,
     attachments: Vec<(Interface, Attachment)>,
     failures: Failures,
+    events: Events,
+    explainer: Arc<Explainer>,
     _pins_lock: Lock,
 }
 
@@ -228,6 +232,8 @@ impl Agent {
             surroundings: follower.look(NetworkChange::EVERYTHING).await,
             attachments: Vec::new(),
             failures: Failures::default(),
+            events: Events::default(),
+            explainer: Arc::new(Explainer::open(&Pins::new(&config.gateway.pins))?),
             datapath,
             layout,
             config,
@@ -355,6 +361,9 @@ impl Agent {
         self.health[target] = event.health;
         *self.transitions.entry(event.key).or_default() += 1;
         let (listener, backend) = self.describe(target);
+        let reason = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let health = event.health.label();
+        self.events.note("health", format!("{listener}: {backend} is {health}{reason}"));
         if event.health == Health::Unhealthy {
             warn!(listener, backend, reason = event.reason, "backend is unhealthy");
         } else {
@@ -497,6 +506,8 @@ impl Agent {
         match request {
             // Who asked may have gone away.
             Request::Status(answer) => drop(answer.send(self.status())),
+            Request::Events(after, answer) => drop(answer.send(self.events.after(after))),
+            Request::Sight(answer) => drop(answer.send(self.sight())),
             Request::Reload(answer) => self.reload(Some(answer)),
             Request::Edit(edit, answer) => self.edit(edit, answer),
             Request::Plan(config, answer) => drop(answer.send(self.plan(&config))),

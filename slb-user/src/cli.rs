@@ -12,6 +12,8 @@ mod decap;
 mod distribution;
 mod doctor;
 mod edit;
+mod events;
+mod flows;
 mod reload;
 mod run;
 mod status;
@@ -58,7 +60,13 @@ enum Command {
     Status(ask::Asking),
     /// Count new flows for a while: who should get how many, who does, and why they differ.
     Distribution(distribution::Arguments),
-    /// Add, remove or re-weight a backend of the running agent, and in its file.
+    /// Show the flows that have entries.
+    Flows(flows::Arguments),
+    /// What would become of a packet now, and why, step by step.
+    Explain(flows::ExplainArguments),
+    /// What has happened to health, configuration and flows.
+    Events(events::Arguments),
+    /// Add, remove, re-weight or drain a backend of the running agent, and in its file.
     #[command(subcommand)]
     Backend(edit::Backend),
     /// Start or stop a listener of the running agent, and in its file.
@@ -96,6 +104,9 @@ impl Cli {
             Command::Backend(command) => edit::backend(command),
             Command::Listener(command) => edit::enable(command),
             Command::Distribution(arguments) => distribution::distribution(&arguments),
+            Command::Flows(arguments) => flows::flows(arguments),
+            Command::Explain(arguments) => flows::explain(arguments),
+            Command::Events(arguments) => events::events(&arguments),
             Command::Decap(arguments) => decap::decap(&arguments),
             Command::Doctor(arguments) => doctor::doctor(&arguments),
             Command::Unload(arguments) => unload::unload(&arguments),

@@ -40,6 +40,12 @@ impl Jiffies {
         Ok((ticks as u32).wrapping_sub(300 * self.per_second))
     }
 
+    /// How many there are in so many seconds.
+    #[must_use]
+    pub const fn per(self, seconds: u32) -> u32 {
+        self.per_second * seconds
+    }
+
     /// Rounded up as well.
     #[must_use]
     pub fn to_duration(self, jiffies: u32) -> Duration {

@@ -3,6 +3,7 @@
 mod bpffs;
 mod decap;
 mod error;
+mod explain;
 mod filter;
 mod flow_table;
 mod index;
@@ -19,6 +20,7 @@ mod trace;
 pub use bpffs::BpffsError;
 pub use decap::{Decap, Decapsulated};
 pub use error::LoadError;
+pub use explain::{Explainer, Explanation, Question, Step};
 pub use flow_table::{Errand, FlowTable, Found, Watched};
 pub use links::Attachment;
 pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE};

@@ -305,9 +305,8 @@ impl Planner {
             .zip(usable)
             .filter_map(|(target, usable)| usable.then_some(target))
             .collect();
-        let primary = candidates
-            .iter()
-            .position(|target| target.role == Role::Primary && target.weight > 0);
+        let primary =
+            candidates.iter().position(|target| target.role == Role::Primary && target.weight > 0);
         let chosen = match primary {
             Some(primary) => &candidates[primary..=primary],
             None => &candidates[..],

@@ -183,6 +183,11 @@ fn gauges(status: &Status) -> Vec<Family<f64>> {
             backends(|backend| Some(backend.weight.into())),
         ),
         family(
+            "slb_backend_active_flows",
+            "Flows of the backend that have an entry and have not ended.",
+            backends(|backend| Some(backend.active_flows as f64)),
+        ),
+        family(
             "slb_backend_expected_share",
             "Part of new flows that the backend is to get now, 0 to 1.",
             backends(|backend| Some(backend.expected_share)),

@@ -81,9 +81,7 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
             .map(|(&index, &addr)| Step::PutSource(index, addr)),
     );
     steps.extend(backends_first.into_iter().map(|(id, backend)| Step::PutBackend(id, backend)));
-    steps.extend(
-        gone(&desired.quic, &installed.quic).map(|(&server, _)| Step::RemoveQuic(server)),
-    );
+    steps.extend(gone(&desired.quic, &installed.quic).map(|(&server, _)| Step::RemoveQuic(server)));
     steps.extend(
         changed(&desired.quic, &installed.quic)
             .map(|(&server, &backend)| Step::PutQuic(server, backend)),

@@ -19,6 +19,8 @@ mod answers;
 mod cuts;
 #[path = "verdicts/direct.rs"]
 mod direct;
+#[path = "verdicts/explained.rs"]
+mod explained;
 #[path = "verdicts/families.rs"]
 mod families;
 #[path = "verdicts/flows.rs"]

@@ -1079,7 +1079,7 @@ mod pod {
     // SAFETY: as above, but for what fills a record's cache line, which nobody looks at.
     unsafe impl<V: aya::Pod, const RECORDS: usize> aya::Pod for super::Index<V, RECORDS> {}
     pod! { Settings Counter Traffic Client Filter Packet Keys Handover Scratch }
-    pod! { FragmentKey Fragment QuicKey Limits Answers StickyKey Sticky }
+    pod! { FragmentKey Fragment QuicKey Limits Meters Answers StickyKey Sticky }
 }
 
 #[cfg(test)]

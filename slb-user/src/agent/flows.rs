@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slb_common::abi::{BACKEND_CLOSED, BACKEND_IN_USE, Flow, MODE_DSR, MODE_GUE, MODE_IPIP, NO_SOURCE};
+use slb_common::abi::{
+    BACKEND_CLOSED, BACKEND_IN_USE, Flow, MODE_DSR, MODE_GUE, MODE_IPIP, NO_SOURCE,
+};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -82,7 +84,10 @@ impl Agent {
     pub(super) fn closed(&self) -> HashSet<u32> {
         const CLOSED: u32 = BACKEND_CLOSED | BACKEND_IN_USE;
         let backends = self.datapath.maps.installed().backends.iter();
-        backends.filter(|(_, backend)| backend.flags & CLOSED == CLOSED).map(|(&id, _)| id).collect()
+        backends
+            .filter(|(_, backend)| backend.flags & CLOSED == CLOSED)
+            .map(|(&id, _)| id)
+            .collect()
     }
 
     /// Whether a backend is drained whose flows have not been ended yet.
@@ -90,10 +95,14 @@ impl Agent {
         self.closed().into_iter().any(|id| self.datapath.table.active(id) > 0)
     }
 
-    fn reset(&self, ended: &[Flow]) {
+    fn reset(&mut self, ended: &[Flow]) {
         if ended.is_empty() {
             return;
         }
+        let count = ended.len();
+        let text =
+            format!("{count} connections were idle for too long, or their backend drained: reset");
+        self.events.note("flows", text);
         let installed = self.datapath.maps.installed();
         let connections: Vec<Connection> = ended
             .iter()
@@ -106,7 +115,7 @@ impl Agent {
                 Some(Connection::new(flow, addr, source, is_direct))
             })
             .collect();
-        info!(connections = connections.len(), "idle for too long, or drained: reset");
+        info!(connections = count, "idle for too long, or drained: reset");
         tokio::task::spawn_blocking(move || {
             if let Err(error) = provoke(&connections) {
                 warn!(%error, "connections whose time is up are reset with their next packet only");

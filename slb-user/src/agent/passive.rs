@@ -137,10 +137,7 @@ mod tests {
     #[test]
     fn given_no_answers_when_it_takes_long_then_it_is_found_out() {
         let silent = wrong(&[(100, 10, 111, 0), (100, 10, 113, 900), (100, 10, 113, 1_000)]);
-        assert_eq!(
-            silent.unwrap(),
-            "answered none of the last 3 connections of clients in 1.0s"
-        );
+        assert_eq!(silent.unwrap(), "answered none of the last 3 connections of clients in 1.0s");
         assert_eq!(wrong(&[(100, 10, 113, 0), (100, 10, 113, 900)]), None, "not long enough");
         assert_eq!(wrong(&[(100, 10, 110, 0), (100, 10, 110, 9_000)]), None, "nobody has asked");
     }

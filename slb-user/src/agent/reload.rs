@@ -259,6 +259,7 @@ impl Agent {
         self.serve_metrics();
         for change in &changes {
             info!(generation = self.reloads.generation, "{change}");
+            self.events.note("config", format!("generation {}: {change}", self.reloads.generation));
         }
         if is_done {
             self.done(answer, changes, &warnings);
@@ -304,6 +305,7 @@ impl Agent {
 
     fn refuse(&mut self, answer: Option<Answer>, refusal: Refusal) {
         warn!("reload refused, nothing was changed:\n{refusal}");
+        self.events.note("config", format!("reload refused: {refusal}"));
         self.reloads.failures += 1;
         self.reloads.refused = Some(format!("the last reload was refused: {refusal}"));
         reply(answer, Err(refusal));
@@ -377,6 +379,7 @@ impl Agent {
             let address = self.layout.targets.iter().find(|target| target.id == *id);
             let address = address.map(|target| target.addr.to_string()).unwrap_or_default();
             info!(backend = address, "gone with its last flow");
+            self.events.note("flows", format!("{address}, which was removed, has no flow left"));
             self.go_on("maps", |agent| {
                 agent.datapath.maps.apply(Step::PutBackend(*id, retire(backend)))
             });

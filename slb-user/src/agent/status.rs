@@ -1,6 +1,6 @@
 //! Answers `GET /v1/status`.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use slb_common::abi::Traffic;
 
@@ -8,7 +8,7 @@ use super::Agent;
 use crate::{
     api::{
         BackendStatus, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus, MapStatus,
-        Status, VerdictCount,
+        Names, Sight, Status, VerdictCount,
     },
     datapath::TableError,
     health::Health,
@@ -123,6 +123,33 @@ impl Agent {
         Ok(instances)
     }
 
+    /// In how many seconds the flows of a drained backend are ended.
+    fn closes_in(&self, id: u32) -> Option<f64> {
+        let closes = self.datapath.maps.installed().backends.get(&id)?.closes;
+        let left = closes.wrapping_sub(self.jiffies.now().ok()?) as i32;
+        (closes != 0).then(|| self.jiffies.to_duration(left.max(0) as u32).as_secs_f64())
+    }
+
+    /// What can be looked at without this task.
+    pub(super) fn sight(&self) -> Sight {
+        let mut names = Names::default();
+        for service in &self.layout.services {
+            let instance = &self.config.instances[service.instance];
+            let listener = &instance.listeners[service.listener];
+            let label = format!("{} {}/{}", instance.name, listener.protocol, listener.port);
+            names.listeners.extend(service.endpoints.iter().map(|&at| (at, label.clone())));
+            let backends = &instance.groups[listener.group].backends;
+            for target in &self.layout.targets[service.targets.clone()] {
+                let name = target
+                    .backend
+                    .map_or_else(|| target.addr.ip().to_string(), |it| backends[it].name.clone());
+                names.backends.insert(target.id, (name, target.addr));
+            }
+        }
+        let (explainer, table) = (Arc::clone(&self.explainer), self.datapath.table.clone());
+        Sight { names: Arc::new(names), explainer, table, jiffies: self.jiffies }
+    }
+
     fn backends(&self, service: &Service, traffics: &Traffics, backends: &mut Vec<BackendStatus>) {
         let instance = &self.config.instances[service.instance];
         let group = &instance.groups[instance.listeners[service.listener].group];
@@ -157,6 +184,9 @@ impl Agent {
                     .filter(|_| self.health[index] != Health::Healthy)
                     .map(|failure| failure.reason),
                 active: shares.contains_key(&target.id),
+                drains: target.drains,
+                closes_in_seconds: self.closes_in(target.id),
+                active_flows: self.datapath.table.active(target.id),
                 expected_share: shares.get(&target.id).copied().unwrap_or_default(),
                 flows,
                 packets,

@@ -49,6 +49,9 @@ pub enum ClientError {
         /// In its words.
         reason: String,
     },
+    /// A parameter that no request can have.
+    #[error("not a request that can be made")]
+    Uri(#[from] hyper::http::uri::InvalidUri),
     /// Not what this version understands.
     #[error("the agent's answer is not understood; is it of another version?")]
     Answer(#[from] serde_json::Error),
@@ -90,6 +93,20 @@ impl Connection {
         self.ask(Method::GET, path, Bytes::new()).await
     }
 
+    /// Asks for `path` with parameters.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn get_with<T: DeserializeOwned>(
+        &mut self,
+        path: &'static str,
+        parameters: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let parameters = serde_urlencoded::to_string(parameters).unwrap_or_default();
+        self.ask(Method::GET, &format!("{path}?{parameters}"), Bytes::new()).await
+    }
+
     /// Sends `body` to `path`.
     ///
     /// # Errors
@@ -107,7 +124,7 @@ impl Connection {
     async fn ask<T: DeserializeOwned>(
         &mut self,
         method: Method,
-        path: &'static str,
+        path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
         let answer = tokio::time::timeout(ANSWER_WITHIN, self.exchange(method, path, body)).await;
@@ -117,12 +134,12 @@ impl Connection {
     async fn exchange<T: DeserializeOwned>(
         &mut self,
         method: Method,
-        path: &'static str,
+        path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = hyper::Uri::from_static(path);
+        *request.uri_mut() = path.parse()?;
         let headers = request.headers_mut();
         headers.insert(header::HOST, header::HeaderValue::from_static("slb"));
         let json = header::HeaderValue::from_static("application/json");

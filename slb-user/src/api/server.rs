@@ -1,12 +1,17 @@
 //! The agent's end of the socket. It owns nothing: it asks the agent's task.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{
+    Json,
+    extract::{Query, State},
+    http::StatusCode,
+};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot},
@@ -15,20 +20,49 @@ use tokio::{
 use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{File, Reloaded, Status};
-use crate::config::{self, Config, Edit};
+use super::{
+    Asked, Event, EventFilter, Explained, File, FlowFilter, Flows, Names, Reloaded, Status,
+};
+use crate::{
+    clock::Jiffies,
+    config::{self, Config, Edit},
+    datapath::{Explainer, FlowTable},
+};
 
 /// A question to the agent.
 #[derive(Debug)]
 pub enum Request {
     /// How are things?
     Status(oneshot::Sender<Result<Status, String>>),
+    /// What has happened after that number?
+    Events(u64, oneshot::Sender<Vec<Event>>),
+    /// What is there to look at?
+    Sight(oneshot::Sender<Sight>),
     /// Go by the file as it is now.
     Reload(oneshot::Sender<Result<Reloaded, Refusal>>),
     /// Change the file, and go by it.
     Edit(Edit, oneshot::Sender<Result<Reloaded, Refusal>>),
     /// What would change if the file were this one?
     Plan(Box<Config>, oneshot::Sender<Result<Reloaded, Refusal>>),
+}
+
+/// What can be looked at without the agent's task, which must not wait.
+#[derive(Clone)]
+pub struct Sight {
+    /// What the indices in it stand for.
+    pub names: Arc<Names>,
+    /// The maps.
+    pub explainer: Arc<Explainer>,
+    /// The flow table.
+    pub table: FlowTable,
+    /// Its clock.
+    pub jiffies: Jiffies,
+}
+
+impl fmt::Debug for Sight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sight").field("names", &self.names).finish_non_exhaustive()
+    }
 }
 
 /// Why a configuration was not taken over.
@@ -85,6 +119,9 @@ type Answer<T> = Result<Json<T>, (StatusCode, String)>;
 fn routes() -> OpenApiRouter<mpsc::Sender<Request>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(status))
+        .routes(routes!(events))
+        .routes(routes!(flows))
+        .routes(routes!(explain))
         .routes(routes!(reload))
         .routes(routes!(plan))
         .routes(routes!(edit))
@@ -114,6 +151,52 @@ struct Description;
 async fn status(State(agent): Agent) -> Answer<Status> {
     let failed = |reason| (StatusCode::INTERNAL_SERVER_ERROR, reason);
     ask(&agent, Request::Status).await?.map(Json).map_err(failed)
+}
+
+/// What has happened to health, configuration and flows; the latest thousand.
+#[utoipa::path(get, path = "/v1/events", params(EventFilter), responses(
+    (status = OK, body = Vec<Event>, description = "the oldest first"),
+))]
+async fn events(State(agent): Agent, Query(filter): Query<EventFilter>) -> Answer<Vec<Event>> {
+    let after = filter.after.unwrap_or(0);
+    ask(&agent, |answer| Request::Events(after, answer)).await.map(Json)
+}
+
+/// The flows that have entries.
+#[utoipa::path(get, path = "/v1/flows", params(FlowFilter), responses(
+    (status = OK, body = Flows),
+    (status = INTERNAL_SERVER_ERROR, body = String, description = "the table cannot be read"),
+))]
+async fn flows(State(agent): Agent, Query(filter): Query<FlowFilter>) -> Answer<Flows> {
+    let found = look(&agent, move |Sight { names, table, jiffies, .. }, now| {
+        Ok(names.select(table.flows(), &filter, now, jiffies.per(1)))
+    });
+    found.await?.map(Json).map_err(|reason: String| (StatusCode::INTERNAL_SERVER_ERROR, reason))
+}
+
+/// What would become of a packet, step by step.
+#[utoipa::path(get, path = "/v1/explain", params(Asked), responses(
+    (status = OK, body = Explained),
+    (status = UNPROCESSABLE_ENTITY, body = String, description = "what is wrong with the question"),
+))]
+async fn explain(State(agent): Agent, Query(asked): Query<Asked>) -> Answer<Explained> {
+    let explained = look(&agent, move |Sight { names, explainer, .. }, now| {
+        asked.explain(&explainer, &names, now)
+    });
+    explained.await?.map(Json).map_err(|reason| (StatusCode::UNPROCESSABLE_ENTITY, reason))
+}
+
+/// Looks at the maps, at the present in jiffies, in a thread that may wait.
+async fn look<T: Send + 'static>(
+    agent: &mpsc::Sender<Request>,
+    read: impl FnOnce(Sight, u32) -> Result<T, String> + Send + 'static,
+) -> Result<Result<T, String>, (StatusCode, String)> {
+    let sight = ask(agent, Request::Sight).await?;
+    let read = tokio::task::spawn_blocking(move || {
+        let now = sight.jiffies.now().map_err(|error| error.to_string())?;
+        read(sight, now)
+    });
+    read.await.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 /// Go by the file as it is now.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// `GET /v1/status`: a running agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -128,6 +128,12 @@ pub struct BackendStatus {
     pub active: bool,
     /// Its part of new flows, 0 to 1, among the backends of its address family.
     pub expected_share: f64,
+    /// Whether it is being drained.
+    pub drains: bool,
+    /// Drained: in so many seconds its flows are ended; `None`: they are left alone.
+    pub closes_in_seconds: Option<f64>,
+    /// Flows that have an entry and have not ended.
+    pub active_flows: u64,
     /// Flows that it was given.
     pub flows: u64,
     /// Frames sent to it.
@@ -152,6 +158,27 @@ impl BackendStatus {
     pub fn is_v4(&self) -> bool {
         !self.endpoint.starts_with('[')
     }
+}
+
+/// Something that has happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Counts from 1 since the agent started.
+    pub number: u64,
+    /// Seconds since 1970.
+    pub at_seconds: f64,
+    /// `health`, `config` or `flows`.
+    pub kind: String,
+    /// In words.
+    pub text: String,
+}
+
+/// Which events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct EventFilter {
+    /// Those with a higher number.
+    pub after: Option<u64>,
 }
 
 /// How often a verdict was given.

@@ -173,7 +173,16 @@ async fn given_the_api_when_asked_for_its_description_then_that_is_whole() {
 
     let paths = described["paths"].as_object().unwrap();
     let named: Vec<&str> = paths.keys().map(String::as_str).collect();
-    let expected = ["/v1/edit", "/v1/openapi.json", "/v1/plan", "/v1/reload", "/v1/status"];
+    let expected = [
+        "/v1/edit",
+        "/v1/events",
+        "/v1/explain",
+        "/v1/flows",
+        "/v1/openapi.json",
+        "/v1/plan",
+        "/v1/reload",
+        "/v1/status",
+    ];
     assert_eq!(named, expected);
     let (schemas, text) = (&described["components"]["schemas"], described.to_string());
     let references = text.split("#/components/schemas/").skip(1);

@@ -39,6 +39,16 @@ pub(super) enum Backend {
         #[command(flatten)]
         asking: Asking,
     },
+    /// Drain a backend: no new flows, and those that it has are ended after the listener's `drain`.
+    Drain {
+        #[command(flatten)]
+        place: PlaceArguments,
+        /// Drain it no more.
+        #[arg(long)]
+        stop: bool,
+        #[command(flatten)]
+        asking: Asking,
+    },
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -95,6 +105,9 @@ pub(super) fn backend(command: Backend) -> anyhow::Result<Exit> {
         Backend::Remove { place, asking } => (Edit::RemoveBackend { place: place.into() }, asking),
         Backend::Weight { place, weight, asking } => {
             (Edit::SetWeight { place: place.into(), weight }, asking)
+        }
+        Backend::Drain { place, stop, asking } => {
+            (Edit::DrainBackend { place: place.into(), drain: !stop }, asking)
         }
     };
     ask(&edit, &asking)

@@ -75,7 +75,8 @@ fn render(status: &Status) -> String {
 }
 
 fn backends(listener: &ListenerStatus) -> Table {
-    let mut table = table(&["backend", "address", "weight", "health", "share", "flows", "packets"]);
+    let mut table =
+        table(&["backend", "address", "weight", "health", "share", "flows", "active", "packets"]);
     for backend in &listener.backends {
         table.add_row([
             name(backend),
@@ -84,10 +85,11 @@ fn backends(listener: &ListenerStatus) -> Table {
             health(backend),
             format!("{:.1} %", backend.expected_share * 100.0),
             backend.flows.to_string(),
+            backend.active_flows.to_string(),
             backend.packets.to_string(),
         ]);
     }
-    align(&mut table, &[2, 4, 5, 6]);
+    align(&mut table, &[2, 4, 5, 6, 7]);
     table
 }
 
@@ -99,10 +101,19 @@ fn name(backend: &BackendStatus) -> String {
 }
 
 fn health(backend: &BackendStatus) -> String {
-    match &backend.reason {
-        Some(reason) => format!("{}: {reason}", backend.health),
-        None => backend.health.clone(),
+    let mut text = backend.health.clone();
+    if let Some(reason) = &backend.reason {
+        text += &format!(": {reason}");
     }
+    if backend.drains {
+        text += match backend.closes_in_seconds {
+            None => ", drains".to_owned(),
+            Some(0.0) => ", drained".to_owned(),
+            Some(seconds) => format!(", drains for {seconds:.0} s"),
+        }
+        .as_str();
+    }
+    text
 }
 
 pub(super) fn table(header: &[&str]) -> Table {
@@ -140,9 +151,9 @@ PROBLEM: net.ipv4.ip_forward is 0
 instance shop: 203.0.113.10, 2001:db8:113::10
 
   tcp/80 to group default by tch
-     backend            address             weight  health                          share  flows  packets
-     web-1              10.0.0.1:8080          100  healthy                        87.5 %     12      120
-     web-2 (secondary)  [2001:db8::2]:8080       7  unhealthy: connection refused  12.5 %      0        0
+     backend            address             weight  health                          share  flows  active  packets
+     web-1              10.0.0.1:8080          100  healthy                        87.5 %     12       4      120
+     web-2 (secondary)  [2001:db8::2]:8080       7  unhealthy: connection refused  12.5 %      0       4        0
 
  verdict    packets  bytes
  forwarded      120  34567

@@ -78,20 +78,12 @@ fn objects(config: &Config) -> Objects {
 }
 
 fn add_group(objects: &mut Objects, instance: &str, group: &Group) {
-    let Group {
-        name: _,
-        kind,
-        forwarding,
-        sources,
-        client_address,
-        check_secondary,
-        backends,
-    } = group;
+    let Group { name: _, kind, forwarding, sources, client_address, check_secondary, backends } =
+        group;
     let name = format!("{instance}, group {}", group.label());
     let is_pair = *kind == GroupKind::PrimarySecondary;
     for (place, backend) in backends.iter().enumerate() {
-        let Backend { name: backend, addresses, port, weight, drain, server_id, region } =
-            backend;
+        let Backend { name: backend, addresses, port, weight, drain, server_id, region } = backend;
         let role = match (is_pair, place) {
             (false, _) => "member",
             (true, 0) => "primary",
@@ -151,8 +143,16 @@ fn of_listener(listener: &Listener, groups: &[Group]) -> Fields {
 }
 
 fn of_check(check: &HealthCheck) -> String {
-    let HealthCheck { probe, port, interval, timeout, healthy, unhealthy, passive, proxy_header: _ } =
-        check;
+    let HealthCheck {
+        probe,
+        port,
+        interval,
+        timeout,
+        healthy,
+        unhealthy,
+        passive,
+        proxy_header: _,
+    } = check;
     let probe = match probe {
         ProbeKind::Tcp => "tcp".to_owned(),
         ProbeKind::Http(HttpProbe { method, path, host, expect }) => {

@@ -36,6 +36,13 @@ pub enum Edit {
         /// 0 to 100.
         weight: u32,
     },
+    /// Whether a backend is drained.
+    DrainBackend {
+        /// Which.
+        place: Place,
+        /// `false`: not any more.
+        drain: bool,
+    },
     /// Whether a listener is balanced.
     EnableListener {
         /// Name of its instance.
@@ -81,6 +88,14 @@ pub fn edit(text: &str, edit: &Edit) -> Result<String, EditError> {
         Edit::SetWeight { place, weight } => {
             let found = backends(&mut file, place)?.ok_or_else(|| no_backend(place, &[]))?;
             set(find_backend(tables(found), place)?, "weight", i64::from(*weight));
+        }
+        Edit::DrainBackend { place, drain } => {
+            let found = backends(&mut file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            let found = find_backend(tables(found), place)?;
+            // What it is without.
+            if *drain || found.contains_key("drain") {
+                set(found, "drain", *drain);
+            }
         }
         Edit::EnableListener { instance, protocol, port, enabled } => {
             let instance = self::instance(&mut file, instance)?;
@@ -384,6 +399,11 @@ listener = [{ protocol = "tcp", port = 80, backend_port = 8080 }]
                 weight(place("blog", None, "b-2"), 3),
                 "address = \"10.0.0.42\" }",
                 "address = \"10.0.0.42\" , weight = 3 }",
+            ),
+            (
+                Edit::DrainBackend { place: place("shop", None, "web-2"), drain: true },
+                "  name = \"web-2\"\n",
+                "  name = \"web-2\"\n  drain = true\n",
             ),
             (
                 add(place("shop", None, "web-3"), &[v4], None, Some(50)),

@@ -12,8 +12,8 @@ use std::{
 
 use slb_common::{
     abi::{
-        self, BUCKET_FLOWS, Bucket, CLOSED, ESTABLISHED, Endpoint, FLOW_FORWARD, Flow, NO_PLACE,
-        SLOT_BACKEND, SLOT_KEEP, TAG_FREE, TAG_TAKEN, TCP,
+        self, BUCKET_FLOWS, Bucket, CLOSED, ESTABLISHED, Endpoint, FLOW_FORWARD, Flow, FlowKey,
+        NO_PLACE, SLOT_BACKEND, SLOT_KEEP, TAG_FREE, TAG_TAKEN, TCP,
     },
     hash,
 };
@@ -160,12 +160,8 @@ impl FlowTable {
     /// Has a connection's packets answered with resets from now on; `false` if it is another's place by now.
     fn end(&self, words: &[AtomicU32; WORDS], flow: &Flow, errand: &Errand) -> bool {
         const STATE: usize = offset_of!(Flow, state);
-        let taken = words[0].compare_exchange(
-            flow.tag,
-            TAG_TAKEN,
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
+        let taken =
+            words[0].compare_exchange(flow.tag, TAG_TAKEN, Ordering::AcqRel, Ordering::Relaxed);
         if taken.is_err() {
             return false;
         }
@@ -207,6 +203,34 @@ impl FlowTable {
                 count.fetch_sub(error as u64, Ordering::Relaxed);
             }
         }
+    }
+
+    /// The entry of a packet, in a table of so many buckets.
+    #[must_use]
+    pub fn find(&self, key: &FlowKey, buckets: u32) -> Option<Flow> {
+        let tag = abi::tag(hash::flow(key));
+        let mut flows = self.bucket(key, buckets)?.iter().filter_map(read);
+        flows.find(|flow| flow.tag == tag && flow.is_of(key))
+    }
+
+    /// Whether all places that an entry could have are those of established flows.
+    #[must_use]
+    pub fn is_full(&self, key: &FlowKey, buckets: u32, now: u32) -> bool {
+        let Some(bucket) = self.bucket(key, buckets) else { return true };
+        bucket.iter().all(|words| match words[0].load(Ordering::Acquire) {
+            TAG_FREE => false,
+            TAG_TAKEN => true,
+            _ => read(words).is_some_and(|flow| {
+                let is_over = abi::age(now, flow.expires) > 0;
+                !is_over && flow.state & ESTABLISHED != 0 && !abi::has_ended(flow.state)
+            }),
+        })
+    }
+
+    fn bucket(&self, key: &FlowKey, buckets: u32) -> Option<&[[AtomicU32; WORDS]; BUCKET_FLOWS]> {
+        let bucket = self.flows.element(hash::bucket(key, buckets) as usize)?;
+        // SAFETY: the mapping lives as long as `self`, and its words are accessed by atomics only.
+        Some(unsafe { bucket.cast::<[[AtomicU32; WORDS]; BUCKET_FLOWS]>().as_ref() })
     }
 
     /// Every entry of a client's packets that has not ended.

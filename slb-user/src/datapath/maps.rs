@@ -16,9 +16,8 @@ use slb_common::{
     abi::{
         self, Address, Answers, BACKEND_IN_USE, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET,
         EPOCH_TAKEN, Endpoint, Interface, Limits, Listed, Listener, MAX_BACKENDS,
-        MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENER_RECORDS,
-        MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC,
-        MAX_SOURCES, Origin, QuicKey, Roles, Settings, Traffic,
+        MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS,
+        MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, Origin, QuicKey, Roles, Settings, Traffic,
     },
     verdict::Verdict,
 };
@@ -170,10 +169,9 @@ impl Maps {
         for key in self.acls.keys() {
             let key = key.map_err(at("SLB_ACL"))?;
             let [acl, a, b, c, d] = key.data();
-            acls.entry(u32::from_be(acl)).or_default().insert((
-                key.prefix_len(),
-                Address::from_words([a, b, c, d]),
-            ));
+            acls.entry(u32::from_be(acl))
+                .or_default()
+                .insert((key.prefix_len(), Address::from_words([a, b, c, d])));
         }
         self.installed.acls = acls.into_iter().map(|(acl, list)| (acl, Arc::new(list))).collect();
         self.installed.quic = contents(&self.quic).map_err(at("SLB_QUIC"))?;
@@ -338,10 +336,9 @@ impl Maps {
 
     /// Where this schedule is already, written for another VIP of the same listener.
     fn range_of(&self, service: &Service) -> Option<Range<u32>> {
-        let (endpoint, _) =
-            self.installed.listeners.iter().find(|(_, installed)| {
-                installed.id == service.id && installed.schedule == service.schedule
-            })?;
+        let (endpoint, _) = self.installed.listeners.iter().find(|(_, installed)| {
+            installed.id == service.id && installed.schedule == service.schedule
+        })?;
         self.ranges.get(endpoint).cloned()
     }
 

@@ -11,8 +11,8 @@ use crate::{
     clock::Jiffies,
     config::{
         AllUnhealthy, Announce, Backend, ClientAddress, Config, Forwarding, Gateway, Group,
-        GroupKind, HealthCheck, Instance, Limits, Listener, NoListener, ProbeKind, Protocol, Scheduler,
-        TunnelSource, XdpMode,
+        GroupKind, HealthCheck, Instance, Limits, Listener, NoListener, ProbeKind, Protocol,
+        Scheduler, TunnelSource, XdpMode,
     },
     desired::{Circumstances, Planner},
     health::Health,

@@ -47,7 +47,8 @@ impl<'a> Ids<'a> {
         let free_listeners =
             (0..MAX_LISTENERS as u32).filter(move |id| !used.contains(id)).chain(last);
         let known: BTreeMap<u32, _> = installed.backends.iter().map(|(&id, b)| (id, b)).collect();
-        let backends = known.iter().map(|(&id, b)| ((b.listener.into(), b.addr, b.port), id)).collect();
+        let backends =
+            known.iter().map(|(&id, b)| ((b.listener.into(), b.addr, b.port), id)).collect();
         let mut retired = Vec::new();
         let mut used_backends = HashMap::<u32, Vec<u32>>::new();
         for (&id, backend) in &known {

@@ -278,8 +278,13 @@ fn given_backends_that_are_reached_in_any_way_when_they_go_then_it_is_still_know
         shop.groups[0].backends.remove(0);
         let (after, _) = install(&config([shop]), &installed);
         let departed = after.targets.iter().find(|target| target.is_departed()).unwrap();
-        let expected =
-            Target { backend: None, weight: 0, drains: true, check: None, ..before.targets[0].clone() };
+        let expected = Target {
+            backend: None,
+            weight: 0,
+            drains: true,
+            check: None,
+            ..before.targets[0].clone()
+        };
         assert_eq!(format!("{departed:?}"), format!("{expected:?}"));
     }
 }

@@ -45,7 +45,8 @@ pub fn provoke(connections: &[Connection]) -> io::Result<()> {
     let v4 = Socket::new(Domain::IPV4, Type::RAW, raw)?;
     let v6 = Socket::new(Domain::IPV6, Type::RAW, raw)?;
     for connection in connections {
-        for (from, to) in [Some(connection.to_client), connection.to_backend].into_iter().flatten() {
+        for (from, to) in [Some(connection.to_client), connection.to_backend].into_iter().flatten()
+        {
             // Half of all numbers apart, so that one of them at least is far from the right one.
             for sequence in [0, 1 << 31] {
                 let Some(segment) = segment(from, to, sequence) else { continue };

@@ -76,7 +76,10 @@ fn states() -> impl Strategy<Value = State> {
                 .map(|(&id, _)| id)
                 .collect();
             let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
-            state.listeners.insert(endpoint(vip(n), port), Service { id, schedule, policy: Policy::default() });
+            state.listeners.insert(
+                endpoint(vip(n), port),
+                Service { id, schedule, policy: Policy::default() },
+            );
             state.addresses.entry(vip(n)).or_default().roles |= ROLE_VIP;
         }
         state

@@ -20,6 +20,7 @@ use slb_common::{
 };
 use slb_tests::Netns;
 use slb_user::{
+    clock::Jiffies,
     datapath::{Capacities, Loaded, Pins},
     plan::plan,
     state::{Policy, Schedule, Service, State},
@@ -261,7 +262,7 @@ pub struct Slb<'a> {
     scratch: PerCpuArray<MapData, Scratch>,
     /// `SLB_VERDICTS` after the last run.
     counters: Vec<(Verdict, Counter)>,
-    _pins: PinDirectory,
+    pins: PinDirectory,
 }
 
 /// The flow table.
@@ -352,7 +353,7 @@ impl<'a> Slb<'a> {
             counters: loaded.maps.verdicts().expect("counters"),
             loaded,
             netns,
-            _pins: pins,
+            pins,
         };
         slb.change(|state| *state = small());
         slb.set(|settings| {
@@ -360,6 +361,16 @@ impl<'a> Slb<'a> {
             settings.tunnel_v6 = at(TUNNELS[1], 0).ip().into();
         });
         slb
+    }
+
+    /// Where everything is pinned.
+    pub fn pins(&self) -> &Path {
+        self.pins.path()
+    }
+
+    /// The present in jiffies.
+    pub fn now(&self) -> u32 {
+        Jiffies::from_kernel().and_then(Jiffies::now).expect("a clock")
     }
 
     /// Installs another state, as the agent would.
@@ -429,7 +440,8 @@ impl<'a> Slb<'a> {
         let verdict = self.moved(u64::from(len));
         let is_as_long = match (verdict, verdict.action()) {
             // Made anew, or put into a tunnel, or of no use to anybody.
-            (Verdict::Reset | Verdict::Closed | Verdict::Refused | Verdict::TooBig, _) | (_, Action::Drop) => true,
+            (Verdict::Reset | Verdict::Closed | Verdict::Refused | Verdict::TooBig, _)
+            | (_, Action::Drop) => true,
             // Or of another family, or an error that was made anew for that.
             (
                 Verdict::Forwarded

@@ -68,9 +68,8 @@ fn given_an_access_list_when_clients_come_then_it_says_who_gets_in() {
             let at = endpoint(vip(family, port::HTTP), abi::TCP);
             let listed = syn(client(family, 4_000), vip(family, port::HTTP));
             let other = syn(client_of(101, family, 4_000), vip(family, port::HTTP));
-            let gets_in = |frame: &Frame| {
-                forwarded(frame.to(backend(0, family, port::HTTP_BACKEND)), FIRST)
-            };
+            let gets_in =
+                |frame: &Frame| forwarded(frame.to(backend(0, family, port::HTTP_BACKEND)), FIRST);
             let denied = Outcome::Untouched(Verdict::Denied);
             for (mode, inside, outside) in
                 [(ACL_ALLOW, &listed, &other), (ACL_DENY, &other, &listed)]
@@ -118,10 +117,9 @@ fn given_a_limit_of_new_flows_when_more_begin_then_only_those_are_dropped() {
                     let flags = LISTENER_GUARDED | LISTENER_LIMITED;
                     service.policy = Policy { flags, ..Policy::default() };
                     let (flow_ns, flow_burst) = (HOUR, 2 * HOUR);
-                    state.limits.insert(
-                        service.id,
-                        Limits { flow_ns, flow_burst, ..Limits::default() },
-                    );
+                    state
+                        .limits
+                        .insert(service.id, Limits { flow_ns, flow_burst, ..Limits::default() });
                 });
                 let begin = |sport| {
                     let (from, to) = (client(family, sport), vip(family, port));
@@ -215,7 +213,7 @@ fn given_persistence_when_a_client_comes_again_then_it_gets_the_same_backend() {
             // Another weight does not matter, none does.
             ring(slb, family, [1, 50], abi::SCHEDULER_RING, STICKY);
             assert_eq!(chosen(slb, &syn(client(family, 4_010), to)), first);
-                        let mut weights = [100, 100];
+            let mut weights = [100, 100];
             weights[first] = 0;
             ring(slb, family, weights, abi::SCHEDULER_RING, STICKY);
             let slots = vec![[id::RING_SECOND, id::RING][first] + family as u32];
@@ -283,9 +281,8 @@ fn given_least_connections_when_flows_begin_and_end_then_the_least_loaded_is_cho
                 chosen(slb, &flow.clone().flags(RST));
             }
             assert_eq!(active(slb), [30, 0]);
-            let next: Vec<usize> = (6_100..6_110)
-                .map(|sport| chosen(slb, &syn(client(family, sport), to)))
-                .collect();
+            let next: Vec<usize> =
+                (6_100..6_110).map(|sport| chosen(slb, &syn(client(family, sport), to))).collect();
             assert_eq!(next, [1; 10], "all to the one that has none");
             assert_eq!(active(slb), [30, 10]);
         }
@@ -323,7 +320,11 @@ fn given_connection_ids_when_the_client_moves_then_its_connection_stays() {
                 for (last, net) in (0..).zip(100..104) {
                     let id = [0x05, 0, server, 1, 2, 3, 4, last];
                     let from = client_of(net, family, 7_000 + u16::from(server));
-                    assert_eq!(chosen(slb, &quic_datagram(from, to, id)), number, "server {server}");
+                    assert_eq!(
+                        chosen(slb, &quic_datagram(from, to, id)),
+                        number,
+                        "server {server}"
+                    );
                 }
             }
             let mut seen = [0; 2];
@@ -343,7 +344,10 @@ fn given_connection_ids_when_the_client_moves_then_its_connection_stays() {
                 let frame = slb_common::frame::Frame::from_slice(&mut bytes);
                 let choice = quic::connection_id(&frame, &packet).expect("an ID").choice;
                 let slot = slots[hash::slot(choice, slots.len() as u32) as usize];
-                assert_eq!(slb.loaded.maps.installed().backends[&slot].addr.bytes[15], last_byte(first, family));
+                assert_eq!(
+                    slb.loaded.maps.installed().backends[&slot].addr.bytes[15],
+                    last_byte(first, family)
+                );
             }
             assert!(seen[0] > 4 && seen[1] > 4, "{seen:?}");
         }

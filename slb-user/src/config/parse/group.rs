@@ -166,12 +166,16 @@ impl<'a> Group<'a> {
         }
         if let Some(first) = self.backends.first()
             && self.complete
-            && self.backends.iter().all(|backend| {
-                backend.weight == Some(0) || backend.drain == Some(true)
-            })
+            && self
+                .backends
+                .iter()
+                .all(|backend| backend.weight == Some(0) || backend.drain == Some(true))
         {
             let table = self.table.as_ref().unwrap_or(&first.table);
-            let message = format!("{}: every weight is 0, or drained, so there are no new flows", self.label());
+            let message = format!(
+                "{}: every weight is 0, or drained, so there are no new flows",
+                self.label()
+            );
             table.findings.warning(table.at, message);
         }
     }

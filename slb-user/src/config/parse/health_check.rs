@@ -100,7 +100,8 @@ pub(super) fn health_check(
             }
             // A check that is switched off must still be right.
             let check = read(&table, protocol, passive.or(false));
-            let check = enabled.and_then(|enabled| if enabled { check.map(Some) } else { Some(None) });
+            let check =
+                enabled.and_then(|enabled| if enabled { check.map(Some) } else { Some(None) });
             (check, passive_at)
         }
     }

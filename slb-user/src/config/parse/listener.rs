@@ -10,9 +10,7 @@ use super::{
     read::{At, Field, Keys, Raw, Table},
     values,
 };
-use crate::config::{
-    self, Acl, AclMode, AllUnhealthy, HealthCheck, Limits, Protocol, Scheduler,
-};
+use crate::config::{self, Acl, AclMode, AllUnhealthy, HealthCheck, Limits, Protocol, Scheduler};
 
 const KEYS: Keys = Keys {
     known: &[
@@ -204,8 +202,9 @@ fn acl(listener: &Table<'_>) -> Option<Option<Acl>> {
         Field::Good(raw) => raw,
     };
     let table = raw.value.open(format!("{}: acl", listener.label), &ACL);
-    let mode =
-        table.required("mode", "mode = \"allow\"", values::choice(AclMode::WORDS)).map(|it| it.value);
+    let mode = table
+        .required("mode", "mode = \"allow\"", values::choice(AclMode::WORDS))
+        .map(|it| it.value);
     let sources = match table.list("sources", "[\"198.51.100.0/24\"]", values::network) {
         Field::Absent => {
             table.report_absent("sources", "sources = [\"198.51.100.0/24\"]");
@@ -213,8 +212,10 @@ fn acl(listener: &Table<'_>) -> Option<Option<Acl>> {
         }
         Field::Bad => None,
         Field::Good(found) => {
-            if found.value.items.is_empty() && found.value.complete && mode == Some(AclMode::Allow) {
-                let message = "allows nobody, so every packet is dropped; add sources, or remove it";
+            if found.value.items.is_empty() && found.value.complete && mode == Some(AclMode::Allow)
+            {
+                let message =
+                    "allows nobody, so every packet is dropped; add sources, or remove it";
                 table.warning(found.at, message);
             }
             Some(found.value)

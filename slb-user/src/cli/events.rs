@@ -1,0 +1,66 @@
+//! `slb events`.
+
+use std::time::{Duration, SystemTime};
+
+use super::{
+    Exit,
+    ask::{Asked, Asking},
+};
+use crate::api::{Event, EventFilter};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Go on with what happens from now on.
+    #[arg(long, short)]
+    follow: bool,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// How often an agent is asked for what is new.
+const PERIOD: Duration = Duration::from_millis(500);
+
+pub(super) fn events(arguments: &Arguments) -> anyhow::Result<Exit> {
+    let Arguments { follow, asking } = arguments;
+    let asked = asking.agent.ask(async |agent| {
+        let mut after = 0;
+        loop {
+            let filter = EventFilter { after: Some(after) };
+            let events: Vec<Event> = agent.get_with("/v1/events", &filter).await?;
+            for event in &events {
+                println!(
+                    "{}",
+                    if asking.json { serde_json::to_string(event)? } else { tell(event) }
+                );
+                after = event.number;
+            }
+            if !follow {
+                return Ok(());
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    })?;
+    Ok(match asked {
+        Asked::Answer(()) => Exit::Done,
+        Asked::Exit(exit) => exit,
+    })
+}
+
+fn tell(event: &Event) -> String {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(event.at_seconds.max(0.0));
+    format!("{}  {:6}  {}", humantime::format_rfc3339_millis(at), event.kind, event.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_an_event_when_told_then_it_reads_like_this() {
+        let text = "shop tcp/80: web-1 10.0.0.1:8080 is healthy".to_owned();
+        let event = Event { number: 1, at_seconds: 1.5, kind: "health".to_owned(), text };
+        let expected =
+            "1970-01-01T00:00:01.500Z  health  shop tcp/80: web-1 10.0.0.1:8080 is healthy";
+        assert_eq!(tell(&event), expected);
+    }
+}

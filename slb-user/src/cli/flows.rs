@@ -1,0 +1,157 @@
+//! `slb flows` and `slb explain`.
+
+use std::net::SocketAddr;
+
+use super::{
+    Exit,
+    ask::{Asked, Asking},
+    status::{align, lines, table},
+};
+use crate::api::{self, Explained, FlowFilter, FlowStatus, Flows};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Only flows through this listener, such as tcp/80 or "shop tcp/80".
+    #[arg(long)]
+    listener: Option<String>,
+    /// Only flows of this backend.
+    #[arg(long)]
+    backend: Option<String>,
+    /// Show at most so many.
+    #[arg(long, default_value_t = 1_000)]
+    limit: usize,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+pub(super) fn flows(arguments: Arguments) -> anyhow::Result<Exit> {
+    let Arguments { listener, backend, limit, asking } = arguments;
+    let filter = FlowFilter { listener, backend, limit: Some(limit) };
+    let asked = asking.agent.ask(async |agent| agent.get_with("/v1/flows", &filter).await)?;
+    let found: Flows = match asked {
+        Asked::Answer(found) => found,
+        Asked::Exit(exit) => return Ok(exit),
+    };
+    if asking.json {
+        println!("{}", serde_json::to_string_pretty(&found)?);
+    } else {
+        print!("{}", render(&found));
+    }
+    Ok(Exit::Done)
+}
+
+fn render(found: &Flows) -> String {
+    let Flows { total, flows } = found;
+    let mut text = String::new();
+    if !flows.is_empty() {
+        let mut table =
+            table(&["listener", "client", "vip", "backend", "address", "state", "expires"]);
+        for flow in flows {
+            let FlowStatus { listener, client, vip, backend, to, state, .. } = flow.clone();
+            let expires = format!("{} s", flow.expires_seconds);
+            table.add_row([listener, client, vip, backend, to, state, expires]);
+        }
+        align(&mut table, &[6]);
+        text += &lines(&table, "");
+    }
+    let shown = flows.len() as u64;
+    let more = if shown < *total { format!(", {shown} of them shown") } else { String::new() };
+    text + &format!("{total} flows have an entry{more}; settled slots of tch and sch need none\n")
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ExplainArguments {
+    /// tcp or udp.
+    protocol: String,
+    /// The client's address and port, such as 198.51.100.7:40000 or [2001:db8::7]:40000.
+    #[arg(value_name = "SRC:PORT")]
+    src: SocketAddr,
+    /// The VIP and port that it talks to.
+    #[arg(value_name = "VIP:PORT")]
+    dst: SocketAddr,
+    /// The packet is in the middle of a TCP connection, and not its first.
+    #[arg(long)]
+    established: bool,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+pub(super) fn explain(arguments: ExplainArguments) -> anyhow::Result<Exit> {
+    let ExplainArguments { protocol, src, dst, established, asking } = arguments;
+    let question = api::Asked { protocol, src, dst, established };
+    let asked = asking.agent.ask(async |agent| agent.get_with("/v1/explain", &question).await)?;
+    let explained: Explained = match asked {
+        Asked::Answer(explained) => explained,
+        Asked::Exit(exit) => return Ok(exit),
+    };
+    if asking.json {
+        println!("{}", serde_json::to_string_pretty(&explained)?);
+    } else {
+        print!("{}", tell(&explained));
+    }
+    Ok(Exit::Done)
+}
+
+fn tell(explained: &Explained) -> String {
+    let width = explained.steps.iter().map(|[what, _]| what.len()).max().unwrap_or(0);
+    let steps = explained.steps.iter().map(|[what, found]| format!("{what:width$}  {found}\n"));
+    let mut text: String = steps.collect();
+    let Explained { verdict, backend, to, from, .. } = explained;
+    text += &format!("{:width$}  {verdict}", "verdict");
+    if let (Some(backend), Some(to)) = (backend, to) {
+        text += &format!(": to {backend}, {to}");
+    }
+    if let Some(from) = from {
+        text += &format!(", which sees {from}");
+    }
+    text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_an_explanation_when_told_then_it_reads_like_this() {
+        let step = |what: &str, found: &str| [what.to_owned(), found.to_owned()];
+        let explained = Explained {
+            steps: vec![step("address", "a VIP"), step("slot", "7 of 16381: web-1; settled")],
+            verdict: "forwarded".to_owned(),
+            backend: Some("web-1".to_owned()),
+            to: Some("10.0.0.1:8080".to_owned()),
+            from: Some("198.51.100.7:4000".to_owned()),
+        };
+        let expected = "\
+address  a VIP
+slot     7 of 16381: web-1; settled
+verdict  forwarded: to web-1, 10.0.0.1:8080, which sees 198.51.100.7:4000
+";
+        assert_eq!(tell(&explained), expected);
+        let denied = Explained {
+            steps: Vec::new(),
+            verdict: "denied".to_owned(),
+            backend: None,
+            to: None,
+            from: None,
+        };
+        assert_eq!(tell(&denied), "verdict  denied\n");
+    }
+
+    #[test]
+    fn given_flows_when_rendered_then_it_says_how_many_there_are() {
+        let flow = FlowStatus {
+            listener: "shop tcp/80".to_owned(),
+            client: "198.51.100.7:4000".to_owned(),
+            vip: "192.0.2.1:80".to_owned(),
+            backend: "web-1".to_owned(),
+            to: "10.0.0.1:8080".to_owned(),
+            port: 4_000,
+            state: "established".to_owned(),
+            expires_seconds: 899,
+        };
+        let text = render(&Flows { total: 9, flows: vec![flow] });
+        assert!(text.contains("198.51.100.7:4000  192.0.2.1:80  web-1"), "{text}");
+        assert!(text.contains("899 s\n9 flows have an entry, 1 of them shown"), "{text}");
+        assert!(render(&Flows { total: 0, flows: Vec::new() }).starts_with("0 flows"));
+    }
+}
