@@ -5,11 +5,12 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     time::{Duration, Instant},
 };
 
 use super::Agent;
-use crate::{health::Health, layout::Service};
+use crate::health::Health;
 
 /// How often the counters are read.
 pub(super) const PERIOD: Duration = Duration::from_millis(100);
@@ -71,6 +72,7 @@ impl Agent {
         let now = Instant::now();
         let before = std::mem::take(&mut self.suspicions);
         let mut suspicions = HashMap::new();
+        let mut found = Vec::new();
         for service in &self.layout.services {
             for index in service.targets.clone() {
                 let target = &self.layout.targets[index];
@@ -89,20 +91,26 @@ impl Agent {
                     known.unwrap_or(Suspicion::new(accepted, refused, traffic.flows));
                 let wrong = suspicion.look(accepted, refused, traffic.flows, now);
                 suspicions.insert(target.id, suspicion);
-                if let Some(reason) = wrong
-                    && self.has_another(service, index)
-                {
-                    self.checkers.fail(&target.id, reason);
-                    suspicions.remove(&target.id);
+                if let Some(reason) = wrong {
+                    found.push((service.targets.clone(), index, reason));
                 }
             }
         }
         self.suspicions = suspicions;
+        for (targets, index, reason) in found {
+            if self.has_another(targets, index) {
+                let id = self.layout.targets[index].id;
+                self.checkers.fail(&id, reason);
+                self.suspicions.remove(&id);
+                // Ahead of the event, so that the next one knows.
+                self.health[index] = Health::Unhealthy;
+            }
+        }
     }
 
     /// Whether a service has another backend that gets new flows.
-    fn has_another(&self, service: &Service, than: usize) -> bool {
-        service.targets.clone().any(|index| {
+    fn has_another(&self, mut targets: Range<usize>, than: usize) -> bool {
+        targets.any(|index| {
             let target = &self.layout.targets[index];
             let is_fit = target.check.is_none() || self.health[index] == Health::Healthy;
             index != than && is_fit && target.weight > 0

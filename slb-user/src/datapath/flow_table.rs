@@ -116,9 +116,12 @@ impl FlowTable {
             let Some(flow) = read(words).filter(|flow| flow.kind == FLOW_FORWARD) else { continue };
             let is_over = abi::age(errand.now, flow.expires) > 0;
             let is_active = !abi::has_ended(flow.state);
-            let is_out = is_over || is_active && errand.closed.contains(&flow.backend);
-            let is_connection =
-                is_active && u32::from(flow.proto) == TCP && flow.state & ESTABLISHED != 0;
+            let is_closed = is_active && errand.closed.contains(&flow.backend);
+            let is_out = is_over || is_closed;
+            // One that was given up before it was established has nobody at its ends.
+            let is_connection = is_active
+                && u32::from(flow.proto) == TCP
+                && (is_closed || flow.state & ESTABLISHED != 0);
             if is_out && is_connection {
                 if found.ended.len() < MOST_ENDED && self.end(words, &flow, &errand) {
                     found.ended.push(flow);

@@ -25,6 +25,8 @@ mod maps;
 #[cfg(test)]
 mod metrics;
 #[cfg(test)]
+mod operator;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod restart;
