@@ -7,6 +7,7 @@ mod events;
 mod failures;
 mod flows;
 mod follow;
+mod known;
 mod lock;
 mod passive;
 mod reload;
@@ -153,6 +154,7 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     let following = tokio::spawn(follower.run(news, ordered));
     api::serve(&agent.config.gateway.api, requests)?;
     ready();
+    agent.prepare_edits();
 
     let (swept, mut sweeps) = mpsc::channel(1);
     let mut sweep = tokio::time::interval(SWEEP);

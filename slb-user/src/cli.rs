@@ -117,7 +117,7 @@ impl Cli {
 /// Reads a file, or says on stderr what is wrong with it.
 fn load(path: &std::path::Path) -> Result<Config, Exit> {
     match config::load(path) {
-        Ok((config, warnings)) => {
+        Ok((_, (config, warnings))) => {
             for warning in warnings {
                 eprintln!("warning: {warning}");
             }

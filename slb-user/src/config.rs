@@ -15,7 +15,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use changes::changes;
-pub use edit::{Edit, EditError, Place, edit};
+pub use edit::{Document, Edit, EditError, Place};
 pub use parse::{api, load, parse};
 pub use report::{LoadError, Mistake, Report};
 
@@ -26,6 +26,9 @@ mod report;
 
 /// Where the agent looks for its file.
 pub const DEFAULT_PATH: &str = "/etc/slb/slb.toml";
+
+/// Of a backend.
+pub const MAX_WEIGHT: u8 = 100;
 
 /// Where everything is pinned by default.
 pub const DEFAULT_PINS: &str = "/sys/fs/bpf/slb";

@@ -6,7 +6,9 @@
 mod checker;
 mod machine;
 mod probe;
+mod window;
 
 pub use checker::{Checkers, Event, LastFailure, Status, Target};
 pub use machine::{Health, Tracker};
 pub use probe::{Failure, probe};
+pub use window::Windows;

@@ -2,7 +2,7 @@
 //! the way to thousands of backends takes longer than a failed backend may wait.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -90,6 +90,8 @@ pub(super) struct Follower {
     announcer: Announcer,
     following: Following,
     ways: HashMap<IpAddr, NextWay>,
+    /// Next hops on our interfaces.
+    neighbours: HashSet<(u32, IpAddr)>,
     addresses: Vec<IpAddr>,
     /// Backends whose replies cannot come back through XDP, in words.
     detours: Vec<String>,
@@ -107,6 +109,7 @@ impl Follower {
             network,
             following,
             ways: HashMap::new(),
+            neighbours: HashSet::new(),
             addresses: Vec::new(),
             detours: Vec::new(),
             told: Vec::new(),
@@ -130,6 +133,8 @@ impl Follower {
             // A VIP is not to be ours before somebody listens there.
             let _ = is_taken.await;
             self.announce().await;
+            // Last: thousands of them take seconds, and what is known already is of use before.
+            self.failures.note("neighbours", self.keeper.keep(&self.neighbours).await);
             let pause = if self.failures.is_empty() { KEEP_INTERVAL } else { RETRY };
             change = NetworkChange::default();
             tokio::select! {
@@ -146,7 +151,7 @@ impl Follower {
         }
     }
 
-    /// Asks the kernel for the way to every backend, and to keep it known.
+    /// Asks the kernel for the way to every backend.
     pub async fn look(&mut self, change: NetworkChange) -> Surroundings {
         let interfaces = self.interfaces();
         match self.network.resolve_all(&self.following.backends).await {
@@ -157,8 +162,7 @@ impl Follower {
                 let ours = |index| interfaces.iter().any(|interface| interface.index == index);
                 self.detours = detours(&self.network, &answers, &interfaces);
                 let neighbours = answers.values().filter_map(NextHop::neighbour);
-                let wanted = neighbours.filter(|(index, _)| ours(*index)).collect();
-                self.failures.note("neighbours", self.keeper.keep(&wanted).await);
+                self.neighbours = neighbours.filter(|(index, _)| ours(*index)).collect();
             }
             Err(error) => self.failures.note("next hops", Err(error)),
         }

@@ -6,7 +6,6 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     error::Error,
-    fmt::Display,
     io, mem,
     path::Path,
     time::Instant,
@@ -18,12 +17,13 @@ use tracing::{info, warn};
 use super::{
     Agent, SWEEP_SLACK,
     follow::{Following, Surroundings},
-    staged::{Opened, Staged},
+    known::{Known, Parsed},
+    staged::Staged,
 };
 use crate::{
     api::{Refusal, Reloaded},
     causes::causes,
-    config::{self, Config, Edit, LoadError, Mistake, changes},
+    config::{Config, Edit, Mistake, changes},
     health::Health,
     layout::Layout,
     plan::{Step, retire},
@@ -34,7 +34,7 @@ pub(super) type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;
 
 /// A file that was read.
 pub(super) struct Read {
-    result: Result<(Config, Vec<Mistake>), Refusal>,
+    result: Result<Parsed, Refusal>,
     /// What it is to be replaced by, if that is what was read.
     staged: Option<Staged>,
     answer: Option<Answer>,
@@ -66,6 +66,7 @@ pub(super) struct Reloads {
     waiting: VecDeque<Wish>,
     /// What the follower was told last.
     following: Following,
+    known: Known,
     /// Counts configurations; the first is 1.
     pub generation: u64,
     /// How many were refused.
@@ -75,7 +76,7 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    pub const fn new(
+    pub fn new(
         files: mpsc::Sender<Read>,
         orders: mpsc::UnboundedSender<Following>,
         following: Following,
@@ -87,6 +88,7 @@ impl Reloads {
             is_busy: false,
             waiting: VecDeque::new(),
             following,
+            known: Known::default(),
             generation: 1,
             failures: 0,
             refused: None,
@@ -103,6 +105,12 @@ impl Reloads {
 }
 
 impl Agent {
+    /// Reads the file ahead of the first edit.
+    pub(super) fn prepare_edits(&self) {
+        let (path, known) = (self.path.clone(), self.reloads.known.clone());
+        tokio::task::spawn_blocking(move || known.prepare(&path));
+    }
+
     /// Reads the file again, and goes by it.
     pub(super) fn reload(&mut self, answer: Option<Answer>) {
         self.begin(Wish::Reload(answer));
@@ -121,14 +129,12 @@ impl Agent {
         }
         self.reloads.is_busy = true;
         let (path, files) = (self.path.clone(), self.reloads.files.clone());
+        let known = self.reloads.known.clone();
         tokio::task::spawn_blocking(move || {
             let read = match wish {
-                Wish::Reload(answer) => {
-                    let result = config::load(&path).map_err(invalid);
-                    Read { result, staged: None, answer }
-                }
+                Wish::Reload(answer) => Read { result: known.read(&path), staged: None, answer },
                 Wish::Edit(edit, answer) => {
-                    let (result, staged) = match edited(&path, &edit) {
+                    let (result, staged) = match known.edited(&path, &edit) {
                         Ok((read, staged)) => (Ok(read), staged),
                         Err(refusal) => (Err(refusal), None),
                     };
@@ -393,25 +399,7 @@ impl Agent {
     }
 }
 
-/// The file as it will be, written beside it; not if it stays as it is.
-#[expect(clippy::type_complexity, reason = "said here only")]
-fn edited(path: &Path, edit: &Edit) -> Result<((Config, Vec<Mistake>), Option<Staged>), Refusal> {
-    let file = Opened::read(path)
-        .map_err(|why| invalid(LoadError::Unreadable { path: path.to_owned(), why }))?;
-    let text = config::edit(&file.text, edit).map_err(invalid)?;
-    let read = config::parse(path, &text).map_err(invalid)?;
-    if text == file.text {
-        return Ok((read, None));
-    }
-    let staged = file.stage(&text).map_err(|error| unwritable(path, &error))?;
-    Ok((read, Some(staged)))
-}
-
-fn invalid(error: impl Display) -> Refusal {
-    Refusal::Invalid(error.to_string())
-}
-
-fn unwritable(path: &Path, error: &io::Error) -> Refusal {
+pub(super) fn unwritable(path: &Path, error: &io::Error) -> Refusal {
     Refusal::Conflict(format!(
         "cannot write {}: {error}; under systemd, its folder has to be in the unit's \
          ReadWritePaths=",

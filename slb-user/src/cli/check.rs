@@ -1,15 +1,42 @@
 //! `slb check`.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{Exit, load};
-use crate::config::DEFAULT_PATH;
+use crate::{
+    config::{Config, DEFAULT_PATH},
+    health::Windows,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Configuration file.
     #[arg(value_name = "FILE", default_value = DEFAULT_PATH)]
     file: PathBuf,
+}
+
+/// How long health checks take to find out, and the listeners that have those.
+fn windows(config: &Config) -> BTreeMap<String, Vec<String>> {
+    let mut windows = BTreeMap::<_, Vec<String>>::new();
+    for instance in &config.instances {
+        for listener in &instance.listeners {
+            let Some(check) = &listener.health_check else { continue };
+            let passive = if check.passive { "; at once if clients are refused" } else { "" };
+            let name = format!("{} {}/{}", instance.name, listener.protocol, listener.port);
+            windows.entry(format!("{}{passive}", Windows::of(check))).or_default().push(name);
+        }
+    }
+    windows
+}
+
+/// The first of many names.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 pub(super) fn check(arguments: &Arguments) -> Exit {
@@ -28,6 +55,9 @@ pub(super) fn check(arguments: &Arguments) -> Exit {
             println!(
                 "{file}: valid; instances: {instances}, listeners: {listeners}, backends: {backends}"
             );
+            for (windows, listeners) in windows(&config) {
+                println!("{}: {windows}", some(&listeners));
+            }
             Exit::Done
         }
         Err(exit) => exit,

@@ -1,7 +1,7 @@
 //! What differs between two configurations, in the words of the file.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt::Display,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
@@ -22,7 +22,13 @@ type Objects = BTreeMap<String, Fields>;
 /// One line for each object that was added (`+`) or removed (`-`), and for each value that is another (`~`).
 #[must_use]
 pub fn changes(before: &Config, after: &Config) -> Vec<String> {
-    let (before, after) = (objects(before), objects(after));
+    let same: HashSet<&str> = before
+        .instances
+        .iter()
+        .filter(|instance| after.instances.contains(instance))
+        .map(|instance| instance.name.as_str())
+        .collect();
+    let (before, after) = (objects(before, &same), objects(after, &same));
     let gone = before.keys().filter(|name| !after.contains_key(*name));
     let mut changes: Vec<String> = gone.map(|name| format!("- {name}")).collect();
     for (name, fields) in &after {
@@ -37,7 +43,8 @@ pub fn changes(before: &Config, after: &Config) -> Vec<String> {
     changes
 }
 
-fn objects(config: &Config) -> Objects {
+/// Those of a configuration, but for the instances in `same`: there may be thousands.
+fn objects(config: &Config, same: &HashSet<&str>) -> Objects {
     let Gateway {
         interfaces,
         xdp_mode,
@@ -63,7 +70,8 @@ fn objects(config: &Config) -> Objects {
         ("pins", pins.display().to_string()),
     ];
     let mut objects = Objects::from([("gateway".to_owned(), gateway)]);
-    for Instance { name, vips, groups, listeners } in &config.instances {
+    let others = config.instances.iter().filter(|instance| !same.contains(instance.name.as_str()));
+    for Instance { name, vips, groups, listeners } in others {
         let instance = format!("instance {name}");
         for group in groups {
             add_group(&mut objects, &instance, group);

@@ -1,12 +1,17 @@
 //! Edits of the file by command: its comments and its order stay.
 
-use std::{fmt::Display, net::IpAddr};
+use std::{
+    fmt::{self, Display},
+    net::IpAddr,
+};
 
 use serde::{Deserialize, Serialize};
 use toml_edit::{
     ArrayOfTables, Decor, DocumentMut, InlineTable, Item, Table, TableLike, Value, value,
 };
 use utoipa::ToSchema;
+
+use super::{Backend, Config, Group, GroupKind, Listener, MAX_WEIGHT};
 
 /// What to change; `POST /v1/edit` takes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -72,25 +77,91 @@ pub struct Place {
 #[error("{0}")]
 pub struct EditError(String);
 
-/// The text of a file after an edit. Whether that is a valid one is for [`super::parse`] to say.
-///
-/// # Errors
-///
-/// The text is no TOML, or has nothing to be edited.
-pub fn edit(text: &str, edit: &Edit) -> Result<String, EditError> {
-    let mut file: DocumentMut =
-        text.parse().map_err(|error| EditError(format!("the file is not valid TOML: {error}")))?;
+/// A file that can be edited. Whether it is a valid one is for [`super::parse`] to say.
+#[derive(Clone, Debug)]
+pub struct Document(DocumentMut);
+
+impl Document {
+    /// The file with this text.
+    ///
+    /// # Errors
+    ///
+    /// The text is no TOML.
+    pub fn parse(text: &str) -> Result<Self, EditError> {
+        let file = text.parse();
+        file.map(Self).map_err(|error| EditError(format!("the file is not valid TOML: {error}")))
+    }
+
+    /// Edits it.
+    ///
+    /// # Errors
+    ///
+    /// It has nothing to be edited, and stays as it is.
+    pub fn edit(&mut self, edit: &Edit) -> Result<(), EditError> {
+        change(&mut self.0, edit)
+    }
+}
+
+impl Display for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Config {
+    /// What the configuration is after an edit that needs no look at the rest of the file. `None`: one that does,
+    /// or that is wrong.
+    #[must_use]
+    pub fn edited(&self, edit: &Edit) -> Option<Self> {
+        let mut config = self.clone();
+        match edit {
+            Edit::SetWeight { place, weight } => {
+                let weight = u8::try_from(*weight).ok().filter(|weight| *weight <= MAX_WEIGHT)?;
+                config.change(place, |backend| backend.weight = weight)?;
+            }
+            Edit::DrainBackend { place, drain } => {
+                config.change(place, |backend| backend.drain = *drain)?;
+            }
+            Edit::EnableListener { instance, protocol, port, enabled } => {
+                let mut instances = config.instances.iter_mut();
+                let instance = instances.find(|known| known.name == *instance)?;
+                let mut listeners = instance.listeners.iter_mut();
+                let is_it =
+                    |it: &&mut Listener| it.protocol.as_str() == protocol && it.port == *port;
+                listeners.find(is_it)?.enabled = *enabled;
+            }
+            Edit::AddBackend { .. } | Edit::RemoveBackend { .. } => return None,
+        }
+        Some(config)
+    }
+
+    /// Changes a backend, unless that leaves nobody in its group who gets new flows, or did so before: the
+    /// warnings are others then.
+    fn change(&mut self, place: &Place, change: impl FnOnce(&mut Backend)) -> Option<()> {
+        let mut instances = self.instances.iter_mut();
+        let instance = instances.find(|instance| instance.name == place.instance)?;
+        let mut groups = instance.groups.iter_mut();
+        let group = groups
+            .find(|group| group.name == place.group && group.kind != GroupKind::PrimarySecondary)?;
+        let serves = |group: &Group| group.backends.iter().any(|it| it.weight > 0 && !it.drain);
+        let served = serves(group);
+        change(group.backends.iter_mut().find(|backend| backend.name == place.backend)?);
+        (served && serves(group)).then_some(())
+    }
+}
+
+fn change(file: &mut DocumentMut, edit: &Edit) -> Result<(), EditError> {
     match edit {
         Edit::AddBackend { place, addresses, port, weight } => {
-            add(&mut file, place, &record(&place.backend, addresses, *port, *weight))?;
+            add(file, place, &record(&place.backend, addresses, *port, *weight))?;
         }
-        Edit::RemoveBackend { place } => remove(&mut file, place)?,
+        Edit::RemoveBackend { place } => remove(file, place)?,
         Edit::SetWeight { place, weight } => {
-            let found = backends(&mut file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
             set(find_backend(tables(found), place)?, "weight", i64::from(*weight));
         }
         Edit::DrainBackend { place, drain } => {
-            let found = backends(&mut file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
             let found = find_backend(tables(found), place)?;
             // What it is without.
             if *drain || found.contains_key("drain") {
@@ -98,7 +169,7 @@ pub fn edit(text: &str, edit: &Edit) -> Result<String, EditError> {
             }
         }
         Edit::EnableListener { instance, protocol, port, enabled } => {
-            let instance = self::instance(&mut file, instance)?;
+            let instance = self::instance(file, instance)?;
             let listeners = instance.get_mut("listener").map(tables).unwrap_or_default();
             let label = |table: &dyn TableLike| {
                 let protocol = table.get("protocol")?.as_str()?.to_owned();
@@ -111,7 +182,7 @@ pub fn edit(text: &str, edit: &Edit) -> Result<String, EditError> {
             }
         }
     }
-    Ok(file.to_string())
+    Ok(())
 }
 
 /// A backend as it stands in a file.
@@ -358,6 +429,42 @@ listener = [{ protocol = "tcp", port = 80, backend_port = 8080 }]
     fn place(instance: &str, group: Option<&str>, backend: &str) -> Place {
         let (instance, backend) = (instance.to_owned(), backend.to_owned());
         Place { instance, group: group.map(str::to_owned), backend }
+    }
+
+    fn edit(text: &str, edit: &Edit) -> Result<String, EditError> {
+        let mut document = Document::parse(text)?;
+        document.edit(edit).map(|()| document.to_string())
+    }
+
+    #[test]
+    fn given_an_edit_when_applied_to_what_was_read_then_it_is_as_if_the_file_was_read_again() {
+        use crate::config::parse;
+        let path = std::path::Path::new("slb.toml");
+        let drain = |place, drain| Edit::DrainBackend { place, drain };
+        let before = parse(path, FILE).unwrap().0;
+        let same = [
+            weight(place("shop", None, "web-1"), 7),
+            weight(place("shop", Some("api"), "api-1"), 100),
+            drain(place("shop", None, "web-2"), true),
+            enable("shop", "tcp", 80, false),
+        ];
+        for change in same {
+            let read = parse(path, &edit(FILE, &change).unwrap()).unwrap().0;
+            assert_eq!(before.edited(&change).unwrap(), read, "{change:?}");
+        }
+        let others = [
+            weight(place("shop", None, "web-1"), 101),
+            weight(place("shop", None, "web-9"), 7),
+            weight(place("shop", Some("db"), "db-1"), 7),
+            // Which is worth a warning.
+            weight(place("shop", Some("api"), "api-1"), 0),
+            drain(place("shop", Some("api"), "api-1"), true),
+            enable("shop", "tcp", 81, false),
+            Edit::RemoveBackend { place: place("shop", None, "web-1") },
+        ];
+        for change in others {
+            assert_eq!(before.edited(&change), None, "{change:?}");
+        }
     }
 
     fn weight(place: Place, weight: u32) -> Edit {

@@ -32,12 +32,12 @@ mod syntax;
 mod tests;
 mod values;
 
-/// Reads and parses the file at `path`; the second value is the warnings.
+/// Reads and parses the file at `path`. Gives its text, what it says, and the warnings.
 ///
 /// # Errors
 ///
 /// The file cannot be read, or is wrong.
-pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), LoadError> {
+pub fn load(path: &Path) -> Result<(String, (Config, Vec<Mistake>)), LoadError> {
     let bytes =
         fs::read(path).map_err(|why| LoadError::Unreadable { path: path.to_owned(), why })?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
@@ -46,7 +46,8 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), LoadError> {
         let message = format!("byte 0x{:02x} is not UTF-8; save the file as UTF-8", rest[0]);
         Report::one(Places::new(path, &valid).mistake(valid.len(), message))
     })?;
-    Ok(parse(path, text)?)
+    let parsed = parse(path, text)?;
+    Ok((text.to_owned(), parsed))
 }
 
 /// Parses `text`; the second value is the warnings. `path` only names the file in messages.
@@ -70,10 +71,23 @@ pub fn parse(path: &Path, text: &str) -> Result<(Config, Vec<Mistake>), Report> 
 pub fn api(path: &Path) -> PathBuf {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let (tree, _) = DeTable::parse_recoverable(&text);
+    let (tree, _) = DeTable::parse_recoverable(gateway_of(&text).unwrap_or(&text));
     let gateway = tree.get_ref().get("gateway").and_then(|gateway| gateway.get_ref().as_table());
     let api = gateway.and_then(|gateway| gateway.get("api")?.get_ref().as_str());
     PathBuf::from(api.unwrap_or(gateway::DEFAULT_API))
+}
+
+/// The part of a file that has `[gateway]`, if it is easily told: files can be large, and commands are not to wait.
+fn gateway_of(text: &str) -> Option<&str> {
+    const HEADER: &str = "[gateway]";
+    let begin = text.strip_prefix(HEADER).map(|_| 0).or_else(|| text.find("\n[gateway]"))?;
+    let rest = &text[begin..];
+    let inside = rest.find(HEADER)? + HEADER.len();
+    let end = rest[inside..].find("\n[").map_or(rest.len(), |end| inside + end);
+    let part = &rest[..end];
+    // An array over several lines, or a text, may look like a header.
+    let is_whole = DeTable::parse_recoverable(part).1.is_empty();
+    is_whole.then_some(part)
 }
 
 const FILE: Keys = Keys { known: &["gateway", "instance"], later: &[] };

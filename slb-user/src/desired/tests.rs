@@ -235,7 +235,7 @@ fn given_weights_when_planned_then_the_expected_shares_follow_them() {
     for (backend, weight) in shop.groups[0].backends.iter_mut().zip([50, 30, 20]) {
         backend.weight = weight;
     }
-    // The hash table gives whole slots; at 16381 of them that is far below 1 %.
+    // The hash table gives whole slots; at 2039 of them that is far below 1 %.
     for (scheduler, tolerance) in [(Scheduler::Tch, 0.005), (Scheduler::Wrr, 1e-12)] {
         shop.listeners[0].scheduler = scheduler;
         let shares = World::new(&config([shop.clone()])).schedule().shares();

@@ -41,7 +41,9 @@ pub fn table(members: &[Member], size: usize) -> Vec<u32> {
 #[must_use]
 pub const fn size_for(backends: usize) -> usize {
     match backends {
-        0..=128 => 16_381,
+        // As most groups are: a listener's table is then 8 KiB, and stays in the cache.
+        0..=16 => 2_039,
+        17..=128 => 16_381,
         129..=1024 => 131_071,
         _ => 1_048_573,
     }
@@ -186,7 +188,7 @@ mod tests {
 
     #[test]
     fn given_any_number_of_backends_when_sized_then_the_table_is_prime_and_large_enough() {
-        for backends in [0, 1, 128, 129, 1024, 1025, 10_485] {
+        for backends in [0, 1, 16, 17, 128, 129, 1024, 1025, 10_485] {
             let size = size_for(backends);
             assert!(is_prime(u32::try_from(size).unwrap()), "{size}");
             assert!(size >= 100 * backends, "{size} slots for {backends}");
@@ -207,7 +209,7 @@ mod tests {
     /// hash space assigned to backends".
     #[test]
     fn given_the_sizes_in_use_when_weights_are_equal_then_shares_differ_by_one_slot() {
-        for backends in [3, 128, 129, 1024] {
+        for backends in [3, 16, 17, 128, 129, 1024] {
             let size = size_for(backends);
             let counts = counts(&table(&members(vec![100; backends]), size));
             let (low, high) = (*counts.values().min().unwrap(), *counts.values().max().unwrap());

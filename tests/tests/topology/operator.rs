@@ -241,7 +241,8 @@ fn given_persistence_an_access_list_and_limits_when_reloaded_then_each_does_what
     let sources = lab.topology.clients[0].addresses().map(|address| address.to_string());
     with(&format!("acl = {{ mode = \"deny\", sources = {sources:?} }}\n"));
     let client = &lab.topology.clients[0].netns;
-    let attempt = |to: SocketAddr| TcpStream::connect_timeout(&to, Duration::from_millis(500)).is_ok();
+    let attempt =
+        |to: SocketAddr| TcpStream::connect_timeout(&to, Duration::from_millis(500)).is_ok();
     for to in to {
         assert!(!client.run(|| attempt(to)).unwrap(), "denied");
         let other = &lab.topology.clients[1].netns;

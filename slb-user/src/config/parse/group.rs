@@ -30,7 +30,7 @@ const BACKEND: Keys = Keys {
     later: &[],
 };
 
-const WEIGHT: RangeInclusive<u8> = 0..=100;
+const WEIGHT: RangeInclusive<u8> = 0..=config::MAX_WEIGHT;
 const DEFAULT_WEIGHT: u8 = 100;
 const BACKENDS_HEADER: &str = "[[instance.group.backend]]";
 

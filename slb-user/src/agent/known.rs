@@ -1,0 +1,106 @@
+//! The file as it was last read: a large one takes a tenth of a second to parse, and a command that changes one
+//! weight in it is not to wait for that.
+
+use std::{
+    fmt::Display,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::staged::{Opened, Staged};
+use crate::{
+    api::Refusal,
+    config::{self, Config, Document, Edit, Mistake},
+};
+
+/// A configuration, and the warnings about its file.
+pub(super) type Parsed = (Config, Vec<Mistake>);
+
+/// The last text that was read, and what it says. For one thread at a time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known(Arc<Mutex<Option<Text>>>);
+
+#[derive(Debug)]
+struct Text {
+    text: String,
+    parsed: Parsed,
+    /// To be edited; `None`: nobody has wanted to yet.
+    document: Option<Document>,
+}
+
+impl Known {
+    /// Reads the file at `path`.
+    pub fn read(&self, path: &Path) -> Result<Parsed, Refusal> {
+        let (text, parsed) = match self.take(path) {
+            Some(known) => (known, None),
+            None => {
+                let (text, parsed) = config::load(path).map_err(invalid)?;
+                (Text { text, parsed: parsed.clone(), document: None }, Some(parsed))
+            }
+        };
+        let parsed = parsed.unwrap_or_else(|| text.parsed.clone());
+        self.put(text);
+        Ok(parsed)
+    }
+
+    /// Reads it ahead of the first edit.
+    pub fn prepare(&self, path: &Path) {
+        if self.read(path).is_err() {
+            return;
+        }
+        if let Some(mut known) = self.take(path) {
+            known.document = Document::parse(&known.text).ok();
+            self.put(known);
+        }
+    }
+
+    /// The file as it will be, written beside it; not if it stays as it is.
+    pub fn edited(&self, path: &Path, edit: &Edit) -> Result<(Parsed, Option<Staged>), Refusal> {
+        let file = Opened::read(path)
+            .map_err(|why| invalid(config::LoadError::Unreadable { path: path.to_owned(), why }))?;
+        let known = self.take_text(&file.text);
+        let (before, document) = match known {
+            Some(Text { parsed, document, .. }) => (Some(parsed), document),
+            None => (None, None),
+        };
+        let document = document.map_or_else(|| Document::parse(&file.text), Ok);
+        let mut document = document.map_err(invalid)?;
+        document.edit(edit).map_err(invalid)?;
+        let text = document.to_string();
+        // Warnings name lines, which may be others by now.
+        let quick = before
+            .filter(|(_, warnings)| warnings.is_empty())
+            .and_then(|(config, warnings)| Some((config.edited(edit)?, warnings)));
+        let parsed = match quick {
+            Some(parsed) => parsed,
+            None => config::parse(path, &text).map_err(invalid)?,
+        };
+        let staged = if text == file.text {
+            None
+        } else {
+            let staged = file.stage(&text).map_err(|error| super::reload::unwritable(path, &error));
+            Some(staged?)
+        };
+        self.put(Text { text, parsed: parsed.clone(), document: Some(document) });
+        Ok((parsed, staged))
+    }
+
+    /// What is known of the file, if that is what it still is.
+    fn take(&self, path: &Path) -> Option<Text> {
+        let text = std::fs::read_to_string(path).ok()?;
+        self.take_text(&text)
+    }
+
+    fn take_text(&self, text: &str) -> Option<Text> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.take().filter(|known| known.text == text)
+    }
+
+    fn put(&self, text: Text) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+}
+
+fn invalid(error: impl Display) -> Refusal {
+    Refusal::Invalid(error.to_string())
+}
