@@ -1,13 +1,17 @@
 //! Who gets in: access lists, and limits of new flows and of bandwidth.
 
-use core::ptr;
+use core::{
+    ptr,
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::XdpContext};
 use slb_common::{
     abi::{
-        ACL_ALLOW, ACL_DENY, LISTENER_GUARDED, LISTENER_LIMITED, Limits, Listener, Meters,
-        NO_PLACE, ORIGIN_LIMITED, STAGE_PARSED, UDP,
+        ACL_ALLOW, ACL_DENY, Address, EPOCH_TAKEN, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
+        Listener, MAX_ADMITTED, Meters, NO_PLACE, ORIGIN_LIMITED, STAGE_PARSED, UDP,
     },
+    hash,
     verdict::Verdict,
 };
 
@@ -39,7 +43,7 @@ pub fn admit(ctx: &XdpContext) -> Result<Sent, Exit> {
 fn from_client(work: &Work<'_>, listener: &Listener) -> Result<(), Verdict> {
     let key = &work.packet.key;
     if listener.flags & (ACL_ALLOW | ACL_DENY) != 0
-        && maps::is_listed(listener.acl, &key.src) != (listener.flags & ACL_ALLOW != 0)
+        && is_listed(listener.acl, &key.src) != (listener.flags & ACL_ALLOW != 0)
     {
         return Err(Verdict::Denied);
     }
@@ -51,6 +55,37 @@ fn from_client(work: &Work<'_>, listener: &Listener) -> Result<(), Verdict> {
         take_flow(listener.id)?;
     }
     take_bytes(work, listener.id, |meters| &raw mut meters.forward)
+}
+
+/// Whether a client is on an access list. The list is asked once per client.
+#[inline(always)]
+fn is_listed(acl: u32, addr: &Address) -> bool {
+    let index = hash::address(*addr) ^ acl as usize;
+    let Some(known) = maps::SLB_ADMITTED.get_ptr_mut((index % MAX_ADMITTED) as u32) else {
+        return maps::is_listed(acl, addr);
+    };
+    // SAFETY: an element of an array lives as long as the program; who writes to it has taken it.
+    let known = unsafe { &mut *known };
+    let (epoch, is_listed) = (known.epoch, known.is_listed);
+    let is_it = known.addr.same(*addr) && known.acl == acl;
+    // SAFETY: an aligned word.
+    let is_whole = is_it && unsafe { ptr::read_volatile(&raw const known.epoch) } == epoch;
+    let now = maps::settings().acl_epoch;
+    if is_whole && epoch == now {
+        return is_listed != 0;
+    }
+    let is_listed = maps::is_listed(acl, addr);
+    // SAFETY: an aligned word of an array.
+    if epoch != EPOCH_TAKEN && unsafe { atomic::exchange(&raw mut known.epoch, epoch, EPOCH_TAKEN) }
+    {
+        known.addr = *addr;
+        known.acl = acl;
+        known.is_listed = is_listed.into();
+        compiler_fence(Ordering::Release);
+        // SAFETY: an aligned word.
+        unsafe { ptr::write_volatile(&raw mut known.epoch, now) };
+    }
+    is_listed
 }
 
 #[inline(always)]

@@ -7,12 +7,12 @@ use aya_ebpf::{
 };
 use slb_common::{
     abi::{
-        self, Address, Answers, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS,
+        self, Address, Admitted, Answers, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS,
         DEFAULT_CHUNKS, Endpoint, EndpointIndex, Ends, FILTER_PER_BYTE, Filter, Fragment,
         FragmentKey, INDEX_NONE, Index, Interface, Keys, Limits, Listed, Listener, ListenerIndex,
-        MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS,
-        MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters, Origin, QuicKey, ROLE_BACKEND,
-        ROLE_VIP, Roles, STAGES, Scratch, Settings, Sticky, StickyKey, Traffic,
+        MAX_ADMITTED, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES,
+        MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters, Origin, QuicKey,
+        ROLE_BACKEND, ROLE_VIP, Roles, STAGES, Scratch, Settings, Sticky, StickyKey, Traffic,
     },
     client_address::{Head, Words},
     hash,
@@ -106,6 +106,10 @@ pub static SLB_STICKY: LruHashMap<StickyKey, Sticky, MAX_STICKY> = LruHashMap::n
 /// Written by the agent: the prefixes of all access lists. A list is never changed: another takes its place.
 #[btf_map]
 pub static SLB_ACL: LpmTrie<Listed, u32, MAX_PREFIXES> = LpmTrie::new();
+
+/// Written by the program: what it has found in `SLB_ACL`, one per hash of list and client.
+#[btf_map]
+pub static SLB_ADMITTED: Array<Admitted, MAX_ADMITTED> = Array::new();
 
 /// Written by the agent. Missing: no backend of the listener has that server ID.
 #[btf_map]

@@ -51,6 +51,8 @@ pub const MAX_SOURCES: usize = 1_024;
 pub const MAX_STICKY: usize = 131_072;
 /// Capacity of `SLB_ACL`: prefixes of all lists together, twice, so that each can be replaced at once.
 pub const MAX_PREFIXES: usize = 1 << 18;
+/// Capacity of `SLB_ADMITTED`; a power of two.
+pub const MAX_ADMITTED: usize = 65_536;
 /// Capacity of `SLB_QUIC`: twice [`MAX_BACKENDS`] is never needed, but a hash map is slow when it is full.
 pub const MAX_QUIC: usize = MAX_BACKENDS;
 /// Capacity of `SLB_FRAGMENTS`: datagrams whose fragments are on their way at the same time.
@@ -779,6 +781,23 @@ pub const fn listed_bits(prefix: u32) -> u32 {
     u32::BITS + prefix
 }
 
+/// Value of `SLB_ADMITTED`: what an access list says about a client. The list takes as long as it has prefixes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Admitted {
+    /// The client: others with the same hash take turns.
+    pub addr: Address,
+    /// [`Listener::acl`].
+    pub acl: u32,
+    /// [`Settings::acl_epoch`] at which the list was asked, or [`EPOCH_TAKEN`].
+    pub epoch: u32,
+    /// Not 0: it is on the list.
+    pub is_listed: u32,
+    /// Zero.
+    pub spare: u32,
+}
+const _: () = assert!(size_of::<Admitted>() == 32);
+
 /// Key of `SLB_QUIC`: the server ID in connection IDs that the backends of a listener issue.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -1009,6 +1028,11 @@ pub struct Settings {
     pub generic: u32,
     /// Not 0: an interface is a veth, and nothing may be sent back by `XDP_TX`.
     pub veth: u32,
+    /// Counts access lists: what an [`Admitted`] of another epoch says is asked for again. Never
+    /// [`EPOCH_TAKEN`], and never 0.
+    pub acl_epoch: u32,
+    /// Zero.
+    pub spare: u32,
     /// What outer source addresses of tunnels over IPv4 begin with: 16 bits, the rest is zero.
     pub tunnel_v4: Address,
     /// The same over IPv6: 64 bits.
@@ -1079,7 +1103,7 @@ mod pod {
     // SAFETY: as above, but for what fills a record's cache line, which nobody looks at.
     unsafe impl<V: aya::Pod, const RECORDS: usize> aya::Pod for super::Index<V, RECORDS> {}
     pod! { Settings Counter Traffic Client Filter Packet Keys Handover Scratch }
-    pod! { FragmentKey Fragment QuicKey Limits Meters Answers StickyKey Sticky }
+    pod! { FragmentKey Fragment QuicKey Limits Meters Admitted Answers StickyKey Sticky }
 }
 
 #[cfg(test)]

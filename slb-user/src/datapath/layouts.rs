@@ -3,11 +3,11 @@
 use aya::maps::{MapInfo, lpm_trie::Key};
 use slb_common::{
     abi::{
-        Address, Answers, Backend, Bucket, Chunk, Client, Counter, Endpoint, EndpointIndex, Filter,
-        Fragment, FragmentKey, Interface, Limits, Listed, Listener, ListenerIndex, MAX_BACKENDS,
-        MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_PREFIXES,
-        MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters, Origin, QuicKey, Roles, STAGES, Scratch,
-        Settings, Sticky, StickyKey, Traffic,
+        Address, Admitted, Answers, Backend, Bucket, Chunk, Client, Counter, Endpoint,
+        EndpointIndex, Filter, Fragment, FragmentKey, Interface, Limits, Listed, Listener,
+        ListenerIndex, MAX_ADMITTED, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS,
+        MAX_INTERFACES, MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters,
+        Origin, QuicKey, Roles, STAGES, Scratch, Settings, Sticky, StickyKey, Traffic,
     },
     verdict::MAX_VERDICTS,
 };
@@ -28,7 +28,7 @@ const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> Layout {
 }
 
 /// All of them.
-pub(super) const MAPS: [Layout; 27] = [
+pub(super) const MAPS: [Layout; 28] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
     layout::<u32, ListenerIndex>("SLB_LISTENER_INDEX", Some(1)),
     layout::<u32, EndpointIndex>("SLB_ENDPOINT_INDEX", Some(1)),
@@ -49,6 +49,7 @@ pub(super) const MAPS: [Layout; 27] = [
     layout::<u32, Answers>("SLB_ANSWERS", Some(MAX_BACKENDS)),
     layout::<StickyKey, Sticky>("SLB_STICKY", Some(MAX_STICKY)),
     layout::<Key<Listed>, u32>("SLB_ACL", Some(MAX_PREFIXES)),
+    layout::<u32, Admitted>("SLB_ADMITTED", Some(MAX_ADMITTED)),
     layout::<QuicKey, u32>("SLB_QUIC", Some(MAX_QUIC)),
     layout::<u32, Limits>("SLB_LIMITS", Some(MAX_LISTENERS)),
     layout::<u32, Meters>("SLB_METERS", Some(MAX_LISTENERS)),

@@ -83,6 +83,7 @@ impl Loaded {
             settings.closing_jiffies = jiffies.from_duration(CLOSING);
             settings.fragment_jiffies = jiffies.from_duration(FRAGMENTS);
             settings.route_epoch = settings.route_epoch.max(EPOCH_MET + 1);
+            settings.acl_epoch = settings.acl_epoch.max(1);
         })?;
         Ok(Self { maps, table: FlowTable::open(&pins)?, ebpf, pins, flows, warning })
     }

@@ -239,6 +239,13 @@ impl Maps {
                 self.installed.backends.insert(id, backend);
             }
             Step::PutAcl(acl, list) => {
+                // Another list may have had the number.
+                self.set(|settings| {
+                    settings.acl_epoch = settings.acl_epoch.wrapping_add(1);
+                    if matches!(settings.acl_epoch, 0 | EPOCH_TAKEN) {
+                        settings.acl_epoch = 1;
+                    }
+                })?;
                 for &(bits, addr) in &*list {
                     let key = Key::new(bits, abi::listed(acl, addr));
                     self.acls.insert(&key, 1, 0).map_err(at("SLB_ACL"))?;
