@@ -21,6 +21,8 @@ use super::{
     report::{Findings, LoadError, Mistake, Places, Report},
 };
 
+#[cfg(test)]
+mod cloud;
 mod gateway;
 mod group;
 mod health_check;

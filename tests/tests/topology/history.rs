@@ -35,6 +35,8 @@ const CHANGES: usize = 150;
 enum Change {
     /// Of a backend that stays.
     Weight { backend: usize, group: bool, weight: u32 },
+    /// Of a backend that stays: its connections go on.
+    Drain { backend: usize, group: bool, stop: bool },
     /// Of the guests: they come and go.
     Guest { group: bool },
     /// Of the other listeners.
@@ -49,10 +51,12 @@ fn changes() -> impl Strategy<Value = Change> {
     prop_oneof![
         1 => (0..3_usize, any::<bool>(), 1..=100_u32)
             .prop_map(|(backend, group, weight)| Change::Weight { backend, group, weight }),
+        1 => (1..3_usize, any::<bool>(), any::<bool>())
+            .prop_map(|(backend, group, stop)| Change::Drain { backend, group, stop }),
         1 => any::<bool>().prop_map(|group| Change::Guest { group }),
         1 => (0..2_usize, any::<bool>()).prop_map(|(port, start)| Change::Listener { port, start }),
         1 => (1..=100_u32).prop_map(|weight| Change::Reload { weight }),
-        4 => (0..4_usize).prop_map(Change::Wrong),
+        5 => (0..5_usize).prop_map(Change::Wrong),
     ]
 }
 
@@ -151,6 +155,13 @@ fn given_load_when_anything_is_changed_again_and_again_then_nobody_who_stays_los
                 args.extend(if group { &["--group", "api"][..] } else { &[] });
                 assert_eq!(slb(&args), Some(0), "{case}");
             }
+            Change::Drain { backend, group, stop } => {
+                let name = name(backend);
+                let mut args = vec!["backend", "drain", "lab", &name];
+                args.extend(if group { &["--group", "api"][..] } else { &[] });
+                args.extend(if stop { &["--stop"][..] } else { &[] });
+                assert_eq!(slb(&args), Some(0), "{case}");
+            }
             Change::Guest { group } => {
                 let (name, port) = (name(GUEST), plan::API.port().to_string());
                 let [v4, v6] = lab.topology.backends[GUEST].addresses().map(|a| a.to_string());
@@ -183,11 +194,12 @@ fn given_load_when_anything_is_changed_again_and_again_then_nobody_who_stays_los
                 lab.gateway.signal(Signal::SIGHUP).unwrap();
             }
             Change::Wrong(which) => {
-                let wrong: [&[&str]; 4] = [
+                let wrong: [&[&str]; 5] = [
                     &["backend", "weight", "lab", "web-1", "101"],
                     &["backend", "remove", "lab", "nobody"],
                     &["backend", "add", "lab", "web-1", "--address", "10.0.0.1"],
                     &["listener", "stop", "lab", "tcp/1"],
+                    &["backend", "drain", "lab", "db-1", "--group", "db"],
                 ];
                 assert_eq!(slb(wrong[which]), Some(2), "{case}");
             }
