@@ -34,6 +34,30 @@ pub struct Distribution {
     pub verdict: String,
     /// Whether nothing differs by more than chance allows.
     pub is_as_expected: bool,
+    /// Whether one busy client would explain it better.
+    #[serde(skip)]
+    is_open: bool,
+}
+
+/// From this part of a listener's flows on, one client makes a difference.
+const BUSY: f64 = 0.1;
+
+impl Distribution {
+    /// Whether it is worth asking who has most of the flows.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Of the listener's `total` flows with an entry `client` has `flows`, more than anybody else.
+    pub fn note_busiest(&mut self, client: &str, flows: u64, total: u64) {
+        let part = flows as f64 / total as f64;
+        if self.is_open && part >= BUSY {
+            let percent = part * 100.0;
+            self.verdict =
+                format!("one client, {client}, has {percent:.0} % of the flows; {}", self.verdict);
+        }
+    }
 }
 
 /// Of one backend.
@@ -113,11 +137,23 @@ fn of_family(
         .map(|(backend, count)| part(backend, count, total, counts_packets))
         .collect();
     let differs = parts.iter().any(|part| part.differs);
-    let verdict = match reason(&now, &was, before, after) {
+    let reason = reason(&now, &was, before, after);
+    let is_open = differs && reason.is_none();
+    let verdict = match reason {
         _ if total == 0 => format!("no new {}", unit(counts_packets)),
         Some(reason) => reason,
         None if counts_packets => {
             "shares of packets, for flows of UDP are not counted by hash: a busy flow weighs more"
+                .to_owned()
+        }
+        None if differs && listener.persistence_seconds.is_some() => {
+            "session persistence keeps a client with its backend: clients share as expected, and \
+             busy ones weigh more"
+                .to_owned()
+        }
+        None if differs && listener.scheduler == "wlc" => {
+            "wlc evens out the flows that there are, not those that begin: a backend whose flows end \
+             sooner gets more"
                 .to_owned()
         }
         None if differs && listener.scheduler == "sch" => {
@@ -143,6 +179,7 @@ fn of_family(
         backends: parts,
         verdict,
         is_as_expected: !differs,
+        is_open,
     })
 }
 
@@ -185,6 +222,10 @@ fn reason(
     };
     if let Some((_, backend)) = pairs().find(|(was, is)| was.transitions != is.transitions) {
         return Some(format!("the health of {} changed in between", backend.name));
+    }
+    if let Some((_, is)) = pairs().find(|(was, is)| was.drains != is.drains) {
+        let what = if is.drains { "began to be drained" } else { "is not drained any more" };
+        return Some(format!("{} {what} in between", is.name));
     }
     if let Some((was, is)) = pairs().find(|(was, is)| was.weight != is.weight) {
         return Some(format!(
@@ -288,7 +329,8 @@ mod tests {
             &mut status.instances[0].listeners[0].backends[1]
         }
         type Change = fn(&mut Status);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 7] = [
+            (|status| second(status).drains = true, "web-2 began to be drained"),
             (|status| second(status).transitions += 2, "the health of web-2 changed"),
             (
                 |status| second(status).weight = 7,
@@ -316,6 +358,7 @@ mod tests {
             ("tcp", "wrr", [(0.0, 1), (1.0, 100)], true, "as expected"),
             ("tcp", "wrr", [(0.5, 2), (0.5, 3)], true, "as expected"),
             ("tcp", "sch", [(0.5, 900), (0.5, 100)], false, "sch gives all flows of a client"),
+            ("tcp", "wlc", [(0.5, 900), (0.5, 100)], false, "wlc evens out the flows"),
             ("udp", "tch", [(0.5, 900), (0.5, 100)], true, "shares of packets"),
             ("udp", "wrr", [(0.5, 900), (0.5, 100)], false, "differs"),
         ];
@@ -325,5 +368,25 @@ mod tests {
             assert_eq!(found.is_as_expected, is_as_expected, "{found:?}");
             assert!(found.verdict.starts_with(verdict), "{found:?}");
         }
+    }
+
+    #[test]
+    fn given_persistence_and_a_busy_client_when_compared_then_both_are_told() {
+        let sticky = |counts: [u64; 2]| {
+            let mut status = status("tcp", "wrr", &[(0.5, counts[0]), (0.5, counts[1])]);
+            status.instances[0].listeners[0].persistence_seconds = Some(600);
+            status
+        };
+        let mut found = only(&sticky([0, 0]), &sticky([900, 100]));
+        assert!(found.is_open() && found.verdict.starts_with("session persistence"), "{found:?}");
+        found.note_busiest("198.51.100.7", 9, 100);
+        assert!(found.verdict.starts_with("session persistence"), "not busy enough: {found:?}");
+        found.note_busiest("198.51.100.7", 80, 100);
+        let expected = "one client, 198.51.100.7, has 80 % of the flows; session persistence";
+        assert!(found.verdict.starts_with(expected), "{found:?}");
+
+        let mut even = only(&sticky([0, 0]), &sticky([500, 500]));
+        even.note_busiest("198.51.100.7", 80, 100);
+        assert_eq!(even.verdict, "as expected");
     }
 }

@@ -1,6 +1,9 @@
 //! Answers `GET /v1/status`.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use slb_common::abi::Traffic;
 
@@ -10,13 +13,25 @@ use crate::{
         BackendStatus, FlowTableStatus, InstanceStatus, InterfaceStatus, ListenerStatus, MapStatus,
         Names, Sight, Status, VerdictCount,
     },
+    config::Scheduler,
     datapath::TableError,
     health::Health,
-    layout::{Role, Service},
+    layout::{Role, Service, Target},
 };
 
 /// By index into `SLB_BACKENDS`, or by [`slb_common::abi::Listener::id`].
 type Traffics = HashMap<u32, Traffic>;
+
+/// Makes the shares of those that have one proportional to their weights: a schedule of `wlc` has each once.
+fn by_weight(shares: &mut BTreeMap<u32, f64>, targets: &[Target]) {
+    let weight = |id: &u32| {
+        targets.iter().find(|target| target.id == *id).map_or(0.0, |target| target.weight.into())
+    };
+    let all: f64 = shares.keys().map(weight).sum();
+    for (id, share) in shares.iter_mut().filter(|_| all > 0.0) {
+        *share = weight(id) / all;
+    }
+}
 
 impl Agent {
     pub(super) fn status(&self) -> Result<Status, String> {
@@ -106,6 +121,7 @@ impl Agent {
                     group: group.label().to_owned(),
                     scheduler: listener.scheduler.to_string(),
                     enabled: listener.enabled,
+                    persistence_seconds: listener.persistence.map(|kept| kept.as_secs()),
                     flows: sum.flows,
                     packets: sum.packets,
                     bytes: sum.bytes,
@@ -154,7 +170,10 @@ impl Agent {
         let instance = &self.config.instances[service.instance];
         let group = &instance.groups[instance.listeners[service.listener].group];
         let installed = self.datapath.maps.installed().listeners.get(&service.endpoints[0]);
-        let shares = installed.map(|installed| installed.schedule.shares()).unwrap_or_default();
+        let mut shares = installed.map(|it| it.schedule.shares()).unwrap_or_default();
+        if service.scheduler == Scheduler::Wlc {
+            by_weight(&mut shares, &self.layout.targets[service.targets.clone()]);
+        }
         for index in service.targets.clone() {
             let target = &self.layout.targets[index];
             let health =

@@ -68,6 +68,7 @@ pub fn listener(backends: Vec<BackendStatus>) -> ListenerStatus {
         group: "default".to_owned(),
         scheduler: "tch".to_owned(),
         enabled: true,
+        persistence_seconds: None,
         flows: 12,
         packets: 120,
         bytes: 34_567,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use slb_common::abi::{self, ESTABLISHED, Endpoint, Flow, TCP};
+use slb_common::abi::{self, Address, ESTABLISHED, Endpoint, Flow, TCP};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::datapath::{Explainer, Explanation, Question};
@@ -39,6 +39,8 @@ pub struct Flows {
     pub total: u64,
     /// In no order.
     pub flows: Vec<FlowStatus>,
+    /// The client that has most of them, and how many.
+    pub busiest: Option<(String, u64)>,
 }
 
 /// A flow that has an entry.
@@ -99,7 +101,8 @@ impl Names {
         /// More than anybody reads.
         const MOST: usize = 1_000;
         let limit = filter.limit.unwrap_or(MOST);
-        let mut found = Flows { total: 0, flows: Vec::new() };
+        let mut found = Flows { total: 0, flows: Vec::new(), busiest: None };
+        let mut clients = HashMap::<Address, u64>::new();
         for flow in flows {
             let is_listener = filter.listener.as_ref().is_none_or(|wanted| {
                 let known = self.listeners.get(&flow.key().destination());
@@ -112,10 +115,13 @@ impl Names {
                 continue;
             }
             found.total += 1;
+            *clients.entry(flow.src).or_default() += 1;
             if found.flows.len() < limit {
                 found.flows.push(self.flow(&flow, now, per_second));
             }
         }
+        let busiest = clients.into_iter().max_by_key(|(client, flows)| (*flows, *client));
+        found.busiest = busiest.map(|(client, flows)| (IpAddr::from(client).to_string(), flows));
         found
     }
 }
@@ -269,6 +275,7 @@ mod tests {
         assert_eq!(select(Some("blog tcp/80"), None, None).total, 0);
         let one = select(None, Some("api-2"), Some(1));
         assert_eq!((one.total, one.flows.len()), (2, 1));
+        assert_eq!(one.busiest, Some(("198.51.100.7".to_owned(), 2)));
         let expected = FlowStatus {
             listener: "shop tcp/80".to_owned(),
             client: "198.51.100.7:4000".to_owned(),

@@ -91,6 +91,8 @@ pub struct ListenerStatus {
     pub scheduler: String,
     /// A disabled listener is not balanced.
     pub enabled: bool,
+    /// For how many seconds a client is kept with its backend; `None`: it is not.
+    pub persistence_seconds: Option<u64>,
     /// Flows given to backends, those that are not its any more among them.
     pub flows: u64,
     /// Frames to backends.

@@ -8,7 +8,7 @@ use super::{
     status::{align, lines, table},
 };
 use crate::{
-    api::Status,
+    api::{FlowFilter, Flows, Status},
     distribution::{self, Distribution},
 };
 
@@ -48,13 +48,23 @@ pub(super) fn distribution(arguments: &Arguments) -> anyhow::Result<Exit> {
         if !arguments.chosen(&before, &before).is_empty() {
             tokio::time::sleep(arguments.window).await;
         }
-        Ok((before, agent.get("/v1/status").await?))
+        let after = agent.get("/v1/status").await?;
+        let mut found = arguments.chosen(&before, &after);
+        for distribution in found.iter_mut().filter(|found| found.is_open()) {
+            let listener = format!("{} {}", distribution.instance, distribution.listener);
+            let filter =
+                FlowFilter { listener: Some(listener), limit: Some(0), ..FlowFilter::default() };
+            let flows: Flows = agent.get_with("/v1/flows", &filter).await?;
+            if let Some((client, count)) = flows.busiest {
+                distribution.note_busiest(&client, count, flows.total);
+            }
+        }
+        Ok(found)
     })?;
-    let (before, after) = match looks {
-        Asked::Answer(looks) => looks,
+    let found = match looks {
+        Asked::Answer(found) => found,
         Asked::Exit(exit) => return Ok(exit),
     };
-    let found = arguments.chosen(&before, &after);
     if let (Some(listener), true) = (&arguments.listener, found.is_empty()) {
         eprintln!("there is no listener '{listener}'; `slb status` lists them");
         return Ok(Exit::Invalid);

@@ -41,7 +41,7 @@ pub(super) fn flows(arguments: Arguments) -> anyhow::Result<Exit> {
 }
 
 fn render(found: &Flows) -> String {
-    let Flows { total, flows } = found;
+    let Flows { total, flows, busiest: _ } = found;
     let mut text = String::new();
     if !flows.is_empty() {
         let mut table =
@@ -149,9 +149,11 @@ verdict  forwarded: to web-1, 10.0.0.1:8080, which sees 198.51.100.7:4000
             state: "established".to_owned(),
             expires_seconds: 899,
         };
-        let text = render(&Flows { total: 9, flows: vec![flow] });
+        let text = render(&Flows { total: 9, flows: vec![flow], busiest: None });
         assert!(text.contains("198.51.100.7:4000  192.0.2.1:80  web-1"), "{text}");
         assert!(text.contains("899 s\n9 flows have an entry, 1 of them shown"), "{text}");
-        assert!(render(&Flows { total: 0, flows: Vec::new() }).starts_with("0 flows"));
+        assert!(
+            render(&Flows { total: 0, flows: Vec::new(), busiest: None }).starts_with("0 flows")
+        );
     }
 }
