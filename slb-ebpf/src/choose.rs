@@ -115,8 +115,9 @@ fn least(listener: &Listener) -> Result<u32, Verdict> {
         let slot = forward::at(listener.first_chunk, turn.wrapping_add(step) % slots)?;
         let id = slot & SLOT_BACKEND;
         let Some(backend) = maps::backend(id) else { continue };
-        // A flow more, so that the larger of two idle ones is first.
-        let flows = maps::SLB_ACTIVE.get(id).copied().unwrap_or_default() as u32 as u64 + 1;
+        let active = maps::SLB_ACTIVE.get(id).copied().unwrap_or_default();
+        // Below 0 for the moment between two CPUs. A flow more, so that the larger of two idle ones is first.
+        let flows = if active > i64::MAX as u64 { 1 } else { active.wrapping_add(1) };
         let weight = u64::from(backend.weight);
         if found == NOT_CHOSEN || flows * found_weight < found_flows * weight {
             (found, found_flows, found_weight) = (slot | SLOT_KEEP, flows, weight);

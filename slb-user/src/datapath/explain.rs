@@ -272,9 +272,8 @@ impl Way<'_> {
                 return Err(Verdict::FlowLimit.into());
             }
         }
-        if limits.byte_ns != 0 {
+        if let Some(bits) = (8_000_000_000_u64 << 16).checked_div(limits.byte_ns) {
             let passes = fits(meters.forward, 0, limits.byte_burst);
-            let bits = (8_000_000_000 << 16) / limits.byte_ns;
             self.say("limit", format!("{bits} bits a second: {}", outcome(passes)));
             if !passes {
                 return Err(Verdict::BandwidthLimit.into());
