@@ -4,9 +4,9 @@
 use aya_ebpf::programs::XdpContext;
 use slb_common::{
     abi::{
-        BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_USABLE, Backend, Keys, LEAST_CANDIDATES, Listener,
-        NO_BACKEND, NOT_CHOSEN, QuicKey, SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP,
-        STAGE_FLOW, Sticky, StickyKey, UDP,
+        BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, Keys,
+        LEAST_CANDIDATES, Listener, NO_BACKEND, NOT_CHOSEN, QuicKey, SCHEDULER_LEAST,
+        SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, STAGE_FLOW, Sticky, StickyKey, UDP,
     },
     quic,
     verdict::Verdict,
@@ -88,13 +88,15 @@ fn schedule(work: &Work<'_>, listener: &Listener) -> Result<u32, Verdict> {
     Ok(if listener.scheduler == SCHEDULER_QUIC { slot | SLOT_KEEP } else { slot })
 }
 
-/// The backend that has issued a connection ID. It knows the connection, so it gets it whatever its weight.
+/// The backend that has issued a connection ID. It knows the connection, so it gets it whatever its weight, as long
+/// as it is there.
 #[inline(always)]
 fn by_server(listener: u32, server: u32) -> Option<u32> {
     // SAFETY: copied out at once.
     let id = *unsafe { maps::SLB_QUIC.get(QuicKey { listener, server }) }?;
     let backend = maps::backend(id)?;
-    let is_it = backend.flags & (BACKEND_IN_USE | BACKEND_CLOSED) == BACKEND_IN_USE
+    const OUT: u32 = BACKEND_CLOSED | BACKEND_UNHEALTHY;
+    let is_it = backend.flags & (BACKEND_IN_USE | OUT) == BACKEND_IN_USE
         && u32::from(backend.listener) == listener;
     is_it.then_some(id)
 }

@@ -6,8 +6,8 @@
 
 use slb_common::{
     abi::{
-        self, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, Listener, MODE_NAT,
-        NO_PLACE, Origin, RST, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
+        self, CLOSED, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, Listener,
+        MODE_NAT, NO_PLACE, Origin, RST, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
     },
     hash,
     verdict::Verdict,
@@ -103,7 +103,7 @@ fn pass(facts: &Facts<'_>, origin: &Origin) -> u32 {
     let is_syn = facts.packet.is_syn();
     let place = flows::position(key);
     if let Some(flow) = flows::at(place) {
-        let is_new = is_syn && flow.state & (FIN_FORWARD | RST) != 0;
+        let is_new = is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0;
         if flow.kind == FLOW_FORWARD && !is_new {
             mark(facts.now, origin.backend, backend.idle_jiffies);
             flows::note_forward(facts, flow, backend);

@@ -17,7 +17,8 @@ use slb_common::{
     abi::{
         self, ANSWERED, Address, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, BY_HEADER, Backend,
         ESTABLISHED, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey,
-        Keys, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN, TCP, UNTOLD, age,
+        Keys, MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE,
+        TAG_TAKEN, TCP, UNTOLD, age,
     },
     hash,
     parse::{ACK, FIN, RST, SYN},
@@ -175,7 +176,10 @@ fn count(backend: u32, more: i64) {
 #[inline(always)]
 pub fn note_forward(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
     let flags = facts.packet.flags;
-    let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_FORWARD);
+    // The end of what goes past the gateway is not seen.
+    let is_direct = matches!(backend.mode, MODE_DSR | MODE_IPIP | MODE_GUE);
+    let fin = if is_direct { FIN_FORWARD | FIN_REPLY } else { FIN_FORWARD };
+    let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, fin);
     if flow.state & (ESTABLISHED | ANSWERED) == ANSWERED && acknowledges(facts, flow.sequence) {
         flow.state |= ESTABLISHED;
     }

@@ -5,12 +5,12 @@
 
 use slb_common::{
     abi::{
-        self, BACKEND_CLOSED, BACKEND_PROXY, BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS,
-        CLOSED, Endpoint, FIN_FORWARD, FLOW_FORWARD, Flow, FlowKey, LISTENER_CHOOSES,
-        LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
-        NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, ROLE_BACKEND, ROLE_VIP, RST, SCHEDULER_QUIC,
-        SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, STAGE_CHOOSE, STAGE_FLOW, STAGE_FULL, STAGE_GUARD,
-        Translation, UDP,
+        self, BACKEND_CLOSED, BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE,
+        Backend, CHUNK_SLOTS, CLOSED, Endpoint, FIN_FORWARD, FLOW_FORWARD, Flow, FlowKey,
+        LISTENER_CHOOSES, LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NO_BACKEND,
+        NO_LISTENER_DROP, NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, ROLE_BACKEND, ROLE_VIP, RST,
+        SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, STAGE_CHOOSE, STAGE_FLOW, STAGE_FULL,
+        STAGE_GUARD, Translation, UDP,
     },
     hash,
     parse::Packet,
@@ -61,7 +61,7 @@ pub fn to_vip<const REST: bool>(
             && (from & ROLE_BACKEND == 0 || maps::roles(&packet.key.src) & ROLE_BACKEND == 0);
     }
     if !is_settled {
-        let found = remembered(work, hash);
+        let found = remembered(work, listener, hash);
         if found == NOT_REMEMBERED {
             (work.handover.hash, work.handover.what) = (hash, FLOW_FORWARD.into());
             work.handover.chosen = NOT_CHOSEN;
@@ -137,7 +137,7 @@ const IS_CLOSED: u32 = NO_BACKEND | 1 << 16;
 
 /// The backend of a flow that has an entry, and above that the source port towards it.
 #[inline(always)]
-fn remembered(work: &Work<'_>, hash: u64) -> u32 {
+fn remembered(work: &Work<'_>, listener: &Listener, hash: u64) -> u32 {
     let Some(flow) = flows::find(&work.packet.key, hash) else { return NOT_REMEMBERED };
     let Some(backend) = maps::backend(flow.backend) else { return NOT_REMEMBERED };
     let fits = match flow.source {
@@ -146,7 +146,7 @@ fn remembered(work: &Work<'_>, hash: u64) -> u32 {
         _ => matches!(backend.mode, MODE_FULL | MODE_NAT),
     };
     // Else the group's forwarding is another one by now.
-    if !fits || starts_anew(work, flow, backend) {
+    if !fits || starts_anew(work, listener, flow, backend) {
         flows::forget(flow);
         return NOT_REMEMBERED;
     }
@@ -163,14 +163,19 @@ fn remembered(work: &Work<'_>, hash: u64) -> u32 {
 /// Whether a packet begins a flow anew although an entry for its tuple is there.
 ///
 /// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
-/// none: both are better off elsewhere.
+/// none: both are better off elsewhere. But with QUIC, which has, one that is drained or removed keeps them.
 #[inline(always)]
-fn starts_anew(work: &Work<'_>, flow: &Flow, backend: &Backend) -> bool {
+fn starts_anew(work: &Work<'_>, listener: &Listener, flow: &Flow, backend: &Backend) -> bool {
     let is_syn = work.packet.is_syn();
     if flow.kind != FLOW_FORWARD || !(is_syn || work.packet.key.proto == UDP) {
         return false;
     }
-    backend.flags & BACKEND_USABLE == 0
+    let is_out = if listener.scheduler == SCHEDULER_QUIC {
+        backend.flags & (BACKEND_UNHEALTHY | BACKEND_CLOSED) != 0
+    } else {
+        backend.flags & BACKEND_USABLE == 0
+    };
+    is_out
         || flows::is_over(work.now, flow.expires)
         // The client has given up the connection before: it would not begin another.
         || is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0

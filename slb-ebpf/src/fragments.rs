@@ -12,7 +12,7 @@ use slb_common::{
 };
 
 use crate::{
-    flows, maps, stats,
+    flows, guard, maps, stats,
     work::{Exit, Route, Sent, Work, exceeds, sent},
 };
 
@@ -129,8 +129,10 @@ pub fn follow(ctx: &XdpContext) -> Result<Sent, Exit> {
     }
     let is_reply = first.kind == FLOW_REPLY.into();
     if is_reply {
+        guard::take_reply(first.backend, work.bytes)?;
         stats::reply(first.backend, work.bytes);
     } else {
+        guard::take_forward(first.backend, work.bytes)?;
         stats::forward(first.backend, work.bytes);
     }
     match first.mode {

@@ -8,8 +8,9 @@ use core::{
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::XdpContext};
 use slb_common::{
     abi::{
-        ACL_ALLOW, ACL_DENY, Address, EPOCH_TAKEN, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
-        Listener, MAX_ADMITTED, Meters, NO_PLACE, ORIGIN_LIMITED, STAGE_PARSED, UDP,
+        ACL_ALLOW, ACL_DENY, Address, FLOW_DIRECT, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
+        Listener, MAX_ADMITTED, Meters, NO_BACKEND, NO_PLACE, ORIGIN_LIMITED, ROLE_LOCAL,
+        STAGE_PARSED, UDP,
     },
     hash,
     verdict::Verdict,
@@ -31,10 +32,15 @@ pub fn admit(ctx: &XdpContext) -> Result<Sent, Exit> {
     } else if let Some(origin) = maps::origin(&work.packet.key.source())
         && origin.flags & ORIGIN_LIMITED != 0
     {
-        let reply = flows::seek(&work.packet.key);
-        let backend = reply.map_or(origin.backend, |reply| reply.backend);
-        let backend = maps::backend(backend).ok_or(Verdict::Inconsistent)?;
-        take_bytes(&work, backend.listener.into(), |meters| &raw mut meters.reply)?;
+        let key = &work.packet.key;
+        let backend = match flows::seek(key) {
+            Some(entry) if entry.kind == FLOW_DIRECT => NO_BACKEND,
+            Some(entry) => entry.backend,
+            // What a probe of the agent's is answered with is nobody's traffic.
+            None if maps::roles(&key.dst) & ROLE_LOCAL != 0 => NO_BACKEND,
+            None => origin.backend,
+        };
+        take_reply(backend, work.bytes)?;
     }
     Err(Exit::Stage(STAGE_PARSED))
 }
@@ -54,7 +60,21 @@ fn from_client(work: &Work<'_>, listener: &Listener) -> Result<(), Verdict> {
     if begins {
         take_flow(listener.id)?;
     }
-    take_bytes(work, listener.id, |meters| &raw mut meters.forward)
+    take_bytes(listener.id, work.bytes, |meters| &raw mut meters.forward)
+}
+
+/// So many bytes come from a backend; [`NO_BACKEND`]: from nobody's.
+#[inline(always)]
+pub fn take_reply(backend: u32, bytes: u64) -> Result<(), Verdict> {
+    let Some(backend) = maps::backend(backend) else { return Ok(()) };
+    take_bytes(backend.listener.into(), bytes, |meters| &raw mut meters.reply)
+}
+
+/// So many bytes go to a backend.
+#[inline(always)]
+pub fn take_forward(backend: u32, bytes: u64) -> Result<(), Verdict> {
+    let Some(backend) = maps::backend(backend) else { return Ok(()) };
+    take_bytes(backend.listener.into(), bytes, |meters| &raw mut meters.forward)
 }
 
 /// Whether a client is on an access list. The list is asked once per client.
@@ -66,24 +86,30 @@ fn is_listed(acl: u32, addr: &Address) -> bool {
     };
     // SAFETY: an element of an array lives as long as the program; who writes to it has taken it.
     let known = unsafe { &mut *known };
-    let (epoch, is_listed) = (known.epoch, known.is_listed);
-    let is_it = known.addr.same(*addr) && known.acl == acl;
-    // SAFETY: an aligned word.
-    let is_whole = is_it && unsafe { ptr::read_volatile(&raw const known.epoch) } == epoch;
     let now = maps::settings().acl_epoch;
-    if is_whole && epoch == now {
-        return is_listed != 0;
+    // Odd while somebody writes, and another one afterwards.
+    // SAFETY: an aligned word.
+    let write = unsafe { ptr::read_volatile(&raw const known.write) };
+    compiler_fence(Ordering::Acquire);
+    let is_it = known.addr.same(*addr) && known.acl == acl && known.epoch == now;
+    let is_listed = known.is_listed != 0;
+    compiler_fence(Ordering::Acquire);
+    // SAFETY: as above.
+    if is_it && write % 2 == 0 && unsafe { ptr::read_volatile(&raw const known.write) } == write {
+        return is_listed;
     }
     let is_listed = maps::is_listed(acl, addr);
     // SAFETY: an aligned word of an array.
-    if epoch != EPOCH_TAKEN && unsafe { atomic::exchange(&raw mut known.epoch, epoch, EPOCH_TAKEN) }
+    if write % 2 == 0
+        && unsafe { atomic::exchange(&raw mut known.write, write, write.wrapping_add(1)) }
     {
         known.addr = *addr;
         known.acl = acl;
+        known.epoch = now;
         known.is_listed = is_listed.into();
         compiler_fence(Ordering::Release);
         // SAFETY: an aligned word.
-        unsafe { ptr::write_volatile(&raw mut known.epoch, now) };
+        unsafe { ptr::write_volatile(&raw mut known.write, write.wrapping_add(2)) };
     }
     is_listed
 }
@@ -99,13 +125,16 @@ fn take_flow(listener: u32) -> Result<(), Verdict> {
 
 #[inline(always)]
 fn take_bytes(
-    work: &Work<'_>,
     listener: u32,
+    bytes: u64,
     meter: impl Fn(&mut Meters) -> *mut u64,
 ) -> Result<(), Verdict> {
     let Some((limits, meters)) = limits(listener) else { return Ok(()) };
-    let cost = work.bytes.wrapping_mul(limits.byte_ns) >> 16;
-    if limits.byte_ns == 0 || take(meter(meters), cost, limits.byte_burst) {
+    if limits.byte_ns == 0 {
+        return Ok(());
+    }
+    let cost = bytes.wrapping_mul(limits.byte_ns) >> 16;
+    if take(meter(meters), cost, limits.byte_burst) {
         return Ok(());
     }
     Err(Verdict::BandwidthLimit)

@@ -7,7 +7,8 @@ use slb_common::{
     abi::{
         BACKEND_CLOSED, CLOSED, Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, Keys,
         MODE_FULL, MODE_NAT, NO_PLACE, NO_SOURCE, ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED,
-        ORIGIN_TRACKED, ORIGIN_WATCHED, Origin, STAGE_FULL, STAGE_GUARD, TCP, Translation,
+        ORIGIN_TRACKED, ORIGIN_WATCHED, Origin, ROLE_LOCAL, STAGE_FULL, STAGE_GUARD, TCP,
+        Translation,
     },
     parse::{ACK, FIN, RST, SYN},
     verdict::Verdict,
@@ -102,7 +103,13 @@ fn look(facts: &Facts<'_>, origin: &Origin) -> bool {
         return false;
     }
     if origin.flags & ORIGIN_WATCHED != 0 && facts.packet.flags & (SYN | RST) != 0 {
-        watch(facts, origin.backend);
+        // Of several that have this address and port, an entry says which.
+        let reply = flows::seek(key).filter(|reply| reply.kind == FLOW_REPLY);
+        match reply {
+            Some(reply) => watch(facts, reply.backend),
+            None if origin.flags & ORIGIN_SHARED == 0 => watch(facts, origin.backend),
+            None => {}
+        }
     }
     if origin.flags & ORIGIN_CLOSING == 0 || facts.packet.flags & RST != 0 {
         return false;
@@ -115,8 +122,11 @@ fn look(facts: &Facts<'_>, origin: &Origin) -> bool {
     *forward = client_key(key, origin);
     match flows::seek(forward) {
         Some(flow) => flow.state & CLOSED != 0,
+        // Unless it is for the gateway itself, or for somebody who talks to the backend directly.
         None => {
             maps::backend(origin.backend).is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0)
+                && maps::roles(&key.dst) & ROLE_LOCAL == 0
+                && flows::seek(key).is_none()
         }
     }
 }

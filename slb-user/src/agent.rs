@@ -111,6 +111,8 @@ pub struct Agent {
     departed: HashMap<u32, Instant>,
     /// Backends of which some connections are being reset, and until when.
     closing: HashMap<u32, Instant>,
+    /// How often the flow table was to be looked through.
+    sweeps: u32,
     /// What clients have seen of backends, by [`crate::layout::Target::id`].
     suspicions: HashMap<u32, Suspicion>,
     /// How often the health of a target has changed, by id.
@@ -225,6 +227,7 @@ impl Agent {
             checkers,
             departed: HashMap::new(),
             closing: HashMap::new(),
+            sweeps: 0,
             suspicions: HashMap::new(),
             transitions: HashMap::new(),
             reloads: Reloads::new(files, orders, following),

@@ -137,7 +137,16 @@ impl Planner {
         for service in &layout.services {
             let targets = &layout.targets[service.targets.clone()];
             let health = &now.health[service.targets.clone()];
-            let usable = usable(service, targets, health);
+            let closes: Vec<Option<u32>> =
+                targets.iter().map(|target| closes(service, target, &now)).collect();
+            let is_closed = |closes: &Option<u32>| {
+                closes.is_some_and(|closes| closes.wrapping_sub(now.moment) as i32 <= 0)
+            };
+            let mut usable = usable(service, targets, health);
+            // One whose time is up has nothing more to keep.
+            for (usable, closes) in usable.iter_mut().zip(&closes) {
+                *usable &= !is_closed(closes);
+            }
             // Whose source is replaced, only an entry says.
             let shared = targets.iter().filter(|target| {
                 is_shared(&service.origin(target)) || service.mode(target) == MODE_FULL
@@ -165,7 +174,9 @@ impl Planner {
                 state.listeners.insert(endpoint, service);
                 state.addresses.entry(endpoint.addr).or_default().roles |= ROLE_VIP;
             }
-            for ((target, &health), &usable) in targets.iter().zip(health).zip(&usable) {
+            for (((target, &health), &usable), closes) in
+                targets.iter().zip(health).zip(&usable).zip(&closes)
+            {
                 let mut backend = backend(service, target, health, usable, &now);
                 (backend.source, backend.sources) = sources(&mut state.sources, target, &now);
                 if shared.contains(&target.id) {
@@ -174,15 +185,13 @@ impl Planner {
                 if weights.get(&target.id).is_some_and(|weight| *weight > 0) {
                     backend.weight = target.weight as u16;
                 }
-                let closes = closes(service, target, &now);
                 backend.closes = closes.unwrap_or(0);
-                match closes.map(|closes| closes.wrapping_sub(now.moment)) {
-                    Some(left) if left as i32 >= 0 => {
-                        let closes = now.now + now.jiffies.to_duration(left + 1);
-                        self.closes = Some(self.closes.map_or(closes, |first| first.min(closes)));
-                    }
-                    Some(_) => backend.flags |= BACKEND_CLOSED,
-                    None => {}
+                if is_closed(closes) {
+                    backend.flags |= BACKEND_CLOSED;
+                } else if let Some(closes) = closes {
+                    let left = closes.wrapping_sub(now.moment);
+                    let closes = now.now + now.jiffies.to_duration(left + 1);
+                    self.closes = Some(self.closes.map_or(closes, |first| first.min(closes)));
                 }
                 let is_closing =
                     backend.flags & BACKEND_CLOSED != 0 || now.closing.contains(&target.id);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use slb_common::{
-    abi::{self, Endpoint, MAX_BACKENDS, MAX_LISTENERS},
+    abi::{self, Endpoint, MAX_BACKENDS, MAX_LISTENERS, MAX_PREFIXES},
     hash,
 };
 
@@ -105,6 +105,9 @@ pub enum Role {
     Secondary,
 }
 
+/// Networks of all access lists: half of [`MAX_PREFIXES`], so that all can be replaced at once.
+const MOST_PREFIXES: usize = MAX_PREFIXES / 2;
+
 /// A configuration that does not fit.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
@@ -113,6 +116,9 @@ pub enum LayoutError {
         "more than {MAX_LISTENERS} listeners, counted per VIP; use fewer listeners per gateway"
     )]
     TooManyListeners,
+    /// Of [`MOST_PREFIXES`].
+    #[error("access lists of more than {MOST_PREFIXES} networks together; merge some of them")]
+    TooManyPrefixes,
     /// Of [`MAX_BACKENDS`].
     #[error(
         "more than {MAX_BACKENDS} backends, counted per listener and address; use fewer per gateway"
@@ -136,7 +142,14 @@ impl Layout {
                 }
             }
         }
-        Ok(layout)
+        let mut lists: Vec<&Arc<Acl>> = Vec::new();
+        for (_, list) in layout.services.iter().filter_map(|service| service.acl.as_ref()) {
+            if !lists.contains(&list) {
+                lists.push(list);
+            }
+        }
+        let prefixes: usize = lists.iter().map(|list| list.len()).sum();
+        if prefixes > MOST_PREFIXES { Err(LayoutError::TooManyPrefixes) } else { Ok(layout) }
     }
 
     /// Adds the part of a listener that concerns one family, if there is any.

@@ -789,12 +789,12 @@ pub struct Admitted {
     pub addr: Address,
     /// [`Listener::acl`].
     pub acl: u32,
-    /// [`Settings::acl_epoch`] at which the list was asked, or [`EPOCH_TAKEN`].
+    /// [`Settings::acl_epoch`] at which the list was asked.
     pub epoch: u32,
     /// Not 0: it is on the list.
     pub is_listed: u32,
-    /// Zero.
-    pub spare: u32,
+    /// Counts the beginnings and the ends of writes: odd while there is one.
+    pub write: u32,
 }
 const _: () = assert!(size_of::<Admitted>() == 32);
 
@@ -1028,8 +1028,7 @@ pub struct Settings {
     pub generic: u32,
     /// Not 0: an interface is a veth, and nothing may be sent back by `XDP_TX`.
     pub veth: u32,
-    /// Counts access lists: what an [`Admitted`] of another epoch says is asked for again. Never
-    /// [`EPOCH_TAKEN`], and never 0.
+    /// Counts access lists: what an [`Admitted`] of another epoch says is asked for again. Never 0.
     pub acl_epoch: u32,
     /// Zero.
     pub spare: u32,

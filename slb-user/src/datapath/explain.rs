@@ -13,13 +13,13 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
         self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_PROXY,
-        BACKEND_SHARED, BACKEND_USABLE, Backend, CHUNK_SLOTS, CLOSED, Chunk, ESTABLISHED, Endpoint,
-        FIN_FORWARD, FLOW_FORWARD, Filter, Flow, FlowKey, LEAST_CANDIDATES, LISTENER_CHOOSES,
-        LISTENER_GUARDED, LISTENER_LIMITED, Limits, Listed, Listener, MODE_DSR, MODE_FULL,
-        MODE_GUE, MODE_IPIP, MODE_NAT, Meters, NO_BACKEND, NO_LISTENER_DROP, NO_LISTENER_RESET,
-        NO_SOURCE, Origin, ROLE_BACKEND, ROLE_VIP, RST, Roles, SCHEDULER_HASH, SCHEDULER_LEAST,
-        SCHEDULER_QUIC, SCHEDULER_SOURCE, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, Settings, Sticky,
-        StickyKey, TCP, UDP,
+        BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, CHUNK_SLOTS, CLOSED, Chunk,
+        ESTABLISHED, Endpoint, FIN_FORWARD, FLOW_FORWARD, Filter, Flow, FlowKey, LEAST_CANDIDATES,
+        LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, Listed, Listener, MODE_DSR,
+        MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, Meters, NO_BACKEND, NO_LISTENER_DROP,
+        NO_LISTENER_RESET, NO_SOURCE, Origin, ROLE_BACKEND, ROLE_VIP, RST, Roles, SCHEDULER_HASH,
+        SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_SOURCE, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
+        Settings, Sticky, StickyKey, TCP, UDP,
     },
     hash,
     verdict::Verdict,
@@ -225,7 +225,7 @@ impl Way<'_> {
                 return self.arrive(backend, self.key.sport);
             }
         }
-        if let Some(flow) = self.entry()? {
+        if let Some(flow) = self.entry(&listener)? {
             return self.remembered(&flow);
         }
         self.begin(&listener, src)
@@ -297,7 +297,7 @@ impl Way<'_> {
         Ok(chunk.slots[number as usize % CHUNK_SLOTS])
     }
 
-    fn entry(&mut self) -> Result<Option<Flow>, End> {
+    fn entry(&mut self, listener: &Listener) -> Result<Option<Flow>, End> {
         let Some(flow) = self.table().find(&self.key, self.buckets()?) else {
             self.say("flow table", "no entry");
             return Ok(None);
@@ -307,9 +307,14 @@ impl Way<'_> {
             NO_SOURCE => backend.mode != MODE_FULL,
             _ => matches!(backend.mode, MODE_FULL | MODE_NAT),
         };
+        let is_out = if listener.scheduler == SCHEDULER_QUIC {
+            backend.flags & (BACKEND_UNHEALTHY | BACKEND_CLOSED) != 0
+        } else {
+            backend.flags & BACKEND_USABLE == 0
+        };
         let begins_anew = flow.kind == FLOW_FORWARD
             && self.begins
-            && (backend.flags & BACKEND_USABLE == 0
+            && (is_out
                 || abi::age(self.now, flow.expires) > 0
                 || self.is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0);
         if !fits || begins_anew {

@@ -44,6 +44,8 @@ pub struct Errand {
     pub leaving: HashSet<u32>,
     /// Backends whose flows are to end now.
     pub closed: HashSet<u32>,
+    /// Where clients connect to; other flows are between a client and a backend itself.
+    pub listeners: HashSet<Endpoint>,
     /// In jiffies: the present, as far as it is certain.
     pub now: u32,
     /// For how many jiffies what is ended is remembered.
@@ -85,10 +87,10 @@ impl FlowTable {
         u64::try_from(count as i64).unwrap_or(0)
     }
 
-    /// Whether there is any.
+    /// Whether there is any, or a count that is off.
     #[must_use]
     pub fn is_used(&self) -> bool {
-        (0..self.active.len() as u32).any(|backend| self.active(backend) > 0)
+        self.counters().iter().any(|count| *count != 0)
     }
 
     fn counter(&self, backend: u32) -> Option<&AtomicU64> {
@@ -122,24 +124,29 @@ impl FlowTable {
             let is_connection = is_active
                 && u32::from(flow.proto) == TCP
                 && (is_closed || flow.state & ESTABLISHED != 0);
-            if is_out && is_connection {
-                if found.ended.len() < MOST_ENDED && self.end(words, &flow, &errand) {
+            let key = flow.key();
+            let is_connection = is_connection && errand.listeners.contains(&key.destination());
+            if is_out && is_connection && found.ended.len() < MOST_ENDED {
+                // It is still to be answered for.
+                errand.leaving.remove(&flow.backend);
+                if self.end(words, &flow, &errand) {
                     found.ended.push(flow);
                 }
                 continue;
             }
-            if is_out {
+            if is_out && !is_connection {
                 self.free(words, &flow);
                 continue;
+            }
+            if is_active || flow.state & CLOSED != 0 {
+                errand.leaving.remove(&flow.backend);
             }
             if !is_active {
                 continue;
             }
-            errand.leaving.remove(&flow.backend);
             if let Some(count) = counted.get_mut(flow.backend as usize) {
                 *count += 1;
             }
-            let key = flow.key();
             let Some((id, schedule)) = errand.watched.get(&key.destination()) else { continue };
             let choice = hash::choice_by(schedule.scheduler, &key, hash::flow(&key));
             let slot = hash::slot(choice, schedule.slots.len() as u32) as usize;

@@ -242,23 +242,21 @@ impl Maps {
                 // Another list may have had the number.
                 self.set(|settings| {
                     settings.acl_epoch = settings.acl_epoch.wrapping_add(1);
-                    if matches!(settings.acl_epoch, 0 | EPOCH_TAKEN) {
-                        settings.acl_epoch = 1;
-                    }
+                    settings.acl_epoch = settings.acl_epoch.max(1);
                 })?;
-                for &(bits, addr) in &*list {
+                for (done, &(bits, addr)) in list.iter().enumerate() {
                     let key = Key::new(bits, abi::listed(acl, addr));
-                    self.acls.insert(&key, 1, 0).map_err(at("SLB_ACL"))?;
+                    if let Err(error) = self.acls.insert(&key, 1, 0) {
+                        self.remove_prefixes(acl, list.iter().take(done))?;
+                        return Err(at("SLB_ACL")(error));
+                    }
                 }
                 self.installed.acls.insert(acl, list);
             }
             Step::RemoveAcl(acl, list) => {
                 // A packet may have read the listener's old record; one such wait is enough for all.
                 thread::sleep(PACKET);
-                for &(bits, addr) in &*list {
-                    let key = Key::new(bits, abi::listed(acl, addr));
-                    absent_is_fine(self.acls.remove(&key)).map_err(at("SLB_ACL"))?;
-                }
+                self.remove_prefixes(acl, list.iter())?;
                 self.installed.acls.remove(&acl);
             }
             Step::PutLimits(id, limits) => {
@@ -306,6 +304,18 @@ impl Maps {
                 self.installed.addresses.remove(&addr);
                 self.filter.set(addr, &self.installed.addresses);
             }
+        }
+        Ok(())
+    }
+
+    fn remove_prefixes<'a>(
+        &mut self,
+        acl: u32,
+        prefixes: impl Iterator<Item = &'a (u32, Address)>,
+    ) -> Result<(), TableError> {
+        for &(bits, addr) in prefixes {
+            let key = Key::new(bits, abi::listed(acl, addr));
+            absent_is_fine(self.acls.remove(&key)).map_err(at("SLB_ACL"))?;
         }
         Ok(())
     }

@@ -13,10 +13,10 @@ use crate::support::{
 };
 
 /// What `bpftool` shows of an element's key and value: no names where it is a plain number.
-/// Those that hold what bpftool has no fields for, or nothing without fragments.
-const OTHERS: [&str; 2] = ["SLB_FRAGMENTS", "SLB_STAGES"];
+/// Those that hold what bpftool has no fields for, or nothing without fragments, lists, QUIC and persistence.
+const OTHERS: [&str; 5] = ["SLB_FRAGMENTS", "SLB_STAGES", "SLB_ACL", "SLB_QUIC", "SLB_STICKY"];
 
-const FIELDS: [(&str, &[&str], &[&str]); 18] = [
+const FIELDS: [(&str, &[&str], &[&str]); 23] = [
     (
         "SLB_LISTENERS",
         &["addr", "port", "proto"],
@@ -28,6 +28,10 @@ const FIELDS: [(&str, &[&str], &[&str]); 18] = [
             "slots",
             "previous_chunk",
             "previous_slots",
+            "flags",
+            "acl",
+            "sticky_jiffies",
+            "spare",
         ],
     ),
     ("SLB_LISTENER_INDEX", &[], &["places", "records"]),
@@ -48,7 +52,8 @@ const FIELDS: [(&str, &[&str], &[&str]); 18] = [
             "mtu",
             "source",
             "sources",
-            "spare",
+            "weight",
+            "closes",
         ],
     ),
     ("SLB_FILTER", &[], &["direct_until", "roles"]),
@@ -67,6 +72,8 @@ const FIELDS: [(&str, &[&str], &[&str]); 18] = [
             "no_listener",
             "generic",
             "veth",
+            "acl_epoch",
+            "spare",
             "tunnel_v4",
             "tunnel_v6",
         ],
@@ -80,6 +87,11 @@ const FIELDS: [(&str, &[&str], &[&str]); 18] = [
         &[],
         &["packet", "keys", "handover", "words", "spare", "head", "errors_at", "errors"],
     ),
+    ("SLB_ACTIVE", &[], &[]),
+    ("SLB_ANSWERS", &[], &["accepted", "refused"]),
+    ("SLB_ADMITTED", &[], &["addr", "acl", "epoch", "is_listed", "write"]),
+    ("SLB_LIMITS", &[], &["flow_ns", "flow_burst", "byte_ns", "byte_burst"]),
+    ("SLB_METERS", &[], &["flows", "forward", "reply"]),
     ("SLB_VERDICTS", &[], &["packets", "bytes"]),
     ("SLB_TRAFFIC", &[], &["flows", "packets", "bytes", "reply_packets", "reply_bytes"]),
 ];

@@ -173,6 +173,9 @@ fn given_a_limit_of_bandwidth_when_more_comes_then_each_direction_has_its_own() 
                 let _ = slb.run(crate::lab::LAN, &answer.bytes());
             }
             slb.backend_sends("one answer too many", &answer, &dropped);
+            let own = crate::fixture::at(crate::fixture::SOURCES[family][0], 40_000);
+            let probed = Frame { dst: own, ..answer };
+            slb.backend_sends("a probe's", &probed, &Outcome::Untouched(Verdict::NotOurs));
         }
     });
 }
@@ -411,6 +414,10 @@ fn given_a_backend_whose_time_is_up_when_connections_without_an_entry_speak_then
             slb.client_sends("an old one", &ack, &closed(&ack));
             let inside = ack.to(backend(0, family, port::HTTP_BACKEND));
             slb.backend_sends("its backend", &answer(&inside), &closed(&answer(&inside)));
+            // Probes of the agent's go on.
+            let own = crate::fixture::at(crate::fixture::SOURCES[family][0], 40_000);
+            let probed = Frame { dst: own, ..answer(&inside) };
+            slb.backend_sends("a probe's", &probed, &Outcome::Untouched(Verdict::NotOurs));
             let begin = syn(client(family, 4_001), to);
             assert_eq!(chosen(slb, &begin), 1, "a new one");
             // A segment that cannot be answered by a reset: fragments.
