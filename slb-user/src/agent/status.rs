@@ -82,8 +82,9 @@ impl Agent {
         let usage = self.datapath.maps.usage().into_iter();
         let mut maps: Vec<_> =
             usage.map(|(name, used, capacity)| status(name, Some(used), capacity)).collect();
-        // Counting those takes a look at all of it.
-        maps.push(status("SLB_FLOWS", None, self.datapath.flow_table().0 as usize));
+        // Of clients' packets: what the capacity counts.
+        let flows = self.datapath.table.active_flows() as usize;
+        maps.push(status("SLB_FLOWS", Some(flows), self.datapath.flow_table().0 as usize));
         maps
     }
 
@@ -195,7 +196,8 @@ impl Agent {
                     Role::Secondary => Some("secondary".to_owned()),
                 },
                 endpoint: target.addr.to_string(),
-                weight: target.weight,
+                // That of one that is drained counts as 0.
+                weight: target.backend.map_or(0, |backend| group.backends[backend].weight.into()),
                 health: health.to_owned(),
                 check_seconds: duration.map(|duration| duration.as_secs_f64()),
                 transitions: self.transitions.get(&target.id).copied().unwrap_or_default(),

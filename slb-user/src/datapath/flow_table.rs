@@ -87,6 +87,13 @@ impl FlowTable {
         u64::try_from(count as i64).unwrap_or(0)
     }
 
+    /// How many of all backends have.
+    #[must_use]
+    pub fn active_flows(&self) -> u64 {
+        let counts = self.counters().into_iter().map(|count| u64::try_from(count).unwrap_or(0));
+        counts.sum()
+    }
+
     /// Whether there is any, or a count that is off.
     #[must_use]
     pub fn is_used(&self) -> bool {
