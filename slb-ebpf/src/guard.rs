@@ -99,10 +99,11 @@ fn is_listed(acl: u32, addr: &Address) -> bool {
         return is_listed;
     }
     let is_listed = maps::is_listed(acl, addr);
+    if write % 2 != 0 {
+        return is_listed;
+    }
     // SAFETY: an aligned word of an array.
-    if write % 2 == 0
-        && unsafe { atomic::exchange(&raw mut known.write, write, write.wrapping_add(1)) }
-    {
+    if unsafe { atomic::exchange(&raw mut known.write, write, write.wrapping_add(1)) } {
         known.addr = *addr;
         known.acl = acl;
         known.epoch = now;
