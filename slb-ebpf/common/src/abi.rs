@@ -53,7 +53,7 @@ pub const MAX_STICKY: usize = 131_072;
 pub const MAX_PREFIXES: usize = 1 << 18;
 /// Capacity of `SLB_ADMITTED`; a power of two.
 pub const MAX_ADMITTED: usize = 65_536;
-/// Capacity of `SLB_QUIC`: twice [`MAX_BACKENDS`] is never needed, but a hash map is slow when it is full.
+/// Capacity of `SLB_QUIC`: a backend has one server ID.
 pub const MAX_QUIC: usize = MAX_BACKENDS;
 /// Capacity of `SLB_FRAGMENTS`: datagrams whose fragments are on their way at the same time.
 pub const MAX_FRAGMENTS: usize = 16_384;

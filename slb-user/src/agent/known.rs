@@ -31,15 +31,15 @@ struct Text {
 impl Known {
     /// Reads the file at `path`.
     pub fn read(&self, path: &Path) -> Result<Parsed, Refusal> {
-        let (text, parsed) = match self.take(path) {
-            Some(known) => (known, None),
+        let known = match self.take(path) {
+            Some(known) => known,
             None => {
                 let (text, parsed) = config::load(path).map_err(invalid)?;
-                (Text { text, parsed: parsed.clone(), document: None }, Some(parsed))
+                Text { text, parsed, document: None }
             }
         };
-        let parsed = parsed.unwrap_or_else(|| text.parsed.clone());
-        self.put(text);
+        let parsed = known.parsed.clone();
+        self.put(known);
         Ok(parsed)
     }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use hyper::StatusCode;
+use serde::Serialize;
 
 use super::{ConfigFile, Exit};
 use crate::{
@@ -29,6 +30,26 @@ pub(super) struct Asking {
     /// For programs.
     #[arg(long)]
     pub json: bool,
+}
+
+impl Asking {
+    /// Asks, and shows the answer: as JSON, or as `render` has it.
+    pub fn show<T: Serialize>(
+        &self,
+        question: impl AsyncFnOnce(&mut Connection) -> Result<T, ClientError>,
+        render: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<Exit> {
+        let answer = match self.agent.ask(question)? {
+            Asked::Answer(answer) => answer,
+            Asked::Exit(exit) => return Ok(exit),
+        };
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&answer)?);
+        } else {
+            print!("{}", render(&answer));
+        }
+        Ok(Exit::Done)
+    }
 }
 
 /// How asking has ended.

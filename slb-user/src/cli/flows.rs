@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     Exit,
-    ask::{Asked, Asking},
+    ask::Asking,
     status::{align, lines, table},
 };
 use crate::api::{self, Explained, FlowFilter, FlowStatus, Flows};
@@ -27,17 +27,7 @@ pub(super) struct Arguments {
 pub(super) fn flows(arguments: Arguments) -> anyhow::Result<Exit> {
     let Arguments { listener, backend, limit, asking } = arguments;
     let filter = FlowFilter { listener, backend, limit: Some(limit) };
-    let asked = asking.agent.ask(async |agent| agent.get_with("/v1/flows", &filter).await)?;
-    let found: Flows = match asked {
-        Asked::Answer(found) => found,
-        Asked::Exit(exit) => return Ok(exit),
-    };
-    if asking.json {
-        println!("{}", serde_json::to_string_pretty(&found)?);
-    } else {
-        print!("{}", render(&found));
-    }
-    Ok(Exit::Done)
+    asking.show(async |agent| agent.get_with("/v1/flows", &filter).await, render)
 }
 
 fn render(found: &Flows) -> String {
@@ -79,17 +69,7 @@ pub(super) struct ExplainArguments {
 pub(super) fn explain(arguments: ExplainArguments) -> anyhow::Result<Exit> {
     let ExplainArguments { protocol, src, dst, established, asking } = arguments;
     let question = api::Asked { protocol, src, dst, established };
-    let asked = asking.agent.ask(async |agent| agent.get_with("/v1/explain", &question).await)?;
-    let explained: Explained = match asked {
-        Asked::Answer(explained) => explained,
-        Asked::Exit(exit) => return Ok(exit),
-    };
-    if asking.json {
-        println!("{}", serde_json::to_string_pretty(&explained)?);
-    } else {
-        print!("{}", tell(&explained));
-    }
-    Ok(Exit::Done)
+    asking.show(async |agent| agent.get_with("/v1/explain", &question).await, tell)
 }
 
 fn tell(explained: &Explained) -> String {

@@ -2,23 +2,11 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{
-    Exit,
-    ask::{Asked, Asking},
-};
+use super::{Exit, ask::Asking};
 use crate::api::{BackendStatus, ListenerStatus, Status};
 
 pub(super) fn status(arguments: &Asking) -> anyhow::Result<Exit> {
-    let status: Status = match arguments.agent.ask(async |agent| agent.get("/v1/status").await)? {
-        Asked::Answer(status) => status,
-        Asked::Exit(exit) => return Ok(exit),
-    };
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-    } else {
-        print!("{}", render(&status));
-    }
-    Ok(Exit::Done)
+    arguments.show(async |agent| agent.get("/v1/status").await, render)
 }
 
 fn render(status: &Status) -> String {
