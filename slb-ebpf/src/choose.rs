@@ -37,7 +37,7 @@ fn begin(work: &Work<'_>, listener: &Listener) -> Result<u32, Verdict> {
         return schedule(work, listener);
     }
     let Keys { sticky: key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
-    *key = StickyKey { client: work.packet.key.src, listener: listener.id, spare: 0 };
+    *key = StickyKey { client: work.packet.key.src.copied(), listener: listener.id, spare: 0 };
     let key: &StickyKey = key;
     let expires = work.now.wrapping_add(listener.sticky_jiffies);
     // SAFETY: an element of the map lives until the program ends; two CPUs that write to it write much the same.

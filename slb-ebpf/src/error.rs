@@ -40,7 +40,7 @@ pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
 fn write_ends(ends: &mut Ends, place: u32, is_reply: bool) -> Option<()> {
     let flow = flows::at(place)?;
     if is_reply {
-        (ends.src, ends.dst) = (flow.src, flow.dst);
+        (ends.src, ends.dst) = (flow.src.copied(), flow.dst.copied());
         (ends.sport, ends.dport) = (flow.sport, flow.dport);
         return Some(());
     }

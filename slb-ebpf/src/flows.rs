@@ -307,7 +307,7 @@ fn keep_reply(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
     let Some(Keys { reply: key, .. }) = maps::keys() else { return };
     write_reply_key(key, &facts.packet.key, backend, flow.port);
     if let Some(source) = maps::source(flow.source).filter(|_| flow.source != NO_SOURCE) {
-        key.dst = *source;
+        key.dst = source.copied();
     }
     if let Some(reply) = seek(key) {
         if reply.kind == FLOW_REPLY {
@@ -321,8 +321,8 @@ fn keep_reply(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
 /// What a backend answers with to `key`, if it was sent from `port`. Written in place: stack is scarce.
 #[inline(always)]
 fn write_reply_key(reply: &mut FlowKey, key: &FlowKey, backend: &Backend, port: u16) {
-    reply.src = backend.addr;
-    reply.dst = key.src;
+    reply.src = backend.addr.copied();
+    reply.dst = key.src.copied();
     reply.sport = backend.port as u16;
     reply.dport = port;
     reply.proto = key.proto;
@@ -402,7 +402,7 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, entries: u32) 
         let Some(addr) = maps::source(source).filter(|_| backend.sources != 0) else {
             return IS_VERDICT | Verdict::NoPort as u32;
         };
-        reply.dst = *addr;
+        reply.dst = addr.copied();
     }
     if entries != Entries::Forward as u32 {
         // A direct flow must not pass for the one through a listener that may be there without an
@@ -471,8 +471,8 @@ extern "C" fn flow_insert_reply(now: u32, key: *const FlowKey, place: u32) -> u3
 #[inline(always)]
 fn fill(flow: &mut Flow, key: &FlowKey, id: u32, kind: u8, expires: u32) {
     flow.expires = expires;
-    flow.src = key.src;
-    flow.dst = key.dst;
+    flow.src = key.src.copied();
+    flow.dst = key.dst.copied();
     flow.sport = key.sport;
     flow.dport = key.dport;
     flow.backend = id;

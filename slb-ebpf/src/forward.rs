@@ -137,7 +137,7 @@ const IS_CLOSED: u32 = NO_BACKEND | 1 << 16;
 
 /// The backend of a flow that has an entry, and above that the source port towards it.
 #[inline(always)]
-fn remembered(work: &Work<'_>, listener: &Listener, hash: u64) -> u32 {
+fn remembered(work: &mut Work<'_>, listener: &Listener, hash: u64) -> u32 {
     let Some(flow) = flows::find(&work.packet.key, hash) else { return NOT_REMEMBERED };
     let Some(backend) = maps::backend(flow.backend) else { return NOT_REMEMBERED };
     let fits = match flow.source {

@@ -54,23 +54,18 @@ pub fn leave(work: &Work<'_>, exit: Exit) -> Exit {
 fn note(work: &Work<'_>, route: Option<&Route>) {
     let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
     *key = key_of(work.packet);
-    *fragment = Fragment {
-        src: key.src,
-        dst: key.dst,
-        hash: work.handover.hash,
-        backend: work.handover.backend,
-        expires: work.now.wrapping_add(maps::settings().fragment_jiffies),
-        kind: FLOW_DIRECT.into(),
-        ..Fragment::default()
-    };
+    // Left to the kernel, both ends stay as they are.
+    let (mut src, mut dst) = (key.src.copied(), key.dst.copied());
+    // Word by word: zeros in one piece become a call.
+    let mut hop = Hop::from_mac_words(0, [0; 3]);
+    let (mut kind, mut mode, mut mtu) = (FLOW_DIRECT.into(), MODE_NAT, 0);
     if let Some(route) = route {
-        fragment.hop = route.hop;
-        fragment.mode = route.mode;
-        fragment.mtu = route.mtu;
-        fragment.kind = route.to.kind;
-        let addr = if route.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
-        *addr = route.to.addr;
+        (kind, hop, mode, mtu) = (route.to.kind, route.hop, route.mode, route.mtu);
+        *(if route.to.is_reply() { &mut src } else { &mut dst }) = route.to.addr.copied();
     }
+    let (hash, backend) = (work.handover.hash, work.handover.backend);
+    let expires = work.now.wrapping_add(maps::settings().fragment_jiffies);
+    *fragment = Fragment { src, dst, hop, hash, backend, mode, kind, mtu, expires, spare: 0 };
     put(key, fragment);
 }
 

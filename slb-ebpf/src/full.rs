@@ -67,8 +67,8 @@ fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     work.handover.place = flows::position(&work.packet.key);
     let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
-    ends.src = *maps::source(flow.source).ok_or(Verdict::Inconsistent)?;
-    ends.dst = backend.addr;
+    ends.src = maps::source(flow.source).ok_or(Verdict::Inconsistent)?.copied();
+    ends.dst = backend.addr.copied();
     (ends.sport, ends.dport) = (flow.port, backend.port as u16);
     if work.packet.is_syn() {
         flows::note_untold(flow, backend);
@@ -90,7 +90,7 @@ fn note_told(work: &mut Work<'_>, flow: &Flow) {
 #[inline(always)]
 fn to_client(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
-    (ends.src, ends.dst) = (flow.dst, flow.src);
+    (ends.src, ends.dst) = (flow.dst.copied(), flow.src.copied());
     (ends.sport, ends.dport) = (flow.dport, flow.sport);
     work.handover.backend = flow.backend;
     note_told(work, flow);

@@ -49,20 +49,21 @@ mod work;
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use slb_common::{
     abi::{FLOW_DIRECT, ROLE_BACKEND, ROLE_VIP, STAGE_ICMP, STAGE_REST, Scratch},
-    parse::{self, Family, Reject},
+    parse::{self, Family, Packet, Reject},
     verdict::Verdict,
 };
 
 use maps::Known;
-use work::{Exit, Route, Sent, Work, leave, leave_stage, pack, unpack};
+use work::{Exit, Route, Sent, Work, leave, leave_stage};
 
 /// Every frame begins here.
 #[xdp(frags)]
+#[inline(always)]
 pub fn slb(ctx: XdpContext) -> u32 {
     let bytes = work::frame(&ctx).len() as u64;
     let outcome = match parse::family(&work::frame(&ctx)) {
-        Ok(Family::V4) => unpack(v4(&ctx)),
-        Ok(Family::V6) => unpack(v6(&ctx)),
+        Ok(Family::V4) => v4(&ctx),
+        Ok(Family::V6) => v6(&ctx),
         Err(reject) => Err(rejected(reject)),
     };
     leave(&ctx, outcome, bytes)
@@ -140,35 +141,37 @@ pub fn slb_answer(ctx: XdpContext) -> u32 {
     leave_stage(&ctx, answer::write(&ctx))
 }
 
-/// IPv4. Each family has a function, and registers, of its own.
-#[inline(never)]
-fn v4(ctx: &XdpContext) -> u64 {
-    let Some(Scratch { packet: kept, handover, .. }) = maps::scratch() else {
-        return pack(Err(Verdict::Inconsistent.into()));
-    };
-    if let Err(reject) = parse::packet_of(&work::frame(ctx), Family::V4, kept) {
-        return pack(Err(rejected(reject)));
+/// IPv4: half of each address is constant, and the packet fits into registers. Nothing has to be waited for that
+/// is in a register.
+#[inline(always)]
+fn v4(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let Scratch { packet: kept, handover, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
+    let mut packet = Packet::default();
+    if let Err(reject) = parse::packet_of(&work::frame(ctx), Family::V4, &mut packet) {
+        if matches!(reject, Reject::Icmp) {
+            packet.copy_to(kept);
+        }
+        return Err(rejected(reject));
     }
-    // A copy to which nobody has a pointer can be in registers, and does not have to be waited for.
-    let packet = *kept;
-    pack(balance(Work::begin(ctx, &packet, kept, handover)))
+    let mut work = Work::begin(ctx, &packet, Some(kept), handover);
+    let outcome = balance(&mut work);
+    if let Err(Exit::Stage(_)) = outcome {
+        work.keep();
+    }
+    outcome
 }
 
 /// IPv6: the addresses alone would take all registers.
-#[inline(never)]
-fn v6(ctx: &XdpContext) -> u64 {
-    let Some(Scratch { packet, handover, .. }) = maps::scratch() else {
-        return pack(Err(Verdict::Inconsistent.into()));
-    };
-    if let Err(reject) = parse::packet_of(&work::frame(ctx), Family::V6, packet) {
-        return pack(Err(rejected(reject)));
-    }
-    pack(balance(Work::begin(ctx, packet, packet, handover)))
+#[inline(always)]
+fn v6(ctx: &XdpContext) -> Result<Sent, Exit> {
+    let Scratch { packet, handover, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
+    parse::packet_of(&work::frame(ctx), Family::V6, packet).map_err(rejected)?;
+    balance(&mut Work::begin(ctx, packet, None, handover))
 }
 
 #[inline(always)]
-fn balance(mut work: Work<'_>) -> Result<Sent, Exit> {
-    let route = route::<false>(&mut work)?;
+fn balance(work: &mut Work<'_>) -> Result<Sent, Exit> {
+    let route = route::<false>(work)?;
     work.send(route)
 }
 

@@ -20,8 +20,8 @@ pub struct Work<'a> {
     pub ctx: &'a XdpContext,
     pub frame: Frame<'a>,
     pub packet: &'a Packet,
-    /// The same in the map, where others may look at it.
-    kept: &'a Packet,
+    /// Where it is to be kept for others, if it is in registers.
+    kept: Option<&'a mut Packet>,
     pub handover: &'a mut Handover,
     /// Length of the frame as it arrived, in bytes.
     pub bytes: u64,
@@ -60,29 +60,6 @@ pub enum Exit {
     Stage(u32),
 }
 
-/// In a [`pack`]ed outcome: the rest is a stage, not a verdict.
-const IS_STAGE: u64 = 1 << 16;
-
-/// An outcome as a function can return it: interface, [`IS_STAGE`], verdict or stage.
-#[inline(always)]
-pub const fn pack(outcome: Result<Sent, Exit>) -> u64 {
-    match outcome {
-        Ok((verdict, ifindex)) => (ifindex as u64) << 32 | verdict as u64,
-        Err(Exit::Verdict(verdict)) => verdict as u64,
-        Err(Exit::Stage(stage)) => IS_STAGE | stage as u64,
-    }
-}
-
-/// The outcome that was [`pack`]ed.
-#[inline(always)]
-pub const fn unpack(packed: u64) -> Result<Sent, Exit> {
-    let low = packed as u32;
-    if packed & IS_STAGE != 0 {
-        return Err(Exit::Stage(low & !(IS_STAGE as u32)));
-    }
-    Ok((Verdict::from_slot(low), (packed >> 32) as u32))
-}
-
 impl From<Verdict> for Exit {
     #[inline(always)]
     fn from(verdict: Verdict) -> Self {
@@ -99,12 +76,13 @@ pub fn frame(ctx: &XdpContext) -> Frame<'_> {
 }
 
 impl<'a> Work<'a> {
-    /// The first program's. `packet` is what is `kept` in the map, or a copy.
+    /// The first program's. `packet` is the one in the map, or one to which nobody else has a pointer: others
+    /// find it where it is `kept`.
     #[inline(always)]
     pub fn begin(
         ctx: &'a XdpContext,
         packet: &'a Packet,
-        kept: &'a Packet,
+        kept: Option<&'a mut Packet>,
         handover: &'a mut Handover,
     ) -> Self {
         let frame = frame(ctx);
@@ -117,13 +95,26 @@ impl<'a> Work<'a> {
     pub fn go_on(ctx: &'a XdpContext, scratch: &'a mut Scratch) -> Self {
         let Scratch { packet, handover, .. } = scratch;
         let bytes = handover.bytes;
-        Self { bytes, ..Self::begin(ctx, packet, packet, handover) }
+        Self { bytes, ..Self::begin(ctx, packet, None, handover) }
     }
 
     /// For a function that is called.
     #[inline(always)]
-    pub const fn facts(&self) -> Facts<'a> {
-        Facts { ctx: self.ctx, packet: self.kept, now: self.now }
+    pub const fn facts(&mut self) -> Facts<'_> {
+        self.keep();
+        let packet = match &self.kept {
+            Some(kept) => kept,
+            None => self.packet,
+        };
+        Facts { ctx: self.ctx, packet, now: self.now }
+    }
+
+    /// Puts the packet where others find it.
+    #[inline(always)]
+    pub const fn keep(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            self.packet.copy_to(kept);
+        }
     }
 
     /// Length of the frame as it is now, tags taken off, in bytes.

@@ -159,6 +159,14 @@ impl Address {
         unsafe { core::mem::transmute::<Self, [u64; 2]>(self) }
     }
 
+    /// The same, half by half. A plain copy from one place in memory to another becomes a call, as they may overlap.
+    #[must_use]
+    #[inline(always)]
+    pub const fn copied(&self) -> Self {
+        let [high, low] = self.halves();
+        Self::from_halves([high, low])
+    }
+
     /// Whether both are the same. `==` would compare byte by byte, with a call.
     #[must_use]
     #[inline(always)]
@@ -566,14 +574,14 @@ impl FlowKey {
     #[must_use]
     #[inline(always)]
     pub const fn destination(&self) -> Endpoint {
-        Endpoint { addr: self.dst, port: self.dport as u32, proto: self.proto }
+        Endpoint { addr: self.dst.copied(), port: self.dport as u32, proto: self.proto }
     }
 
     /// Where the packet comes from.
     #[must_use]
     #[inline(always)]
     pub const fn source(&self) -> Endpoint {
-        Endpoint { addr: self.src, port: self.sport as u32, proto: self.proto }
+        Endpoint { addr: self.src.copied(), port: self.sport as u32, proto: self.proto }
     }
 
     /// What an answer to this packet looks like.

@@ -83,6 +83,16 @@ impl Packet {
         self.v4 != 0
     }
 
+    /// Copies field by field. In one piece it would be copied from memory, and so not be in registers.
+    #[inline(always)]
+    pub const fn copy_to(&self, to: &mut Self) {
+        (to.key.src, to.key.dst) = (self.key.src.copied(), self.key.dst.copied());
+        (to.key.sport, to.key.dport) = (self.key.sport, self.key.dport);
+        to.key.proto = self.key.proto;
+        (to.l4, to.flags, to.v4) = (self.l4, self.flags, self.v4);
+        (to.fragment, to.len, to.fragment_id) = (self.fragment, self.len, self.fragment_id);
+    }
+
     /// Whether this asks for a new connection: SYN and none of ACK, FIN, RST.
     #[must_use]
     #[inline(always)]

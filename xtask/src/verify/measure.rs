@@ -63,7 +63,8 @@ pub struct Program {
 pub struct Subprogram {
     /// Its own stack, in bytes.
     pub stack: u32,
-    /// Calls to [`COPIES`].
+    /// Calls to [`COPIES`]. None is allowed, so none is in the budget.
+    #[serde(skip)]
     pub copies: u32,
 }
 
