@@ -126,7 +126,11 @@ pub struct Way {
 /// The way from the VIP `vip` to the client `addr`, looked up in the kernel's tables once per route
 /// epoch. `None`: it is the gateway itself.
 #[inline(always)]
-pub fn to_client(work: &mut Work<'_>, vip: &Address, addr: &Address) -> Result<Option<Way>, Verdict> {
+pub fn to_client(
+    work: &mut Work<'_>,
+    vip: &Address,
+    addr: &Address,
+) -> Result<Option<Way>, Verdict> {
     let client = client(addr, vip).ok_or(Verdict::Inconsistent)?;
     let epoch = client.epoch;
     let mut hop = client.hop;
