@@ -13,7 +13,7 @@ use slb_common::abi::{
     Endpoint, Hop, Interface, LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
     MAX_SOURCES, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND, NO_SOURCE,
     ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED, ORIGIN_TRACKED, ORIGIN_WATCHED, Origin, QuicKey,
-    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, SLOT_BACKEND,
+    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles, SLOT_BACKEND,
 };
 use slb_common::tunnel;
 
@@ -108,8 +108,13 @@ pub struct Circumstances<'a> {
     pub closing: &'a HashSet<u32>,
 }
 
-/// For whom a backend's address and port answer.
-type Owners = HashMap<Endpoint, Vec<(Endpoint, u32)>>;
+/// One for whom a backend's address and port answer.
+struct Owner {
+    at: Endpoint,
+    vip: Endpoint,
+    /// Index into [`Layout::targets`].
+    target: usize,
+}
 
 impl Planner {
     /// Forgets the schedules of services that are not in `layout`.
@@ -126,14 +131,15 @@ impl Planner {
             sources: now.installed.sources.clone(),
             ..State::default()
         };
-        for &local in now.locals {
-            state.addresses.entry(local.into()).or_default().roles |= ROLE_LOCAL;
-        }
-        self.closes = None;
+        // Maps are made of these at once, which takes a fraction of what one insertion after the other does.
+        let mut addresses: Vec<(Address, u32)> =
+            now.locals.iter().map(|&local| (local.into(), ROLE_LOCAL)).collect();
+        let mut backends = Vec::with_capacity(layout.targets.len());
+        let mut listeners = Vec::with_capacity(layout.services.len());
+        let mut first_closes = None::<Instant>;
         let owners = owners(layout);
-        let mut origin_flags = HashMap::<u32, u32>::new();
-        let is_shared = |at: &Endpoint| owners.get(at).is_some_and(|owners| owners.len() > 1);
-        let mut tracked = HashSet::new();
+        let is_shared = shared(&owners, layout.targets.len());
+        let mut origin_flags = vec![0; layout.targets.len()];
         for service in &layout.services {
             let targets = &layout.targets[service.targets.clone()];
             let health = &now.health[service.targets.clone()];
@@ -148,10 +154,10 @@ impl Planner {
                 *usable &= !is_closed(closes);
             }
             // Whose source is replaced, only an entry says.
-            let shared = targets.iter().filter(|target| {
-                is_shared(&service.origin(target)) || service.mode(target) == MODE_FULL
-            });
-            let shared: HashSet<u32> = shared.map(|target| target.id).collect();
+            let shared = targets.iter().zip(&is_shared[service.targets.clone()]);
+            let shared = shared
+                .filter(|&(target, &is_shared)| is_shared || service.mode(target) == MODE_FULL);
+            let shared: HashSet<u32> = shared.map(|(target, _)| target.id).collect();
             let nobody = vec![false; targets.len()];
             let waits = self.waits(service, targets, health, &now);
             let candidates = if waits { &nobody } else { &usable };
@@ -162,27 +168,27 @@ impl Planner {
                 shared.clone()
             };
             let schedule = self.schedule(service, targets, candidates, &kept, &now);
-            if self.is_tracked(service.id) || service.remembers() {
-                tracked.insert(service.id);
-            }
+            let is_tracked = self.is_tracked(service.id) || service.remembers();
             let policy = policy(service, &mut state, &now);
-            let weights: HashMap<u32, u32> =
-                self.members(service.id).iter().map(|member| (member.id, member.weight)).collect();
             for &endpoint in &service.endpoints {
                 let schedule = Arc::clone(&schedule);
                 let service = state::Service { id: service.id, schedule, policy };
-                state.listeners.insert(endpoint, service);
-                state.addresses.entry(endpoint.addr).or_default().roles |= ROLE_VIP;
+                listeners.push((endpoint, service));
+                addresses.push((endpoint.addr, ROLE_VIP));
             }
-            for (((target, &health), &usable), closes) in
-                targets.iter().zip(health).zip(&usable).zip(&closes)
+            // In the order of the targets.
+            let mut members = self.members(service.id).iter().peekable();
+            let origin_flags = &mut origin_flags[service.targets.clone()];
+            for ((((target, &health), &usable), closes), origin_flags) in
+                targets.iter().zip(health).zip(&usable).zip(&closes).zip(origin_flags)
             {
                 let mut backend = backend(service, target, health, usable, &now);
                 (backend.source, backend.sources) = sources(&mut state.sources, target, &now);
                 if shared.contains(&target.id) {
                     backend.flags |= BACKEND_SHARED;
                 }
-                if weights.get(&target.id).is_some_and(|weight| *weight > 0) {
+                let member = members.next_if(|member| member.id == target.id);
+                if member.is_some_and(|member| member.weight > 0) {
                     backend.weight = target.weight as u16;
                 }
                 backend.closes = closes.unwrap_or(0);
@@ -191,39 +197,30 @@ impl Planner {
                 } else if let Some(closes) = closes {
                     let left = closes.wrapping_sub(now.moment);
                     let closes = now.now + now.jiffies.to_duration(left + 1);
-                    self.closes = Some(self.closes.map_or(closes, |first| first.min(closes)));
+                    first_closes = Some(first_closes.map_or(closes, |first| first.min(closes)));
                 }
                 let is_closing =
                     backend.flags & BACKEND_CLOSED != 0 || now.closing.contains(&target.id);
                 let is_watched = target.check.as_ref().is_some_and(|(check, _)| check.passive);
-                let flags = if is_closing { ORIGIN_CLOSING } else { 0 }
+                *origin_flags = if is_closing { ORIGIN_CLOSING } else { 0 }
                     | if is_watched { ORIGIN_WATCHED } else { 0 }
-                    | if policy.flags & LISTENER_LIMITED != 0 { ORIGIN_LIMITED } else { 0 };
-                origin_flags.insert(target.id, flags);
+                    | if policy.flags & LISTENER_LIMITED != 0 { ORIGIN_LIMITED } else { 0 }
+                    | if is_tracked { ORIGIN_TRACKED } else { 0 }
+                    | if backend.mode == MODE_FULL { ORIGIN_SHARED } else { 0 };
                 state.quic.extend(servers(service, target, &now));
-                state.backends.insert(target.id, backend);
+                backends.push((target.id, backend));
                 if target.is_answered_here() {
-                    state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
+                    addresses.push((backend.addr, ROLE_BACKEND));
                 }
             }
         }
-        for (at, owners) in owners {
-            let before = now.installed.endpoints.get(&at);
-            let is_before = |(vip, _): &&(Endpoint, u32)| {
-                before.is_some_and(|origin| (origin.vip, origin.port) == (vip.addr, vip.port))
-            };
-            // Whoever was there first has flows without entries.
-            let Some((vip, backend)) = owners.iter().find(is_before).or(owners.first()) else {
-                continue;
-            };
-            let is_tracked = tracked.contains(&state.backends[backend].listener.into());
-            let has_entries = owners.len() > 1 || state.backends[backend].mode == MODE_FULL;
-            let flags = if has_entries { ORIGIN_SHARED } else { 0 }
-                | if is_tracked { ORIGIN_TRACKED } else { 0 }
-                | owners.iter().fold(0, |flags, (_, owner)| flags | origin_flags[owner]);
-            let (vip, port) = (vip.addr, vip.port);
-            state.endpoints.insert(at, Origin { vip, port, backend: *backend, flags, spare: 0 });
-        }
+        self.closes = first_closes;
+        state.listeners = listeners.into_iter().collect();
+        state.backends = backends.into_iter().collect();
+        state.addresses = roles(addresses);
+        let origins = owners.chunk_by(|a, b| a.at == b.at);
+        let origins = origins.map(|owners| origin(owners, layout, &origin_flags, now.installed));
+        state.endpoints = origins.collect();
         state
     }
 
@@ -492,17 +489,62 @@ fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32>
     }
 }
 
-/// For whom each backend's address and port answer.
-fn owners(layout: &Layout) -> Owners {
-    let mut owners = Owners::new();
+/// For whom each backend's address and port answer: those of one side by side, as the layout has them.
+fn owners(layout: &Layout) -> Vec<Owner> {
+    let mut owners = Vec::with_capacity(layout.targets.len());
     for service in &layout.services {
-        let targets = layout.targets[service.targets.clone()].iter();
-        for target in targets.filter(|target| target.is_answered_here()) {
-            let owners = owners.entry(service.origin(target)).or_default();
-            owners.extend(service.endpoints.iter().map(|&endpoint| (endpoint, target.id)));
+        for target in service.targets.clone() {
+            let backend = &layout.targets[target];
+            if backend.is_answered_here() {
+                let at = service.origin(backend);
+                owners.extend(service.endpoints.iter().map(|&vip| Owner { at, vip, target }));
+            }
         }
     }
+    owners.sort_by_key(|owner| owner.at);
     owners
+}
+
+/// Which targets have an address and port that answers for others as well.
+fn shared(owners: &[Owner], targets: usize) -> Vec<bool> {
+    let mut shared = vec![false; targets];
+    for owners in owners.chunk_by(|a, b| a.at == b.at).filter(|owners| owners.len() > 1) {
+        for owner in owners {
+            shared[owner.target] = true;
+        }
+    }
+    shared
+}
+
+/// For whom an address and port answers, of all its owners; `flags` are each target's.
+fn origin(
+    owners: &[Owner],
+    layout: &Layout,
+    flags: &[u32],
+    installed: &State,
+) -> (Endpoint, Origin) {
+    let before = installed.endpoints.get(&owners[0].at);
+    let is_before = |owner: &&Owner| {
+        before.is_some_and(|origin| (origin.vip, origin.port) == (owner.vip.addr, owner.vip.port))
+    };
+    // Whoever was there first has flows without entries.
+    let Owner { at, vip, target } = owners.iter().find(is_before).unwrap_or(&owners[0]);
+    let of_all = ORIGIN_CLOSING | ORIGIN_WATCHED | ORIGIN_LIMITED;
+    let of_others = owners.iter().fold(0, |all, owner| all | flags[owner.target] & of_all);
+    let shared = if owners.len() > 1 { ORIGIN_SHARED } else { 0 };
+    let flags = flags[*target] | of_others | shared;
+    let backend = layout.targets[*target].id;
+    (*at, Origin { vip: vip.addr, port: vip.port, backend, flags, spare: 0 })
+}
+
+/// What each address is.
+fn roles(mut addresses: Vec<(Address, u32)>) -> BTreeMap<Address, Roles> {
+    addresses.sort_unstable();
+    let roles = addresses.chunk_by(|(a, _), (b, _)| a == b).map(|of| {
+        let roles = of.iter().fold(0, |all, (_, role)| all | role);
+        (of[0].0, Roles { roles, ..Roles::default() })
+    });
+    roles.collect()
 }
 
 impl Target {

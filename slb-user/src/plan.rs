@@ -147,14 +147,25 @@ fn changed<'a, K: Ord, V: PartialEq>(
     desired: &'a Map<K, V>,
     installed: &'a Map<K, V>,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {
-    desired.iter().filter(|(key, value)| installed.get(key) != Some(value))
+    let mut alike = alike(installed);
+    desired.iter().filter(move |(key, value)| alike(key) != Some(value))
 }
 
 fn gone<'a, K: Ord, V>(
     desired: &'a Map<K, V>,
     installed: &'a Map<K, V>,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {
-    installed.iter().filter(|(key, _)| !desired.contains_key(key))
+    let mut alike = alike(desired);
+    installed.iter().filter(move |(key, _)| alike(key).is_none())
+}
+
+/// Finds keys that come in order: one step each, where a search takes a dozen.
+fn alike<'a, K: Ord, V>(map: &'a Map<K, V>) -> impl FnMut(&K) -> Option<&'a V> {
+    let mut left = map.iter().peekable();
+    move |key| {
+        while left.next_if(|(known, _)| *known < key).is_some() {}
+        left.next_if(|(known, _)| *known == key).map(|(_, value)| value)
+    }
 }
 
 #[cfg(test)]
