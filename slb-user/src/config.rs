@@ -15,7 +15,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use changes::changes;
-pub use edit::{Document, Edit, EditError, Place};
+pub use edit::{Edit, EditError, Place};
 pub use parse::{api, load, parse};
 pub use report::{LoadError, Mistake, Report};
 

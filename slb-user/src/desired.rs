@@ -362,7 +362,15 @@ impl Planner {
                 } else {
                     Way::ring(from, terms)
                 };
-                let published = Arc::new(way.schedule((scheduler, &wanted), shared));
+                let published = way.schedule((scheduler, &wanted), shared);
+                // If it is the one in the maps, by the same pointer: nobody has to compare them again.
+                let mut installed =
+                    service.endpoints.iter().filter_map(|at| now.installed.listeners.get(at));
+                let known = installed.find(|installed| *installed.schedule == published);
+                let published = match known {
+                    Some(known) => Arc::clone(&known.schedule),
+                    None => Arc::new(published),
+                };
                 Planned {
                     scheduler,
                     members,

@@ -10,7 +10,7 @@ use std::{
 use super::staged::{Opened, Staged};
 use crate::{
     api::Refusal,
-    config::{self, Config, Document, Edit, Mistake},
+    config::{self, Config, Edit, Mistake},
 };
 
 /// A configuration, and the warnings about its file.
@@ -24,8 +24,6 @@ pub(super) struct Known(Arc<Mutex<Option<Text>>>);
 struct Text {
     text: String,
     parsed: Parsed,
-    /// To be edited; `None`: nobody has wanted to yet.
-    document: Option<Document>,
 }
 
 impl Known {
@@ -35,7 +33,7 @@ impl Known {
             Some(known) => known,
             None => {
                 let (text, parsed) = config::load(path).map_err(invalid)?;
-                Text { text, parsed, document: None }
+                Text { text, parsed }
             }
         };
         let parsed = known.parsed.clone();
@@ -43,30 +41,12 @@ impl Known {
         Ok(parsed)
     }
 
-    /// Reads it ahead of the first edit.
-    pub fn prepare(&self, path: &Path) {
-        if self.read(path).is_err() {
-            return;
-        }
-        if let Some(mut known) = self.take(path) {
-            known.document = Document::parse(&known.text).ok();
-            self.put(known);
-        }
-    }
-
     /// The file as it will be, written beside it; not if it stays as it is.
     pub fn edited(&self, path: &Path, edit: &Edit) -> Result<(Parsed, Option<Staged>), Refusal> {
         let file = Opened::read(path)
             .map_err(|why| invalid(config::LoadError::Unreadable { path: path.to_owned(), why }))?;
-        let known = self.take_text(&file.text);
-        let (before, document) = match known {
-            Some(Text { parsed, document, .. }) => (Some(parsed), document),
-            None => (None, None),
-        };
-        let document = document.map_or_else(|| Document::parse(&file.text), Ok);
-        let mut document = document.map_err(invalid)?;
-        document.edit(edit).map_err(invalid)?;
-        let text = document.to_string();
+        let before = self.take_text(&file.text).map(|known| known.parsed);
+        let text = edit.apply(&file.text).map_err(invalid)?;
         // Warnings name lines, which may be others by now.
         let quick = before
             .filter(|(_, warnings)| warnings.is_empty())
@@ -81,7 +61,7 @@ impl Known {
             let staged = file.stage(&text).map_err(|error| super::reload::unwritable(path, &error));
             Some(staged?)
         };
-        self.put(Text { text, parsed: parsed.clone(), document: Some(document) });
+        self.put(Text { text, parsed: parsed.clone() });
         Ok((parsed, staged))
     }
 

@@ -108,7 +108,8 @@ impl Agent {
     /// Reads the file ahead of the first edit.
     pub(super) fn prepare_edits(&self) {
         let (path, known) = (self.path.clone(), self.reloads.known.clone());
-        tokio::task::spawn_blocking(move || known.prepare(&path));
+        // What is wrong with it by now, whoever edits it is told.
+        tokio::task::spawn_blocking(move || drop(known.read(&path)));
     }
 
     /// Reads the file again, and goes by it.
