@@ -2,7 +2,7 @@
 
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use slb_common::{
-    abi::{Backend, MODE_GUE, MODE_IPIP, TCP},
+    abi::{MODE_GUE, MODE_IPIP, TCP},
     mss,
     parse::SYN,
     tunnel::{self, GUE_PORT, Tunnel},
@@ -11,7 +11,7 @@ use slb_common::{
 
 use crate::{
     maps,
-    work::{self, Exit, Sent, Work},
+    work::{self, Exit, Facts, Sent, Work},
 };
 
 /// Encapsulates the packet, which has a hop left: who has sent it here has seen to that.
@@ -32,7 +32,7 @@ pub fn enter(ctx: &XdpContext) -> Result<Sent, Exit> {
         port: if backend.mode == MODE_GUE { GUE_PORT } else { 0 },
     };
     if work.packet.flags & SYN != 0 && work.packet.key.proto == TCP {
-        clamp(&mut work, backend);
+        clamp(&work.facts(), backend.mtu);
     }
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(tunnel.overhead() as i32)) } != 0 {
@@ -44,9 +44,9 @@ pub fn enter(ctx: &XdpContext) -> Result<Sent, Exit> {
 
 /// What fits through the tunnel is what the client's segments may have.
 #[inline(never)]
-fn clamp(work: &mut Work<'_>, backend: &Backend) {
-    let headers = if work.packet.is_v4() { 40 } else { 60 };
-    if backend.mtu > headers {
-        mss::clamp(&mut work.frame, work.packet, (backend.mtu - headers) as u16);
+fn clamp(facts: &Facts<'_>, mtu: u32) {
+    let headers = if facts.packet.is_v4() { 40 } else { 60 };
+    if mtu > headers {
+        mss::clamp(&mut work::frame(facts.ctx), facts.packet, (mtu - headers) as u16);
     }
 }

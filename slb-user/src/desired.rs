@@ -550,7 +550,7 @@ fn roles(mut addresses: Vec<(Address, u32)>) -> BTreeMap<Address, Roles> {
     addresses.sort_unstable();
     let roles = addresses.chunk_by(|(a, _), (b, _)| a == b).map(|of| {
         let roles = of.iter().fold(0, |all, (_, role)| all | role);
-        (of[0].0, Roles { roles, ..Roles::default() })
+        (of[0].0, Roles { roles })
     });
     roles.collect()
 }
