@@ -286,7 +286,11 @@ impl Planner {
         }
         if let Way::Hash(transition) = &mut planned.way {
             transition.settle(pinned);
-            planned.published = Arc::new(transition.schedule(&planned.shared));
+            let published = transition.schedule(&planned.shared);
+            // The same pointer as in the maps, if nothing was settled.
+            if *planned.published != published {
+                planned.published = Arc::new(published);
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use slb_tests::gateway;
 
 use crate::{process, setup};
 
+mod control;
 mod end_to_end;
 mod plot;
 mod table;
@@ -21,12 +22,15 @@ pub struct Options {
     /// Rounds, over which medians are taken
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Only single packets, not clients through the lab
+    /// Only single packets
     #[arg(long)]
     packets: bool,
     /// Only clients through the lab, against other balancers that are installed
-    #[arg(long, conflicts_with = "packets")]
+    #[arg(long)]
     end_to_end: bool,
+    /// Only the agent, with a large configuration
+    #[arg(long)]
+    control: bool,
     /// Where the results go; by default `bench` in the target directory
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
@@ -61,13 +65,23 @@ pub fn run(options: &Options) -> Result<()> {
         None => process::target()?.join("bench"),
     };
     fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-    if !options.end_to_end {
+    let is_all = !options.packets && !options.end_to_end && !options.control;
+    if is_all || options.packets {
         packets(options, &out)?;
     }
-    if !options.packets {
+    if is_all || options.end_to_end || options.control {
         let slb = process::build_slb()?;
         // SAFETY: this program has only one thread so far.
         unsafe { std::env::set_var(gateway::BINARY_VARIABLE, slb) };
+    }
+    if is_all || options.control {
+        let rows = control::measure()?;
+        let table = table::control(&rows);
+        print!("\n{table}");
+        write(&out.join("control.md"), &table)?;
+        write(&out.join("control.json"), &serde_json::to_string_pretty(&rows)?)?;
+    }
+    if is_all || options.end_to_end {
         let rows = end_to_end::measure()?;
         let table = table::end_to_end(&rows);
         print!("\n{table}");

@@ -53,7 +53,14 @@ impl Known {
             .and_then(|(config, warnings)| Some((config.edited(edit)?, warnings)));
         let parsed = match quick {
             Some(parsed) => parsed,
-            None => config::parse(path, &text).map_err(invalid)?,
+            None => match config::parse(path, &text) {
+                Ok(parsed) => parsed,
+                // What was wrong with it before, by the lines that it has.
+                Err(error) => {
+                    config::parse(path, &file.text).map_err(invalid)?;
+                    return Err(invalid(error));
+                }
+            },
         };
         let staged = if text == file.text {
             None

@@ -109,9 +109,10 @@ impl Edit {
 }
 
 /// Where in a file an instance may stand that is named like that: from its header to that of the next one. None, if
-/// what looks like a header may be within a string of several lines.
+/// what looks like a header may be within a string of several lines, or lines end in CR: `toml_edit` writes LF, and is
+/// to do so in the whole file.
 fn parts(text: &str, name: &str) -> Vec<Range<usize>> {
-    if text.contains("\"\"\"") || text.contains("'''") {
+    if ["\"\"\"", "'''", "\r"].iter().any(|mark| text.contains(mark)) {
         return Vec::new();
     }
     let headers = text.match_indices("[[instance]]");
@@ -454,7 +455,11 @@ listener = [{ protocol = "tcp", port = 80, backend_port = 8080 }]
         let found = edit.apply(text);
         let whole = edit.apply(&format!("{text}# No string of several lines: \"\"\"\n"));
         if let (Ok(found), Ok(whole)) = (&found, &whole) {
-            assert!(whole.starts_with(found), "{found}\nis not\n{whole}");
+            // `toml_edit` drops the mark.
+            assert!(
+                whole.starts_with(found.trim_start_matches('\u{feff}')),
+                "{found}\nis not\n{whole}"
+            );
         }
         assert_eq!(found.is_ok(), whole.is_ok());
         found
@@ -621,6 +626,27 @@ listener = [{ protocol = "tcp", port = 80, backend_port = 8080 }]
         let found = edit(&text, &weight(place("shop", None, "web-1"), 7)).unwrap();
         let edited = edit(FILE, &weight(place("shop", None, "web-1"), 7)).unwrap();
         assert_eq!(found, format!("note = \"\"\"\n{FILE}\"\"\"\n{edited}"));
+    }
+
+    #[test]
+    fn given_headers_of_any_form_when_edited_then_the_right_instance_is() {
+        let (gateway, instances) = FILE.split_at(FILE.find("[[instance]]").unwrap());
+        let cases = [
+            format!("{instances}\n{gateway}"),
+            format!("\u{feff}{FILE}"),
+            FILE.replace("[[instance]]", "[[ instance ]]"),
+            FILE.replacen("[[instance]]", "# [[instance]] name = \"blog\"\n[[instance]]", 1),
+        ];
+        for text in cases {
+            let found = edit(&text, &weight(place("shop", None, "web-1"), 7)).unwrap();
+            assert_eq!(found, text.replace("weight = 40 ", "weight = 7 "));
+        }
+        // A backend of the one has the name of the other.
+        let text = FILE.replace("\"web-2\"", "\"blog\"");
+        let found = edit(&text, &weight(place("blog", None, "b-2"), 3)).unwrap();
+        assert_eq!(found, text.replace("10.0.0.42\" }", "10.0.0.42\" , weight = 3 }"));
+        let found = edit(&FILE.replace('\n', "\r\n"), &enable("shop", "tcp", 80, false)).unwrap();
+        assert_eq!(found, FILE.replace("enabled = true", "enabled = false"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{Row, end_to_end};
+use super::{Row, control, end_to_end};
 
 /// Group of the frames that are really sent.
 const LIVE: &str = "live";
@@ -50,6 +50,16 @@ pub fn live(rows: &[Row]) -> String {
             format!("{:.2}", 1_000.0 / row.median),
             format!("{:.0} %", 100.0 * parts[parts.len() / 2]),
         ]);
+    }
+    format!("{table}\n")
+}
+
+/// The agent with a large configuration.
+pub fn control(rows: &[control::Row]) -> String {
+    let mut table = table(&["", "median ms", "longest ms"]);
+    for row in rows {
+        let number = |value: f64| format!("{value:.0}");
+        table.add_row([row.what.clone(), number(row.median), number(row.longest)]);
     }
     format!("{table}\n")
 }

@@ -64,8 +64,13 @@ pub struct Subprogram {
     /// Its own stack, in bytes.
     pub stack: u32,
     /// Calls to [`COPIES`]. None is allowed, so none is in the budget.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "is_none")]
     pub copies: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+const fn is_none(copies: &u32) -> bool {
+    *copies == 0
 }
 
 /// Loads every program of an object into the kernel, and lets go of it.

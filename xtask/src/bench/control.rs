@@ -1,0 +1,112 @@
+//! What the agent takes for a large configuration: to start with it, and to change one weight in it.
+
+use std::{fmt::Write as _, time::Instant};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use slb_tests::{Gateway, Topology};
+
+const INSTANCES: u32 = 50;
+/// Of each instance; each has a group of its own.
+const LISTENERS: u32 = 50;
+/// Of each group.
+const BACKENDS: u32 = 4;
+const STARTS: usize = 3;
+const CHANGES: usize = 31;
+
+/// What something took.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// What.
+    pub what: String,
+    /// Milliseconds, the median.
+    pub median: f64,
+    /// The longest of them.
+    pub longest: f64,
+}
+
+/// Measures both, by the clock of who runs the commands.
+///
+/// # Errors
+///
+/// The lab does not work.
+pub fn measure() -> Result<Vec<Row>> {
+    let topology = Topology::build()?;
+    // All behind one neighbour: the kernel's tables do not have room for as many by default.
+    topology.gateway.ip(&format!("route add 10.128.0.0/9 via {}", topology.backends[0].v4))?;
+    let mut starts = Vec::new();
+    for start in 1..STARTS {
+        let mut gateway = Gateway::new(&topology, &instances())?;
+        starts.push(milliseconds(|| gateway.start())?);
+        eprintln!("start {start} of {STARTS}");
+    }
+    let mut gateway = Gateway::new(&topology, &instances())?;
+    starts.push(milliseconds(|| gateway.start())?);
+    // The agent reads the file ahead of the first edit; that is not what is measured.
+    weight(&gateway, 0)?;
+    let changes = (1..=CHANGES).map(|change| milliseconds(|| weight(&gateway, change)));
+    let changes = changes.collect::<Result<_>>()?;
+    let backends = INSTANCES * LISTENERS * BACKENDS;
+    Ok(vec![
+        row(&format!("start with {backends} backends, until `slb status` has answered"), starts),
+        row("`slb backend weight` there, from its start to its end", changes),
+    ])
+}
+
+fn row(what: &str, mut times: Vec<f64>) -> Row {
+    times.sort_by(f64::total_cmp);
+    let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
+    Row { what: what.to_owned(), median, longest }
+}
+
+fn milliseconds(run: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let began = Instant::now();
+    run()?;
+    Ok(began.elapsed().as_secs_f64() * 1_000.0)
+}
+
+/// Another weight for a backend in the middle; the command ends when the maps hold it.
+fn weight(gateway: &Gateway, change: usize) -> Result<()> {
+    let weight = (1 + change % 2).to_string();
+    let output = gateway.slb(&["backend", "weight", "i25", "b2", &weight, "--group", "g25"])?;
+    if !output.status.success() {
+        bail!("slb backend weight: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Backends that are not checked, each with an address of its own.
+fn instances() -> String {
+    let mut text = String::new();
+    let mut number = 0_u32;
+    let mut line = |args: std::fmt::Arguments<'_>| {
+        // To memory: cannot fail.
+        let _ = writeln!(text, "{args}");
+    };
+    for instance in 0..INSTANCES {
+        line(format_args!(
+            "[[instance]]\nname = \"i{instance}\"\nvips = [\"203.0.113.{}\"]",
+            1 + instance
+        ));
+        for group in 0..LISTENERS {
+            line(format_args!("\n  [[instance.group]]\n  name = \"g{group}\""));
+            for backend in 0..BACKENDS {
+                let [_, _, high, low] = number.to_be_bytes();
+                number += 1;
+                line(format_args!(
+                    "    [[instance.group.backend]]\n    name = \"b{backend}\"\n    \
+                     address = \"10.200.{high}.{low}\"\n    port = 8080\n    weight = 100"
+                ));
+            }
+        }
+        for listener in 0..LISTENERS {
+            line(format_args!(
+                "\n  [[instance.listener]]\n  protocol = \"tcp\"\n  port = {}\n  \
+                 scheduler = \"tch\"\n  group = \"g{listener}\"\n  \
+                 health_check = {{ enabled = false }}",
+                1_000 + listener
+            ));
+        }
+    }
+    text
+}
