@@ -454,6 +454,41 @@ fn given_a_backend_of_two_listeners_when_planned_then_its_flows_have_entries() {
 }
 
 #[test]
+fn given_owners_that_differ_when_planned_then_an_endpoint_goes_by_the_one_that_it_answers_for() {
+    let mut shop = three();
+    shop.listeners.push(listener(81));
+    for in_turn in 0..2 {
+        let mut shop = shop.clone();
+        shop.listeners[in_turn].scheduler = Scheduler::Wrr;
+        let state = World::new(&config([shop])).desired();
+        for origin in state.endpoints.values() {
+            let at = Endpoint { addr: origin.vip, port: origin.port, proto: abi::TCP };
+            let scheduler = state.listeners[&at].schedule.scheduler;
+            let is_tracked = origin.flags & ORIGIN_TRACKED != 0;
+            assert_eq!(is_tracked, scheduler == abi::SCHEDULER_RING, "{in_turn}: {at:?}");
+        }
+    }
+}
+
+#[test]
+fn given_direct_return_to_a_shared_backend_when_planned_then_it_needs_no_entries() {
+    let mut shop = three();
+    shop.listeners.push(listener(81));
+    let mut direct = three();
+    direct.vips = addresses(&["203.0.113.11"]);
+    direct.groups[0].forwarding = Forwarding::Dsr;
+    let state = World::new(&config([shop, direct])).desired();
+    for service in state.listeners.values() {
+        for slot in &service.schedule.slots {
+            let backend = state.backends[&(slot & SLOT_BACKEND)];
+            let is_answered_here = backend.mode != MODE_DSR;
+            assert_eq!(slot & (SLOT_LOOK | SLOT_KEEP) != 0, is_answered_here);
+            assert_eq!(backend.flags & BACKEND_SHARED != 0, is_answered_here);
+        }
+    }
+}
+
+#[test]
 fn given_two_vips_when_planned_then_an_answer_does_not_tell_which_it_is_for() {
     let mut shop = three();
     shop.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
