@@ -418,7 +418,7 @@ pub const BACKEND_CLOSED: u32 = 128;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Index<V, const RECORDS: usize> {
-    /// Where an endpoint's record is, by its [`crate::hash::endpoint`]: [`INDEX_NONE`], [`INDEX_UNKNOWN`], or the
+    /// Where an endpoint's record is, by its [`crate::hash::endpoint`]: [`INDEX_NONE`], [`INDEX_MANY`], or the
     /// number of the record and 1. One word each, so it is replaced as a whole.
     pub places: [u32; INDEX_SLOTS],
     /// The records.
@@ -432,8 +432,8 @@ pub type EndpointIndex = Index<Origin, MAX_ENDPOINT_RECORDS>;
 
 /// No endpoint has this hash.
 pub const INDEX_NONE: u32 = 0;
-/// Some have it, but there is no record of them: the hash map knows, as it does where a record is another's.
-pub const INDEX_UNKNOWN: u32 = u32::MAX;
+/// Several have it: the hash map knows.
+pub const INDEX_MANY: u32 = u32::MAX;
 
 /// Part of [`Index`]: a copy of an entry of the hash map, which is not written again while a place names it.
 /// One cache line.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use slb_common::{
-    abi::{Endpoint, INDEX_NONE, INDEX_SLOTS, INDEX_UNKNOWN, Index, Record},
+    abi::{Endpoint, INDEX_MANY, INDEX_NONE, INDEX_SLOTS, Index, Record},
     hash,
 };
 
@@ -44,7 +44,7 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     pub fn fill(&mut self, entries: &BTreeMap<Endpoint, V>) {
         let named: HashSet<u32> = (0..INDEX_SLOTS)
             .map(|slot| self.slot(slot).load(Ordering::Acquire))
-            .filter(|word| !matches!(*word, INDEX_NONE | INDEX_UNKNOWN))
+            .filter(|word| !matches!(*word, INDEX_NONE | INDEX_MANY))
             .map(|word| word - 1)
             .collect();
         for &place in &named {
@@ -125,11 +125,8 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     fn publish(&self, slot: usize) {
         let word = match self.hashes.get(&slot).map(Vec::as_slice) {
             None | Some([]) => INDEX_NONE,
-            // Of several, one does not need the hash map.
-            Some(endpoints) => {
-                let place = endpoints.iter().find_map(|endpoint| self.places.get(endpoint));
-                place.map_or(INDEX_UNKNOWN, |place| place + 1)
-            }
+            Some([only]) => self.places.get(only).map_or(INDEX_MANY, |place| place + 1),
+            Some(_) => INDEX_MANY,
         };
         self.slot(slot).store(word, Ordering::Release);
     }
