@@ -3,10 +3,7 @@
 //! No answer is sent more often than what it answers, and none but that to a large packet is much
 //! longer, so it is no amplifier. ICMP errors are few per jiffy all the same (RFC 4443, section 2.4 (f)).
 
-use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
-    programs::XdpContext,
-};
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use slb_common::{
     abi::{ERRORS_PER_JIFFY, TCP},
     icmp_error::{self, HEAD_V4, HEAD_V6, Problem},
@@ -22,18 +19,17 @@ use crate::{
 
 /// Makes the packet into the answer that another program has asked for.
 #[inline(always)]
-pub fn write(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
-    let back = ctx.ingress_ifindex() as u32;
+pub fn write(work: &mut Work<'_>) -> Result<Sent, Exit> {
+    let back = work.ctx.ingress_ifindex() as u32;
     let what = Verdict::from_slot(work.handover.what);
     let (written, otherwise) = match what {
-        Verdict::Reset => (reset(&mut work), Verdict::NoFlow),
-        Verdict::Closed => (reset(&mut work), Verdict::ClosedDropped),
+        Verdict::Reset => (reset(work), Verdict::NoFlow),
+        Verdict::Closed => (reset(work), Verdict::ClosedDropped),
         Verdict::Refused if work.packet.key.proto == TCP => {
-            (reset(&mut work), Verdict::NoListenerDropped)
+            (reset(work), Verdict::NoListenerDropped)
         }
-        Verdict::Refused => (error(&work, true), Verdict::NoListenerDropped),
-        Verdict::TooBig => (error(&work, false), Verdict::Oversize),
+        Verdict::Refused => (error(work, true), Verdict::NoListenerDropped),
+        Verdict::TooBig => (error(work, false), Verdict::Oversize),
         _ => (None, Verdict::Inconsistent),
     };
     match written {

@@ -1,7 +1,6 @@
 //! Which backend a flow begins with, where that is more than a look at the schedule: session persistence,
 //! the fewest flows, QUIC connection IDs.
 
-use aya_ebpf::programs::XdpContext;
 use slb_common::{
     abi::{
         BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, Keys,
@@ -19,13 +18,12 @@ use crate::{
 
 /// Notes the choice for the program that makes the entries.
 #[inline(always)]
-pub fn choose(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+pub fn choose(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let to = work.packet.key.destination();
     let listener = maps::listener(&to).ok_or(Verdict::NoListener)?;
     // What began before goes by what was the rule then.
     if work.packet.is_syn() || work.packet.key.proto == UDP {
-        work.handover.chosen = begin(&work, listener)?;
+        work.handover.chosen = begin(work, listener)?;
     }
     Err(Exit::Stage(STAGE_FLOW))
 }

@@ -1,6 +1,6 @@
 //! ICMP errors whose flow is of another family than they are.
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_tail, programs::XdpContext};
+use aya_ebpf::helpers::bpf_xdp_adjust_tail;
 use slb_common::{
     abi::{Ends, FLOW_FORWARD},
     icmp, icmp_cross,
@@ -14,8 +14,7 @@ use crate::{
 
 /// Makes an error into one of the other family.
 #[inline(always)]
-pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     write_ends(ends, work.handover.place, is_reply).ok_or(Verdict::Inconsistent)?;
@@ -25,10 +24,10 @@ pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
     let after = icmp_cross::frame_len(ends.src.is_v4());
     let before = work.bytes_left();
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, after as i32 - before as i32) } != 0 {
+    if unsafe { bpf_xdp_adjust_tail(work.ctx.ctx, after as i32 - before as i32) } != 0 {
         return Err(Verdict::Inconsistent.into());
     }
-    work.frame = work::frame(ctx);
+    work.frame = work::frame(work.ctx);
     let hop = work.handover.hop;
     icmp_cross::write(&mut work.frame, &error, ends, hop).ok_or(Verdict::Truncated)?;
     Ok(sent(is_reply, hop))

@@ -1,6 +1,6 @@
 //! Fragments of IPv4 and IPv6: the first has ports and chooses, the others go where it went.
 
-use aya_ebpf::{bindings::BPF_ANY, programs::XdpContext};
+use aya_ebpf::bindings::BPF_ANY;
 use slb_common::{
     abi::{
         Ends, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Fragment, FragmentKey, Hop, Keys, MODE_DSR,
@@ -96,8 +96,7 @@ fn put(key: &FragmentKey, fragment: &Fragment) {
 
 /// A later fragment.
 #[inline(always)]
-pub fn follow(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+pub fn follow(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let is_vip = maps::roles(&work.packet.key.dst) & ROLE_VIP != 0;
     if !matches!(work.packet.key.proto, TCP | UDP) && work.packet.is_v4() {
         return Err(if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs }.into());

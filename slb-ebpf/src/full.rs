@@ -1,7 +1,7 @@
 //! Flows whose source is replaced as well: the backend answers an address of ours, wherever it is, and
 //! whatever family its client is of. Both directions have entries.
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
     abi::{BY_HEADER, Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT, STAGE_TELL, UDP, UNTOLD},
     client_address,
@@ -21,13 +21,12 @@ use crate::{
 
 /// Translates a packet of either direction.
 #[inline(always)]
-pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
     // In place, for want of stack.
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     let Way { mut hop, mtu } =
-        if is_reply { to_client(&mut work, ends)? } else { to_backend(&mut work, ends)? };
+        if is_reply { to_client(work, ends)? } else { to_backend(work, ends)? };
     // To the kernel a source of its own is a forgery, if it comes from outside.
     if !is_reply && !hop.is_known() {
         return Err(Verdict::NoNeighbour.into());
@@ -38,17 +37,17 @@ pub fn translate(ctx: &XdpContext) -> Result<Sent, Exit> {
     // What a backend is told has to fit as well.
     let more = if is_reply { 0 } else { work.handover.told };
     if ends.dst.is_v4() != work.packet.is_v4() {
-        return cross(&mut work, ends, hop, mtu, is_reply);
+        return cross(work, ends, hop, mtu, is_reply);
     }
     if exceeds(work.packet.len.wrapping_add(more), mtu) {
         let mode = if is_reply { MODE_NAT } else { MODE_FULL };
         hop = work.too_big(mode, mtu.wrapping_sub(more))?;
     }
     if work.packet.fragment == FRAGMENT_FIRST {
-        fragments::note_ends(&work, ends, hop, mtu, is_reply);
+        fragments::note_ends(work, ends, hop, mtu, is_reply);
     }
     rewrite::translate_ends(&mut work.frame, work.packet, ends, hop)?;
-    finish(&mut work, is_reply, hop)
+    finish(work, is_reply, hop)
 }
 
 /// Sends a translated packet, unless its backend is to be told something.

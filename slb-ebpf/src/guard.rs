@@ -5,7 +5,7 @@ use core::{
     sync::atomic::{Ordering, compiler_fence},
 };
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::XdpContext};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use slb_common::{
     abi::{
         ACL_ALLOW, ACL_DENY, Address, FLOW_DIRECT, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
@@ -23,11 +23,10 @@ use crate::{
 
 /// Has what is admitted balanced.
 #[inline(always)]
-pub fn admit(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+pub fn admit(work: &mut Work<'_>) -> Result<Sent, Exit> {
     if let Some(listener) = maps::listener(&work.packet.key.destination()) {
         if listener.flags & LISTENER_GUARDED != 0 {
-            from_client(&work, listener)?;
+            from_client(work, listener)?;
         }
     } else if let Some(origin) = maps::origin(&work.packet.key.source())
         && origin.flags & ORIGIN_LIMITED != 0

@@ -1,7 +1,6 @@
 //! ICMP of both families: who asks whether a VIP is there is answered, and what routers and hosts have to
 //! say about a balanced packet reaches who has sent it.
 
-use aya_ebpf::programs::XdpContext;
 use slb_common::{
     abi::{
         BY_HEADER, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE,
@@ -24,15 +23,14 @@ use crate::{
 
 /// An ICMP message to anybody.
 #[inline(always)]
-pub fn message(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+pub fn message(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let is_vip = maps::roles(&work.packet.key.dst) & ROLE_VIP != 0;
     let otherwise = if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs };
     if work.packet.fragment != FRAGMENT_NONE {
         return Err(otherwise.into());
     }
     if let Some(quote) = icmp::quote(&work.frame) {
-        return match about(&mut work, &quote) {
+        return match about(work, &quote) {
             Err(Exit::Verdict(Verdict::NotOurs)) => Err(otherwise.into()),
             outcome => outcome,
         };
@@ -44,7 +42,7 @@ pub fn message(ctx: &XdpContext) -> Result<Sent, Exit> {
         return Err(Verdict::Martian.into());
     }
     icmp::answer_echo(&mut work.frame).ok_or(Verdict::OtherProtocol)?;
-    Ok((Verdict::Echo, ctx.ingress_ifindex() as u32))
+    Ok((Verdict::Echo, work.ctx.ingress_ifindex() as u32))
 }
 
 /// An error about a packet. [`Verdict::NotOurs`]: it was none of a listener's.

@@ -54,7 +54,7 @@ use slb_common::{
 };
 
 use maps::Known;
-use work::{Exit, Route, Sent, Work, leave, leave_stage};
+use work::{Exit, Route, Sent, Work, go_on, leave, stage};
 
 /// Every frame begins here.
 #[xdp(frags)]
@@ -72,73 +72,73 @@ pub fn slb(ctx: XdpContext) -> u32 {
 /// Tagged frames, fragments, and frames in several buffers.
 #[xdp(frags)]
 pub fn slb_rest(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, rest::prepare(&ctx))
+    stage(&ctx, |scratch| rest::prepare(&ctx, scratch))
 }
 
 /// To and from listeners with an access list or limits.
 #[xdp(frags)]
 pub fn slb_guard(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, guard::admit(&ctx))
+    go_on(&ctx, guard::admit)
 }
 
 /// What has been prepared, or admitted.
 #[xdp(frags)]
 pub fn slb_parsed(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, rest::balance(&ctx))
+    go_on(&ctx, rest::balance)
 }
 
 /// Fragments other than the first.
 #[xdp(frags)]
 pub fn slb_later(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, fragments::follow(&ctx))
+    go_on(&ctx, fragments::follow)
 }
 
 /// ICMP of both families.
 #[xdp(frags)]
 pub fn slb_icmp(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, icmp::message(&ctx))
+    go_on(&ctx, icmp::message)
 }
 
 /// ICMP errors about flows of the other family.
 #[xdp(frags)]
 pub fn slb_error(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, error::translate(&ctx))
+    go_on(&ctx, error::translate)
 }
 
 /// Flows that have no entry and may need one.
 #[xdp(frags)]
 pub fn slb_flow(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, begin(&ctx))
+    go_on(&ctx, begin)
 }
 
 /// Flows whose backend more than a schedule chooses.
 #[xdp(frags)]
 pub fn slb_choose(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, choose::choose(&ctx))
+    go_on(&ctx, choose::choose)
 }
 
 /// Into a tunnel.
 #[xdp(frags)]
 pub fn slb_tunnel(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, tunnel::enter(&ctx))
+    go_on(&ctx, tunnel::enter)
 }
 
 /// Flows whose backend sees a source of ours, whatever family it is of.
 #[xdp(frags)]
 pub fn slb_full(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, full::translate(&ctx))
+    go_on(&ctx, full::translate)
 }
 
 /// Flows whose backend is told who the client is.
 #[xdp(frags)]
 pub fn slb_tell(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, tell::tell(&ctx))
+    go_on(&ctx, tell::tell)
 }
 
 /// What the gateway answers itself.
 #[xdp(frags)]
 pub fn slb_answer(ctx: XdpContext) -> u32 {
-    leave_stage(&ctx, answer::write(&ctx))
+    go_on(&ctx, answer::write)
 }
 
 /// IPv4: half of each address is constant, and the packet fits into registers. Nothing has to be waited for that
@@ -176,16 +176,15 @@ fn balance(work: &mut Work<'_>) -> Result<Sent, Exit> {
 }
 
 #[inline(always)]
-fn begin(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+fn begin(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let route = if work.handover.what == FLOW_DIRECT.into() {
-        direct::begin(&mut work)
+        direct::begin(work)
     } else {
-        forward::begin(&mut work)
+        forward::begin(work)
     };
     match route {
-        Ok(route) => fragments::lead(&mut work, route),
-        Err(exit) => Err(fragments::leave(&work, exit)),
+        Ok(route) => fragments::lead(work, route),
+        Err(exit) => Err(fragments::leave(work, exit)),
     }
 }
 

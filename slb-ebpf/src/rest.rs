@@ -8,14 +8,14 @@ use slb_common::{
 };
 
 use crate::{
-    fragments, maps, rejected, route, tags,
+    fragments, rejected, route, tags,
     work::{self, Exit, Sent, Work},
 };
 
 /// Takes its tags off, and parses it.
 #[inline(always)]
-pub fn prepare(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let Scratch { packet, handover, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
+pub fn prepare(ctx: &XdpContext, scratch: &mut Scratch) -> Result<Sent, Exit> {
+    let Scratch { packet, handover, .. } = scratch;
     // SAFETY: the context is the kernel's.
     handover.bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
     handover.tags = tags::take(ctx).ok_or(Verdict::Inconsistent)?;
@@ -31,10 +31,9 @@ pub fn prepare(ctx: &XdpContext) -> Result<Sent, Exit> {
 
 /// What the first program does, for these.
 #[inline(always)]
-pub fn balance(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
-    match route::<true>(&mut work) {
-        Ok(route) => fragments::lead(&mut work, route),
-        Err(exit) => Err(fragments::leave(&work, exit)),
+pub fn balance(work: &mut Work<'_>) -> Result<Sent, Exit> {
+    match route::<true>(work) {
+        Ok(route) => fragments::lead(work, route),
+        Err(exit) => Err(fragments::leave(work, exit)),
     }
 }

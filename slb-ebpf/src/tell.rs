@@ -27,8 +27,7 @@ use crate::{
 
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
-pub fn tell(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+pub fn tell(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
     let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
@@ -40,9 +39,9 @@ pub fn tell(ctx: &XdpContext) -> Result<Sent, Exit> {
         L3 + if is_v4 { HEAD_V4 } else { HEAD_V6 }
     };
     if is_reply {
-        hear(&mut work, flow, backend, l4)?;
+        hear(work, flow, backend, l4)?;
     } else {
-        say(&mut work, flow, l4, is_v4)?;
+        say(work, flow, l4, is_v4)?;
     }
     Ok(sent(is_reply, work.handover.hop))
 }

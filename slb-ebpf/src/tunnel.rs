@@ -1,6 +1,6 @@
 //! To backends behind a tunnel, which have the VIP as well and answer by themselves.
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
     abi::{MODE_GUE, MODE_IPIP, TCP},
     mss,
@@ -16,8 +16,7 @@ use crate::{
 
 /// Encapsulates the packet, which has a hop left: who has sent it here has seen to that.
 #[inline(always)]
-pub fn enter(ctx: &XdpContext) -> Result<Sent, Exit> {
-    let mut work = Work::go_on(ctx, maps::scratch().ok_or(Verdict::Inconsistent)?);
+pub fn enter(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let backend = maps::backend(work.handover.backend).ok_or(Verdict::Inconsistent)?;
     // It may be another's by now.
     if !matches!(backend.mode, MODE_IPIP | MODE_GUE) || !backend.hop.is_known() {
@@ -35,10 +34,10 @@ pub fn enter(ctx: &XdpContext) -> Result<Sent, Exit> {
         clamp(&work.facts(), backend.mtu);
     }
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(tunnel.overhead() as i32)) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(work.ctx.ctx, -(tunnel.overhead() as i32)) } != 0 {
         return Err(Verdict::Inconsistent.into());
     }
-    tunnel::write(&mut work::frame(ctx), work.packet.is_v4(), &tunnel)?;
+    tunnel::write(&mut work::frame(work.ctx), work.packet.is_v4(), &tunnel)?;
     Ok((Verdict::Forwarded, tunnel.hop.ifindex))
 }
 

@@ -230,10 +230,17 @@ fn go_to<const STAGE: u32>(ctx: &XdpContext) {
     }
 }
 
-/// The end of a program behind it.
+/// A program behind it: does its part with the packet that it was left, and ends.
 #[inline(always)]
-pub fn leave_stage(ctx: &XdpContext, outcome: Result<Sent, Exit>) -> u32 {
-    let (mut verdict, ifindex) = match outcome {
+pub fn go_on(ctx: &XdpContext, part: impl FnOnce(&mut Work<'_>) -> Result<Sent, Exit>) -> u32 {
+    stage(ctx, |scratch| part(&mut Work::go_on(ctx, scratch)))
+}
+
+/// A program behind the first: does its part, and ends.
+#[inline(always)]
+pub fn stage(ctx: &XdpContext, part: impl FnOnce(&mut Scratch) -> Result<Sent, Exit>) -> u32 {
+    let Some(scratch) = maps::scratch() else { return xdp_action::XDP_ABORTED };
+    let (mut verdict, ifindex) = match part(scratch) {
         Ok(sent) => sent,
         Err(Exit::Verdict(verdict)) => (verdict, 0),
         Err(Exit::Stage(stage)) => {
@@ -242,7 +249,6 @@ pub fn leave_stage(ctx: &XdpContext, outcome: Result<Sent, Exit>) -> u32 {
             (Verdict::Inconsistent, 0)
         }
     };
-    let Some(scratch) = maps::scratch() else { return xdp_action::XDP_ABORTED };
     if !matches!(verdict.action(), Action::Drop) && tags::put(ctx, scratch.handover.tags).is_none()
     {
         verdict = Verdict::Inconsistent;
