@@ -2,11 +2,14 @@
 //!
 //! `docs/performance.md` says how it is measured, and what it does not show.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use slb_tests::gateway;
 
 use crate::{process, setup};
@@ -76,23 +79,17 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if is_all || options.control {
         let rows = control::measure()?;
-        let table = table::control(&rows);
-        print!("\n{table}");
-        write(&out.join("control.md"), &table)?;
-        write(&out.join("control.json"), &serde_json::to_string_pretty(&rows)?)?;
+        publish(&out, "control", &table::control(&rows), &rows)?;
     }
     if is_all || options.end_to_end {
         let rows = end_to_end::measure()?;
-        let table = table::end_to_end(&rows);
-        print!("\n{table}");
-        write(&out.join("end-to-end.md"), &table)?;
-        write(&out.join("end-to-end.json"), &serde_json::to_string_pretty(&rows)?)?;
+        publish(&out, "end-to-end", &table::end_to_end(&rows), &rows)?;
     }
     println!("\nresults: {}", out.display());
     Ok(())
 }
 
-fn packets(options: &Options, out: &std::path::Path) -> Result<()> {
+fn packets(options: &Options, out: &Path) -> Result<()> {
     let json = out.join("packets.json");
     let rounds = options.rounds.to_string();
     let mut command = process::cargo(["bench", "--package", "slb-tests", "--bench", "packets"]);
@@ -108,6 +105,13 @@ fn packets(options: &Options, out: &std::path::Path) -> Result<()> {
     plot::flows(&rows, &out.join("flows.svg"))
 }
 
-fn write(path: &std::path::Path, text: &str) -> Result<()> {
+/// Prints a table, and writes it beside what it was made of.
+fn publish(out: &Path, name: &str, table: &str, rows: &impl Serialize) -> Result<()> {
+    print!("\n{table}");
+    write(&out.join(name).with_extension("md"), table)?;
+    write(&out.join(name).with_extension("json"), &serde_json::to_string_pretty(rows)?)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| path.display().to_string())
 }
