@@ -172,7 +172,7 @@ fn v6(ctx: &XdpContext) -> Result<Sent, Exit> {
 #[inline(always)]
 fn balance(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let route = route::<false>(work)?;
-    work.send(route)
+    if tunnel::is_short(work, &route) { tunnel::pass(work, &route) } else { work.send(route) }
 }
 
 #[inline(always)]
