@@ -11,7 +11,7 @@ pub use crate::parse::Packet;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Capacity of `SLB_LISTENERS` and `SLB_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
