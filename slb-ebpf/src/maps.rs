@@ -9,10 +9,11 @@ use slb_common::{
     abi::{
         self, Address, Admitted, Answers, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS,
         DEFAULT_CHUNKS, Endpoint, EndpointIndex, Ends, FILTER_PER_BYTE, Filter, Fragment,
-        FragmentKey, INDEX_NONE, Index, Interface, Keys, Limits, Listed, Listener, ListenerIndex,
-        MAX_ADMITTED, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES,
-        MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters, Origin, QuicKey,
-        ROLE_BACKEND, ROLE_VIP, Roles, STAGES, Scratch, Settings, Sticky, StickyKey, Traffic,
+        FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Keys, Limits, Listed, Listener,
+        ListenerIndex, MAX_ADMITTED, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS,
+        MAX_INTERFACES, MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters,
+        Origin, QuicKey, ROLE_BACKEND, ROLE_VIP, Roles, STAGES, Scratch, Settings, Sticky,
+        StickyKey, Traffic,
     },
     client_address::{Head, Words},
     hash,
@@ -211,12 +212,23 @@ fn indexed<V, const RECORDS: usize>(
     at: &Endpoint,
 ) -> Option<Option<&'static V>> {
     let index = index?;
-    let place = index.places[hash::endpoint(at)];
-    if place == INDEX_NONE {
+    let places = index.places[hash::endpoint(at)];
+    match places {
+        INDEX_NONE => return Some(None),
+        INDEX_MANY => return None,
+        _ => {}
+    }
+    // Not by comparison: the verifier would lose track.
+    let record = |number: u32| &index.records[number as usize % RECORDS];
+    let first = record(places & 0xffff);
+    if first.at.same(at) {
+        return Some(Some(&first.value));
+    }
+    if places >> 16 == 0 {
         return Some(None);
     }
-    let record = index.records.get(place as usize - 1)?;
-    Some(record.at.same(at).then_some(&record.value))
+    let second = record(places >> 16);
+    Some(second.at.same(at).then_some(&second.value))
 }
 
 /// The listener of an endpoint.

@@ -36,8 +36,8 @@ pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
 pub const INDEX_SLOTS: usize = 65_536;
 /// Records in `SLB_LISTENER_INDEX`: twice the listeners, so that all can be replaced at once.
 pub const MAX_LISTENER_RECORDS: usize = 2 * MAX_LISTENERS;
-/// Records in `SLB_ENDPOINT_INDEX`.
-pub const MAX_ENDPOINT_RECORDS: usize = 2 * MAX_ENDPOINTS;
+/// Records in `SLB_ENDPOINT_INDEX`: as many as half a word can name. More endpoints are found by the hash map only.
+pub const MAX_ENDPOINT_RECORDS: usize = 65_536;
 /// Hashes in `SLB_FILTER`; a power of two. With ten thousand addresses of ours one stranger in a hundred has
 /// the hash of one.
 pub const FILTER_HASHES: usize = 1 << 20;
@@ -418,10 +418,11 @@ pub const BACKEND_CLOSED: u32 = 128;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Index<V, const RECORDS: usize> {
-    /// Where an endpoint's record is, by its [`crate::hash::endpoint`]: [`INDEX_NONE`], [`INDEX_MANY`], or the
-    /// number of the record and 1. One word each, so it is replaced as a whole.
+    /// Where an endpoint's record is, by its [`crate::hash::endpoint`]: [`INDEX_NONE`], [`INDEX_MANY`], or in its low
+    /// half the number of a record, and in its high half that of another of the same hash, or 0. One word each, so it is
+    /// replaced as a whole.
     pub places: [u32; INDEX_SLOTS],
-    /// The records.
+    /// The records. The first is nobody's.
     pub records: [Record<V>; RECORDS],
 }
 
@@ -432,7 +433,7 @@ pub type EndpointIndex = Index<Origin, MAX_ENDPOINT_RECORDS>;
 
 /// No endpoint has this hash.
 pub const INDEX_NONE: u32 = 0;
-/// Several have it: the hash map knows.
+/// More than two have it: the hash map knows.
 pub const INDEX_MANY: u32 = u32::MAX;
 
 /// Part of [`Index`]: a copy of an entry of the hash map, which is not written again while a place names it.
@@ -447,6 +448,10 @@ pub struct Record<V> {
 }
 
 const _: () = assert!(size_of::<Record<Listener>>() == 64 && size_of::<Record<Origin>>() == 64);
+const _: () = assert!(
+    MAX_LISTENER_RECORDS.is_power_of_two() && MAX_ENDPOINT_RECORDS.is_power_of_two(),
+    "the program takes the lowest bits of a number"
+);
 
 /// Value of `SLB_FILTER`: what every packet is asked first.
 #[repr(C)]

@@ -44,8 +44,9 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     pub fn fill(&mut self, entries: &BTreeMap<Endpoint, V>) {
         let named: HashSet<u32> = (0..INDEX_SLOTS)
             .map(|slot| self.slot(slot).load(Ordering::Acquire))
-            .filter(|word| !matches!(*word, INDEX_NONE | INDEX_MANY))
-            .map(|word| word - 1)
+            .filter(|word| *word != INDEX_MANY)
+            .flat_map(|word| [word & 0xffff, word >> 16])
+            .filter(|&place| place != 0)
             .collect();
         for &place in &named {
             let Some(record) = self.record(place) else { continue };
@@ -55,7 +56,7 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
                 self.places.insert(at, place);
             }
         }
-        self.free = (0..RECORDS as u32).rev().filter(|place| !named.contains(place)).collect();
+        self.free = (1..RECORDS as u32).rev().filter(|place| !named.contains(place)).collect();
         for &endpoint in entries.keys() {
             self.hashes.entry(hash::endpoint(&endpoint)).or_default().push(endpoint);
         }
@@ -123,11 +124,14 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     }
 
     fn publish(&self, slot: usize) {
+        let place = |endpoint| self.places.get(endpoint).copied();
         let word = match self.hashes.get(&slot).map(Vec::as_slice) {
-            None | Some([]) => INDEX_NONE,
-            Some([only]) => self.places.get(only).map_or(INDEX_MANY, |place| place + 1),
-            Some(_) => INDEX_MANY,
+            None | Some([]) => Some(INDEX_NONE),
+            Some([only]) => place(only),
+            Some([one, two]) => place(one).zip(place(two)).map(|(one, two)| two << 16 | one),
+            Some(_) => None,
         };
+        let word = word.unwrap_or(INDEX_MANY);
         self.slot(slot).store(word, Ordering::Release);
     }
 

@@ -1,7 +1,7 @@
-//! Listeners and backends are found by an index of their hashes, and by the hash maps where several share
-//! one.
+//! Listeners and backends are found by an index of their hashes, and by the hash maps where more than two
+//! share one.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::SocketAddr};
 
 use slb_common::{abi, hash, verdict::Verdict};
 
@@ -10,20 +10,20 @@ use crate::{
         FAMILIES, Outcome, Slb, answer, backend, client, endpoint, forwarded, id, port, replied,
         syn, vip, with_slb,
     },
-    frame::Frame,
     lab::{FIRST, ROUTER},
 };
 
-/// Two free ports of an address whose endpoints have the same hash.
-fn alike(addr: std::net::SocketAddr) -> [u16; 2] {
-    let mut seen = HashMap::new();
+/// Three free ports of an address whose endpoints have the same hash.
+fn alike(addr: SocketAddr) -> [u16; 3] {
+    let mut seen: HashMap<usize, Vec<u16>> = HashMap::new();
     (10_000..=u16::MAX)
         .find_map(|port| {
-            let at = std::net::SocketAddr::new(addr.ip(), port);
-            let other = seen.insert(hash::endpoint(&endpoint(at, abi::TCP)), port)?;
-            Some([other, port])
+            let at = SocketAddr::new(addr.ip(), port);
+            let known = seen.entry(hash::endpoint(&endpoint(at, abi::TCP))).or_default();
+            known.push(port);
+            known.as_slice().try_into().ok()
         })
-        .expect("more ports than hashes")
+        .expect("nearly as many ports as hashes")
 }
 
 /// The HTTP listener's twin at another port.
@@ -39,33 +39,30 @@ fn add_listener(slb: &mut Slb<'_>, family: usize, at: u16) {
 fn given_listeners_of_one_hash_when_they_come_and_go_then_each_is_found_while_it_is_there() {
     with_slb(|slb| {
         for family in FAMILIES {
-            let [one, two] = alike(vip(family, 0));
-            let sends = |slb: &mut Slb<'_>, case: &str, port: u16, is_there: bool| {
-                let http = syn(client(family, 1_000), vip(family, port));
-                let expected = if is_there {
-                    forwarded(http.to(backend(0, family, port::HTTP_BACKEND)), FIRST)
-                } else {
-                    Outcome::Untouched(Verdict::NoListener)
-                };
-                slb.client_sends(case, &http, &expected);
+            let ports = alike(vip(family, 0));
+            let expect = |slb: &mut Slb<'_>, there: &[u16]| {
+                for port in ports {
+                    let http = syn(client(family, 1_000), vip(family, port));
+                    let expected = if there.contains(&port) {
+                        forwarded(http.to(backend(0, family, port::HTTP_BACKEND)), FIRST)
+                    } else {
+                        Outcome::Untouched(Verdict::NoListener)
+                    };
+                    slb.client_sends(&format!("{port} of {there:?}"), &http, &expected);
+                }
             };
-            sends(slb, "none", one, false);
-            add_listener(slb, family, one);
-            sends(slb, "one", one, true);
-            sends(slb, "not the other", two, false);
-            add_listener(slb, family, two);
-            for port in [one, two] {
-                sends(slb, "both", port, true);
+            expect(slb, &[]);
+            for count in 1..=ports.len() {
+                add_listener(slb, family, ports[count - 1]);
+                expect(slb, &ports[..count]);
             }
-            slb.change(|state| {
-                state.listeners.remove(&endpoint(vip(family, one), abi::TCP));
-            });
-            sends(slb, "gone", one, false);
-            sends(slb, "the other stays", two, true);
-            slb.change(|state| {
-                state.listeners.remove(&endpoint(vip(family, two), abi::TCP));
-            });
-            sends(slb, "both gone", two, false);
+            for count in 1..=ports.len() {
+                slb.change(|state| {
+                    let at = endpoint(vip(family, ports[count - 1]), abi::TCP);
+                    state.listeners.remove(&at);
+                });
+                expect(slb, &ports[count..]);
+            }
         }
     });
 }
@@ -75,33 +72,39 @@ fn given_listeners_of_one_hash_when_they_come_and_go_then_each_is_found_while_it
 fn given_backends_of_one_hash_when_they_answer_then_each_answers_for_its_own_listener() {
     with_slb(|slb| {
         for family in FAMILIES {
-            let [one, two] = alike(backend(0, family, 0));
-            let from = |port| -> Frame {
-                let http = syn(client(family, 1_000), backend(0, family, port));
-                answer(&http)
+            let ports = alike(backend(0, family, 0));
+            let listener = |port: u16| port - 9_000;
+            let expect = |slb: &mut Slb<'_>, there: &[u16]| {
+                for port in ports {
+                    let sent = answer(&syn(client(family, 1_000), backend(0, family, port)));
+                    let expected = if there.contains(&port) {
+                        replied(sent.clone().from(vip(family, listener(port))), ROUTER)
+                    } else {
+                        Outcome::Untouched(Verdict::NotOurs)
+                    };
+                    slb.backend_sends(&format!("{port} of {there:?}"), &sent, &expected);
+                }
             };
-            for (at, listener) in [(one, 1_001), (two, 1_002)] {
+            for count in 1..=ports.len() {
+                let port = ports[count - 1];
                 slb.change(|state| {
                     let origin = abi::Origin {
                         vip: vip(family, 0).ip().into(),
-                        port: listener,
+                        port: listener(port).into(),
                         backend: id::HTTP + family as u32,
                         ..abi::Origin::default()
                     };
-                    let at = endpoint(backend(0, family, at), abi::TCP);
-                    state.endpoints.insert(at, origin);
+                    state.endpoints.insert(endpoint(backend(0, family, port), abi::TCP), origin);
                 });
+                expect(slb, &ports[..count]);
             }
-            for (at, listener) in [(one, 1_001), (two, 1_002)] {
-                let expected = replied(from(at).from(vip(family, listener)), ROUTER);
-                slb.backend_sends("both", &from(at), &expected);
+            for count in 1..=ports.len() {
+                slb.change(|state| {
+                    let at = endpoint(backend(0, family, ports[count - 1]), abi::TCP);
+                    state.endpoints.remove(&at);
+                });
+                expect(slb, &ports[count..]);
             }
-            slb.change(|state| {
-                state.endpoints.remove(&endpoint(backend(0, family, one), abi::TCP));
-            });
-            slb.backend_sends("gone", &from(one), &Outcome::Untouched(Verdict::NotOurs));
-            let expected = replied(from(two).from(vip(family, 1_002)), ROUTER);
-            slb.backend_sends("stays", &from(two), &expected);
         }
     });
 }
