@@ -24,13 +24,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde_json::json;
 use slb_user::datapath::Capacities;
 
-use paths::{Path, Target};
+use paths::{BACKENDS, Path, Target};
 use timer::Timer;
 
 /// Flows that take turns.
 const FLOWS: [u32; 4] = [1, 1_000, 100_000, 1_000_000];
-/// Backends of a listener.
-const BACKENDS: [u32; 3] = [10, 1_000, 10_000];
 
 /// What was measured of one path: nanoseconds per packet, without the harness.
 type Times = BTreeMap<String, Vec<f64>>;

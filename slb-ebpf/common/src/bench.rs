@@ -36,6 +36,10 @@ pub struct Template {
     pub port_at: u32,
     /// Interface that [`REDIRECT`] sends it through.
     pub ifindex: u32,
+    /// For the references: slots of a schedule.
+    pub slots: u32,
+    /// And how many backends they name.
+    pub backends: u32,
     /// Zero.
     pub spare: u32,
     /// Sum of the IPv4 header without checksum and that address, folded.

@@ -245,13 +245,14 @@ mod tests {
     #[test]
     fn given_clients_ports_and_vips_when_combined_then_each_flow_has_a_hash_and_slots_fill_evenly()
     {
+        type Client = fn(u8, u8) -> IpAddr;
         let v4 = |network: u8, host: u8| IpAddr::from([198, 51, network, host]);
         let low = |network: u8, host: u8| v6(network.into(), host.into()).into();
         let high = |network: u8, host: u8| {
             let [network, host] = [network, host].map(|byte| u16::from(byte) << 8);
             IpAddr::from([0x2001, 0xdb8, network, 0, host, 0, 0, 0])
         };
-        let families: [(&str, fn(u8, u8) -> IpAddr); 3] =
+        let families: [(_, Client); 3] =
             [("IPv4", v4), ("IPv6, low bits", low), ("IPv6, high bits", high)];
         // Of 2^18 flows: how many bits say the port, the host, the network, and the VIP.
         for (case, client) in families {

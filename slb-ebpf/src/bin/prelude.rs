@@ -15,8 +15,8 @@
 mod atomic;
 
 use aya_ebpf::{
-    bindings::xdp_action,
-    btf_maps::{Array, LruHashMap, ProgramArray},
+    bindings::{BPF_F_MMAPABLE, xdp_action},
+    btf_maps::{Array, LruHashMap, PerCpuArray, ProgramArray},
     helpers::{bpf_fib_lookup, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::{btf_map, xdp},
     programs::XdpContext,
@@ -26,6 +26,7 @@ use slb_common::{
     bench::{HEADER_BYTES, Template},
     checksum,
     frame::Frame,
+    hash,
 };
 
 /// What frames look like, and which flow is next.
@@ -43,6 +44,18 @@ static FENCE: Array<u64, 1> = Array::new();
 /// What a flow table made of the kernel's maps would cost: for [`lru`].
 #[btf_map]
 static LRU: LruHashMap<FlowKey, u64, 2_097_152> = LruHashMap::new();
+
+/// Entries of [`RECORDS`] and [`COUNTERS`].
+const MAX_BACKENDS: usize = 16_384;
+
+/// What any balancer by hash has to look at, as dense as it gets: for [`chain`]. All zero.
+#[btf_map]
+static SLOTS: Array<u32, 1_048_576> = Array::new();
+/// A cache line each.
+#[btf_map]
+static RECORDS: Array<[u64; 8], MAX_BACKENDS, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<[u64; 2], MAX_BACKENDS> = PerCpuArray::new();
 
 #[inline(always)]
 fn frame(ctx: &XdpContext) -> Frame<'_> {
@@ -155,6 +168,28 @@ pub fn lru(ctx: XdpContext) -> u32 {
         let _ = LRU.insert(key, 1, 0);
     }
     xdp_action::XDP_TX
+}
+
+/// A slot by hash, the record that it names, and that one's counter: what a packet costs without the rest.
+#[xdp(frags)]
+pub fn chain(ctx: XdpContext) -> u32 {
+    if choose(&ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+}
+
+#[inline(always)]
+fn choose(ctx: &XdpContext) -> Option<()> {
+    let template = TEMPLATE.get(0)?;
+    let mut frame = frame(ctx);
+    let mut head = frame.header_mut::<HEADER_BYTES>(0)?;
+    let hash = hash::bytes(u64::from(head.get::<u32>(26)) << 32 | u64::from(head.get::<u32>(34)));
+    let slot = *SLOTS.get(hash::slot(hash::choice(hash), template.slots))?;
+    // The slots are all the same, but that is not known before they are there.
+    let id = hash::slot(hash as u32 ^ slot, template.backends);
+    head.set(30, RECORDS.get(id)?[0] as u32);
+    let counter = COUNTERS.get_ptr_mut(id)?;
+    // SAFETY: this CPU's own copy.
+    unsafe { (*counter)[0] += 1 };
+    Some(())
 }
 
 /// One look-up in the kernel's routes.

@@ -31,6 +31,10 @@ pub enum Target {
     Stub,
     /// One look-up in an LRU hash.
     Lru,
+    /// A slot, the record of one of so many backends, and its counter.
+    Chain {
+        backends: u32,
+    },
     /// One look-up in the kernel's routes.
     Fib,
     /// Only a redirect.
@@ -85,6 +89,9 @@ fn short(frame: Frame) -> Frame {
     Frame { payload: vec![7; 38], ..frame }
 }
 
+/// Backends of a listener.
+pub const BACKENDS: [u32; 3] = [10, 1_000, 10_000];
+
 /// Name of the group of frames that are really sent.
 pub const LIVE: &str = "live";
 
@@ -97,14 +104,21 @@ pub fn references() -> Vec<Path> {
         verdict: None,
         ..path("reference", name.to_owned(), &http, Verdict::Forwarded)
     };
-    vec![
+    let chains = BACKENDS.into_iter().flat_map(|backends| {
+        [1, 1_000].map(|flows| {
+            let name = format!("slot, record and counter, {backends} backends, {flows} flows");
+            reference(&name, Target::Chain { backends }, flows)
+        })
+    });
+    let others = [
         reference("empty program", Target::Stub, 1),
         reference("one FIB look-up", Target::Fib, 1),
         reference("one LRU look-up, 1 flow", Target::Lru, 1),
         reference("one LRU look-up, 1000 flows", Target::Lru, 1_000),
         reference("one LRU look-up, 100000 flows", Target::Lru, 100_000),
         reference("one LRU look-up, 1000000 flows", Target::Lru, 1_000_000),
-    ]
+    ];
+    others.into_iter().chain(chains).collect()
 }
 
 /// Mode, family, protocol, and where in its life a flow is.

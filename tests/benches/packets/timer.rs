@@ -15,7 +15,7 @@ use slb_common::{
     bench::{HEADER_BYTES, REDIRECT, Template},
     checksum::fold,
 };
-use slb_user::datapath::PRELUDE;
+use slb_user::{datapath::PRELUDE, schedule::maglev};
 
 use super::paths::{LIVE, Path, Side, Target};
 use crate::{fixture::Slb, lab::LAN};
@@ -52,7 +52,7 @@ pub struct Timer {
 impl Timer {
     pub fn open(slb: &Slb<'_>) -> Self {
         let mut prelude = Ebpf::load(PRELUDE).expect("the prelude");
-        for name in ["prelude", "stub", "lru", "fib", REDIRECT, SINK] {
+        for name in ["prelude", "stub", "lru", "chain", "fib", REDIRECT, SINK] {
             program(&mut prelude, name).load().expect("a program");
         }
         let sinks = slb.netns.run(|| {
@@ -70,8 +70,8 @@ impl Timer {
     pub fn warm(&mut self, slb: &mut Slb<'_>, path: &Path) {
         for opening in &path.opening {
             self.aim(slb, Target::Slb);
-            self.put(opening, path.flows.max(1), path.side, 0);
-            self.run(path.ingress, opening, path.flows.max(1));
+            self.put(opening, path, 0);
+            self.run(path.ingress, opening, path.flows);
         }
         slb.recount();
         if let (Target::Slb, Some(verdict)) = (path.target, path.verdict) {
@@ -88,7 +88,7 @@ impl Timer {
         let repeat = REPEAT.max(path.flows.min(200_000));
         let mut run = |timer: &mut Self, target, grown| {
             timer.aim(slb, target);
-            timer.put(&path.frame, path.flows, path.side, grown);
+            timer.put(&path.frame, path, grown);
             timer.run(path.ingress, &path.frame, repeat)
         };
         let stub = run(self, Target::Stub, path.grown);
@@ -106,7 +106,7 @@ impl Timer {
     fn time_live(&mut self, slb: &mut Slb<'_>, path: &Path) -> f64 {
         self.aim(slb, path.target);
         // The kernel moves the head back itself, but not what was written.
-        self.put(&path.frame, path.flows, path.side, 0);
+        self.put(&path.frame, path, 0);
         let len = u32::try_from(path.frame.len()).expect("a short frame");
         let context = [0, len, 0, path.ingress, 0, 0].map(u32::to_ne_bytes).concat();
         let options = TestRunOptions {
@@ -128,6 +128,7 @@ impl Timer {
             Target::Slb => fd(slb.loaded.program().expect("the program")),
             Target::Stub => fd(program(&mut self.prelude, "stub")),
             Target::Lru => fd(program(&mut self.prelude, "lru")),
+            Target::Chain { .. } => fd(program(&mut self.prelude, "chain")),
             Target::Fib => fd(program(&mut self.prelude, "fib")),
             Target::Redirect => fd(program(&mut self.prelude, REDIRECT)),
             Target::Sink => fd(program(&mut self.prelude, SINK)),
@@ -135,7 +136,12 @@ impl Timer {
         self.target.set(0, &fd, 0).expect("a program");
     }
 
-    fn put(&mut self, frame: &[u8], flows: u32, side: Side, grown: i32) {
+    fn put(&mut self, frame: &[u8], path: &Path, grown: i32) {
+        let (flows, side) = (path.flows, path.side);
+        let (slots, backends) = match path.target {
+            Target::Chain { backends } => (maglev::size_for(backends as usize), backends),
+            _ => (0, 0),
+        };
         let before = self.template.get(&0, 0).ok();
         let mut words = [0; HEADER_BYTES / 8];
         for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(8)) {
@@ -172,6 +178,8 @@ impl Timer {
             addr_at: addr_at as u32,
             port_at: port_at as u32,
             ifindex: LAN,
+            slots: slots as u32,
+            backends,
             spare: 0,
             sum: fold(sum).into(),
         };
