@@ -7,7 +7,7 @@
 //!           │                          │
 //!           ├► slb_icmp  echo, errors  ├► slb_flow    a flow that needs an entry
 //!           │  └► slb_error            │  └ slb_choose before it, if more than a schedule chooses
-//!           ├► slb_rest  tagged,       ├► slb_tunnel  IPIP, GUE
+//!           ├► slb_rest  tagged,       ├► slb_tunnel  a tunnel: SYNs
 //!           │  │ fragments, large      ├► slb_full    full NAT, hairpin, NAT64 and NAT46
 //!           │  └► slb_later            │  └► slb_tell the backend learns who the client is
 //!           └► slb_guard access lists, └► slb_answer  resets, ICMP errors
@@ -117,7 +117,7 @@ pub fn slb_choose(ctx: XdpContext) -> u32 {
     go_on(&ctx, choose::choose)
 }
 
-/// Into a tunnel.
+/// SYNs into a tunnel, and what another program has prepared for one.
 #[xdp(frags)]
 pub fn slb_tunnel(ctx: XdpContext) -> u32 {
     go_on(&ctx, tunnel::enter)

@@ -1,5 +1,7 @@
 //! Every map: who writes it, who reads it, what a missing entry means. `docs/maps.md` shows dumps.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
@@ -212,22 +214,24 @@ fn indexed<V, const RECORDS: usize>(
     at: &Endpoint,
 ) -> Option<Option<&'static V>> {
     let index = index?;
-    let places = index.places[hash::endpoint(at)];
-    match places {
+    // SAFETY: of the map; read once, as the agent may replace it meanwhile.
+    let word = unsafe { ptr::read_volatile(&raw const index.places[hash::endpoint(at)]) };
+    match word {
         INDEX_NONE => return Some(None),
         INDEX_MANY => return None,
         _ => {}
     }
     // Not by comparison: the verifier would lose track.
     let record = |number: u32| &index.records[number as usize % RECORDS];
-    let first = record(places & 0xffff);
+    let (first, second) = abi::index_records(word);
+    let first = record(first);
     if first.at.same(at) {
         return Some(Some(&first.value));
     }
-    if places >> 16 == 0 {
+    if second == 0 {
         return Some(None);
     }
-    let second = record(places >> 16);
+    let second = record(second);
     Some(second.at.same(at).then_some(&second.value))
 }
 

@@ -14,22 +14,22 @@ use crate::{
     work::{self, Exit, Facts, Route, Sent, Work},
 };
 
-/// Whether the first program can encapsulate a packet itself: IP in IP, within the MTU, and nothing to clamp.
+/// Whether the first program can encapsulate a packet itself: it is within the MTU, and there is nothing to clamp.
 #[inline(always)]
 pub fn is_short(work: &Work<'_>, route: &Route) -> bool {
     matches!(route.mode, MODE_IPIP | MODE_GUE)
-        && !(work.packet.flags & SYN != 0 && work.packet.key.proto == TCP)
+        && work.packet.flags & SYN == 0
         && !work::exceeds(work.packet.len, route.mtu)
 }
 
 /// Encapsulates it.
 #[inline(always)]
-pub fn pass(work: &mut Work<'_>, route: &Route) -> Result<Sent, Exit> {
+pub fn pass(work: &Work<'_>, route: &Route) -> Result<Sent, Exit> {
     wrap(work, route.mode, route.to.addr, route.hop)
 }
 
 #[inline(always)]
-fn wrap(work: &mut Work<'_>, mode: u32, dst: Address, hop: Hop) -> Result<Sent, Exit> {
+fn wrap(work: &Work<'_>, mode: u32, dst: Address, hop: Hop) -> Result<Sent, Exit> {
     let settings = maps::settings();
     let src = if dst.is_v4() { settings.tunnel_v4 } else { settings.tunnel_v6 };
     let port = if mode == MODE_GUE { GUE_PORT } else { 0 };

@@ -34,9 +34,10 @@ pub const PLACES_PER_FLOW: usize = 4;
 pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
 /// Hashes in an [`Index`]; a power of two.
 pub const INDEX_SLOTS: usize = 65_536;
-/// Records in `SLB_LISTENER_INDEX`: twice the listeners, so that all can be replaced at once.
+/// Records in `SLB_LISTENER_INDEX`: twice the listeners, so that nearly all can be replaced at once.
 pub const MAX_LISTENER_RECORDS: usize = 2 * MAX_LISTENERS;
-/// Records in `SLB_ENDPOINT_INDEX`: as many as half a word can name. More endpoints are found by the hash map only.
+/// Records in `SLB_ENDPOINT_INDEX`: as many as half a word can name. Who finds no room, as more than half of them are
+/// replaced at once, is found by the hash map only, until the next change.
 pub const MAX_ENDPOINT_RECORDS: usize = 65_536;
 /// Hashes in `SLB_FILTER`; a power of two. With ten thousand addresses of ours one stranger in a hundred has
 /// the hash of one.
@@ -84,7 +85,7 @@ pub const STAGE_PARSED: u32 = 2;
 pub const STAGE_LATER: u32 = 3;
 /// The first packet of a flow that has no entry and may need one.
 pub const STAGE_FLOW: u32 = 4;
-/// To a backend behind a tunnel.
+/// A SYN, or what another stage has prepared, to a backend behind a tunnel.
 pub const STAGE_TUNNEL: u32 = 5;
 /// What the gateway answers itself.
 pub const STAGE_ANSWER: u32 = 6;
@@ -433,8 +434,22 @@ pub type EndpointIndex = Index<Origin, MAX_ENDPOINT_RECORDS>;
 
 /// No endpoint has this hash.
 pub const INDEX_NONE: u32 = 0;
-/// More than two have it: the hash map knows.
+/// More than two have it, or there was no room for a record: the hash map knows.
 pub const INDEX_MANY: u32 = u32::MAX;
+
+/// The word of one or two records; `second` is 0 if there is none.
+#[must_use]
+#[inline(always)]
+pub const fn index_word(first: u32, second: u32) -> u32 {
+    second << 16 | first
+}
+
+/// The records that a word names, if it does; 0: none.
+#[must_use]
+#[inline(always)]
+pub const fn index_records(word: u32) -> (u32, u32) {
+    (word & 0xffff, word >> 16)
+}
 
 /// Part of [`Index`]: a copy of an entry of the hash map, which is not written again while a place names it.
 /// One cache line.
@@ -449,8 +464,11 @@ pub struct Record<V> {
 
 const _: () = assert!(size_of::<Record<Listener>>() == 64 && size_of::<Record<Origin>>() == 64);
 const _: () = assert!(
-    MAX_LISTENER_RECORDS.is_power_of_two() && MAX_ENDPOINT_RECORDS.is_power_of_two(),
-    "the program takes the lowest bits of a number"
+    MAX_LISTENER_RECORDS.is_power_of_two()
+        && MAX_LISTENER_RECORDS <= 1 << 16
+        && MAX_ENDPOINT_RECORDS.is_power_of_two()
+        && MAX_ENDPOINT_RECORDS <= 1 << 16,
+    "the program takes the lowest bits of half a word"
 );
 
 /// Value of `SLB_FILTER`: what every packet is asked first.

@@ -110,7 +110,6 @@ fn over_v4(
         (0x45 << 24 | u32::from(inner.tos) << 16 | u32::from(len)).to_be(),
         inner.fragmentation.to_be(),
         (u32::from(TTL) << 24 | u32::from(proto) << 16).to_be(),
-        // The better mixed half of the low word.
         src | u32::from((tunnel.hash >> 16) as u16).to_be(),
         dst,
     ];

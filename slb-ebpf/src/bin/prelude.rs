@@ -22,7 +22,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use slb_common::{
-    abi::FlowKey,
+    abi::{CHUNK_SLOTS, FlowKey},
     bench::{HEADER_BYTES, Template},
     checksum,
     frame::Frame,
@@ -50,7 +50,7 @@ const MAX_BACKENDS: usize = 16_384;
 
 /// What any balancer by hash has to look at, as dense as it gets: for [`chain`]. All zero.
 #[btf_map]
-static SLOTS: Array<u32, 1_048_576> = Array::new();
+static SLOTS: Array<[u32; CHUNK_SLOTS], 1_024> = Array::new();
 /// A cache line each.
 #[btf_map]
 static RECORDS: Array<[u64; 8], MAX_BACKENDS, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -182,7 +182,8 @@ fn choose(ctx: &XdpContext) -> Option<()> {
     let mut frame = frame(ctx);
     let mut head = frame.header_mut::<HEADER_BYTES>(0)?;
     let hash = hash::bytes(u64::from(head.get::<u32>(26)) << 32 | u64::from(head.get::<u32>(34)));
-    let slot = *SLOTS.get(hash::slot(hash::choice(hash), template.slots))?;
+    let at = hash::slot(hash::choice(hash), template.slots);
+    let slot = SLOTS.get(at / CHUNK_SLOTS as u32)?[at as usize % CHUNK_SLOTS];
     // The slots are all the same, but that is not known before they are there.
     let id = hash::slot(hash as u32 ^ slot, template.backends);
     head.set(30, RECORDS.get(id)?[0] as u32);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use slb_common::{
-    abi::{Endpoint, INDEX_MANY, INDEX_NONE, INDEX_SLOTS, Index, Record},
+    abi::{self, Endpoint, INDEX_MANY, INDEX_NONE, INDEX_SLOTS, Index, Record},
     hash,
 };
 
@@ -45,7 +45,7 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
         let named: HashSet<u32> = (0..INDEX_SLOTS)
             .map(|slot| self.slot(slot).load(Ordering::Acquire))
             .filter(|word| *word != INDEX_MANY)
-            .flat_map(|word| [word & 0xffff, word >> 16])
+            .flat_map(|word| <[u32; 2]>::from(abi::index_records(word)))
             .filter(|&place| place != 0)
             .collect();
         for &place in &named {
@@ -128,7 +128,9 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
         let word = match self.hashes.get(&slot).map(Vec::as_slice) {
             None | Some([]) => Some(INDEX_NONE),
             Some([only]) => place(only),
-            Some([one, two]) => place(one).zip(place(two)).map(|(one, two)| two << 16 | one),
+            Some([one, two]) => {
+                place(one).zip(place(two)).map(|(one, two)| abi::index_word(one, two))
+            }
             Some(_) => None,
         };
         let word = word.unwrap_or(INDEX_MANY);

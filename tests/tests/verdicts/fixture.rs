@@ -263,6 +263,7 @@ pub struct Slb<'a> {
     /// `SLB_VERDICTS` after the last run.
     counters: Vec<(Verdict, Counter)>,
     pins: PinDirectory,
+    capacities: Capacities,
 }
 
 /// The flow table.
@@ -354,6 +355,7 @@ impl<'a> Slb<'a> {
             loaded,
             netns,
             pins,
+            capacities,
         };
         slb.change(|state| *state = small());
         slb.set(|settings| {
@@ -361,6 +363,12 @@ impl<'a> Slb<'a> {
             settings.tunnel_v6 = at(TUNNELS[1], 0).ip().into();
         });
         slb
+    }
+
+    /// Goes on from the pinned maps, as an agent that is started again.
+    pub fn restart(&mut self) {
+        self.loaded =
+            Loaded::open(Pins::new(self.pins.path()), self.capacities).expect("the datapath");
     }
 
     /// Where everything is pinned.

@@ -55,12 +55,16 @@ fn given_listeners_of_one_hash_when_they_come_and_go_then_each_is_found_while_it
             for count in 1..=ports.len() {
                 add_listener(slb, family, ports[count - 1]);
                 expect(slb, &ports[..count]);
+                slb.restart();
+                expect(slb, &ports[..count]);
             }
             for count in 1..=ports.len() {
                 slb.change(|state| {
                     let at = endpoint(vip(family, ports[count - 1]), abi::TCP);
                     state.listeners.remove(&at);
                 });
+                expect(slb, &ports[count..]);
+                slb.restart();
                 expect(slb, &ports[count..]);
             }
         }

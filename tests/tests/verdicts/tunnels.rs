@@ -102,11 +102,14 @@ fn given_a_backend_behind_a_tunnel_when_a_packet_arrives_then_it_gets_all_of_it_
                     slb.client_sends(&format!("{len} bytes, ACK"), &later, &expected);
                 }
                 let tags: &[(u16, u16)] = &[(0x88a8, 2), (0x8100, 3)];
-                let tagged = crate::frame::tagged(&frame.bytes(), tags);
-                let expected = crate::frame::tagged(&inside(&frame, outer, is_gue), tags);
-                slb.check("tagged", WAN, &tagged, &sent(expected));
-                let expired = frame.ttl(1);
-                slb.client_sends("TTL 1", &expired, &Outcome::Untouched(Verdict::TtlExpired));
+                for (case, frame) in [("first", frame.clone()), ("ACK", frame.flags(ACK))] {
+                    let tagged = crate::frame::tagged(&frame.bytes(), tags);
+                    let expected = crate::frame::tagged(&inside(&frame, outer, is_gue), tags);
+                    slb.check(&format!("{case}, tagged"), WAN, &tagged, &sent(expected));
+                    let expired = frame.ttl(1);
+                    let untouched = Outcome::Untouched(Verdict::TtlExpired);
+                    slb.client_sends(&format!("{case}, TTL 1"), &expired, &untouched);
+                }
             }
         }
     });
@@ -199,7 +202,9 @@ fn given_a_backend_behind_a_tunnel_when_the_way_there_is_not_known_then_its_pack
                 });
             }
             for (frame, ..) in rows(family, 1_000) {
-                slb.client_sends("lost", &frame, &Outcome::Untouched(Verdict::NoNeighbour));
+                for frame in [frame.clone(), frame.flags(ACK)] {
+                    slb.client_sends("lost", &frame, &Outcome::Untouched(Verdict::NoNeighbour));
+                }
             }
         }
     });
