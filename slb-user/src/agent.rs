@@ -15,7 +15,7 @@ mod staged;
 mod status;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -105,6 +105,8 @@ pub struct Agent {
     jiffies: Jiffies,
     /// One per target of the layout.
     health: Vec<Health>,
+    /// Backends, by index, that stay in use until their first probe, see [`Circumstances::trusted`].
+    trusted: HashSet<u32>,
     /// By [`crate::layout::Target::id`].
     checkers: Checkers<u32>,
     /// Backends that are there for the sake of their flows only, and since when.
@@ -222,6 +224,7 @@ impl Agent {
         let mut agent = Self {
             started: Instant::now(),
             health: restored(&layout, datapath.maps.installed()),
+            trusted: HashSet::new(),
             planner: Planner::default(),
             jiffies: Jiffies::from_kernel()?,
             checkers,
@@ -360,10 +363,13 @@ impl Agent {
     }
 
     fn transition(&mut self, event: &health::Event<u32>) {
+        if !self.checkers.is_current(event) {
+            return;
+        }
         let mut targets = self.layout.targets.iter();
-        // One that is not checked any more may have said something before.
         let Some(target) = targets.position(|target| target.id == event.key) else { return };
         self.health[target] = event.health;
+        self.trusted.remove(&event.key);
         *self.transitions.entry(event.key).or_default() += 1;
         let (listener, backend) = self.describe(target);
         let reason = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
@@ -424,6 +430,7 @@ impl Agent {
         let closing = self.closing.keys().copied().collect();
         let now = Circumstances {
             health: &self.health,
+            trusted: &self.trusted,
             ways: &self.surroundings.ways,
             generic: self.is_generic(),
             interfaces: &interfaces,
@@ -555,13 +562,14 @@ fn chunks(config: &Config) -> usize {
     chunks
 }
 
-/// Health as an earlier agent has left it in the maps.
+/// Health as an earlier agent has left it in the maps. Where it did not check a backend, there is none.
 fn restored(layout: &Layout, installed: &State) -> Vec<Health> {
     let flags = |id| installed.backends.get(&id).map_or(0, |backend| backend.flags);
     layout
         .targets
         .iter()
         .map(|target| match flags(target.id) & (BACKEND_HEALTHY | BACKEND_UNHEALTHY) {
+            _ if target.check.is_none() => Health::Unknown,
             BACKEND_HEALTHY => Health::Healthy,
             BACKEND_UNHEALTHY => Health::Unhealthy,
             _ => Health::Unknown,

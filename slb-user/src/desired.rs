@@ -87,6 +87,9 @@ pub struct NextWay {
 pub struct Circumstances<'a> {
     /// One per target of the layout.
     pub health: &'a [Health],
+    /// Backends, by index, that were in use without checks when checking began: they stay in use until their
+    /// first probe has ended.
+    pub trusted: &'a HashSet<u32>,
     /// The way to each backend's address, as far as known.
     pub ways: &'a HashMap<IpAddr, NextWay>,
     /// Whether XDP is in generic mode somewhere: packets may then be as long as the stack has made
@@ -148,7 +151,7 @@ impl Planner {
             let is_closed = |closes: &Option<u32>| {
                 closes.is_some_and(|closes| closes.wrapping_sub(now.moment) as i32 <= 0)
             };
-            let mut usable = usable(service, targets, health);
+            let mut usable = usable(service, targets, health, now.trusted);
             // One whose time is up has nothing more to keep.
             for (usable, closes) in usable.iter_mut().zip(&closes) {
                 *usable &= !is_closed(closes);
@@ -595,7 +598,12 @@ impl Service {
 }
 
 /// Which targets may get new flows.
-fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool> {
+fn usable(
+    service: &Service,
+    targets: &[Target],
+    health: &[Health],
+    trusted: &HashSet<u32>,
+) -> Vec<bool> {
     let healthy: Vec<bool> = targets
         .iter()
         .zip(health)
@@ -604,6 +612,7 @@ fn usable(service: &Service, targets: &[Target], health: &[Health]) -> Vec<bool>
             _ if target.check.is_none() => true,
             // The secondary is for when the primary has failed, not for when nobody has looked yet.
             (Role::Primary, health) => health != Health::Unhealthy,
+            (_, Health::Unknown) => trusted.contains(&target.id),
             (_, health) => health == Health::Healthy,
         })
         .collect();

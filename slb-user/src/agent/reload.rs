@@ -25,7 +25,7 @@ use crate::{
     causes::causes,
     config::{Config, Edit, Mistake, changes},
     health::Health,
-    layout::Layout,
+    layout::{Layout, Service, Target},
     plan::{Step, retire},
 };
 
@@ -327,18 +327,32 @@ impl Agent {
         }
     }
 
-    /// Another layout; what is known of a target goes with its index.
+    /// Replaces the layout. Health goes with it only where a backend was checked before and is checked now.
     pub(super) fn adopt(&mut self, layout: Layout) {
-        let known: HashMap<u32, Health> =
-            self.layout.targets.iter().map(|target| target.id).zip(self.health.clone()).collect();
-        let installed = self.datapath.maps.installed();
-        let mut health = super::restored(&layout, installed);
-        for (target, health) in layout.targets.iter().zip(&mut health) {
-            if let Some(&known) = known.get(&target.id) {
-                *health = known;
+        let before = Before::new(&self.layout);
+        let mut health = Vec::with_capacity(layout.targets.len());
+        let mut trusted = HashSet::new();
+        for (service, target) in layout.services.iter().flat_map(|service| {
+            layout.targets[service.targets.clone()].iter().map(move |target| (service, target))
+        }) {
+            let was = before.find(service, target).filter(|_| target.check.is_some());
+            let was = was.map(|index| (&self.layout.targets[index], self.health[index]));
+            let (known, is_trusted) = match was {
+                Some((was, known)) if was.check.is_some() => {
+                    (known, known == Health::Unknown && self.trusted.contains(&target.id))
+                }
+                Some((was, _)) => (Health::Unknown, !was.is_departed()),
+                None => (Health::Unknown, false),
+            };
+            health.push(known);
+            if is_trusted {
+                trusted.insert(target.id);
+            }
+            if was.is_none() {
+                self.suspicions.remove(&target.id);
             }
         }
-        self.health = health;
+        (self.health, self.trusted) = (health, trusted);
         let ids: HashSet<u32> = layout.targets.iter().map(|target| target.id).collect();
         self.transitions.retain(|id, _| ids.contains(id));
         self.planner.keep(&layout);
@@ -397,6 +411,26 @@ impl Agent {
             self.adopt(layout);
             self.reconcile();
         }
+    }
+}
+
+/// Finds the targets of the layout before. An index alone does not name one: a listener that comes may have
+/// been given that of one that goes.
+struct Before<'a>(HashMap<u32, (&'a Service, usize)>);
+
+impl<'a> Before<'a> {
+    fn new(layout: &'a Layout) -> Self {
+        let services = layout.services.iter();
+        let targets = services.flat_map(|service| {
+            service.targets.clone().map(move |index| (layout.targets[index].id, (service, index)))
+        });
+        Self(targets.collect())
+    }
+
+    /// The index that a target of `service` had.
+    fn find(&self, service: &Service, target: &Target) -> Option<usize> {
+        let (was, index) = self.0.get(&target.id)?;
+        was.endpoints.iter().any(|at| service.endpoints.contains(at)).then_some(*index)
     }
 }
 

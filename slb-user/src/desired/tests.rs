@@ -59,6 +59,7 @@ impl World {
             installed: &self.installed,
             now: self.now,
             moment: self.jiffies(),
+            trusted: &[].into(),
             closing: &HashSet::new(),
         };
         self.planner.desired(&self.layout, now)

@@ -30,7 +30,7 @@ pub struct Target {
     pub addr: SocketAddr,
     /// How it is probed, shared by all backends of a listener.
     pub check: Arc<HealthCheck>,
-    /// What is known of it before the first probe; matters only when the target is new.
+    /// What is known of it before the first probe; used when its checker starts.
     pub initial: Health,
 }
 
@@ -39,6 +39,8 @@ pub struct Target {
 pub struct Event<K> {
     /// Whose.
     pub key: K,
+    /// The checker that sent it, see [`Checkers::is_current`].
+    checker: u64,
     /// The new state; never [`Health::Unknown`].
     pub health: Health,
     /// Why the probe that decided failed; `None` if it succeeded.
@@ -74,41 +76,45 @@ pub struct LastFailure {
 pub struct Checkers<K> {
     events: mpsc::UnboundedSender<Event<K>>,
     running: HashMap<K, Checker>,
+    /// How many checkers were started so far.
+    started: u64,
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
     /// Checks nothing yet; transitions will go to `events`.
     #[must_use]
     pub fn new(events: mpsc::UnboundedSender<Event<K>>) -> Self {
-        Self { events, running: HashMap::new() }
+        Self { events, running: HashMap::new(), started: 0 }
     }
 
     /// Makes `wanted` the targets that are checked.
     ///
     /// New ones are started, missing ones stopped. Those with the same address and check go on as if
-    /// nothing had happened; those with another are started anew with the health that they had,
-    /// whatever their `initial` says. When this returns, those stopped send no more events; what
-    /// they sent before may still be in the channel.
+    /// nothing had happened; those with another are started anew. When this returns, those stopped send no
+    /// more events; what they sent before may still be in the channel, and is not
+    /// [current](Self::is_current).
     ///
     /// # Panics
     ///
     /// Outside of a Tokio runtime.
     pub fn set(&mut self, wanted: impl IntoIterator<Item = (K, Target)>) {
         let mut before = std::mem::take(&mut self.running);
-        for (key, mut target) in wanted {
-            let checker = match before.remove(&key) {
-                Some(checker) if checker.addr == target.addr && checker.check == target.check => {
-                    checker
-                }
-                changed => {
-                    if let Some(changed) = changed {
-                        target.initial = changed.stop();
-                    }
-                    Checker::start(key.clone(), target, self.events.clone())
-                }
-            };
+        for (key, target) in wanted {
+            let is_same =
+                |known: &Checker| known.addr == target.addr && known.check == target.check;
+            let checker = before.remove(&key).filter(is_same).unwrap_or_else(|| {
+                self.started += 1;
+                Checker::start(key.clone(), self.started, target, self.events.clone())
+            });
             self.running.insert(key, checker);
         }
+    }
+
+    /// Whether the checker that sent `event` still runs: a target that was removed and added again, or is
+    /// probed in another way by now, has nothing to do with what was found before.
+    #[must_use]
+    pub fn is_current(&self, event: &Event<K>) -> bool {
+        self.running.get(&event.key).is_some_and(|running| running.number == event.checker)
     }
 
     /// Makes a target unhealthy for another reason than its probes, which then have to succeed anew; sends the event.
@@ -123,7 +129,8 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
         state.status.last_failure = Some(LastFailure { at, reason: reason.clone() });
         let (health, reason, duration) = (Health::Unhealthy, Some(reason), Duration::ZERO);
         // Nobody listens any more: then nobody misses it.
-        let _ = self.events.send(Event { key: key.clone(), health, reason, at, duration });
+        let (key, checker) = (key.clone(), checker.number);
+        let _ = self.events.send(Event { key, checker, health, reason, at, duration });
     }
 
     /// The latest about one target; `None` if it is not checked.
@@ -136,6 +143,8 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
 /// The handle to one target's task. Dropping it stops the task.
 #[derive(Debug)]
 struct Checker {
+    /// No other checker of this process has it.
+    number: u64,
     addr: SocketAddr,
     check: Arc<HealthCheck>,
     shared: Arc<Shared>,
@@ -145,6 +154,7 @@ struct Checker {
 impl Checker {
     fn start<K: Hash + Clone + Send + 'static>(
         key: K,
+        number: u64,
         Target { addr, check, initial }: Target,
         events: mpsc::UnboundedSender<Event<K>>,
     ) -> Self {
@@ -153,27 +163,22 @@ impl Checker {
         let task = Task {
             phase: phase(&(&key, addr), check.interval),
             key,
+            number,
             addr,
             check: Arc::clone(&check),
             shared: Arc::clone(&shared),
             events,
         };
-        Self { addr, check, shared, task: tokio::spawn(task.run()).abort_handle() }
-    }
-
-    /// No event is sent after this; the health as of the last one that was.
-    fn stop(&self) -> Health {
-        self.task.abort();
-        let mut state = self.shared.lock();
-        // A task that is being polled elsewhere ends only at its next `await`.
-        state.stopped = true;
-        state.status.health
+        Self { number, addr, check, shared, task: tokio::spawn(task.run()).abort_handle() }
     }
 }
 
 impl Drop for Checker {
+    /// No event is sent after this.
     fn drop(&mut self) {
-        self.stop();
+        self.task.abort();
+        // A task that is being polled elsewhere ends only at its next `await`.
+        self.shared.lock().stopped = true;
     }
 }
 
@@ -203,6 +208,7 @@ impl Shared {
 /// Probes one target for ever.
 struct Task<K> {
     key: K,
+    number: u64,
     addr: SocketAddr,
     check: Arc<HealthCheck>,
     /// When in each interval it is this target's turn.
@@ -251,7 +257,8 @@ impl<K: Clone> Task<K> {
         }
         if let Some(health) = transition {
             // Nobody listens any more: then nobody misses it.
-            let _ = self.events.send(Event { key: self.key.clone(), health, reason, at, duration });
+            let (key, checker) = (self.key.clone(), self.number);
+            let _ = self.events.send(Event { key, checker, health, reason, at, duration });
         }
     }
 }
@@ -362,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn given_a_healthy_backend_when_its_address_changes_then_its_health_is_kept() {
+    async fn another_address_starts_with_the_health_that_the_caller_gives() {
         let (mut checkers, mut events) = checkers();
         let (_old_listener, old) = listen().await;
         checkers.set([(1, target(old))]);
@@ -370,9 +377,24 @@ mod tests {
 
         let (listener, addr) = listen().await;
         drop(listener);
-        checkers.set([(1, target(addr))]);
+        checkers.set([(1, Target { initial: Health::Healthy, ..target(addr) })]);
         assert_eq!(checkers.status(&1).unwrap().health, Health::Healthy, "until probes say else");
         assert_eq!(transition(&mut events).await, (1, Health::Unhealthy));
+    }
+
+    #[tokio::test]
+    async fn event_of_a_checker_that_was_replaced_is_not_current() {
+        let (mut checkers, mut events) = checkers();
+        let (_listener, addr) = listen().await;
+        checkers.set([(1, target(addr))]);
+        let first = events.recv().await.unwrap();
+        assert!(checkers.is_current(&first));
+
+        checkers.set([]);
+        assert!(!checkers.is_current(&first), "stopped");
+        checkers.set([(1, target(addr))]);
+        assert!(!checkers.is_current(&first), "started again");
+        assert!(checkers.is_current(&events.recv().await.unwrap()));
     }
 
     #[tokio::test]
@@ -408,6 +430,7 @@ mod tests {
         let addr = SocketAddr::from(([127, 0, 0, 1], 9));
         let mut task = Task {
             key: 1,
+            number: 1,
             addr,
             check: check(),
             phase: Duration::ZERO,

@@ -118,6 +118,7 @@ pub fn desired(layout: &Layout) -> State {
             installed: &State::default(),
             now: Instant::now(),
             moment: 0,
+            trusted: &[].into(),
             closing: &[].into(),
         },
     )
