@@ -137,7 +137,7 @@ impl Cli {
     }
 }
 
-/// Reads a file, or has `report` say what is wrong with it.
+/// Reads a file; `report` gets its mistakes and warnings.
 fn load(path: &Path, report: impl Fn(&str)) -> Result<Config, Exit> {
     match config::load(path) {
         Ok((config, warnings)) => {

@@ -56,7 +56,7 @@ pub(crate) struct Descriptors {
 }
 
 impl Descriptors {
-    /// What is open now counts as open for ever.
+    /// Counts the descriptors that are open now as open for ever.
     pub fn count() -> io::Result<Self> {
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let own = fs::read_dir("/proc/self/fd")?.count() as u64;

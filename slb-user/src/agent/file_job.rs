@@ -46,7 +46,7 @@ pub(super) struct FileJob {
     wanted: Arc<AtomicBool>,
 }
 
-/// Whether somebody still waits for a job.
+/// Whether the agent still waits for a job.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted(Arc<AtomicBool>);
 
@@ -77,7 +77,7 @@ impl FileJobs {
         let wanted = Arc::new(AtomicBool::new(true));
         let is_wanted = Wanted(Arc::clone(&wanted));
         tokio::task::spawn_blocking(contained::blocking(move || {
-            // One that nobody waits for is dropped here, and what it has written with it.
+            // The result of a job that was given up is dropped here, and its temporary file with it.
             let _ = done.send(work(is_wanted));
             drop(permit);
         }));

@@ -208,7 +208,7 @@ impl Follower {
         }
     }
 
-    /// Tells the log what is new, after the agent: its work comes first.
+    /// Logs new problems, after the agent has acted on the same look.
     pub fn report(&mut self) {
         for problem in self.problems.iter().filter(|problem| !self.told.contains(problem)) {
             warn!("{problem}");

@@ -69,7 +69,7 @@ impl Known {
         Ok((parsed, staged))
     }
 
-    /// What is known of the file, if this is its text still.
+    /// The parsed file, if its text is still this one.
     fn take(&self, text: &str) -> Option<Text> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.take().filter(|known| known.text == text)

@@ -2,7 +2,7 @@
 //!
 //! A file is read in a thread of its own; then the follower asks the kernel about what is new in it; then the file is
 //! replaced, if that was asked for, as the last thing that can fail; then everything is swapped at once. Until then
-//! nothing has changed, and whatever is wrong leaves it so.
+//! nothing has changed, and any mistake leaves it so.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -69,7 +69,7 @@ impl Wish {
         }
     }
 
-    /// Who asked was told that there is no answer: what is done later would surprise them.
+    /// The command has given up and said so: a change after that would be a surprise.
     fn is_given_up(&self) -> bool {
         self.answer().is_some_and(Answer::is_closed)
     }
@@ -79,7 +79,7 @@ impl Wish {
 pub(super) struct Reloads {
     orders: mpsc::UnboundedSender<Following>,
     file_jobs: FileJobs,
-    /// What is being done with the file.
+    /// The running job on the file.
     job: Option<(Work, FileJob)>,
     /// What waits for the follower.
     pending: Option<Box<Pending>>,
@@ -117,7 +117,7 @@ impl Reloads {
         self.job.is_some() || self.pending.is_some()
     }
 
-    /// Waits for the end of what is being done with the file, for ever if that is nothing. Cancel-safe.
+    /// Waits for the end of the running job; without one, for ever. Cancel-safe.
     pub async fn ended(&mut self) -> (Work, Outcome) {
         let outcome = match &mut self.job {
             Some((_, job)) => job.ended().await,

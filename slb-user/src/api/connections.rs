@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +20,6 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use std::pin::pin;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::{AbortHandle, JoinSet},
@@ -71,7 +71,7 @@ pub(super) async fn serve<L: Listener>(
     }
 }
 
-/// One connection, until it ends. What the client does wrong is its own affair.
+/// Serves one connection until it ends. A client's mistakes are not logged.
 async fn converse<I>(io: I, router: Router, is_busy: Arc<AtomicBool>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
