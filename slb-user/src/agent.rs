@@ -5,6 +5,7 @@
 
 mod events;
 mod failures;
+mod file_job;
 mod flows;
 mod follow;
 mod known;
@@ -45,17 +46,18 @@ use self::{
     failures::Failures,
     follow::{Follower, Following, Surroundings},
     passive::Suspicion,
-    reload::{Read, Reloads},
+    reload::Reloads,
 };
 use crate::{
     api::{self, ApiError, HttpError, Request},
     clock::Jiffies,
     config::{Announce, Config, Gateway, NoListener, Scheduler},
     datapath::{Attachment, Capacities, Explainer, LoadError, Loaded, Pins, TableError},
+    descriptors::Descriptors,
     desired::{Circumstances, Planner},
     health::{self, Checkers, Health},
     layout::{Layout, LayoutError},
-    net::{AttachedXdp, GENERIC, Interface, NetworkChange, local_source_problems},
+    net::{GENERIC, Interface, NetworkChange, local_source_problems},
     plan::plan,
     schedule::maglev,
     state::State,
@@ -120,6 +122,7 @@ pub struct Agent {
     /// How often the health of a target has changed, by id.
     transitions: HashMap<u32, u64>,
     reloads: Reloads,
+    descriptors: Descriptors,
     /// Where metrics are, and who answers.
     http: Option<(SocketAddr, AbortHandle)>,
     requests: mpsc::Sender<Request>,
@@ -142,21 +145,19 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     let (events, mut transitions) = mpsc::unbounded_channel();
     let (news, mut followed) = mpsc::channel(1);
     let (orders, ordered) = mpsc::unbounded_channel();
-    let (files, mut read) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
-    let (mut agent, follower) = Agent::start(
-        config,
-        path.to_owned(),
-        Checkers::new(events),
-        (files, orders),
-        requests.clone(),
-    )
-    .await?;
+    let start =
+        Agent::start(config, path.to_owned(), Checkers::new(events), orders, requests.clone());
+    let (mut agent, follower) = tokio::select! {
+        started = start => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let following = tokio::spawn(follower.run(news, ordered));
-    api::serve(&agent.config.gateway.api, requests)?;
+    api::serve(&agent.config.gateway.api, requests, agent.descriptors.connections().clone())?;
     ready();
     agent.prepare_edits();
 
@@ -172,25 +173,19 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
         tokio::select! {
             biased;
             Some(event) = transitions.recv() => {
-                let decided = event.at;
-                agent.transition(&event);
-                while let Ok(event) = transitions.try_recv() {
-                    agent.transition(&event);
-                }
-                if agent.reconcile() {
-                    let after = decided.elapsed().unwrap_or_default();
-                    info!(microseconds = after.as_micros(), "in effect after the deciding probe");
-                }
+                let more = std::iter::from_fn(|| transitions.try_recv().ok());
+                agent.health_changed(std::iter::once(event).chain(more).collect());
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => agent.reload(None),
-            Some(read) = read.recv() => agent.consider(read),
+            (work, outcome) = agent.reloads.ended() => agent.file_job_ended(work, outcome),
             Some(surroundings) = followed.recv() => agent.surroundings_changed(surroundings),
             Some(request) = requested.recv() => agent.answer(request),
             _ = retry.tick(), if !agent.failures.is_empty() => {
                 agent.serve_metrics();
                 agent.reconcile();
+                agent.failures.note("health checks", agent.checkers.shortage());
             }
             () = until(agent.planner.due()) => {
                 agent.reconcile();
@@ -213,7 +208,7 @@ impl Agent {
         config: Config,
         path: PathBuf,
         checkers: Checkers<u32>,
-        (files, orders): (mpsc::Sender<Read>, mpsc::UnboundedSender<Following>),
+        orders: mpsc::UnboundedSender<Following>,
         requests: mpsc::Sender<Request>,
     ) -> Result<(Self, Follower), AgentError> {
         let datapath = Loaded::open(Pins::new(&config.gateway.pins), capacities(&config))?;
@@ -233,7 +228,8 @@ impl Agent {
             sweeps: 0,
             suspicions: HashMap::new(),
             transitions: HashMap::new(),
-            reloads: Reloads::new(files, orders, following),
+            reloads: Reloads::new(orders, following),
+            descriptors: Descriptors::count()?,
             http: None,
             requests,
             // What changed while no agent was looking, nobody has told the program.
@@ -248,7 +244,6 @@ impl Agent {
             path,
             _pins_lock: pins_lock,
         };
-        agent.log_datapath();
         agent.check_interfaces()?;
         agent.set()?;
         agent.apply()?;
@@ -260,8 +255,12 @@ impl Agent {
         agent.datapath.maps.next_route_epoch()?;
         follower.announce().await;
         agent.note_departed();
-        agent.serve_metrics();
+        // All that stays open is open now.
+        agent.descriptors = Descriptors::count()?;
         agent.check_health();
+        agent.serve_metrics();
+        agent.log_datapath();
+        follower.report();
         Ok((agent, follower))
     }
 
@@ -309,11 +308,12 @@ impl Agent {
 
     /// Whether every configured interface is there, and free or ours. Changes nothing.
     fn check_interfaces(&self) -> Result<(), LoadError> {
-        self.config.gateway.interfaces.iter().try_for_each(|name| self.check_interface(name))
+        let mut interfaces = self.config.gateway.interfaces.iter();
+        interfaces.try_for_each(|name| self.check_interface(&self.surroundings, name))
     }
 
-    fn check_interface(&self, name: &str) -> Result<(), LoadError> {
-        let (interface, present) = self.interface(name)?;
+    fn check_interface(&self, around: &Surroundings, name: &str) -> Result<(), LoadError> {
+        let (interface, present) = around.interface(name)?;
         self.datapath.check(interface, *present)
     }
 
@@ -335,7 +335,7 @@ impl Agent {
             known.name != name
                 || self.surroundings.interfaces.iter().any(|(found, _)| found.index == known.index)
         });
-        let (interface, present) = self.interface(name)?.clone();
+        let (interface, present) = self.surroundings.interface(name)?.clone();
         let is_known = self.attachments.iter().any(|(known, _)| known.name == name);
         if is_known && self.datapath.is_attached(&interface)? {
             return Ok(());
@@ -348,29 +348,42 @@ impl Agent {
         Ok(())
     }
 
-    fn interface(&self, name: &str) -> Result<&(Interface, Option<AttachedXdp>), LoadError> {
-        let found = self.surroundings.interfaces.iter().find(|(found, _)| found.name == name);
-        found.ok_or_else(|| LoadError::NoInterface(name.to_owned()))
-    }
-
     fn check_health(&mut self) {
         let targets = self.layout.targets.iter().enumerate().filter_map(|(index, target)| {
             let (check, addr) = target.check.as_ref()?;
             let (check, initial) = (Arc::new(check.clone()), self.health[index]);
             Some((target.id, health::Target { addr: *addr, check, initial }))
         });
+        let targets: Vec<_> = targets.collect();
+        self.descriptors.reserve(targets.len());
         self.checkers.set(targets);
     }
 
-    fn transition(&mut self, event: &health::Event<u32>) {
-        if !self.checkers.is_current(event) {
-            return;
+    /// Brings the maps in line with these transitions, and tells of them after that.
+    fn health_changed(&mut self, events: Vec<health::Event<u32>>) {
+        let decided = events.iter().map(|event| event.at).min();
+        let known: Vec<_> = events
+            .into_iter()
+            .filter(|event| self.checkers.is_current(event))
+            .filter_map(|event| {
+                let mut targets = self.layout.targets.iter();
+                Some((targets.position(|target| target.id == event.key)?, event))
+            })
+            .collect();
+        for (target, event) in &known {
+            self.health[*target] = event.health;
+            self.trusted.remove(&event.key);
+            *self.transitions.entry(event.key).or_default() += 1;
         }
-        let mut targets = self.layout.targets.iter();
-        let Some(target) = targets.position(|target| target.id == event.key) else { return };
-        self.health[target] = event.health;
-        self.trusted.remove(&event.key);
-        *self.transitions.entry(event.key).or_default() += 1;
+        let is_done = self.reconcile();
+        let after = decided.and_then(|at| at.elapsed().ok()).unwrap_or_default();
+        known.iter().for_each(|(target, event)| self.report_health(*target, event));
+        if is_done {
+            info!(microseconds = after.as_micros(), "in effect after the deciding probe");
+        }
+    }
+
+    fn report_health(&mut self, target: usize, event: &health::Event<u32>) {
         let (listener, backend) = self.describe(target);
         let reason = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let health = event.health.label();
@@ -397,11 +410,9 @@ impl Agent {
         )
     }
 
-    fn surroundings_changed(&mut self, mut surroundings: Surroundings) {
-        // Until the end of this function.
-        let _taken = surroundings.taken.take();
+    fn surroundings_changed(&mut self, surroundings: Surroundings) {
         if self.awaits(&surroundings) {
-            return self.swap(Some(surroundings));
+            return self.network_known(surroundings);
         }
         self.surroundings = surroundings;
         let result = self.attach();
@@ -413,6 +424,7 @@ impl Agent {
         if self.surroundings.outdates_clients {
             self.failures.note("route epoch", self.datapath.maps.next_route_epoch());
         }
+        self.surroundings.take();
     }
 
     /// Brings the maps in line, and says whether they are; what fails is tried again.
@@ -463,7 +475,8 @@ impl Agent {
             task.abort();
         }
         let result = wanted.map_or(Ok(None), |addr| {
-            let task = api::serve_metrics(addr, self.requests.clone())?;
+            let most = self.descriptors.connections().clone();
+            let task = api::serve_metrics(addr, self.requests.clone(), most)?;
             Ok::<_, HttpError>(Some((addr, task)))
         });
         self.failures.note("metrics", result.map(|http| self.http = http));
@@ -475,6 +488,7 @@ impl Agent {
         problems.extend(self.flow_table_problem());
         problems.extend(self.sourceless());
         problems.extend(self.lost_replies());
+        problems.extend(self.descriptors.problem());
         problems.extend(self.failures.texts());
         problems.extend(self.reloads.refused.clone());
         problems

@@ -1,6 +1,7 @@
 //! The local API: HTTP and JSON on a unix socket, for the owner of the socket only.
 
 mod client;
+mod connections;
 mod flows;
 mod http;
 mod server;

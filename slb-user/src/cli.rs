@@ -1,9 +1,13 @@
 //! The command `slb`: one file per verb.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
+use self::output::{OutputError, print_error, print_help};
 use crate::config::{self, Config, DEFAULT_PATH, LoadError};
 
 mod ask;
@@ -14,6 +18,7 @@ mod doctor;
 mod edit;
 mod events;
 mod flows;
+mod output;
 mod reload;
 mod run;
 mod status;
@@ -88,16 +93,34 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+/// How a shell reports a process that has ended by SIGPIPE, as most commands do whose reader closes the pipe.
+const CLOSED_PIPE: u8 = 128 + libc::SIGPIPE as u8;
+
+/// Does what the command line asks for. Answers go to stdout, errors to stderr.
+#[must_use]
+pub fn main() -> ExitCode {
+    let ended = match Cli::try_parse() {
+        Ok(cli) => cli.execute(),
+        Err(error) if error.use_stderr() => error.exit(),
+        Err(help) => print_help(&help).map(|()| Exit::Done).map_err(Into::into),
+    };
+    match ended {
+        Ok(exit) => exit.into(),
+        Err(error) if error.downcast_ref().is_some_and(OutputError::is_closed) => {
+            ExitCode::from(CLOSED_PIPE)
+        }
+        Err(error) => {
+            print_error(format_args!("slb: {error:#}"));
+            Exit::Failed.into()
+        }
+    }
+}
+
 impl Cli {
-    /// Does what was asked for. Answers go to stdout, errors to stderr.
-    ///
-    /// # Errors
-    ///
-    /// Whatever went wrong, for people; the exit code is then [`Exit::Failed`].
-    pub fn execute(self) -> anyhow::Result<Exit> {
+    fn execute(self) -> anyhow::Result<Exit> {
         match self.command {
-            Command::Run(arguments) => run::run(&arguments),
-            Command::Check(arguments) => Ok(check::check(&arguments)),
+            Command::Run(arguments) => Ok(run::run(&arguments)),
+            Command::Check(arguments) => check::check(&arguments),
             Command::Plan(arguments) => reload::plan(&arguments),
             Command::Reload(arguments) => reload::reload(&arguments),
             Command::Status(arguments) => status::status(&arguments),
@@ -114,26 +137,23 @@ impl Cli {
     }
 }
 
-/// Reads a file, or says on stderr what is wrong with it.
-fn load(path: &std::path::Path) -> Result<Config, Exit> {
+/// Reads a file; `report` gets its mistakes and warnings.
+fn load(path: &Path, report: impl Fn(&str)) -> Result<Config, Exit> {
     match config::load(path) {
-        Ok((_, (config, warnings))) => {
+        Ok((config, warnings)) => {
             for warning in warnings {
-                eprintln!("warning: {warning}");
+                report(&format!("warning: {warning}"));
             }
             Ok(config)
         }
         Err(error @ LoadError::Unreadable { .. }) => {
-            eprintln!("{error}");
+            report(&error.to_string());
             Err(Exit::Invalid)
         }
-        Err(LoadError::Invalid(report)) => {
-            eprintln!("{report}");
-            let mistakes = report.mistakes().len();
-            eprintln!(
-                "{mistakes} mistake{}; nothing was changed",
-                if mistakes == 1 { "" } else { "s" }
-            );
+        Err(LoadError::Invalid(mistakes)) => {
+            let count = mistakes.mistakes().len();
+            let plural = if count == 1 { "" } else { "s" };
+            report(&format!("{mistakes}\n{count} mistake{plural}; nothing was changed"));
             Err(Exit::Invalid)
         }
     }

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 pub use changes::changes;
 pub use edit::{Edit, EditError, Place};
-pub use parse::{api, load, parse};
+pub use parse::{api, load, parse, read};
 pub use report::{LoadError, Mistake, Report};
 
 mod changes;

@@ -8,17 +8,23 @@
 //!
 //! [`agent`] turns that crank; [`api`] answers questions; [`cli`] asks them.
 
+// One write to a pipe that is not read would stop the agent: [`log`] and `cli::output` do what is safe.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod agent;
 pub mod api;
 pub mod causes;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod contained;
 pub mod datapath;
+pub mod descriptors;
 pub mod desired;
 pub mod distribution;
 pub mod health;
 pub mod layout;
+pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod plan;

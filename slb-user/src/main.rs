@@ -2,15 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use slb_user::cli::{Cli, Exit};
-
 fn main() -> ExitCode {
-    match Cli::parse().execute() {
-        Ok(exit) => exit.into(),
-        Err(error) => {
-            eprintln!("slb: {error:#}");
-            Exit::Failed.into()
-        }
-    }
+    slb_user::cli::main()
 }

@@ -139,6 +139,11 @@ fn counters(status: &Status) -> Vec<Family<u64>> {
             "Configurations that were refused, since the agent started.",
             vec![(Vec::new(), status.reload_failures)],
         ),
+        family(
+            "slb_log_lines_dropped",
+            "Lines of the log that could not be written, or not fast enough, since the agent started.",
+            vec![(Vec::new(), status.log_lines_dropped)],
+        ),
     ]
 }
 
@@ -298,6 +303,7 @@ mod tests {
             "slb_map_capacity{map=\"SLB_BACKENDS\"} 65536.0".to_owned(),
             "slb_config_generation 3.0".to_owned(),
             "slb_reload_failures_total 2".to_owned(),
+            "slb_log_lines_dropped_total 5".to_owned(),
             "slb_problems 1.0".to_owned(),
             "slb_build_info{version=\"1.2.3\"} 1.0".to_owned(),
         ];

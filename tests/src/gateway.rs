@@ -118,9 +118,23 @@ impl Gateway {
             .append(true)
             .open(self.log())
             .with_context(|| format!("opening {}", self.log().display()))?;
+        let shared = log.try_clone().context("sharing the log")?;
+        self.start_with(|command| {
+            command.stdout(shared).stderr(log);
+        })
+    }
+
+    /// As [`start`](Self::start); where output goes, and what limits there are, `prepare` says.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](Self::start).
+    pub fn start_with(&mut self, prepare: impl FnOnce(&mut Command)) -> Result<()> {
         let mut command = self.command(&["run"]);
-        command.stdout(log.try_clone().context("sharing the log")?).stderr(log);
+        prepare(&mut command);
         self.agent = Some(self.netns.spawn(&mut command)?);
+        // With the command go the descriptors that the agent has been given.
+        drop(command);
 
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -183,6 +197,11 @@ impl Gateway {
         let agent = self.agent.as_ref().context("the agent does not run")?;
         let pid = i32::try_from(agent.id()).context("process ids fit into an i32")?;
         kill(Pid::from_raw(pid), signal).with_context(|| format!("sending {signal}"))
+    }
+
+    /// Process id of the agent.
+    pub fn pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
     }
 
     /// Runs `slb ARGS --config FILE` on the gateway, to its end.

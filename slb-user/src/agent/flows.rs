@@ -36,6 +36,7 @@ pub(super) struct Swept {
 impl Agent {
     /// Looks through the flow table if there is anything to be found, in a thread of its own: it is large.
     pub(super) fn sweep(&mut self, swept: &mpsc::Sender<Swept>) {
+        self.failures.note("health checks", self.checkers.shortage());
         let now = Instant::now();
         let known = self.closing.len();
         self.closing.retain(|_, until| *until > now);
@@ -109,9 +110,6 @@ impl Agent {
             return;
         }
         let count = ended.len();
-        let text =
-            format!("{count} connections were idle for too long, or their backend drained: reset");
-        self.events.note("flows", text);
         let installed = self.datapath.maps.installed();
         let connections: Vec<Connection> = ended
             .iter()
@@ -124,11 +122,14 @@ impl Agent {
                 Some(Connection::new(flow, addr, source, is_direct))
             })
             .collect();
-        info!(connections = count, "idle for too long, or drained: reset");
         tokio::task::spawn_blocking(move || {
             if let Err(error) = provoke(&connections) {
                 warn!(%error, "connections whose time is up are reset with their next packet only");
             }
         });
+        let text =
+            format!("{count} connections were idle for too long, or their backend drained: reset");
+        self.events.note("flows", text);
+        info!(connections = count, "idle for too long, or drained: reset");
     }
 }

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::{RETRY, failures::Failures};
 use crate::{
     config::{Announce, Config},
+    datapath::LoadError,
     desired::NextWay,
     layout::Layout,
     net::{
@@ -37,8 +38,24 @@ pub(super) struct Surroundings {
     pub problems: Vec<String>,
     /// [`Following::number`].
     pub number: u64,
-    /// Dropped when the maps say the same: the VIPs are announced after that.
+    /// Sent to when the maps say the same: the VIPs are announced after that. Dropped: they are not.
     pub taken: Option<oneshot::Sender<()>>,
+}
+
+impl Surroundings {
+    /// One of the interfaces.
+    pub fn interface(&self, name: &str) -> Result<&(Interface, Option<AttachedXdp>), LoadError> {
+        let found = self.interfaces.iter().find(|(found, _)| found.name == name);
+        found.ok_or_else(|| LoadError::NoInterface(name.to_owned()))
+    }
+
+    /// The follower goes on with the VIPs.
+    pub fn take(&mut self) {
+        if let Some(taken) = self.taken.take() {
+            // It is gone only when the agent ends.
+            let _ = taken.send(());
+        }
+    }
 }
 
 /// What is followed.
@@ -95,7 +112,9 @@ pub(super) struct Follower {
     addresses: Vec<IpAddr>,
     /// Backends whose replies cannot come back through XDP, in words.
     detours: Vec<String>,
-    /// What the log has been told that is not over yet.
+    /// Of the kernel's settings and routes.
+    problems: Vec<String>,
+    /// Those of them that the log has been told of.
     told: Vec<String>,
     failures: Failures,
 }
@@ -112,6 +131,7 @@ impl Follower {
             neighbours: HashSet::new(),
             addresses: Vec::new(),
             detours: Vec::new(),
+            problems: Vec::new(),
             told: Vec::new(),
             failures: Failures::default(),
         })
@@ -130,9 +150,13 @@ impl Follower {
             if agent.send(Surroundings { taken: Some(taken), ..surroundings }).await.is_err() {
                 return;
             }
-            // A VIP is not to be ours before somebody listens there.
-            let _ = is_taken.await;
-            self.announce().await;
+            // Either way, it has been looked at.
+            let is_taken = is_taken.await.is_ok();
+            self.report();
+            // A VIP is not to be ours before there are listeners, and not if its file is refused.
+            if is_taken {
+                self.announce().await;
+            }
             // Last: thousands of them take seconds, and what is known already is of use before.
             self.failures.note("neighbours", self.keeper.keep(&self.neighbours).await);
             let pause = if self.failures.is_empty() { KEEP_INTERVAL } else { RETRY };
@@ -170,10 +194,7 @@ impl Follower {
         self.failures.note("addresses", addresses);
         let mut problems = forwarding_problems(&interfaces);
         problems.extend(self.detours.clone());
-        for problem in problems.iter().filter(|problem| !self.told.contains(problem)) {
-            warn!("{problem}");
-        }
-        self.told.clone_from(&problems);
+        self.problems.clone_from(&problems);
         let interfaces = self.with_xdp(interfaces).await;
         problems.extend(self.failures.texts());
         Surroundings {
@@ -185,6 +206,14 @@ impl Follower {
             number: self.following.number,
             taken: None,
         }
+    }
+
+    /// Logs new problems, after the agent has acted on the same look.
+    pub fn report(&mut self) {
+        for problem in self.problems.iter().filter(|problem| !self.told.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.told.clone_from(&self.problems);
     }
 
     /// Makes this host hold the VIPs, and tells its neighbours.

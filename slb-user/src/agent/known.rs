@@ -16,7 +16,7 @@ use crate::{
 /// A configuration, and the warnings about its file.
 pub(super) type Parsed = (Config, Vec<Mistake>);
 
-/// The last text that was read, and what it says. For one thread at a time.
+/// The last text that was read, and what it says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known(Arc<Mutex<Option<Text>>>);
 
@@ -29,12 +29,10 @@ struct Text {
 impl Known {
     /// Reads the file at `path`.
     pub fn read(&self, path: &Path) -> Result<Parsed, Refusal> {
-        let known = match self.take(path) {
+        let text = config::read(path).map_err(invalid)?;
+        let known = match self.take(&text) {
             Some(known) => known,
-            None => {
-                let (text, parsed) = config::load(path).map_err(invalid)?;
-                Text { text, parsed }
-            }
+            None => Text { parsed: config::parse(path, &text).map_err(invalid)?, text },
         };
         let parsed = known.parsed.clone();
         self.put(known);
@@ -43,9 +41,8 @@ impl Known {
 
     /// The file as it will be, written beside it; not if it stays as it is.
     pub fn edited(&self, path: &Path, edit: &Edit) -> Result<(Parsed, Option<Staged>), Refusal> {
-        let file = Opened::read(path)
-            .map_err(|why| invalid(config::LoadError::Unreadable { path: path.to_owned(), why }))?;
-        let before = self.take_text(&file.text).map(|known| known.parsed);
+        let file = Opened::read(path).map_err(invalid)?;
+        let before = self.take(&file.text).map(|known| known.parsed);
         let text = edit.apply(&file.text).map_err(invalid)?;
         // Warnings name lines, which may be others by now.
         let quick = before
@@ -72,13 +69,8 @@ impl Known {
         Ok((parsed, staged))
     }
 
-    /// What is known of the file, if that is what it still is.
-    fn take(&self, path: &Path) -> Option<Text> {
-        let text = std::fs::read_to_string(path).ok()?;
-        self.take_text(&text)
-    }
-
-    fn take_text(&self, text: &str) -> Option<Text> {
+    /// The parsed file, if its text is still this one.
+    fn take(&self, text: &str) -> Option<Text> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.take().filter(|known| known.text == text)
     }

@@ -1,7 +1,8 @@
 //! Another configuration for a running agent.
 //!
-//! A file is read in a thread of its own; then the follower asks the kernel about what is new in it; then
-//! everything is swapped at once. Until then nothing has changed, and whatever is wrong leaves it so.
+//! A file is read in a thread of its own; then the follower asks the kernel about what is new in it; then the file is
+//! replaced, if that was asked for, as the last thing that can fail; then everything is swapped at once. Until then
+//! nothing has changed, and any mistake leaves it so.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -16,6 +17,7 @@ use tracing::{info, warn};
 
 use super::{
     Agent, SWEEP_SLACK,
+    file_job::{FileJob, FileJobs, Outcome, WITHIN},
     follow::{Following, Surroundings},
     known::{Known, Parsed},
     staged::Staged,
@@ -24,6 +26,7 @@ use crate::{
     api::{Refusal, Reloaded},
     causes::causes,
     config::{Config, Edit, Mistake, changes},
+    contained,
     health::Health,
     layout::{Layout, Service, Target},
     plan::{Step, retire},
@@ -32,20 +35,23 @@ use crate::{
 /// Who asked for a reload, and waits for how it ends.
 pub(super) type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;
 
-/// A file that was read.
-pub(super) struct Read {
-    result: Result<Parsed, Refusal>,
-    /// What it is to be replaced by, if that is what was read.
-    staged: Option<Staged>,
-    answer: Option<Answer>,
+/// What a job on the file is for.
+pub(super) enum Work {
+    /// To know what it says.
+    Read(Option<Answer>),
+    /// To go by this configuration as soon as the file says it.
+    Replace(Box<Pending>),
 }
 
-/// A configuration that the follower is looking around for.
-struct Pending {
+/// A configuration that waits for what the kernel knows, and then for the file to be replaced.
+pub(super) struct Pending {
     config: Config,
-    layout: Layout,
+    /// `None`: the configuration is the one that the agent goes by already.
+    layout: Option<Layout>,
     warnings: Vec<Mistake>,
     staged: Option<Staged>,
+    /// Those of this configuration, if they are others than before.
+    surroundings: Option<Surroundings>,
     answer: Option<Answer>,
 }
 
@@ -55,13 +61,28 @@ enum Wish {
     Edit(Edit, Answer),
 }
 
+impl Wish {
+    const fn answer(&self) -> Option<&Answer> {
+        match self {
+            Self::Reload(answer) => answer.as_ref(),
+            Self::Edit(_, answer) => Some(answer),
+        }
+    }
+
+    /// The command has given up and said so: a change after that would be a surprise.
+    fn is_given_up(&self) -> bool {
+        self.answer().is_some_and(Answer::is_closed)
+    }
+}
+
 /// How far reloads are.
 pub(super) struct Reloads {
-    files: mpsc::Sender<Read>,
     orders: mpsc::UnboundedSender<Following>,
-    pending: Option<Pending>,
-    /// Whether one is under way.
-    is_busy: bool,
+    file_jobs: FileJobs,
+    /// The running job on the file.
+    job: Option<(Work, FileJob)>,
+    /// What waits for the follower.
+    pending: Option<Box<Pending>>,
     /// Who asked meanwhile.
     waiting: VecDeque<Wish>,
     /// What the follower was told last.
@@ -76,16 +97,12 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    pub fn new(
-        files: mpsc::Sender<Read>,
-        orders: mpsc::UnboundedSender<Following>,
-        following: Following,
-    ) -> Self {
+    pub fn new(orders: mpsc::UnboundedSender<Following>, following: Following) -> Self {
         Self {
-            files,
             orders,
+            file_jobs: FileJobs::default(),
+            job: None,
             pending: None,
-            is_busy: false,
             waiting: VecDeque::new(),
             following,
             known: Known::default(),
@@ -93,6 +110,21 @@ impl Reloads {
             failures: 0,
             refused: None,
         }
+    }
+
+    /// Whether one is under way.
+    const fn is_busy(&self) -> bool {
+        self.job.is_some() || self.pending.is_some()
+    }
+
+    /// Waits for the end of the running job; without one, for ever. Cancel-safe.
+    pub async fn ended(&mut self) -> (Work, Outcome) {
+        let outcome = match &mut self.job {
+            Some((_, job)) => job.ended().await,
+            None => std::future::pending().await,
+        };
+        let (work, _) = self.job.take().expect("it was there before the wait");
+        (work, outcome)
     }
 
     /// Has the follower look around for something else.
@@ -109,42 +141,98 @@ impl Agent {
     pub(super) fn prepare_edits(&self) {
         let (path, known) = (self.path.clone(), self.reloads.known.clone());
         // What is wrong with it by now, whoever edits it is told.
-        tokio::task::spawn_blocking(move || drop(known.read(&path)));
+        tokio::task::spawn_blocking(contained::blocking(move || drop(known.read(&path))));
     }
 
     /// Reads the file again, and goes by it.
     pub(super) fn reload(&mut self, answer: Option<Answer>) {
-        self.begin(Wish::Reload(answer));
+        let is_signal = |wish: &Wish| wish.answer().is_none();
+        if answer.is_none() && self.reloads.waiting.iter().any(is_signal) {
+            // One that has not begun reads the same file.
+            return;
+        }
+        self.reloads.waiting.push_back(Wish::Reload(answer));
+        self.next();
     }
 
     /// Changes the file, and goes by it.
     pub(super) fn edit(&mut self, edit: Edit, answer: Answer) {
-        self.begin(Wish::Edit(edit, answer));
+        self.reloads.waiting.push_back(Wish::Edit(edit, answer));
+        self.next();
     }
 
-    /// One at a time: two edits of the same text would undo each other.
-    fn begin(&mut self, wish: Wish) {
-        if self.reloads.is_busy {
-            self.reloads.waiting.push_back(wish);
-            return;
+    /// Begins what has waited, one at a time: two edits of the same text would undo each other.
+    fn next(&mut self) {
+        while !self.reloads.is_busy()
+            && let Some(wish) = self.reloads.waiting.pop_front()
+        {
+            if !wish.is_given_up() {
+                self.begin(wish);
+            }
         }
-        self.reloads.is_busy = true;
-        let (path, files) = (self.path.clone(), self.reloads.files.clone());
-        let known = self.reloads.known.clone();
-        tokio::task::spawn_blocking(move || {
-            let read = match wish {
-                Wish::Reload(answer) => Read { result: known.read(&path), staged: None, answer },
-                Wish::Edit(edit, answer) => {
-                    let (result, staged) = match known.edited(&path, &edit) {
-                        Ok((read, staged)) => (Ok(read), staged),
-                        Err(refusal) => (Err(refusal), None),
-                    };
-                    Read { result, staged, answer: Some(answer) }
-                }
+    }
+
+    fn begin(&mut self, wish: Wish) {
+        let (path, known) = (self.path.clone(), self.reloads.known.clone());
+        let (edit, answer) = match wish {
+            Wish::Reload(answer) => (None, answer),
+            Wish::Edit(edit, answer) => (Some(edit), Some(answer)),
+        };
+        let job = self.reloads.file_jobs.start(move |_| {
+            let read = match edit {
+                None => known.read(&path).map(|read| (read, None)),
+                Some(edit) => known.edited(&path, &edit),
             };
-            // Nobody takes it any more: then the agent is ending.
-            let _ = files.blocking_send(read);
+            Outcome::Read(Box::new(read))
         });
+        match job {
+            Some(job) => self.reloads.job = Some((Work::Read(answer), job)),
+            None => self.refuse(answer, self.hangs()),
+        }
+    }
+
+    /// Why no more work on the file is begun.
+    fn hangs(&self) -> Refusal {
+        Refusal::Conflict(format!(
+            "earlier attempts to read or write {} hang still; mend its file system, or restart the agent",
+            self.path.display()
+        ))
+    }
+
+    /// Goes on with a reload.
+    pub(super) fn file_job_ended(&mut self, work: Work, outcome: Outcome) {
+        let path = self.path.display();
+        match (work, outcome) {
+            (Work::Read(answer), Outcome::Read(read)) => match *read {
+                Ok((parsed, staged)) => self.consider(parsed, staged, answer),
+                Err(refusal) => self.refuse(answer, refusal),
+            },
+            (Work::Read(answer), Outcome::Late) => {
+                let seconds = WITHIN.as_secs();
+                let refusal = Refusal::Conflict(format!(
+                    "cannot read {path} within {seconds} s; does its disk hang, or is it a named pipe?"
+                ));
+                self.refuse(answer, refusal);
+            }
+            (Work::Read(answer), _) => {
+                let text = format!("reading {path} ended in a defect of slb; the log has more");
+                self.refuse(answer, Refusal::Conflict(text));
+            }
+            (Work::Replace(pending), Outcome::Replaced(Ok(()))) => self.swap(*pending),
+            (Work::Replace(pending), Outcome::Replaced(Err(error))) => {
+                let refusal = unwritable(&self.path, &error);
+                self.give_up(*pending, refusal);
+            }
+            (Work::Replace(pending), _) => {
+                let text = format!(
+                    "{path} was not replaced within {} s, and the agent goes on with the configuration that it has; \
+                     once its disk answers, see what the file says, and run `slb reload`",
+                    WITHIN.as_secs()
+                );
+                self.give_up(*pending, Refusal::Failed(text));
+            }
+        }
+        self.next();
     }
 
     /// What a reload with another file would change.
@@ -158,33 +246,32 @@ impl Agent {
     }
 
     /// Looks at a file that was read.
-    pub(super) fn consider(&mut self, Read { result, staged, answer }: Read) {
-        let (config, warnings) = match result {
-            Ok(read) => read,
-            Err(refusal) => return self.refuse(answer, refusal),
+    fn consider(
+        &mut self,
+        (config, warnings): Parsed,
+        staged: Option<Staged>,
+        answer: Option<Answer>,
+    ) {
+        let pending = |config, layout| {
+            Box::new(Pending { config, layout, warnings, staged, surroundings: None, answer })
         };
         if config == self.config {
-            if let Err(refusal) = self.write(staged) {
-                return self.refuse(answer, refusal);
-            }
-            self.reloads.refused = None;
-            info!("reloaded; the configuration is what it was");
-            return self.done(answer, Vec::new(), &warnings);
+            self.reloads.pending = Some(pending(config, None));
+            return self.replace_file(None);
         }
-        match self.prepare(&config) {
-            Err(refusal) => self.refuse(answer, refusal),
-            Ok(layout) => {
-                let following = Following::new(&config, &layout);
-                let is_alike = following.is_like(&self.reloads.following)
-                    && config.gateway.xdp_mode == self.config.gateway.xdp_mode;
-                self.reloads.pending = Some(Pending { config, layout, warnings, staged, answer });
-                if is_alike {
-                    // Nothing that the kernel would have to be asked about.
-                    return self.swap(None);
-                }
-                self.reloads.order(following);
-            }
+        let layout = match self.prepare(&config) {
+            Ok(layout) => layout,
+            Err(refusal) => return self.give_up(*pending(config, None), refusal),
+        };
+        let following = Following::new(&config, &layout);
+        let is_alike = following.is_like(&self.reloads.following)
+            && config.gateway.xdp_mode == self.config.gateway.xdp_mode;
+        self.reloads.pending = Some(pending(config, Some(layout)));
+        if is_alike {
+            // Nothing that the kernel would have to be asked about.
+            return self.replace_file(None);
         }
+        self.reloads.order(following);
     }
 
     /// Whether the running agent can go by a configuration.
@@ -218,26 +305,59 @@ impl Agent {
         self.reloads.pending.is_some() && surroundings.number == self.reloads.following.number
     }
 
-    /// Goes by the pending configuration, whose surroundings these are, if they are others than before.
-    pub(super) fn swap(&mut self, surroundings: Option<Surroundings>) {
-        let Some(Pending { config, layout, warnings, staged, answer }) =
-            self.reloads.pending.take()
-        else {
-            return;
+    /// Goes on with the pending configuration: this is what the kernel knows about it.
+    pub(super) fn network_known(&mut self, surroundings: Surroundings) {
+        self.replace_file(Some(surroundings));
+        self.next();
+    }
+
+    /// Replaces the file by the pending configuration, whose surroundings these are, if they are others than before.
+    ///
+    /// The follower waits meanwhile: it goes on when its surroundings are taken, or dropped.
+    fn replace_file(&mut self, surroundings: Option<Surroundings>) {
+        let Some(mut pending) = self.reloads.pending.take() else { return };
+        pending.surroundings = surroundings;
+        let around = pending.surroundings.as_ref().unwrap_or(&self.surroundings);
+        let mut interfaces = pending.config.gateway.interfaces.iter();
+        let checked = match pending.layout {
+            Some(_) => interfaces.try_for_each(|name| self.check_interface(around, name)),
+            None => Ok(()),
         };
-        let before =
-            surroundings.map(|surroundings| mem::replace(&mut self.surroundings, surroundings));
-        let mut interfaces = config.gateway.interfaces.iter();
-        let is_possible = interfaces
-            .try_for_each(|name| self.check_interface(name))
-            .map_err(|error| Refusal::Conflict(causes(&error)))
-            .and_then(|()| self.write(staged));
-        if let Err(refusal) = is_possible {
-            if let Some(before) = before {
-                self.surroundings = before;
-                self.reloads.order(Following::new(&self.config, &self.layout));
-            }
-            return self.refuse(answer, refusal);
+        if let Err(error) = checked {
+            return self.give_up(*pending, Refusal::Conflict(causes(&error)));
+        }
+        let Some(staged) = pending.staged.take() else { return self.swap(*pending) };
+        let commit = move |wanted| Outcome::Replaced(staged.commit(&wanted));
+        match self.reloads.file_jobs.start(commit) {
+            Some(job) => self.reloads.job = Some((Work::Replace(pending), job)),
+            None => self.give_up(*pending, self.hangs()),
+        }
+    }
+
+    /// Does not go by a configuration.
+    fn give_up(&mut self, pending: Pending, refusal: Refusal) {
+        let Pending { surroundings, staged, answer, .. } = pending;
+        if surroundings.is_some() {
+            self.reloads.order(Following::new(&self.config, &self.layout));
+        }
+        if staged.is_some() {
+            // Removes a file.
+            tokio::task::spawn_blocking(move || drop(staged));
+        }
+        self.refuse(answer, refusal);
+    }
+
+    /// Goes by a configuration that the file has now.
+    fn swap(&mut self, pending: Pending) {
+        let Pending { config, layout, warnings, surroundings, answer, .. } = pending;
+        let Some(layout) = layout else {
+            self.reloads.refused = None;
+            info!("reloaded; the configuration is what it was");
+            return self.done(answer, Vec::new(), &warnings);
+        };
+        let is_elsewhere = surroundings.is_some();
+        if let Some(surroundings) = surroundings {
+            self.surroundings = surroundings;
         }
         let changes = changes(&self.config, &config);
         let was = mem::replace(&mut self.config, config);
@@ -260,10 +380,11 @@ impl Agent {
             // In which mode, nobody knew before.
             is_done &= self.set_and_reconcile();
         }
-        if moves || before.is_some() && self.surroundings.outdates_clients {
+        if moves || is_elsewhere && self.surroundings.outdates_clients {
             is_done &= self.go_on("route epoch", |agent| agent.datapath.maps.next_route_epoch());
         }
         self.serve_metrics();
+        self.surroundings.take();
         for change in &changes {
             info!(generation = self.reloads.generation, "{change}");
             self.events.note("config", format!("generation {}: {change}", self.reloads.generation));
@@ -274,14 +395,7 @@ impl Agent {
             let failures: Vec<_> = self.failures.texts().collect();
             let text = format!("done in part, and tried again: {}", failures.join("; "));
             reply(answer, Err(Refusal::Failed(text)));
-            self.next();
         }
-    }
-
-    /// Replaces the file, if that was asked for.
-    fn write(&self, staged: Option<Staged>) -> Result<(), Refusal> {
-        let written = staged.map_or(Ok(()), Staged::commit);
-        written.map_err(|error| unwritable(&self.path, &error))
     }
 
     fn set_and_reconcile(&mut self) -> bool {
@@ -307,7 +421,6 @@ impl Agent {
         }
         let generation = self.reloads.generation;
         reply(answer, Ok(Reloaded { generation, changes, warnings }));
-        self.next();
     }
 
     fn refuse(&mut self, answer: Option<Answer>, refusal: Refusal) {
@@ -316,15 +429,6 @@ impl Agent {
         self.reloads.failures += 1;
         self.reloads.refused = Some(format!("the last reload was refused: {refusal}"));
         reply(answer, Err(refusal));
-        self.next();
-    }
-
-    /// Whoever has waited is next.
-    fn next(&mut self) {
-        self.reloads.is_busy = false;
-        if let Some(wish) = self.reloads.waiting.pop_front() {
-            self.begin(wish);
-        }
     }
 
     /// Replaces the layout. Health goes with it only where a backend was checked before and is checked now.
@@ -387,7 +491,7 @@ impl Agent {
 
     /// Forgets the backends of which no flow is left.
     pub(super) fn forget(&mut self, left: &HashSet<u32>) {
-        if self.reloads.is_busy {
+        if self.reloads.is_busy() {
             return;
         }
         // One may have come and gone again since that look.
@@ -395,12 +499,11 @@ impl Agent {
         if over.is_empty() {
             return;
         }
+        let mut gone = Vec::new();
         for id in &over {
             let Some(&backend) = self.datapath.maps.installed().backends.get(id) else { continue };
             let address = self.layout.targets.iter().find(|target| target.id == *id);
-            let address = address.map(|target| target.addr.to_string()).unwrap_or_default();
-            info!(backend = address, "gone with its last flow");
-            self.events.note("flows", format!("{address}, which was removed, has no flow left"));
+            gone.push(address.map(|target| target.addr.to_string()).unwrap_or_default());
             self.go_on("maps", |agent| {
                 agent.datapath.maps.apply(Step::PutBackend(*id, retire(backend)))
             });
@@ -410,6 +513,10 @@ impl Agent {
             self.reloads.order(Following::new(&self.config, &layout));
             self.adopt(layout);
             self.reconcile();
+        }
+        for address in gone {
+            info!(backend = address, "gone with its last flow");
+            self.events.note("flows", format!("{address}, which was removed, has no flow left"));
         }
     }
 }

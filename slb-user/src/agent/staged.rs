@@ -9,6 +9,9 @@ use std::{
 
 use tempfile::NamedTempFile;
 
+use super::file_job::Wanted;
+use crate::config::{self, LoadError};
+
 /// Another text for a file, beside it.
 pub(super) struct Staged {
     path: PathBuf,
@@ -41,10 +44,11 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Reads a file; one that a link leads to, not the link, is what will be replaced.
-    pub fn read(path: &Path) -> io::Result<Self> {
-        let path = fs::canonicalize(path)?;
-        let found = fs::metadata(&path)?;
-        Ok(Self { text: fs::read_to_string(&path)?, path, found })
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        let unreadable = |why| LoadError::Unreadable { path: path.to_owned(), why };
+        let real = fs::canonicalize(path).map_err(unreadable)?;
+        let found = fs::metadata(&real).map_err(unreadable)?;
+        Ok(Self { text: config::read(&real)?, path: real, found })
     }
 
     /// Writes another text beside it, with the same owner and permissions.
@@ -60,10 +64,13 @@ impl Opened {
 }
 
 impl Staged {
-    /// Replaces the file, unless somebody else has written to it meanwhile.
-    pub fn commit(self) -> io::Result<()> {
+    /// Replaces the file, unless somebody else has written to it meanwhile, or it is not `wanted` any more.
+    pub fn commit(self, wanted: &Wanted) -> io::Result<()> {
         if Version::of(&fs::metadata(&self.path)?) != self.was {
             return Err(io::Error::other("somebody else has written to it meanwhile"));
+        }
+        if !wanted.holds() {
+            return Err(io::ErrorKind::TimedOut.into());
         }
         self.new.persist(&self.path)?;
         Ok(())
@@ -87,7 +94,7 @@ mod tests {
             let text = format!("after {round}");
             let staged = Opened::read(at).unwrap().stage(&text).unwrap();
             assert_ne!(fs::read_to_string(&path).unwrap(), text);
-            staged.commit().unwrap();
+            staged.commit(&Wanted::default()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         }
@@ -102,7 +109,9 @@ mod tests {
         fs::write(&path, "before").unwrap();
         let staged = Opened::read(&path).unwrap().stage("after").unwrap();
         fs::write(&path, "by somebody else").unwrap();
-        assert!(staged.commit().unwrap_err().to_string().contains("somebody else"));
+        assert!(
+            staged.commit(&Wanted::default()).unwrap_err().to_string().contains("somebody else")
+        );
         assert_eq!(fs::read_to_string(&path).unwrap(), "by somebody else");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -17,6 +17,7 @@ use crate::{
     datapath::TableError,
     health::Health,
     layout::{Role, Service, Target},
+    log,
 };
 
 /// By index into `SLB_BACKENDS`, or by [`slb_common::abi::Listener::id`].
@@ -69,6 +70,7 @@ impl Agent {
                 })
                 .collect(),
             maps: self.maps(),
+            log_lines_dropped: log::dropped_lines(),
             problems: self.problems(),
         })
     }

@@ -60,7 +60,9 @@ pub enum ClientError {
 /// To a running agent.
 #[derive(Debug)]
 pub struct Connection {
-    requests: http1::SendRequest<Full<Bytes>>,
+    path: PathBuf,
+    /// For the next question. The agent closes one that is idle, so each question has its own.
+    requests: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
 impl Connection {
@@ -70,6 +72,11 @@ impl Connection {
     ///
     /// [`ClientError::NoAgent`] above all.
     pub async fn open(path: &Path) -> Result<Self, ClientError> {
+        let requests = Some(Self::connect(path).await?);
+        Ok(Self { path: path.to_owned(), requests })
+    }
+
+    async fn connect(path: &Path) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
         let stream = UnixStream::connect(path).await.map_err(|source| {
             let path = path.to_owned();
             match source.kind() {
@@ -81,7 +88,7 @@ impl Connection {
         })?;
         let (requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(Self { requests })
+        Ok(requests)
     }
 
     /// Asks for `path`.
@@ -144,7 +151,11 @@ impl Connection {
         headers.insert(header::HOST, header::HeaderValue::from_static("slb"));
         let json = header::HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
-        let response = self.requests.send_request(request).await?;
+        let mut requests = match self.requests.take() {
+            Some(requests) => requests,
+            None => Self::connect(&self.path).await?,
+        };
+        let response = requests.send_request(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         if !status.is_success() {

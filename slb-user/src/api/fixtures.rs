@@ -12,6 +12,7 @@ pub fn status() -> Status {
         config: "/etc/slb/slb.toml".to_owned(),
         generation: 3,
         reload_failures: 2,
+        log_lines_dropped: 5,
         uptime_seconds: 3_723,
         interfaces: vec![
             InterfaceStatus {

@@ -14,8 +14,8 @@ use axum::{
 };
 use tokio::{sync::mpsc, task::AbortHandle};
 
-use super::{Request, server::ask};
-use crate::metrics;
+use super::{Request, connections, server::ask};
+use crate::{descriptors::MostConnections, metrics};
 
 /// The address cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,8 @@ pub struct HttpError {
     source: io::Error,
 }
 
-/// Listens on `addr` until the task is aborted, and answers with what `agent` says.
+/// Listens on `addr` until the task is aborted, and answers with what `agent` says; `most` is how many connections may
+/// be open.
 ///
 /// # Errors
 ///
@@ -33,6 +34,7 @@ pub struct HttpError {
 pub fn serve_metrics(
     addr: SocketAddr,
     agent: mpsc::Sender<Request>,
+    most: MostConnections,
 ) -> Result<AbortHandle, HttpError> {
     let listener = TcpListener::bind(addr)
         .and_then(|listener| {
@@ -41,12 +43,7 @@ pub fn serve_metrics(
         })
         .map_err(|source| HttpError { addr, source })?;
     let router = Router::new().route("/metrics", get(metrics)).with_state(agent);
-    let task = tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "metrics have ended");
-        }
-    });
-    Ok(task.abort_handle())
+    Ok(tokio::spawn(connections::serve(listener, router, most)).abort_handle())
 }
 
 async fn metrics(

@@ -22,11 +22,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Asked, Event, EventFilter, Explained, File, FlowFilter, Flows, Names, Reloaded, Status,
+    connections,
 };
 use crate::{
     clock::Jiffies,
     config::{self, Config, Edit},
+    contained,
     datapath::{Explainer, FlowTable},
+    descriptors::MostConnections,
 };
 
 /// A question to the agent.
@@ -87,14 +90,19 @@ pub struct ApiError {
     source: io::Error,
 }
 
-/// Listens on `path`, which only the agent's user may open, and passes questions on to `agent`.
+/// Listens on `path`, which only the agent's user may open, and passes questions on to `agent`; `most` is how many
+/// connections may be open.
 ///
 /// The caller holds the lock that keeps other agents away, so a socket that is there is left over.
 ///
 /// # Errors
 ///
 /// [`ApiError`].
-pub fn serve(path: &Path, agent: mpsc::Sender<Request>) -> Result<(), ApiError> {
+pub fn serve(
+    path: &Path,
+    agent: mpsc::Sender<Request>,
+    most: MostConnections,
+) -> Result<(), ApiError> {
     let failed = |source| ApiError { path: path.to_owned(), source };
     // Anything else than a socket is not ours to remove: binding says that it is in the way.
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
@@ -104,11 +112,7 @@ pub fn serve(path: &Path, agent: mpsc::Sender<Request>) -> Result<(), ApiError> 
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
     let (router, _) = routes().split_for_parts();
     let router = router.with_state(agent);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the API has ended");
-        }
-    });
+    tokio::spawn(connections::serve(listener, router, most));
     Ok(())
 }
 
@@ -192,11 +196,13 @@ async fn look<T: Send + 'static>(
     read: impl FnOnce(Sight, u32) -> Result<T, String> + Send + 'static,
 ) -> Result<Result<T, String>, (StatusCode, String)> {
     let sight = ask(agent, Request::Sight).await?;
-    let read = tokio::task::spawn_blocking(move || {
+    let read = contained::blocking(move || {
         let now = sight.jiffies.now().map_err(|error| error.to_string())?;
         read(sight, now)
     });
-    read.await.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 /// Go by the file as it is now.
@@ -228,7 +234,8 @@ async fn edit(State(agent): Agent, Json(edit): Json<Edit>) -> Answer<Reloaded> {
     (status = CONFLICT, body = String, description = "why the running agent cannot do that; nothing was changed"),
 ))]
 async fn plan(State(agent): Agent, Json(File { path, text }): Json<File>) -> Answer<Reloaded> {
-    let parsed = tokio::task::spawn_blocking(move || config::parse(&path, &text)).await;
+    let parse = contained::blocking(move || config::parse(&path, &text));
+    let parsed = tokio::task::spawn_blocking(parse).await;
     let parsed = parsed.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let (config, warnings) =
         parsed.map_err(|report| refused(Refusal::Invalid(report.to_string())))?;

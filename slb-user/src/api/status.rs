@@ -30,6 +30,8 @@ pub struct Status {
     pub verdicts: BTreeMap<String, VerdictCount>,
     /// How full the maps are.
     pub maps: Vec<MapStatus>,
+    /// Lines of the log that could not be written, or not fast enough, since the agent started.
+    pub log_lines_dropped: u64,
     /// What an operator should see to, in words.
     pub problems: Vec<String>,
 }

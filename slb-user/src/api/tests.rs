@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::{fixtures::status, *};
+use crate::descriptors::MostConnections;
 
 /// A socket in a directory of its own, and the agent's end of the questions.
 struct Served {
@@ -21,7 +22,7 @@ fn serve_somewhere() -> Served {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("api.sock");
     let (agent, questions) = mpsc::channel(4);
-    serve(&socket, agent).unwrap();
+    serve(&socket, agent, MostConnections::default()).unwrap();
     Served { socket, questions, _directory: directory }
 }
 
@@ -44,7 +45,7 @@ async fn given_a_running_agent_when_asked_for_its_status_then_the_answer_arrives
 
     assert_eq!(connection.get::<Status>("/v1/status").await.unwrap(), status());
     let again = connection.get::<Status>("/v1/status").await.unwrap();
-    assert_eq!(again, status(), "and again on the same connection");
+    assert_eq!(again, status(), "and again");
 }
 
 #[tokio::test]
@@ -138,7 +139,7 @@ async fn given_a_socket_that_was_left_over_when_served_then_it_is_replaced() {
     let Served { socket, questions, _directory } = serve_somewhere();
     drop(questions);
     let (agent, questions) = mpsc::channel(4);
-    serve(&socket, agent).unwrap();
+    serve(&socket, agent, MostConnections::default()).unwrap();
     let next = Served { socket, questions, _directory };
     let (socket, _directory) = next.answering(Ok(status()));
 
@@ -159,7 +160,7 @@ async fn given_a_served_socket_when_looked_at_then_only_its_owner_may_open_it() 
 async fn given_a_directory_that_is_not_there_when_served_then_the_error_names_the_socket() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("absent").join("api.sock");
-    let error = serve(&socket, mpsc::channel(1).0).unwrap_err();
+    let error = serve(&socket, mpsc::channel(1).0, MostConnections::default()).unwrap_err();
 
     assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
     assert!(std::error::Error::source(&error).is_some());

@@ -6,7 +6,10 @@ use anyhow::Context as _;
 use hyper::StatusCode;
 use serde::Serialize;
 
-use super::{ConfigFile, Exit};
+use super::{
+    ConfigFile, Exit,
+    output::{print, print_error, print_json},
+};
 use crate::{
     api::{ClientError, Connection},
     config,
@@ -44,9 +47,9 @@ impl Asking {
             Asked::Exit(exit) => return Ok(exit),
         };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&answer)?);
+            print_json(&answer)?;
         } else {
-            print!("{}", render(&answer));
+            print(render(&answer))?;
         }
         Ok(Exit::Done)
     }
@@ -84,15 +87,15 @@ impl Agent {
         match answer {
             Ok(answer) => Ok(Asked::Answer(answer)),
             Err(error @ ClientError::NoAgent { .. }) => {
-                eprintln!("{error}");
+                print_error(error);
                 Ok(Asked::Exit(Exit::NoAgent))
             }
             Err(ClientError::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, reason }) => {
-                eprintln!("{reason}\nnothing was changed");
+                print_error(format_args!("{reason}\nnothing was changed"));
                 Ok(Asked::Exit(Exit::Invalid))
             }
             Err(ClientError::Refused { status: StatusCode::CONFLICT, reason }) => {
-                eprintln!("{reason}\nnothing was changed");
+                print_error(format_args!("{reason}\nnothing was changed"));
                 Ok(Asked::Exit(Exit::Failed))
             }
             Err(error) => Err(error.into()),

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{Exit, load};
+use super::{
+    Exit, load,
+    output::{print, print_error},
+};
 use crate::{
     config::{Config, DEFAULT_PATH},
     health::Windows,
@@ -39,8 +42,8 @@ fn some(names: &[String]) -> String {
     }
 }
 
-pub(super) fn check(arguments: &Arguments) -> Exit {
-    match load(&arguments.file) {
+pub(super) fn check(arguments: &Arguments) -> anyhow::Result<Exit> {
+    match load(&arguments.file, |text| print_error(text)) {
         Ok(config) => {
             let listeners: usize =
                 config.instances.iter().map(|instance| instance.listeners.len()).sum();
@@ -52,14 +55,15 @@ pub(super) fn check(arguments: &Arguments) -> Exit {
                 .sum();
             let instances = config.instances.len();
             let file = arguments.file.display();
-            println!(
-                "{file}: valid; instances: {instances}, listeners: {listeners}, backends: {backends}"
+            let mut text = format!(
+                "{file}: valid; instances: {instances}, listeners: {listeners}, backends: {backends}\n"
             );
             for (windows, listeners) in windows(&config) {
-                println!("{}: {windows}", some(&listeners));
+                text += &format!("{}: {windows}\n", some(&listeners));
             }
-            Exit::Done
+            print(text)?;
+            Ok(Exit::Done)
         }
-        Err(exit) => exit,
+        Err(exit) => Ok(exit),
     }
 }

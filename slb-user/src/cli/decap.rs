@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use comfy_table::Table;
 use slb_common::abi::Counter;
 
-use super::Exit;
+use super::{
+    Exit,
+    output::{print_error, print_line},
+};
 use crate::{
     config::{DEFAULT_PINS, XdpMode},
     datapath::Decap,
@@ -31,25 +34,27 @@ pub(super) fn decap(arguments: &Arguments) -> anyhow::Result<Exit> {
     let Some(interface) = &arguments.interface else { return show(&decap) };
     if arguments.remove {
         if !decap.detach(interface)? {
-            eprintln!("{interface}: nothing was attached");
+            print_error(format_args!("{interface}: nothing was attached"));
             return Ok(Exit::Failed);
         }
-        println!("{interface}: detached");
+        print_line(format_args!("{interface}: detached"))?;
         return Ok(Exit::Done);
     }
     let attachment = decap.attach(interface, arguments.xdp_mode)?;
     let reason = attachment.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
-    println!("{interface}: IPIP and GUE are taken off, XDP mode {}{reason}", attachment.mode);
+    print_line(format_args!(
+        "{interface}: IPIP and GUE are taken off, XDP mode {}{reason}",
+        attachment.mode
+    ))?;
     Ok(Exit::Done)
 }
 
 fn show(decap: &Decap) -> anyhow::Result<Exit> {
     let interfaces = decap.interfaces()?;
     let Some(counters) = decap.counters()?.filter(|_| !interfaces.is_empty()) else {
-        println!("nothing is attached; `slb decap INTERFACE` does that");
+        print_line("nothing is attached; `slb decap INTERFACE` does that")?;
         return Ok(Exit::Done);
     };
-    println!("attached to {}", interfaces.join(", "));
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(["", "packets", "bytes"]);
     let rows =
@@ -57,6 +62,6 @@ fn show(decap: &Decap) -> anyhow::Result<Exit> {
     for (name, Counter { packets, bytes }) in rows {
         table.add_row([name.to_owned(), packets.to_string(), bytes.to_string()]);
     }
-    println!("{table}");
+    print_line(format_args!("attached to {}\n{table}", interfaces.join(", ")))?;
     Ok(Exit::Done)
 }

@@ -5,6 +5,7 @@ use std::{io::IsTerminal as _, time::Duration};
 use super::{
     Exit,
     ask::{Agent, Asked},
+    output::{print, print_error, print_json},
     status::{align, lines, table},
 };
 use crate::{
@@ -40,7 +41,7 @@ impl Arguments {
 
 pub(super) fn distribution(arguments: &Arguments) -> anyhow::Result<Exit> {
     if std::io::stderr().is_terminal() {
-        eprintln!("counting for {}", humantime::format_duration(arguments.window));
+        print_error(format_args!("counting for {}", humantime::format_duration(arguments.window)));
     }
     let looks = arguments.agent.ask(async |agent| {
         let before: Status = agent.get("/v1/status").await?;
@@ -66,13 +67,13 @@ pub(super) fn distribution(arguments: &Arguments) -> anyhow::Result<Exit> {
         Asked::Exit(exit) => return Ok(exit),
     };
     if let (Some(listener), true) = (&arguments.listener, found.is_empty()) {
-        eprintln!("there is no listener '{listener}'; `slb status` lists them");
+        print_error(format_args!("there is no listener '{listener}'; `slb status` lists them"));
         return Ok(Exit::Invalid);
     }
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&found)?);
+        print_json(&found)?;
     } else {
-        found.iter().for_each(|distribution| print!("{}", render(distribution)));
+        print(found.iter().map(render).collect::<String>())?;
     }
     Ok(Exit::Done)
 }

@@ -11,7 +11,10 @@ use clap::ValueEnum;
 use serde::Serialize;
 use slb_common::tunnel;
 
-use super::Exit;
+use super::{
+    Exit,
+    output::{print, print_error, print_json},
+};
 use crate::{
     config::DEFAULT_PINS,
     datapath::Decap,
@@ -76,8 +79,8 @@ impl Need {
 pub(super) fn doctor(arguments: &Arguments) -> anyhow::Result<Exit> {
     let is_translated = matches!(arguments.backend, Mode::Nat | Mode::FullNat);
     if !is_translated && arguments.vips.is_empty() {
-        eprintln!(
-            "with this mode a backend has the VIPs as well; write --vip ADDRESS for each of them"
+        print_error(
+            "with this mode a backend has the VIPs as well; write --vip ADDRESS for each of them",
         );
         return Ok(Exit::Invalid);
     }
@@ -87,21 +90,23 @@ pub(super) fn doctor(arguments: &Arguments) -> anyhow::Result<Exit> {
         .context("cannot start the runtime")?;
     let needs = runtime.block_on(needs(arguments))?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&needs)?);
+        print_json(&needs)?;
     } else {
+        let mut text = String::new();
         for Need { what, holds, commands } in &needs {
             let mark = match holds {
                 Some(true) => "ok     ",
                 Some(false) => "MISSING",
                 None => "?      ",
             };
-            println!("{mark} {what}");
+            text += &format!("{mark} {what}\n");
             if *holds != Some(true) {
                 for command in commands {
-                    println!("            {command}");
+                    text += &format!("            {command}\n");
                 }
             }
         }
+        print(text)?;
     }
     let is_well = needs.iter().all(|need| need.holds != Some(false));
     Ok(if is_well { Exit::Done } else { Exit::Failed })

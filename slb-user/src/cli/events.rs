@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::{
     Exit,
     ask::{Asked, Asking},
+    output::print,
 };
 use crate::api::{Event, EventFilter};
 
@@ -27,23 +28,26 @@ pub(super) fn events(arguments: &Arguments) -> anyhow::Result<Exit> {
         loop {
             let filter = EventFilter { after: Some(after) };
             let events: Vec<Event> = agent.get_with("/v1/events", &filter).await?;
+            let mut text = String::new();
             for event in &events {
-                println!(
-                    "{}",
-                    if asking.json { serde_json::to_string(event)? } else { tell(event) }
-                );
+                text += &if asking.json { serde_json::to_string(event)? } else { tell(event) };
+                text.push('\n');
                 after = event.number;
             }
-            if !follow {
-                return Ok(());
+            let printed = print(text);
+            if printed.is_err() || !follow {
+                return Ok(printed);
             }
             tokio::time::sleep(PERIOD).await;
         }
     })?;
-    Ok(match asked {
-        Asked::Answer(()) => Exit::Done,
-        Asked::Exit(exit) => exit,
-    })
+    match asked {
+        Asked::Answer(printed) => {
+            printed?;
+            Ok(Exit::Done)
+        }
+        Asked::Exit(exit) => Ok(exit),
+    }
 }
 
 fn tell(event: &Event) -> String {

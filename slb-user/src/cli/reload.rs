@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
-
 use super::{
     Exit,
     ask::{Agent, Asked, Asking},
+    output::{print, print_error, print_json},
 };
 use crate::{
     api::{File, Reloaded},
@@ -36,7 +35,7 @@ pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<Exit> {
     let text = match std::fs::read_to_string(&arguments.file) {
         Ok(text) => text,
         Err(error) => {
-            eprintln!("cannot read '{}': {error}", arguments.file.display());
+            print_error(format_args!("cannot read '{}': {error}", arguments.file.display()));
             return Ok(Exit::Invalid);
         }
     };
@@ -56,17 +55,16 @@ pub(super) fn tell(
         Asked::Exit(exit) => return Ok(exit),
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&reloaded).context("no JSON")?);
+        print_json(&reloaded)?;
         return Ok(Exit::Done);
     }
-    for change in &reloaded.changes {
-        println!("{change}");
-    }
+    let mut text: String = reloaded.changes.iter().map(|change| format!("{change}\n")).collect();
     let count = match reloaded.changes.len() {
         0 => "no changes".to_owned(),
         1 => "1 change".to_owned(),
         count => format!("{count} changes"),
     };
-    println!("{count}; {}", end(&reloaded));
+    text += &format!("{count}; {}\n", end(&reloaded));
+    print(text)?;
     Ok(Exit::Done)
 }

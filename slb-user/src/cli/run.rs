@@ -1,12 +1,13 @@
 //! `slb run`.
 
-use std::io::IsTerminal as _;
-
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
 use super::{ConfigFile, Exit, load};
-use crate::agent;
+use crate::{
+    agent, descriptors,
+    log::{self, Log},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -17,45 +18,46 @@ pub(super) struct Arguments {
     log: String,
 }
 
-pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
-    let filter = match EnvFilter::try_new(&arguments.log) {
-        Ok(filter) => filter,
+/// Everything that it says goes through the log: a reader of stderr that stalls must not hold it up.
+pub(super) fn run(arguments: &Arguments) -> Exit {
+    let log = Log::start();
+    let exit = run_agent(arguments, &log).unwrap_or_else(|error| {
+        log.print(&format!("slb: {error:#}"));
+        Exit::Failed
+    });
+    log::flush();
+    exit
+}
+
+fn run_agent(arguments: &Arguments, log: &Log) -> anyhow::Result<Exit> {
+    match EnvFilter::try_new(&arguments.log) {
+        Ok(filter) => log.install(filter),
         Err(error) => {
-            eprintln!("--log '{}': {error}; write e.g. --log debug", arguments.log);
+            log.print(&format!("--log '{}': {error}; write e.g. --log debug", arguments.log));
             return Ok(Exit::Invalid);
         }
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    let config = match load(&arguments.file.config) {
+    }
+    let config = match load(&arguments.file.config, |text| log.print(text)) {
         Ok(config) => config,
         Err(exit) => return Ok(exit),
     };
-    raise_open_files_limit();
+    if let Err(error) = descriptors::raise_limit() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(agent::run(config, &arguments.file.config, || {
+    let ended = runtime.block_on(agent::run(config, &arguments.file.config, || {
         // Without systemd there is nobody to tell.
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::warn!(%error, "cannot tell systemd that the agent is ready");
         }
         tracing::info!("ready");
-    }))?;
+    }));
+    // A thread may hang in a read of a file: the process ends all the same.
+    runtime.shutdown_background();
+    ended?;
     Ok(Exit::Done)
-}
-
-/// A probe takes a socket, and there may be thousands at once.
-fn raise_open_files_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
 }

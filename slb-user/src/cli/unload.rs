@@ -4,7 +4,10 @@ use std::{collections::HashSet, path::PathBuf};
 
 use anyhow::Context as _;
 
-use super::{ConfigFile, Exit, load};
+use super::{
+    ConfigFile, Exit, load,
+    output::{print, print_error},
+};
 use crate::{
     agent::Lock,
     config::Config,
@@ -27,7 +30,7 @@ pub(super) struct Arguments {
 pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
     let (pins, api) = match (&arguments.pins, &arguments.api) {
         (Some(pins), Some(api)) => (pins.clone(), api.clone()),
-        _ => match load(&arguments.file.config) {
+        _ => match load(&arguments.file.config, |text| print_error(text)) {
             Ok(Config { gateway, .. }) => (gateway.pins, gateway.api),
             Err(exit) => return Ok(exit),
         },
@@ -35,9 +38,6 @@ pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
     let _lock = Lock::take(&api)?;
     let _pins_lock = if pins.exists() { Some(Lock::of_directory(&pins)?) } else { None };
     let removed = datapath::unload(&Pins::new(&pins))?;
-    for path in &removed {
-        println!("removed {}", path.display());
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -48,11 +48,10 @@ pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
         Keeper::new(&network).keep(&HashSet::new()).await?;
         Announcer::new(&network).withdraw_all().await
     })?;
-    for vip in &withdrawn {
-        println!("gave up {vip}");
-    }
-    if removed.is_empty() && withdrawn.is_empty() {
-        println!("nothing was loaded");
-    }
+    // Last: the reader may be gone, or the disk full.
+    let removed = removed.iter().map(|path| format!("removed {}\n", path.display()));
+    let withdrawn = withdrawn.iter().map(|vip| format!("gave up {vip}\n"));
+    let text: String = removed.chain(withdrawn).collect();
+    print(if text.is_empty() { "nothing was loaded\n" } else { &text })?;
     Ok(Exit::Done)
 }

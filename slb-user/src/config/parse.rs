@@ -5,7 +5,8 @@
 //! without mistakes becomes a `Config`.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -34,22 +35,37 @@ mod syntax;
 mod tests;
 mod values;
 
-/// Reads and parses the file at `path`. Gives its text, what it says, and the warnings.
+/// No configuration is as large; a device is endless.
+const LARGEST: u64 = 64 << 20;
+
+/// Reads and parses the file at `path`; the second value is the warnings.
 ///
 /// # Errors
 ///
 /// The file cannot be read, or is wrong.
-pub fn load(path: &Path) -> Result<(String, (Config, Vec<Mistake>)), LoadError> {
-    let bytes =
-        fs::read(path).map_err(|why| LoadError::Unreadable { path: path.to_owned(), why })?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| {
-        let (valid, rest) = bytes.split_at(error.valid_up_to());
+pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), LoadError> {
+    Ok(parse(path, &read(path)?)?)
+}
+
+/// Reads the file at `path`.
+///
+/// # Errors
+///
+/// The file cannot be read, or is no text.
+pub fn read(path: &Path) -> Result<String, LoadError> {
+    let unreadable = |why| LoadError::Unreadable { path: path.to_owned(), why };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let (valid, rest) = error.as_bytes().split_at(error.utf8_error().valid_up_to());
         let valid = String::from_utf8_lossy(valid);
         let message = format!("byte 0x{:02x} is not UTF-8; save the file as UTF-8", rest[0]);
-        Report::one(Places::new(path, &valid).mistake(valid.len(), message))
-    })?;
-    let parsed = parse(path, text)?;
-    Ok((text.to_owned(), parsed))
+        Report::one(Places::new(path, &valid).mistake(valid.len(), message)).into()
+    })
 }
 
 /// Parses `text`; the second value is the warnings. `path` only names the file in messages.

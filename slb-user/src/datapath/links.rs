@@ -224,8 +224,12 @@ impl OpenLink {
 /// does.
 fn ifindex(link: u32) -> io::Result<u32> {
     for entry in fs::read_dir("/proc/self/fdinfo")? {
-        // Descriptors of other threads come and go.
-        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+        let text = match fs::read_to_string(entry?.path()) {
+            Ok(text) => text,
+            // Descriptors of other threads come and go.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         let field =
             |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         if field("link_id:") == Some(link) {

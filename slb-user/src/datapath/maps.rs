@@ -83,6 +83,8 @@ pub struct Maps {
     chunks: Chunks,
     /// Where each listener's schedule is in `slots`.
     ranges: BTreeMap<Endpoint, Range<u32>>,
+    /// When a listener's record was last replaced or removed.
+    listeners_changed: Option<Instant>,
 }
 
 /// A pinned map knows its real capacity; one taken from the loader claims the object's.
@@ -128,6 +130,7 @@ impl Maps {
             installed: State::default(),
             chunks: Chunks::new(0),
             ranges: BTreeMap::new(),
+            listeners_changed: None,
         };
         maps.read()?;
         Ok(maps)
@@ -254,8 +257,10 @@ impl Maps {
                 self.installed.acls.insert(acl, list);
             }
             Step::RemoveAcl(acl, list) => {
-                // A packet may have read the listener's old record; one such wait is enough for all.
-                thread::sleep(PACKET);
+                // A packet may have read the listener's old record. Many lists may go at once, after one wait.
+                if let Some(changed) = self.listeners_changed.take() {
+                    thread::sleep(PACKET.saturating_sub(changed.elapsed()));
+                }
                 self.remove_prefixes(acl, list.iter())?;
                 self.installed.acls.remove(&acl);
             }
@@ -279,6 +284,7 @@ impl Maps {
             Step::RemoveListener(endpoint) => {
                 absent_is_fine(self.listeners.remove(&endpoint)).map_err(at("SLB_LISTENERS"))?;
                 self.listener_index.remove(&endpoint);
+                self.listeners_changed = Some(Instant::now());
                 self.installed.listeners.remove(&endpoint);
                 if let Some(range) = self.ranges.remove(&endpoint) {
                     self.release(range);
@@ -344,6 +350,7 @@ impl Maps {
             return Err(at("SLB_LISTENERS")(error));
         }
         self.listener_index.put(endpoint, listener);
+        self.listeners_changed = Some(Instant::now());
         self.installed.listeners.insert(endpoint, service);
         if let Some(old) = self.ranges.insert(endpoint, range) {
             self.release(old);

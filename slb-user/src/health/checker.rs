@@ -60,6 +60,8 @@ pub struct Status {
     pub duration: Option<Duration>,
     /// Kept when later probes succeed.
     pub last_failure: Option<LastFailure>,
+    /// What the gateway lacked for the last probe, which says nothing about the backend then.
+    pub shortage: Option<String>,
 }
 
 /// When and why a probe failed.
@@ -70,6 +72,11 @@ pub struct LastFailure {
     /// [`Failure`], in words.
     pub reason: String,
 }
+
+/// Probes fail for want of something that the gateway itself has too little of; health stays as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the gateway lacks what probes take ({0}), so health is kept as it was")]
+pub struct Shortage(String);
 
 /// The running checks. Dropping it stops all of them.
 #[derive(Debug)]
@@ -131,6 +138,17 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
         // Nobody listens any more: then nobody misses it.
         let (key, checker) = (key.clone(), checker.number);
         let _ = self.events.send(Event { key, checker, health, reason, at, duration });
+    }
+
+    /// Whether all targets could be probed when it was last their turn.
+    ///
+    /// # Errors
+    ///
+    /// What the gateway lacked.
+    pub fn shortage(&self) -> Result<(), Shortage> {
+        let mut checkers = self.running.values();
+        let found = checkers.find_map(|checker| checker.shared.lock().status.shortage.clone());
+        found.map_or(Ok(()), |lacked| Err(Shortage(lacked)))
     }
 
     /// The latest about one target; `None` if it is not checked.
@@ -195,7 +213,8 @@ struct State {
 
 impl Shared {
     const fn new(tracker: Tracker) -> Self {
-        let status = Status { health: tracker.health(), duration: None, last_failure: None };
+        let health = tracker.health();
+        let status = Status { health, duration: None, last_failure: None, shortage: None };
         Self(Mutex::new(State { status, tracker, stopped: false }))
     }
 
@@ -245,11 +264,10 @@ impl<K: Clone> Task<K> {
             return;
         }
         // A gateway that is short of descriptors must not take it out on its backends.
-        let transition = match &outcome {
-            Err(failure) if failure.is_local() => None,
-            outcome => state.tracker.record(outcome.is_ok()),
-        };
+        let is_local = outcome.as_ref().is_err_and(Failure::is_local);
+        let transition = if is_local { None } else { state.tracker.record(outcome.is_ok()) };
         let reason = outcome.err().map(|failure| failure.to_string());
+        state.status.shortage = reason.clone().filter(|_| is_local);
         state.status.health = state.tracker.health();
         state.status.duration = Some(duration);
         if let Some(reason) = &reason {
@@ -442,6 +460,9 @@ mod tests {
         assert_eq!(events.try_recv(), Err(TryRecvError::Empty));
         let status = task.shared.lock().status.clone();
         assert_eq!(status.last_failure.unwrap().reason, local().to_string());
+        assert_eq!(status.shortage, Some(local().to_string()));
+        task.record(Ok(()), Duration::ZERO);
+        assert_eq!(task.shared.lock().status.shortage, None);
     }
 
     #[test]

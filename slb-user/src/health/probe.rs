@@ -80,7 +80,16 @@ impl Failure {
     #[must_use]
     pub fn is_local(&self) -> bool {
         let Self::Io(error) = self else { return false };
-        let local = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+        // The last three: no local port is left.
+        let local = [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+            libc::EADDRNOTAVAIL,
+            libc::EADDRINUSE,
+            libc::EAGAIN,
+        ];
         error.raw_os_error().is_some_and(|code| local.contains(&code))
     }
 }
@@ -468,6 +477,7 @@ mod tests {
             (libc::EHOSTUNREACH, "no route", false),
             (libc::ECONNRESET, "connection closed without an answer", false),
             (libc::EMFILE, "Too many open files (os error 24)", true),
+            (libc::EADDRNOTAVAIL, "Cannot assign requested address (os error 99)", true),
             (libc::ETIMEDOUT, "Connection timed out (os error 110)", false),
         ];
         for (code, reason, local) in cases {

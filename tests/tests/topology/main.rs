@@ -27,6 +27,8 @@ mod metrics;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod output;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod restart;

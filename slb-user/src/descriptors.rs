@@ -1,0 +1,113 @@
+//! File descriptors: probes come first, HTTP connections share what is left.
+
+use std::{
+    fs, io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Kept for what comes and goes: files, sockets to the kernel, a connection that is about to be closed.
+const SPARE: u64 = 16;
+/// Connections that each of the two HTTP servers may have in any case.
+const FEWEST: u64 = 4;
+/// More than that are of no use.
+const MOST: u64 = 128;
+
+/// A probe takes a socket, and there may be thousands at once.
+///
+/// # Errors
+///
+/// The system call failed.
+pub fn raise_limit() -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
+/// How many connections an HTTP server may have now.
+#[derive(Clone, Debug)]
+pub struct MostConnections(Arc<AtomicUsize>);
+
+impl Default for MostConnections {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(MOST as usize)))
+    }
+}
+
+impl MostConnections {
+    /// The number.
+    #[must_use]
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What the agent's descriptors are for.
+#[derive(Debug)]
+pub(crate) struct Descriptors {
+    limit: u64,
+    /// Open all the time: maps, programs, sockets.
+    own: u64,
+    probes: u64,
+    connections: MostConnections,
+}
+
+impl Descriptors {
+    /// Counts the descriptors that are open now as open for ever.
+    pub fn count() -> io::Result<Self> {
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let own = fs::read_dir("/proc/self/fd")?.count() as u64;
+        Ok(Self { limit, own, probes: 0, connections: MostConnections::default() })
+    }
+
+    pub const fn connections(&self) -> &MostConnections {
+        &self.connections
+    }
+
+    /// So many probes may be under way at once.
+    pub fn reserve(&mut self, probes: usize) {
+        self.probes = probes as u64;
+        let left = self.limit.saturating_sub(self.own + self.probes + SPARE);
+        let each = (left / 2).clamp(FEWEST, MOST);
+        self.connections.0.store(each as usize, Ordering::Relaxed);
+    }
+
+    /// That there are too few, in words.
+    pub fn problem(&self) -> Option<String> {
+        let Self { limit, own, probes, .. } = self;
+        let needed = own + probes + SPARE + 2 * FEWEST;
+        (needed > *limit).then(|| {
+            format!(
+                "at most {limit} files can be open, but {needed} are needed if all {probes} health checks \
+                 probe at once; raise LimitNOFILE= of the unit, or `ulimit -n`"
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_get_what_probes_leave() {
+        let cases = [
+            // limit, probes; connections of each server, and whether that is a problem
+            (131_072, 5_000, 128, false),
+            (300, 50, 77, false),
+            (300, 196, 4, false),
+            (300, 197, 4, true),
+            (130, 50, 4, true),
+        ];
+        for (limit, probes, expected, is_short) in cases {
+            let connections = MostConnections::default();
+            let mut descriptors = Descriptors { limit, own: 80, probes: 0, connections };
+            descriptors.reserve(probes);
+            assert_eq!(descriptors.connections().get(), expected, "{limit}, {probes}");
+            assert_eq!(descriptors.problem().is_some(), is_short, "{limit}, {probes}");
+        }
+    }
+}
