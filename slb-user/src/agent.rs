@@ -13,6 +13,7 @@ mod passive;
 mod reload;
 mod staged;
 mod status;
+mod watchdog;
 
 use std::{
     collections::HashMap,
@@ -46,6 +47,7 @@ use self::{
     follow::{Follower, Following, Surroundings},
     passive::Suspicion,
     reload::{Read, Reloads},
+    watchdog::Watchdog,
 };
 use crate::{
     api::{self, ApiError, HttpError, Request},
@@ -165,10 +167,13 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     answers.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watchdog = Watchdog::from_env()?;
     // Nothing in here waits: a failed backend is out of the maps before anything else is done.
     loop {
         tokio::select! {
             biased;
+            // First, because a loop that has much to do is alive.
+            () = watchdog.feed() => {}
             Some(event) = transitions.recv() => {
                 let decided = event.at;
                 agent.transition(&event);

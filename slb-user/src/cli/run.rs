@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
+use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
 
 use super::{ConfigFile, Exit, load};
@@ -41,20 +42,27 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(agent::run(config, &arguments.file.config, || {
-        // Without systemd there is nobody to tell.
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "cannot tell systemd that the agent is ready");
-        }
+        notify(NotifyState::Ready);
         tracing::info!("ready");
     }))?;
+    notify(NotifyState::Stopping);
     Ok(Exit::Done)
+}
+
+/// Tells the service manager, if there is one.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
 }
 
 /// A probe takes a socket, and there may be thousands at once.
 fn raise_open_files_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        // slb.service sets both to the same value, and does not allow the call.
+        if soft == hard { Ok(()) } else { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) }
+    });
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
