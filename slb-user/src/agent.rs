@@ -14,6 +14,7 @@ mod passive;
 mod reload;
 mod staged;
 mod status;
+mod watchdog;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -47,6 +48,7 @@ use self::{
     follow::{Follower, Following, Surroundings},
     passive::Suspicion,
     reload::Reloads,
+    watchdog::Watchdog,
 };
 use crate::{
     api::{self, ApiError, HttpError, Request},
@@ -168,10 +170,13 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     answers.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watchdog = Watchdog::from_env()?;
     // Nothing in here waits: a failed backend is out of the maps before anything else is done.
     loop {
         tokio::select! {
             biased;
+            // First, because a loop that has much to do is alive.
+            () = watchdog.feed() => {}
             Some(event) = transitions.recv() => {
                 let more = std::iter::from_fn(|| transitions.try_recv().ok());
                 agent.health_changed(std::iter::once(event).chain(more).collect());

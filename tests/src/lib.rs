@@ -7,14 +7,17 @@
 
 pub use client::{Client, Download, Exchange, Failure, Load, Outcome, Session, Sessions};
 pub use gateway::Gateway;
+pub use machine::Machine;
 pub use netns::Netns;
 pub use server::{Server, Service};
 pub use topology::{BACKENDS, CLIENTS, Host, Topology};
 
+mod cgroup;
 pub mod client;
 pub mod gateway;
 mod http;
 pub mod interrupt;
+pub mod machine;
 mod naming;
 pub mod netns;
 mod scratch;

@@ -12,6 +12,7 @@ use crate::{process, vm};
 pub mod apt;
 mod compiler;
 mod linker;
+pub mod machine;
 
 /// Options of `cargo xtask setup`.
 #[derive(Debug, Default, Args)]
@@ -62,6 +63,9 @@ pub fn everything(options: &Options) -> Result<()> {
     ensure(options)?;
     if let Err(why) = virtual_machines() {
         say("kernels", &format!("none but the running one: {why:#}"));
+    }
+    if let Err(why) = machine::ensure() {
+        say("machine", &format!("none, so the tests of slb.service fail: {why:#}"));
     }
     Ok(())
 }

@@ -27,6 +27,9 @@ pub fn run() -> Result<()> {
         Ok((_, folder)) => drop(kernel.env("SLB_PROMTOOL", folder.join("usr/bin/promtool"))),
         Err(why) => println!("No promtool, unless there is one in the path: {why:#}"),
     }
+    if root && let Err(why) = setup::machine::ensure() {
+        println!("No machine with systemd, so the tests of slb.service fail: {why:#}");
+    }
     // One at a time: they share the processor, and some measure.
     let kernel = process::run(with_ignored(&mut kernel, root, &["--test-threads=1"]));
 

@@ -542,11 +542,14 @@ impl<'a> Before<'a> {
 }
 
 pub(super) fn unwritable(path: &Path, error: &io::Error) -> Refusal {
-    Refusal::Conflict(format!(
-        "cannot write {}: {error}; under systemd, its folder has to be in the unit's \
-         ReadWritePaths=",
-        path.display()
-    ))
+    let hint = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "; under systemd, its folder has to be in the unit's ReadWritePaths="
+        }
+        io::ErrorKind::PermissionDenied => "; its folder has to belong to the agent's user",
+        _ => "",
+    };
+    Refusal::Conflict(format!("cannot write {}: {error}{hint}", path.display()))
 }
 
 fn reply(answer: Option<Answer>, result: Result<Reloaded, Refusal>) {

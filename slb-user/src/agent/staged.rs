@@ -1,7 +1,7 @@
 //! The configuration file, about to be replaced: everything that can fail is done before.
 
 use std::{
-    fs::{self, Metadata},
+    fs::{self, File, Metadata},
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, fchown},
     path::{Path, PathBuf},
@@ -51,16 +51,36 @@ impl Opened {
         Ok(Self { text: config::read(&real)?, path: real, found })
     }
 
-    /// Writes another text beside it, with the same owner and permissions.
+    /// Writes another text beside it, with the same permissions, and the same owner if this process may give files away.
     pub fn stage(self, text: &str) -> io::Result<Staged> {
         let Self { path, found, .. } = self;
         let mut new = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
         new.write_all(text.as_bytes())?;
-        fchown(new.as_file(), Some(found.uid()), Some(found.gid()))?;
+        keep_owner(new.as_file(), &found)?;
         new.as_file().set_permissions(found.permissions())?;
         new.as_file().sync_all()?;
         Ok(Staged { path, new, was: Version::of(&found) })
     }
+}
+
+/// Gives a new file to the owner and the group of the one that it replaces.
+///
+/// An agent that is not root cannot do so with a file of another user's, but may replace it in a folder of its own; the
+/// group is kept then if the agent is a member.
+fn keep_owner(new: &File, old: &Metadata) -> io::Result<()> {
+    let made = new.metadata()?;
+    let differing = |new: u32, old: u32| (new != old).then_some(old);
+    let (uid, gid) = (differing(made.uid(), old.uid()), differing(made.gid(), old.gid()));
+    for (uid, gid) in [(uid, gid), (None, gid)] {
+        if (uid, gid) == (None, None) {
+            break;
+        }
+        match fchown(new, uid, gid) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            done => return done,
+        }
+    }
+    Ok(())
 }
 
 impl Staged {

@@ -1,6 +1,7 @@
 //! `slb run`.
 
 use anyhow::Context as _;
+use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
 
 use super::{ConfigFile, Exit, load};
@@ -50,14 +51,18 @@ fn run_agent(arguments: &Arguments, log: &Log) -> anyhow::Result<Exit> {
         .build()
         .context("cannot start the runtime")?;
     let ended = runtime.block_on(agent::run(config, &arguments.file.config, || {
-        // Without systemd there is nobody to tell.
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "cannot tell systemd that the agent is ready");
-        }
+        notify(NotifyState::Ready);
         tracing::info!("ready");
     }));
     // A thread may hang in a read of a file: the process ends all the same.
     runtime.shutdown_background();
     ended?;
     Ok(Exit::Done)
+}
+
+/// Tells the service manager, if there is one.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
 }
