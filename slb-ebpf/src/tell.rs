@@ -14,6 +14,7 @@ use aya_ebpf::{
 };
 use slb_common::{
     abi::{ACCEPTED, Backend, ESTABLISHED, FLOW_FORWARD, Flow, TOLD_HEADER, UNTOLD},
+    checksum::Delta,
     client_address::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
     cross::{HEAD_V4, HEAD_V6},
     mss,
@@ -144,6 +145,7 @@ fn set_options(
         return Err(Verdict::Untranslatable);
     }
     let (at, before) = (l4 as u32 + 20, options_end.wrapping_sub(20));
+    options.clear();
     // Says once more what the verifier has to see, here and below.
     let size = black_box(before) % client_address::OPTIONS_SIZE as u32;
     // SAFETY: the context is the kernel's, and there is room for as much.
@@ -157,8 +159,10 @@ fn set_options(
     if more != 0 {
         client_address::write(words, false, &flow.key());
     }
-    let after = client_address::make_options(options, before, words, more);
-    let delta = client_address::options_delta(options, before, after);
+    let made = tell_make_options(before, more);
+    let after = made >> 16;
+    let mut delta = Delta::default();
+    delta.add32(made & 0xffff);
     client_address::account(&mut work.frame, is_v4, l4, (before, after), delta, true)
         .ok_or(Verdict::Truncated)?;
     if before != after {
@@ -174,6 +178,15 @@ fn set_options(
         return Err(Verdict::Inconsistent);
     }
     Ok(())
+}
+
+/// [`client_address::make_options`] for this CPU's, verified once: their length, and below that how the sum changes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_make_options(before: u32, more: u32) -> u32 {
+    let Some((words, _, options)) = maps::told() else { return 0 };
+    let after = client_address::make_options(options, before, words, more);
+    after << 16 | u32::from(client_address::options_delta(options).folded())
 }
 
 /// Puts `words`, of which `len` bytes count, into a frame at `at`.

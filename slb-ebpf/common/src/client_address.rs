@@ -6,7 +6,7 @@
 //! so that only the numbers of what begins the connection move: its SYN comes that much earlier, and what has
 //! not acknowledged the header acknowledges nothing of the client's.
 
-use core::{hint::black_box, mem::offset_of, ptr};
+use core::{mem::offset_of, ptr};
 
 use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -34,6 +34,17 @@ pub struct Options {
     pub found: [u8; OPTIONS_SIZE],
     /// Those that the backend gets.
     pub made: [u8; OPTIONS_SIZE],
+    /// How many bytes of them there are, what is left of the one that is being looked at, and what becomes of it.
+    ///
+    /// Here because the verifier follows a value in a register or on the stack through every way that leads to
+    /// it, but forgets what is in a map.
+    pub end: u32,
+    /// See above.
+    pub left: u32,
+    /// See above.
+    pub how: u32,
+    /// Zero.
+    pub spare: u32,
 }
 
 /// More than there can be, and a power of two.
@@ -41,9 +52,22 @@ pub const OPTIONS_SIZE: usize = 64;
 /// As many bytes of options as a TCP header has room for.
 const MAX_OPTIONS: u32 = 40;
 
+impl Options {
+    /// Forgets those of another segment.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        for number in 0..OPTIONS_SIZE / 4 {
+            // In words, as the compiler would call `memset` otherwise.
+            // SAFETY: inside of `found`, which is aligned to 8 bytes.
+            unsafe { ptr::from_mut(&mut self.found).cast::<u32>().add(number).write_volatile(0) };
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { found: [0; OPTIONS_SIZE], made: [0; OPTIONS_SIZE] }
+        let (found, made) = ([0; OPTIONS_SIZE], [0; OPTIONS_SIZE]);
+        Self { found, made, end: 0, left: 0, how: 0, spare: 0 }
     }
 }
 
@@ -127,7 +151,7 @@ pub fn make_options(options: &mut Options, len: u32, words: &Words, more: u32) -
     const SKIP: u32 = 0;
     const KEEP: u32 = 1;
     const BLANK: u32 = 2;
-    let Options { found, made } = options;
+    let Options { found, made, end: made_len, left: state_left, how: state_how, .. } = options;
     for number in 0..OPTIONS_SIZE / 4 {
         let word = words.get(number).filter(|_| 4 * (number as u32) < more);
         // In words, as the compiler would call `memset` or `memcpy` otherwise.
@@ -137,19 +161,20 @@ pub fn make_options(options: &mut Options, len: u32, words: &Words, more: u32) -
         }
     }
     let fits = len + more <= MAX_OPTIONS;
-    // How much there is, what is left of an option, and what becomes of it.
-    let (mut end, mut left, mut how) = (more, 0, SKIP);
+    put(made_len, more);
+    put(state_left, 0);
     for at in 0..MAX_OPTIONS {
         if at >= len {
             break;
         }
         let byte = found[at as usize % OPTIONS_SIZE];
+        let mut left = get(state_left);
         if left == 0 {
             if byte == END {
                 break;
             }
             left = 1;
-            how = if fits { KEEP } else { SKIP };
+            let mut how = if fits { KEEP } else { SKIP };
             if byte != NO_OPERATION {
                 left = u32::from(found[(at + 1) as usize % OPTIONS_SIZE]);
                 // Nobody can say what follows: it is left out.
@@ -157,41 +182,51 @@ pub fn make_options(options: &mut Options, len: u32, words: &Words, more: u32) -
                     break;
                 }
                 let is_foreign = byte == OPTION as u8 || byte == FAST_OPEN;
+                let has_room = get(made_len).wrapping_add(left) <= MAX_OPTIONS;
                 how = match (is_foreign, fits) {
                     (true, true) => BLANK,
-                    (true, false) => SKIP,
-                    (false, _) if end + left <= MAX_OPTIONS => KEEP,
-                    (false, _) => SKIP,
+                    (false, _) if has_room => KEEP,
+                    _ => SKIP,
                 };
             }
+            put(state_how, how);
         }
+        put(state_left, left.wrapping_sub(1));
+        let how = get(state_how);
         if how != SKIP {
+            let end = get(made_len);
             made[end as usize % OPTIONS_SIZE] = if how == KEEP { byte } else { NO_OPERATION };
-            end += 1;
+            put(made_len, end.wrapping_add(1));
         }
-        // Changes nothing, but makes the verifier forget the ways to get here.
-        end = black_box(end) % OPTIONS_SIZE as u32;
-        (left, how) = (black_box(left - 1) % 256, black_box(how));
     }
-    if fits { more + len } else { end.next_multiple_of(4) }
+    let end = get(made_len);
+    if fits { more + len } else { end.wrapping_add(3) & !3 }
 }
 
-/// How much the sum of a segment changes with its options: `before` bytes become `after`.
+/// Reads what the compiler would keep in a register.
+#[inline(always)]
+fn get(state: &u32) -> u32 {
+    // SAFETY: a reference.
+    unsafe { ptr::from_ref(state).read_volatile() }
+}
+
+/// Writes it.
+#[inline(always)]
+fn put(state: &mut u32, value: u32) {
+    // SAFETY: a reference.
+    unsafe { ptr::from_mut(state).write_volatile(value) };
+}
+
+/// How much the sum of a segment changes with its options. Behind both are zeros.
 #[must_use]
 #[inline(always)]
-pub fn options_delta(options: &Options, before: u32, after: u32) -> Delta {
+pub fn options_delta(options: &Options) -> Delta {
     let mut delta = Delta::default();
-    for at in (0..MAX_OPTIONS).step_by(4) {
+    for at in (0..MAX_OPTIONS as usize).step_by(4) {
         let word = |bytes: &[u8; OPTIONS_SIZE]| {
-            let at = at as usize;
             u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
-        if at < before {
-            delta.replace32(word(&options.found), 0);
-        }
-        if at < after {
-            delta.add32(word(&options.made));
-        }
+        delta.replace32(word(&options.found), word(&options.made));
     }
     delta
 }
@@ -326,7 +361,7 @@ mod tests {
         let mut options = Options::default();
         options.found[..len].copy_from_slice(&sample.tcp_options);
         let after = make_options(&mut options, len as u32, words, more);
-        let delta = options_delta(&options, len as u32, after);
+        let delta = options_delta(&options);
         let mut frame = Frame::from_slice(&mut bytes);
         let is_v4 = sample.dst.is_ipv4();
         account(&mut frame, is_v4, l4, (len as u32, after), delta, true).unwrap();
