@@ -12,13 +12,13 @@ use core::{
     sync::atomic::{Ordering, compiler_fence},
 };
 
-use aya_ebpf::helpers::bpf_jiffies64;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64};
 use slb_common::{
     abi::{
-        self, ANSWERED, Address, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, BY_HEADER, Backend,
-        ESTABLISHED, FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey,
+        self, ANSWERED, Address, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ESTABLISHED,
+        FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey,
         Keys, MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE,
-        TAG_TAKEN, TCP, UNTOLD, age,
+        TAG_TAKEN, TCP, TOLD_HEADER, TOLD_NOT, TOLD_OPTION, UNTOLD, age,
     },
     hash,
     parse::{ACK, FIN, RST, SYN},
@@ -201,9 +201,10 @@ pub fn note_forward(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
 pub fn note_reply(facts: &Facts<'_>, flow: &mut Flow) {
     let flags = facts.packet.flags;
     let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_REPLY);
-    // Who is told by a header has another use for the number, and another proof.
+    // A flow whose backend is told about the client has another use for the number, and another proof.
     if flags & (SYN | ACK) == SYN | ACK
-        && flow.state & (ESTABLISHED | BY_HEADER) == 0
+        && flow.state & ESTABLISHED == 0
+        && flow.told == TOLD_NOT
         && let Some(tcp) = work::frame(facts.ctx).header::<8>(facts.packet.l4 as usize)
     {
         flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
@@ -220,23 +221,27 @@ pub fn note_reply(facts: &Facts<'_>, flow: &mut Flow) {
 /// Takes down that the client of the flow at `place` is where it says, and its backend knows.
 #[inline(always)]
 pub fn establish(now: u32, flow: &mut Flow, place: u32, backend: &Backend) {
-    flow.state = flow.state & !(UNTOLD | BY_HEADER) | ESTABLISHED;
+    flow.state = flow.state & !UNTOLD | ESTABLISHED;
     flow.expires = now.wrapping_add(lifetime(flow, backend));
-    let reply = at(flow.peer).filter(|reply| reply.kind == FLOW_REPLY && reply.peer == place);
-    if let Some(reply) = reply {
+    if let Some(reply) = reply_of(flow, place) {
         keep_with(reply, flow);
     }
 }
 
-/// Takes down whether and how the backend of a flow that begins is to be told who the client is.
+/// The reply's entry of the client's at `place`, if it is there.
 #[inline(always)]
-pub fn note_untold(flow: &mut Flow, backend: &Backend) {
-    let untold = match backend.flags & (BACKEND_PROXY | BACKEND_OPTION) {
-        BACKEND_PROXY => UNTOLD | BY_HEADER,
-        BACKEND_OPTION => UNTOLD,
-        _ => 0,
-    };
-    flow.state = flow.state & !(UNTOLD | BY_HEADER) | untold;
+pub fn reply_of(flow: &Flow, place: u32) -> Option<&'static mut Flow> {
+    at(flow.peer).filter(|reply| reply.kind == FLOW_REPLY && reply.peer == place)
+}
+
+/// Whether and how the backend of a new flow is told who the client is.
+#[inline(always)]
+fn told(key: &FlowKey, backend: &Backend) -> u8 {
+    match backend.flags & (BACKEND_PROXY | BACKEND_OPTION) {
+        BACKEND_PROXY if key.proto == TCP => TOLD_HEADER,
+        BACKEND_OPTION if key.proto == TCP => TOLD_OPTION,
+        _ => TOLD_NOT,
+    }
 }
 
 /// Takes down what a packet says about a direct flow; `fin` is its side's bit.
@@ -408,7 +413,11 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, entries: u32) 
         // A direct flow must not pass for the one through a listener that may be there without an
         // entry. With one backend any port may have one: then it has to do that few clients use it.
         let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
-        let mut draw = hash::choice(hash);
+        // A SYN cookie of an earlier connection is good for its port only, which the client must not know.
+        // SAFETY: touches no memory of ours.
+        let salt =
+            if told(key, backend) == TOLD_NOT { 0 } else { unsafe { bpf_get_prandom_u32() } };
+        let mut draw = hash::choice(hash) ^ salt;
         let mut is_free = !is_own && !is_direct && !is_taken(now, reply, key);
         for attempt in 0..PORT_ATTEMPTS {
             if is_free {
@@ -430,6 +439,10 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, entries: u32) 
     fill(flow, key, id, FLOW_FORWARD, now.wrapping_add(maps::settings().opening_jiffies));
     flow.port = reply.dport;
     flow.source = source;
+    flow.told = if is_own { told(key, backend) } else { TOLD_NOT };
+    if flow.told != TOLD_NOT {
+        flow.state = UNTOLD;
+    }
     publish(flow, hash);
     count(id, 1);
     if entries != Entries::Forward as u32 && flow_insert_reply(now, reply, place) == NO_PLACE {
@@ -479,7 +492,7 @@ fn fill(flow: &mut Flow, key: &FlowKey, id: u32, kind: u8, expires: u32) {
     flow.proto = key.proto as u8;
     flow.kind = kind;
     flow.state = 0;
-    flow.spare = 0;
+    flow.told = TOLD_NOT;
     flow.port = key.sport;
     flow.source = NO_SOURCE;
     flow.peer = NO_PLACE;

@@ -5,7 +5,7 @@
 
 use slb_common::{
     abi::{
-        self, BACKEND_CLOSED, BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE,
+        self, BACKEND_CLOSED, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE,
         Backend, CHUNK_SLOTS, CLOSED, Endpoint, FIN_FORWARD, FLOW_FORWARD, Flow, FlowKey,
         LISTENER_CHOOSES, LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NO_BACKEND,
         NO_LISTENER_DROP, NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, ROLE_BACKEND, ROLE_VIP, RST,
@@ -206,8 +206,8 @@ pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
     if backend.flags & BACKEND_CLOSED != 0 && !begins {
         return Err(work.answer(Verdict::Closed));
     }
-    // The backend waits for what stands before the client's first byte, of which nobody knows the number.
-    if backend.flags & BACKEND_PROXY != 0 && !begins {
+    // The backend is told about the client as a connection begins, and knows this one from another port.
+    if backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0 && !begins {
         return Err(work.answer(Verdict::Reset));
     }
     if backend.mode == MODE_FULL || is_hairpin(work, backend) {

@@ -3,11 +3,14 @@
 
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
-    abi::{BY_HEADER, Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT, STAGE_TELL, UDP, UNTOLD},
+    abi::{
+        Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT, STAGE_TELL, TOLD_HEADER, TOLD_NOT, UDP,
+        UNTOLD,
+    },
     client_address,
     cross::{self, HEAD_V4, HEAD_V6},
     icmp_error,
-    parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3},
+    parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3, SYN},
     rewrite,
     verdict::Verdict,
 };
@@ -33,6 +36,10 @@ pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
     }
     if work.expires(hop) {
         return Err(Verdict::TtlExpired.into());
+    }
+    // Nothing can be put into a fragment, nor can be told what the others have.
+    if !is_reply && work.handover.told != 0 && work.packet.fragment != FRAGMENT_NONE {
+        return Err(Verdict::Untranslatable.into());
     }
     // What a backend is told has to fit as well.
     let more = if is_reply { 0 } else { work.handover.told };
@@ -69,20 +76,46 @@ fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     ends.src = maps::source(flow.source).ok_or(Verdict::Inconsistent)?.copied();
     ends.dst = backend.addr.copied();
     (ends.sport, ends.dport) = (flow.port, backend.port as u16);
-    if work.packet.is_syn() {
-        flows::note_untold(flow, backend);
-    }
-    note_told(work, flow);
+    note_told(work, flow, false);
     stats::forward(flow.backend, work.bytes);
     work.handover.backend = flow.backend;
     Ok(Way { hop: backend.hop, mtu: backend.mtu })
 }
 
-/// Notes how much a backend is still to be told about a flow's client.
+/// Notes how much a backend is told about a flow's client, if this packet is one for [`STAGE_TELL`].
 #[inline(always)]
-fn note_told(work: &mut Work<'_>, flow: &Flow) {
-    let len = client_address::len(flow.state & BY_HEADER != 0, flow.src.is_v4());
-    work.handover.told = if flow.state & UNTOLD != 0 { len } else { 0 };
+fn note_told(work: &mut Work<'_>, flow: &Flow, is_reply: bool) {
+    work.handover.told = 0;
+    if flow.told == TOLD_NOT {
+        return;
+    }
+    let is_header = flow.told == TOLD_HEADER;
+    let len = client_address::len(is_header, flow.src.is_v4());
+    let is_known = flow.state & UNTOLD == 0 && work.packet.flags & SYN == 0;
+    if !is_known || !is_reply && may_tell_otherwise(work, flow, is_header, len) {
+        work.handover.told = len;
+    }
+}
+
+/// Whether a segment of a connection whose backend has been told may tell it something else: it begins the
+/// connection once more, or has options of its own.
+#[inline(always)]
+fn may_tell_otherwise(work: &Work<'_>, flow: &Flow, is_header: bool, len: u32) -> bool {
+    /// Of a TCP header without options, and with as many as a timestamp takes.
+    const PLAIN: u8 = 5;
+    const STAMPED: u8 = 8;
+    /// No operation, twice, and a timestamp of ten bytes (RFC 7323, appendix A).
+    const STAMP: u32 = 0x0101_080a_u32.to_be();
+    let l4 = work.packet.l4 as usize;
+    let Some(tcp) = work.frame.header::<20>(l4) else { return true };
+    let behind = u32::from_be(tcp.get(client_address::SEQUENCE)).wrapping_sub(flow.sequence);
+    if is_header {
+        return behind == len.wrapping_neg();
+    }
+    let words = tcp.get::<u8>(12) >> 4;
+    let is_stamped = words == STAMPED
+        && work.frame.header::<24>(l4).is_some_and(|tcp| tcp.get::<u32>(20) == STAMP);
+    behind == 0 || !(words == PLAIN || is_stamped)
 }
 
 /// From a backend.
@@ -92,7 +125,7 @@ fn to_client(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     (ends.src, ends.dst) = (flow.dst.copied(), flow.src.copied());
     (ends.sport, ends.dport) = (flow.dport, flow.sport);
     work.handover.backend = flow.backend;
-    note_told(work, flow);
+    note_told(work, flow, true);
     let way = hops::to_client(work, &ends.src, &ends.dst)?.ok_or(Verdict::NotOurs)?;
     stats::reply(work.handover.backend, work.bytes);
     Ok(way)

@@ -3,9 +3,9 @@
 
 use slb_common::{
     abi::{
-        BY_HEADER, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE,
+        FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE,
         MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP,
-        SLOT_BACKEND, STAGE_ERROR, STAGE_TUNNEL, Translation, UNTOLD,
+        SLOT_BACKEND, STAGE_ERROR, STAGE_TUNNEL, TOLD_HEADER, Translation, UNTOLD,
     },
     client_address,
     icmp::{self, Quote},
@@ -130,7 +130,7 @@ fn cross(work: &mut Work<'_>, place: u32, hop: Hop, kind: u8) -> Exit {
 fn recount(work: &mut Work<'_>, quote: &Quote, place: u32) {
     let Some(flow) = flows::at(place) else { return };
     if flow.state & UNTOLD != 0 {
-        let is_header = flow.state & BY_HEADER != 0;
+        let is_header = flow.told == TOLD_HEADER;
         let len = client_address::len(is_header, flow.src.is_v4());
         let first = is_header.then_some(flow.sequence);
         let _ = icmp::recount(&mut work.frame, quote, first, len);

@@ -17,7 +17,7 @@ use slb_common::{
         Origin, QuicKey, ROLE_BACKEND, ROLE_VIP, Roles, STAGES, Scratch, Settings, Sticky,
         StickyKey, Traffic,
     },
-    client_address::{Head, Words},
+    client_address::{Head, Options, Words},
     hash,
     verdict::MAX_VERDICTS,
 };
@@ -164,13 +164,13 @@ pub fn ends() -> Option<&'static mut Ends> {
     SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys.ends })
 }
 
-/// This CPU's place for what is put into a packet, and for what stands before it. For [`crate::tell`].
+/// This CPU's place for what is put into a packet, for what stands before it, and for its options. For
+/// [`crate::tell`].
 #[inline(always)]
-pub fn told() -> Option<(&'static mut Words, &'static mut Head)> {
+pub fn told() -> Option<(&'static mut Words, &'static mut Head, &'static mut Options)> {
+    let scratch = SLB_SCRATCH.get_ptr_mut(0)?;
     // SAFETY: as above.
-    SLB_SCRATCH
-        .get_ptr_mut(0)
-        .map(|scratch| unsafe { (&mut (*scratch).words, &mut (*scratch).head) })
+    unsafe { Some((&mut (*scratch).words, &mut (*scratch).head, &mut (*scratch).options)) }
 }
 
 /// A backend by its index.

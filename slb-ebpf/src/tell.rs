@@ -3,7 +3,8 @@
 //!
 //! A packet that has been translated comes here as long as its backend may not know yet
 //! ([`UNTOLD`]): what begins the connection is told as often as it is sent, so nothing has to be kept for
-//! when a packet is lost.
+//! when a packet is lost. No other bytes of the client's get to the backend before that, nor does an option that
+//! looks like ours, ever: `docs/adr/0021-client-address-cannot-be-forged.md` has the states.
 
 use core::{hint::black_box, ptr};
 
@@ -12,11 +13,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use slb_common::{
-    abi::{BY_HEADER, Backend, FLOW_FORWARD, Flow, UNTOLD},
+    abi::{ACCEPTED, Backend, ESTABLISHED, FLOW_FORWARD, Flow, TOLD_HEADER, UNTOLD},
+    checksum::Delta,
     client_address::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
     cross::{HEAD_V4, HEAD_V6},
     mss,
-    parse::{ACK, FRAGMENT_NONE, L3, RST, SYN},
+    parse::{ACK, FIN, L3, RST, SYN},
     verdict::Verdict,
 };
 
@@ -24,6 +26,14 @@ use crate::{
     flows, maps,
     work::{self, Exit, Sent, Work, sent},
 };
+
+/// What a client may send before its first byte is acknowledged: no SYN-ACK states a larger window (RFC 7323,
+/// section 2.2).
+const MAX_BEHIND: u32 = 1 << 16;
+/// How far an acknowledgement may be ahead: the same, and a FIN.
+const MAX_ACKNOWLEDGED: u32 = MAX_BEHIND + 1;
+/// As much as a backend may have sent on its own meanwhile.
+const MAX_SENT: u32 = 1 << 20;
 
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
@@ -51,43 +61,132 @@ pub fn tell(work: &mut Work<'_>) -> Result<Sent, Exit> {
 fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(), Verdict> {
     let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let sequence = u32::from_be(tcp.get(SEQUENCE));
+    let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
     let options_end = u32::from(tcp.get::<u8>(12) >> 4) * 4;
     let (flags, len) = (work.packet.flags, work.handover.told);
-    let is_header = flow.state & BY_HEADER != 0;
-    if is_header && work.packet.is_syn() {
-        flow.sequence = sequence.wrapping_add(1);
+    let headers = work.packet.l4.wrapping_sub(L3 as u32).wrapping_add(options_end);
+    if options_end < 20 || headers > work.packet.len {
+        return Err(Verdict::Malformed);
     }
-    let at = if is_header {
-        let is_syn = flags & SYN != 0;
-        if sequence.wrapping_add(is_syn.into()) != flow.sequence {
+    let has_data = headers < work.packet.len;
+    let is_header = flow.told == TOLD_HEADER;
+    let is_told = flow.state & UNTOLD == 0;
+    if flags & SYN != 0 {
+        // Data in a SYN (RFC 7413) would be taken before anything else.
+        if !work.packet.is_syn() || has_data {
+            return Err(Verdict::BeforeClientAddress);
+        }
+        if flow.state & ACCEPTED == 0 {
+            flow.sequence = sequence.wrapping_add(1);
+        }
+        if is_header {
+            client_address::renumber(&mut work.frame, l4, SEQUENCE, len.wrapping_neg())
+                .ok_or(Verdict::Truncated)?;
+        }
+        return set_options(work, flow, l4, is_v4, options_end, 0);
+    }
+    let answers = flows::reply_of(flow, work.handover.place)
+        .filter(|_| flow.state & ACCEPTED != 0 && flags & ACK != 0)
+        .map(|reply| acknowledgement.wrapping_sub(reply.sequence));
+    let behind = sequence.wrapping_sub(flow.sequence);
+    if !is_header {
+        if answers.is_some_and(|answers| answers < MAX_SENT) {
+            flow.state |= ESTABLISHED;
+        }
+        let is_to_tell = flags & RST == 0 && (!is_told || behind == 0);
+        return set_options(work, flow, l4, is_v4, options_end, if is_to_tell { len } else { 0 });
+    }
+    let is_first_answer = answers == Some(0);
+    if flags & RST != 0 {
+        if is_told || behind != 0 {
             return Ok(());
         }
-        client_address::renumber(&mut work.frame, l4, SEQUENCE, len.wrapping_neg())
-            .ok_or(Verdict::Truncated)?;
-        let headers = work.packet.l4.wrapping_sub(L3 as u32).wrapping_add(options_end);
-        // A SYN has data if the client believes that the backend takes it (RFC 7413).
-        if flags & RST != 0 || is_syn && headers == work.packet.len {
-            return Ok(());
-        }
-        l4 as u32 + options_end
+    } else if is_told {
+        // The header has been sent with this number. To a backend that has forgotten the connection, this
+        // may be one that begins (SYN cookies).
+        return if is_first_answer { Err(Verdict::BeforeClientAddress) } else { Ok(()) };
     } else {
-        // Nor does what has no room for it say who sends it.
-        if flags & (SYN | RST) != 0 || options_end + len > 60 {
-            return Ok(());
+        if flow.state & ACCEPTED == 0 {
+            return Err(Verdict::BeforeClientAddress);
         }
-        // Before others: some end the list of options with padding.
-        l4 as u32 + 20
-    };
+        client_address::clear_urgent(&mut work.frame, l4).ok_or(Verdict::Truncated)?;
+        if behind != 0 {
+            let is_next = behind < MAX_BEHIND && is_first_answer;
+            let is_probe = behind == u32::MAX && !has_data && flags & FIN == 0;
+            return if is_next || is_probe { Ok(()) } else { Err(Verdict::BeforeClientAddress) };
+        }
+    }
+    client_address::renumber(&mut work.frame, l4, SEQUENCE, len.wrapping_neg())
+        .ok_or(Verdict::Truncated)?;
     // In generic mode a packet may be as long as its header can say.
-    let is_full = work.packet.len.wrapping_add(len) > u16::MAX.into();
-    if work.packet.fragment != FRAGMENT_NONE || is_full {
+    if work.packet.len.wrapping_add(len) > u16::MAX.into() {
         return Err(Verdict::Untranslatable);
     }
-    let (words, head) = maps::told().ok_or(Verdict::Inconsistent)?;
-    client_address::write(words, is_header, &flow.key());
-    client_address::account(&mut work.frame, is_v4, l4, words, len, !is_header)
+    let (words, head, _) = maps::told().ok_or(Verdict::Inconsistent)?;
+    client_address::write(words, true, &flow.key());
+    let delta = client_address::words_delta(words, len);
+    client_address::account(&mut work.frame, is_v4, l4, (0, len), delta, false)
         .ok_or(Verdict::Truncated)?;
-    insert(work.ctx, at, len, words, head)
+    insert(work.ctx, l4 as u32 + options_end, len, words, head)
+}
+
+/// Gives a segment the options that the backend may see, and `more` bytes of ours before them.
+#[inline(always)]
+fn set_options(
+    work: &mut Work<'_>,
+    flow: &Flow,
+    l4: usize,
+    is_v4: bool,
+    options_end: u32,
+    more: u32,
+) -> Result<(), Verdict> {
+    let (words, head, options) = maps::told().ok_or(Verdict::Inconsistent)?;
+    if work.packet.len.wrapping_add(more) > u16::MAX.into() {
+        return Err(Verdict::Untranslatable);
+    }
+    let (at, before) = (l4 as u32 + 20, options_end.wrapping_sub(20));
+    options.clear();
+    // Says once more what the verifier has to see, here and below.
+    let size = black_box(before) % client_address::OPTIONS_SIZE as u32;
+    // SAFETY: the context is the kernel's, and there is room for as much.
+    if size != 0
+        && unsafe {
+            bpf_xdp_load_bytes(work.ctx.ctx, at, options.found.as_mut_ptr().cast(), size) != 0
+        }
+    {
+        return Err(Verdict::Truncated);
+    }
+    if more != 0 {
+        client_address::write(words, false, &flow.key());
+    }
+    let made = tell_make_options(before, more);
+    let after = made >> 16;
+    let mut delta = Delta::default();
+    delta.add32(made & 0xffff);
+    client_address::account(&mut work.frame, is_v4, l4, (before, after), delta, true)
+        .ok_or(Verdict::Truncated)?;
+    if before != after {
+        resize(work.ctx, at, after as i32 - before as i32, head)?;
+    }
+    let size = black_box(after) % client_address::OPTIONS_SIZE as u32;
+    // SAFETY: as above.
+    if size != 0
+        && unsafe {
+            bpf_xdp_store_bytes(work.ctx.ctx, at, options.made.as_mut_ptr().cast(), size) != 0
+        }
+    {
+        return Err(Verdict::Inconsistent);
+    }
+    Ok(())
+}
+
+/// [`client_address::make_options`] for this CPU's, verified once: their length, and below that how the sum changes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_make_options(before: u32, more: u32) -> u32 {
+    let Some((words, _, options)) = maps::told() else { return 0 };
+    let after = client_address::make_options(options, before, words, more);
+    after << 16 | u32::from(client_address::options_delta(options).folded())
 }
 
 /// Puts `words`, of which `len` bytes count, into a frame at `at`.
@@ -99,22 +198,7 @@ fn insert(
     words: &Words,
     head: &mut Head,
 ) -> Result<(), Verdict> {
-    let beyond = at.wrapping_sub(L3 as u32);
-    if beyond > MAX_BEYOND {
-        return Err(Verdict::Untranslatable);
-    }
-    // Says once more what the verifier has to see: neither nothing nor too much.
-    let moved = (black_box(beyond) & MAX_BEYOND) + L3 as u32;
-    let head = ptr::from_mut(head).cast();
-    // SAFETY: the context is the kernel's, and there is room for as much; the frame is asked for afterwards.
-    let failed = unsafe {
-        bpf_xdp_load_bytes(ctx.ctx, 0, head, moved)
-            | bpf_xdp_adjust_head(ctx.ctx, (len as i32).wrapping_neg())
-            | bpf_xdp_store_bytes(ctx.ctx, 0, head, moved)
-    };
-    if failed != 0 {
-        return Err(Verdict::Inconsistent);
-    }
+    let moved = resize(ctx, at, len as i32, head)?;
     let mut frame = work::frame(ctx);
     for (number, word) in words.iter().enumerate() {
         if 4 * number as u32 >= len {
@@ -127,30 +211,72 @@ fn insert(
     Ok(())
 }
 
+/// Moves the beginning of a frame, up to `at`, so that there are `more` bytes behind it, or fewer. Gives `at`.
+#[inline(always)]
+fn resize(ctx: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, Verdict> {
+    let beyond = at.wrapping_sub(L3 as u32);
+    if beyond > MAX_BEYOND {
+        return Err(Verdict::Untranslatable);
+    }
+    // Says once more what the verifier has to see: neither nothing nor too much.
+    let moved = (black_box(beyond) & MAX_BEYOND) + L3 as u32;
+    let head = ptr::from_mut(head).cast();
+    // SAFETY: the context is the kernel's, and there is room for as much; the frame is asked for afterwards.
+    let failed = unsafe {
+        bpf_xdp_load_bytes(ctx.ctx, 0, head, moved)
+            | bpf_xdp_adjust_head(ctx.ctx, more.wrapping_neg())
+            | bpf_xdp_store_bytes(ctx.ctx, 0, head, moved)
+    };
+    if failed != 0 { Err(Verdict::Inconsistent) } else { Ok(moved) }
+}
+
 /// A backend's packet.
 #[inline(always)]
 fn hear(work: &mut Work<'_>, flow: &mut Flow, backend: &Backend, l4: usize) -> Result<(), Verdict> {
     let (flags, len) = (work.packet.flags, work.handover.told);
-    if flags & SYN != 0 {
-        // The client's first segment gets longer.
-        mss::lower(&mut work.frame, l4, len as u16);
-    }
+    let is_header = flow.told == TOLD_HEADER;
+    let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
+    let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
+    let sequence = u32::from_be(tcp.get(SEQUENCE));
     if flags & ACK == 0 {
         return Ok(());
     }
-    let knows = flags & (SYN | RST) == 0;
-    if flow.state & BY_HEADER != 0 {
-        let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
-        let missing = flow.sequence.wrapping_sub(u32::from_be(tcp.get(ACKNOWLEDGEMENT)));
-        if missing.wrapping_sub(1) < len {
-            client_address::renumber(&mut work.frame, l4, ACKNOWLEDGEMENT, missing)
-                .ok_or(Verdict::Truncated)?;
-        } else if knows {
-            // Who sends from addresses that are not its own has not got that far.
-            flows::establish(work.now, flow, work.handover.place, backend);
+    let reply = flows::reply_of(flow, work.handover.place);
+    if flags & (SYN | RST) == SYN {
+        let first = acknowledgement.wrapping_add(if is_header { len } else { 0 });
+        let own = sequence.wrapping_add(1);
+        let Some(reply) = reply else { return Err(Verdict::BeforeClientAddress) };
+        if flow.state & ACCEPTED == 0 {
+            flow.sequence = first;
+            flow.state |= ACCEPTED;
+            reply.sequence = own;
+        } else if reply.sequence == 0 {
+            // It was lost, and made again.
+            reply.sequence = own;
         }
-    } else if knows {
-        flow.state &= !UNTOLD;
+        if flow.sequence != first || reply.sequence != own {
+            // Another connection: a SYN of its own begins it.
+            flows::forget(flow);
+            return Err(Verdict::BeforeClientAddress);
+        }
+        // The client's first segment gets longer.
+        mss::lower(&mut work.frame, l4, len as u16);
+    }
+    let missing = flow.sequence.wrapping_sub(acknowledgement);
+    if is_header && missing.wrapping_sub(1) < len {
+        return client_address::renumber(&mut work.frame, l4, ACKNOWLEDGEMENT, missing)
+            .ok_or(Verdict::Truncated);
+    }
+    // By a header it knows what it has acknowledged, by an option what has come with the first byte.
+    let known = missing.wrapping_neg().wrapping_sub(if is_header { 0 } else { 1 });
+    let is_of_connection = flows::reply_of(flow, work.handover.place)
+        .is_some_and(|reply| sequence.wrapping_sub(reply.sequence) < MAX_SENT);
+    if flags & (SYN | RST) == 0
+        && flow.state & (ACCEPTED | UNTOLD) == ACCEPTED | UNTOLD
+        && known <= MAX_ACKNOWLEDGED
+        && is_of_connection
+    {
+        flows::establish(work.now, flow, work.handover.place, backend);
     }
     Ok(())
 }

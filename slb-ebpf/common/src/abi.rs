@@ -6,12 +6,12 @@
 
 use core::fmt;
 
-use crate::client_address::{Head, Words};
+use crate::client_address::{Head, Options, Words};
 pub use crate::parse::Packet;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Capacity of `SLB_LISTENERS` and `SLB_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
@@ -648,8 +648,9 @@ pub struct Flow {
     pub kind: u8,
     /// [`ESTABLISHED`] and the others.
     pub state: u8,
-    /// Zero.
-    pub spare: u8,
+    /// [`FLOW_FORWARD`]: how its backend is told who the client is: [`TOLD_NOT`], [`TOLD_HEADER`] or
+    /// [`TOLD_OPTION`].
+    pub told: u8,
     /// [`FLOW_FORWARD`]: source port towards the backend.
     pub port: u16,
     /// [`FLOW_FORWARD`]: index into `SLB_SOURCES` of the source address towards the backend, or
@@ -658,8 +659,8 @@ pub struct Flow {
     /// [`FLOW_FORWARD`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
-    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge. [`FLOW_FORWARD`] and
-    /// [`BY_HEADER`]: number of the first byte that the client sends.
+    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge. If its backend is told who the
+    /// client is: [`FLOW_FORWARD`]: number of the client's first byte; [`FLOW_REPLY`]: number of the backend's.
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
@@ -735,6 +736,8 @@ pub struct Scratch {
     pub errors_at: u32,
     /// How many it has sent in that jiffy.
     pub errors: u32,
+    /// The options of a TCP segment.
+    pub options: Options,
 }
 
 /// How many ICMP errors a CPU sends per jiffy at most.
@@ -1012,10 +1015,17 @@ pub const ANSWERED: u8 = 8;
 pub const ESTABLISHED: u8 = 16;
 /// The backend may not know yet who the client is, and is to be told.
 pub const UNTOLD: u8 = 32;
-/// With [`UNTOLD`]: by a header, and not by an option ([`crate::client_address`]).
-pub const BY_HEADER: u8 = 64;
+/// The backend has accepted the connection that it is told about: its SYN-ACK was seen.
+pub const ACCEPTED: u8 = 64;
 /// The agent has ended it: its packets are answered with resets.
 pub const CLOSED: u8 = 128;
+
+/// The backend of a flow is not told who the client is.
+pub const TOLD_NOT: u8 = 0;
+/// It is told by a header before the client's first byte ([`crate::client_address`]).
+pub const TOLD_HEADER: u8 = 1;
+/// It is told by a TCP option.
+pub const TOLD_OPTION: u8 = 2;
 
 /// Whether a TCP flow with these state bits has ended.
 #[must_use]

@@ -57,6 +57,13 @@ impl Delta {
         if checksum == 0 { 0xffff } else { checksum }
     }
 
+    /// The change of the sum alone.
+    #[must_use]
+    #[inline(always)]
+    pub const fn folded(self) -> u16 {
+        fold(self.0)
+    }
+
     /// Both changes.
     #[must_use]
     #[inline(always)]

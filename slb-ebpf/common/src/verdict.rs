@@ -119,6 +119,8 @@ verdicts! {
     Closed = 31, Transmit, "closed";
     /// The same, but nothing that a reset can answer.
     ClosedDropped = 32, Drop, "closed_dropped";
+    /// From a client, and the backend would get it before the client's address, or in its place.
+    BeforeClientAddress = 33, Drop, "before_client_address";
 }
 
 /// Capacity of `SLB_VERDICTS`: with room for those of later versions, which work on the same map.

@@ -245,7 +245,7 @@ mod tests {
             proto: TCP as u8,
             kind: abi::FLOW_FORWARD,
             state: ESTABLISHED,
-            spare: 0,
+            told: 0,
             port: 4_000,
             source: 0,
             peer: 0,

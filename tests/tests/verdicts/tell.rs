@@ -57,7 +57,7 @@ impl Connection {
         // As most have them: no operation twice, and timestamps.
         let options = [&[1, 1, 8, 10][..], &[7; 8]].concat();
         let transport = Transport::Tcp { flags, options };
-        Frame { seq, transport, payload: payload.into(), ..self.syn.clone() }
+        Frame { seq, ack: FIRST_BYTE, transport, payload: payload.into(), ..self.syn.clone() }
     }
 
     /// A packet of the backend's; `missing` is how far its acknowledgement is from the client's first byte.
@@ -66,7 +66,15 @@ impl Connection {
         let inside = Frame { ack: ISN.wrapping_add(1).wrapping_sub(missing), ..inside };
         let reply = answer(&between(&inside, &self.syn).0);
         let options = vec![1, 2, 4, 0x05, 0xb4, 0, 0, 0];
-        Frame { transport: Transport::Tcp { flags, options }, ..reply }
+        // It counts from the same number.
+        let seq = if flags & SYN != 0 { ISN } else { FIRST_BYTE };
+        Frame { seq, transport: Transport::Tcp { flags, options }, ..reply }
+    }
+
+    /// The backend accepts; `shift` is how much earlier it counts.
+    fn accept(&self, slb: &mut Slb<'_>, shift: u32) {
+        let reply = self.reply(SYN | ACK, shift);
+        assert_eq!(slb.run(LAN, &reply.bytes()).verdict, Verdict::Replied, "SYN-ACK");
     }
 
     fn is_sent(&self, run: &Run, frame: &Frame, expected: &Frame, case: &str) {
@@ -220,25 +228,25 @@ fn given_a_proxy_header_when_a_connection_is_short_then_it_ends_as_it_would_with
 
         let open = Connection::open(slb, family, crosses, 2_001, len);
         let reset = open.segment(RST, 0, b"");
-        let expected = Frame { seq: reset.seq.wrapping_sub(len), ..reset.clone() };
-        open.sends(slb, &case("given up"), &reset, &expected);
+        open.sends(slb, &case("given up"), &reset, &headed(&reset));
 
         let open = Connection::open(slb, family, crosses, 2_002, len);
+        open.accept(slb, len);
         let end = open.segment(FIN | ACK, 0, b"");
         open.sends(slb, &case("closed at once"), &end, &headed(&end));
 
         let open = Connection::open(slb, family, crosses, 2_003, len);
         let early = Frame { payload: b"early".to_vec(), ..open.syn.clone() };
-        open.sends(slb, &case("data in the SYN"), &early, &headed(&early));
-        let reply = open.reply(SYN | ACK, 5_u32.wrapping_neg());
-        let seen = with_mss(reply.clone(), 1_460 - len as u16);
-        open.hears(slb, &case("and taken"), &reply, &seen);
+        let run = slb.run(WAN, &early.bytes());
+        assert_eq!(run.verdict, Verdict::BeforeClientAddress, "{}", case("data in the SYN"));
 
         // The same ports once more, from other numbers on.
         let open = Connection::open(slb, family, crosses, 2_004, len);
         let anew = Frame { seq: 77, ..open.syn.clone() };
         let expected = Frame { seq: 77_u32.wrapping_sub(len), ..anew.clone() };
         open.sends(slb, &case("another SYN"), &anew, &expected);
+        let reply = Frame { ack: 78_u32.wrapping_sub(len), ..open.reply(SYN | ACK, 0) };
+        slb.run(LAN, &reply.bytes());
         let data = Frame { seq: 78, ..open.segment(ACK, 0, b"odd") };
         open.sends(slb, &case("its data"), &data, &headed(&data));
     });
@@ -259,7 +267,8 @@ fn given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_
         let Transport::Tcp { flags, .. } = data.transport else { panic!("not TCP") };
         let options = vec![1; 40 - len as usize + 4];
         let full = Frame { transport: Transport::Tcp { flags, options }, ..data.clone() };
-        open.sends(slb, &case("no room"), &full, &full);
+        let none = Frame { transport: Transport::Tcp { flags, options: vec![] }, ..data.clone() };
+        open.sends(slb, &case("no room"), &full, &with_option(&none));
         let reset = open.segment(RST, 0, b"");
         open.sends(slb, &case("a reset"), &reset, &reset);
 
@@ -269,9 +278,10 @@ fn given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_
         assert_eq!(flow.state & both, both, "{}", case("established"));
 
         let open = Connection::open(slb, family, crosses, 3_001, 0);
-        let reply = open.reply(ACK, 0);
+        open.accept(slb, 0);
+        let reply = open.reply(ACK, 1_u32.wrapping_neg());
         open.hears(slb, &case("answered"), &reply, &reply);
-        let data = open.segment(ACK | PSH, 0, b"odd");
+        let data = open.segment(ACK | PSH, 1, b"odd");
         open.sends(slb, &case("told"), &data, &data);
     });
 }
@@ -314,6 +324,7 @@ fn given_a_backend_that_waits_for_a_header_when_a_connection_is_unknown_then_it_
 fn given_headers_of_any_length_when_something_is_inserted_then_it_stands_behind_them() {
     everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 4_000, len);
+        open.accept(slb, len);
         for more in 1..=3 {
             let data = open.segment(ACK, 0, &[7; 1_000]);
             let padding = etherparse::IpNumber::IPV6_DESTINATION_OPTIONS;
@@ -339,6 +350,7 @@ fn given_headers_of_any_length_when_something_is_inserted_then_it_stands_behind_
 fn given_a_way_that_is_narrow_when_something_is_to_be_inserted_then_there_has_to_be_room_for_it() {
     everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 5_000, len);
+        open.accept(slb, len);
         let id = if crosses { id::OTHER } else { id::FULL } + family as u32;
         let fits = open.segment(ACK, 0, &[7; 1_000]);
         let longer = open.segment(ACK, 0, &[7; 1_001]);
@@ -379,6 +391,7 @@ fn given_a_first_fragment_when_something_is_to_be_inserted_then_it_is_dropped() 
 fn given_a_tagged_frame_when_something_is_inserted_then_its_tag_stays() {
     everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 7_000, len);
+        open.accept(slb, len);
         let data = open.segment(ACK, 0, b"odd");
         let plain = slb.run(WAN, &data.bytes());
         let tag = |bytes: &[u8]| [&bytes[..12], &[0x81, 0, 0, 7], &bytes[12..]].concat();
@@ -396,6 +409,7 @@ fn given_an_error_about_what_was_told_when_it_comes_then_the_client_hears_of_wha
             return;
         }
         let open = Connection::open(slb, family, crosses, 8_000, len);
+        open.accept(slb, len);
         let data = open.segment(ACK, 0, b"odd");
         let later = open.segment(ACK, 3, b"more");
         let told = headed(&data);
@@ -422,5 +436,70 @@ fn given_an_error_about_what_was_told_when_it_comes_then_the_client_hears_of_wha
                 slb.backend_sends(&case, &error, &replied(expected, ROUTER));
             }
         }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn client_bytes_before_the_header_are_dropped() {
+    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+        let dropped = |slb: &mut Slb<'_>, what: &str, frame: &Frame| {
+            let verdict = slb.run(WAN, &frame.bytes()).verdict;
+            let case = format!("{what}, family {family}, crosses: {crosses}");
+            assert_eq!(verdict, Verdict::BeforeClientAddress, "{case}");
+        };
+        let open = Connection::open(slb, family, crosses, 9_100, len);
+        let forged = open.segment(ACK | PSH, len.wrapping_neg(), &vec![7; len as usize]);
+        let data = open.segment(ACK | PSH, 0, b"odd");
+        dropped(slb, "before the SYN-ACK", &data);
+        let other = Frame { seq: ISN.wrapping_add(1_000), ..open.syn.clone() };
+        slb.run(WAN, &other.bytes());
+        open.accept(slb, len);
+        dropped(slb, "own header", &forged);
+        dropped(slb, "FIN in the header", &open.segment(FIN | ACK, u32::MAX, b""));
+        dropped(slb, "overlap", &open.segment(ACK, u32::MAX, b"ab"));
+        dropped(slb, "too far", &open.segment(ACK, 1 << 16, b"a"));
+        let guess = with_ack(&open.segment(ACK, 5, b"a"), FIRST_BYTE.wrapping_add(1));
+        dropped(slb, "another cookie", &guess);
+        open.sends(slb, "data", &data, &headed(&data));
+        let reply = open.reply(ACK, 0);
+        open.hears(slb, "header received", &reply, &reply);
+        dropped(slb, "cookie once more", &forged);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn client_made_option_never_reaches_a_backend() {
+    everywhere(BACKEND_OPTION, OPTIONS, |slb, family, crosses, _| {
+        let open = Connection::open(slb, family, crosses, 9_200, 0);
+        open.accept(slb, 0);
+        let foreign: Vec<u8> = [&[254, 8, 1, 2, 3, 4, 5, 6][..], &[30, 32], &[9; 30]].concat();
+        let with = |frame: &Frame, flags| {
+            let transport = Transport::Tcp { flags, options: foreign.clone() };
+            Frame { transport, ..frame.clone() }
+        };
+        let ack = open.segment(ACK, 0, b"");
+        let run = slb.run(WAN, &with(&ack, ACK).bytes());
+        let ours = with_option(&Frame {
+            transport: Transport::Tcp { flags: ACK, options: Vec::new() },
+            ..ack.clone()
+        });
+        let ours = if family == 0 {
+            let Transport::Tcp { flags, options } = ours.transport else { panic!("not TCP") };
+            let options = [&options[..], &foreign[8..]].concat();
+            Frame { transport: Transport::Tcp { flags, options }, ..ack }
+        } else {
+            ours
+        };
+        open.is_sent(&run, &open.syn, &ours, "replaced");
+        let reply = open.reply(ACK, 1_u32.wrapping_neg());
+        open.hears(slb, "told", &reply, &reply);
+        let later = open.segment(ACK, 9, b"later");
+        let run = slb.run(WAN, &with(&later, ACK).bytes());
+        let blank = [&[1; 8][..], &foreign[8..]].concat();
+        let transport = Transport::Tcp { flags: ACK, options: blank };
+        let blank = Frame { transport, ..later };
+        open.is_sent(&run, &open.syn, &blank, "blanked");
     });
 }
