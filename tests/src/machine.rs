@@ -77,7 +77,7 @@ impl Machine {
         let notified = UnixDatagram::bind(&notify).context("listening for the boot")?;
         notified.set_read_timeout(Some(POLL)).context("bounding a wait")?;
 
-        let console = File::create(console(&scratch)).context("creating the console's file")?;
+        let output = File::create(console(&scratch)).context("creating the console's file")?;
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation=private", "sh", "-c", BOOT, "sh"])
@@ -87,8 +87,8 @@ impl Machine {
             // /proc/sys and /sys as a real machine has them.
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "yes")
             .stdin(Stdio::null())
-            .stdout(console.try_clone().context("sharing the console's file")?)
-            .stderr(console);
+            .stdout(output.try_clone().context("sharing the console's file")?)
+            .stderr(output);
         let mut nspawn = netns.spawn(&mut command)?;
         match booted(&mut nspawn, &notified) {
             Ok(leader) => Ok(Self { nspawn, leader, scratch, _cgroup: cgroup }),

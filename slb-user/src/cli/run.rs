@@ -54,6 +54,7 @@ fn run_agent(arguments: &Arguments, log: &Log) -> anyhow::Result<Exit> {
         notify(NotifyState::Ready);
         tracing::info!("ready");
     }));
+    notify(NotifyState::Stopping);
     // A thread may hang in a read of a file: the process ends all the same.
     runtime.shutdown_background();
     ended?;

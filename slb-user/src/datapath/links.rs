@@ -1,11 +1,23 @@
 //! Attaching: one pinned link per interface, which outlives the agent.
 
-use std::{fs, io, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs, io, mem,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    path::Path,
+};
 
-use aya::programs::{
-    ProgramError, ProgramInfo, XdpMode as AyaMode,
-    links::{FdLink, PinnedLink},
-    xdp::XdpLink,
+use aya::{
+    programs::{
+        ProgramError, Xdp, XdpMode as AyaMode,
+        links::{FdLink, PinnedLink},
+        xdp::XdpLink,
+    },
+    sys::SyscallError,
+};
+use aya_obj::{
+    generated::{bpf_attr, bpf_cmd, bpf_prog_info},
+    programs::XdpAttachType,
 };
 
 use super::{LoadError, Loaded, pins::remove};
@@ -112,10 +124,10 @@ impl Loaded {
         let refused = |error| LoadError::Program(Box::new(error));
         let pin = self.pins.program();
         let program = self.program()?;
-        let info = program.info().map_err(refused)?;
-        if is_same_program(&info, &pin, pinned.program).map_err(refused)? {
+        if is_same_program(program, &pin, pinned.program).map_err(refused)? {
             return Ok(());
         }
+        let new = program.info().map_err(refused)?.id();
         let was = pinned.program;
         let link: XdpLink = pinned
             .link
@@ -124,8 +136,7 @@ impl Loaded {
         let id = program.attach_to_link(link).map_err(refused)?;
         // Owned by its pin, not by this process.
         drop(program.take_link(id).map_err(refused)?);
-        let (link, program) = (path.display(), info.id());
-        tracing::info!(%link, program, was, "replaced the XDP program");
+        tracing::info!(link = %path.display(), program = new, was, "replaced the XDP program");
         self.pin_program()
     }
 
@@ -239,21 +250,45 @@ fn ifindex(link: u32) -> io::Result<u32> {
     Ok(0)
 }
 
-/// Whether the pinned program is the one with this id, and does the same as the one described by
-/// `new`: the same instructions on the same maps.
+/// Whether the pinned program is the one with this id, and does the same as `new`: the same instructions on the same
+/// maps.
 ///
 /// Through the pin, because looking up a program by its id takes `CAP_SYS_ADMIN`.
-fn is_same_program(new: &ProgramInfo, pin: &Path, id: u32) -> Result<bool, ProgramError> {
-    let old = match ProgramInfo::from_pin(pin) {
-        Ok(old) if old.id() == id => old,
-        _ => return Ok(false),
+fn is_same_program(new: &Xdp, pin: &Path, id: u32) -> Result<bool, ProgramError> {
+    let Ok(old) = Xdp::from_pin(pin, XdpAttachType::Interface) else { return Ok(false) };
+    let (old_info, new_info) = (old.info()?, new.info()?);
+    Ok(old_info.id() == id
+        && old_info.tag() == new_info.tag()
+        && map_ids(&old)? == map_ids(new)?)
+}
+
+/// The maps that a program uses.
+///
+/// [`aya::programs::ProgramInfo::map_ids`] opens the program by its id, which takes `CAP_SYS_ADMIN`.
+fn map_ids(program: &Xdp) -> Result<BTreeSet<u32>, ProgramError> {
+    let fd = program.fd()?.as_fd();
+    let failed = |io_error| SyscallError { call: "bpf_obj_get_info_by_fd", io_error };
+    let count = program_info(fd, &mut []).map_err(failed)?.nr_map_ids;
+    let mut ids = vec![0; count as usize];
+    program_info(fd, &mut ids).map_err(failed)?;
+    Ok(ids.into_iter().collect())
+}
+
+/// What the kernel knows of a program; the ids of its maps, as far as there is room.
+fn program_info(program: BorrowedFd<'_>, map_ids: &mut [u32]) -> io::Result<bpf_prog_info> {
+    // SAFETY: integers and arrays of them, which may all be 0.
+    let (mut info, mut attr) = unsafe { mem::zeroed::<(bpf_prog_info, bpf_attr)>() };
+    info.nr_map_ids = map_ids.len() as u32;
+    info.map_ids = map_ids.as_mut_ptr() as u64;
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
+    attr.info.info_len = size_of_val(&info) as u32;
+    attr.info.info = &raw mut info as u64;
+    // SAFETY: the kernel writes to `info` and `map_ids` only, and not past the lengths that it is given.
+    let result = unsafe {
+        let command = bpf_cmd::BPF_OBJ_GET_INFO_BY_FD;
+        libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of_val(&attr))
     };
-    let sorted = |info: &ProgramInfo| -> Result<_, ProgramError> {
-        let mut ids = info.map_ids()?.unwrap_or_default();
-        ids.sort_unstable();
-        Ok(ids)
-    };
-    Ok(old.tag() == new.tag() && sorted(&old)? == sorted(new)?)
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info) }
 }
 
 fn program_name(id: u32) -> String {
