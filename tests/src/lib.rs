@@ -14,6 +14,7 @@ pub use topology::{BACKENDS, CLIENTS, Host, Topology};
 
 mod cgroup;
 pub mod client;
+pub mod ebpf;
 pub mod gateway;
 mod http;
 pub mod interrupt;

@@ -1,11 +1,11 @@
 //! A machine with systemd: Debian 12, booted by `systemd-nspawn` in a network namespace of the lab.
 //!
 //! Its file system is an overlay in memory over a directory that `cargo xtask setup` makes, so nothing in that is
-//! changed. All mounts are in a mount namespace that ends with the machine.
+//! changed. Processes and mounts are in namespaces of the machine, so the kernel ends them with it, even if the test is
+//! killed.
 
 use std::{
     fs::{self, File},
-    io,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -14,22 +14,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-
 use crate::{Netns, cgroup::Cgroup, interrupt, scratch::Scratch};
 
 /// The machine's first file system, below the target directory.
 pub const ROOT: &str = "machine/debian-12";
 
-/// Bound on the boot, and on the shutdown.
+/// Bound on the boot.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at something that takes its time.
 const POLL: Duration = Duration::from_millis(50);
 
-/// What runs in the new mount namespace: `$1` is a directory of this machine alone, `$2` the first file system, `$3` the
+/// What runs in the new namespaces: `$1` is a directory of this machine alone, `$2` the first file system, `$3` the
 /// network namespace, and the rest the directories of its control group.
 ///
 /// The capabilities are what a real machine has and a container has not by default; bpffs is mounted as systemd mounts it
@@ -52,13 +47,15 @@ exec systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe --no
     --capability=CAP_BPF,CAP_PERFMON,CAP_NET_ADMIN,CAP_NET_RAW,CAP_SYS_ADMIN
 "#;
 
-/// A booted machine; dropping it shuts it down.
+/// A booted machine; dropping it ends it.
 #[derive(Debug)]
 pub struct Machine {
-    nspawn: Child,
-    leader: Pid,
+    /// Makes the namespaces. With it dies nspawn, the first process of the process namespace, and with that all others.
+    unshare: Child,
+    /// systemd.
+    leader: u32,
     // After the process that uses them.
-    scratch: Scratch,
+    _scratch: Scratch,
     _cgroup: Cgroup,
 }
 
@@ -80,7 +77,8 @@ impl Machine {
         let output = File::create(console(&scratch)).context("creating the console's file")?;
         let mut command = Command::new("unshare");
         command
-            .args(["--mount", "--propagation=private", "sh", "-c", BOOT, "sh"])
+            .args(["--mount", "--propagation=private", "--pid", "--mount-proc", "--fork"])
+            .args(["--kill-child", "sh", "-c", BOOT, "sh"])
             .args([scratch.path(), &lower, &netns.path()])
             .args(cgroup.directories())
             .env("NOTIFY_SOCKET", &notify)
@@ -89,11 +87,11 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("sharing the console's file")?)
             .stderr(output);
-        let mut nspawn = netns.spawn(&mut command)?;
-        match booted(&mut nspawn, &notified) {
-            Ok(leader) => Ok(Self { nspawn, leader, scratch, _cgroup: cgroup }),
+        let mut unshare = netns.spawn(&mut command)?;
+        match booted(&mut unshare, &notified) {
+            Ok(leader) => Ok(Self { unshare, leader, _scratch: scratch, _cgroup: cgroup }),
             Err(error) => {
-                nspawn.kill().and_then(|()| nspawn.wait()).context("ending nspawn")?;
+                unshare.kill().and_then(|()| unshare.wait()).context("ending the machine")?;
                 let said = fs::read_to_string(console(&scratch)).unwrap_or_default();
                 Err(error.context(format!("the machine does not boot; its console:\n{said}")))
             }
@@ -120,33 +118,17 @@ impl Machine {
             .output()
             .with_context(|| format!("starting {args:?}"))
     }
-
-    fn shut_down(&mut self) -> io::Result<()> {
-        // nspawn passes it on to systemd as a request to power off.
-        let pid = i32::try_from(self.nspawn.id()).expect("process ids fit into an i32");
-        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if self.nspawn.try_wait()?.is_some() {
-                return Ok(());
-            }
-            thread::sleep(POLL);
-        }
-        self.nspawn.kill()?;
-        self.nspawn.wait()?;
-        Err(io::Error::other(format!("not done within {PATIENCE:?}, killed")))
-    }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
         if thread::panicking() {
-            let said = self.run(&["journalctl", "--no-pager", "--unit=slb", "--lines=100"]);
-            let said = said.map(|output| output.stdout).unwrap_or_default();
+            let journal = ["journalctl", "--no-pager", "--unit=slb", "--lines=100"];
+            let said = self.run(&journal).map(|output| output.stdout).unwrap_or_default();
             eprintln!("the machine's journal:\n{}", String::from_utf8_lossy(&said));
         }
-        if let Err(error) = self.shut_down() {
-            eprintln!("lab: shutting down {}: {error}", self.scratch.path().display());
+        if let Err(error) = self.unshare.kill().and_then(|()| self.unshare.wait()) {
+            eprintln!("lab: ending a machine: {error}");
         }
     }
 }
@@ -155,27 +137,29 @@ fn console(scratch: &Scratch) -> PathBuf {
     scratch.path().join("console")
 }
 
-/// Waits until nspawn says that systemd is ready, and which process that is.
-fn booted(nspawn: &mut Child, notified: &UnixDatagram) -> Result<Pid> {
+/// Waits until nspawn says that systemd is ready, and finds that.
+fn booted(unshare: &mut Child, notified: &UnixDatagram) -> Result<u32> {
     let deadline = Instant::now() + PATIENCE;
-    let mut leader = None;
     let mut buffer = [0; 4096];
     while Instant::now() < deadline {
         interrupt::check()?;
-        if let Some(status) = nspawn.try_wait().context("asking for nspawn")? {
+        if let Some(status) = unshare.try_wait().context("asking for the machine")? {
             bail!("systemd-nspawn: {status}");
         }
         // Nothing within POLL.
         let Ok(len) = notified.recv(&mut buffer) else { continue };
-        for line in String::from_utf8_lossy(&buffer[..len]).lines() {
-            if let Some(pid) = line.strip_prefix("X_NSPAWN_LEADER_PID=") {
-                leader = Some(Pid::from_raw(pid.parse().context("a process id")?));
-            } else if line == "READY=1" {
-                return leader.context("nspawn has not said which process systemd is");
-            }
+        if String::from_utf8_lossy(&buffer[..len]).lines().any(|line| line == "READY=1") {
+            return child(child(unshare.id())?);
         }
     }
     bail!("not within {PATIENCE:?}")
+}
+
+/// The only child of a process.
+fn child(pid: u32) -> Result<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(&path).with_context(|| path.clone())?;
+    children.trim().parse().with_context(|| format!("{path}: {children:?} is not one process"))
 }
 
 /// The first file system; a test runs somewhere below the target directory.

@@ -10,7 +10,7 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use slb_tests::{Gateway, Load, Sessions};
+use slb_tests::{Gateway, Load, Sessions, ebpf::another_build};
 
 use crate::support::{
     Lab, answers_more, expect_unscathed,
@@ -60,7 +60,7 @@ fn leave_another_build(gateway: &Gateway) {
     for (path, name) in &pins {
         loader.map_pin_path(name, path);
     }
-    let object = another_build(slb_user::datapath::OBJECT);
+    let object = another_build(slb_user::datapath::OBJECT).unwrap();
     let mut ebpf = loader.load(&object).unwrap();
     let program: &mut Xdp = ebpf.program_mut("slb").unwrap().try_into().unwrap();
     program.load().unwrap();
@@ -73,50 +73,4 @@ fn leave_another_build(gateway: &Gateway) {
     let pin = version(gateway).join("progs/slb");
     fs::remove_file(&pin).unwrap();
     program.pin(&pin).unwrap();
-}
-
-/// The object with one instruction written in another way, so that it does the same and yet is
-/// another program to the kernel.
-///
-/// `r = imm` on 64 bits and on 32 bits, which clears the upper half, are the same for an `imm` that
-/// is not negative.
-fn another_build(object: &[u8]) -> Vec<u8> {
-    const MOV64: u8 = 0xb7;
-    const MOV32: u8 = 0xb4;
-    const LOAD64: u8 = 0x18;
-    let mut object = object.to_vec();
-    let mut at = section(&object, "xdp.frags");
-    loop {
-        let instruction: [u8; 8] = object[at..at + 8].try_into().unwrap();
-        let [code, _, off_low, off_high, imm @ ..] = instruction;
-        let is_plain = (off_low, off_high) == (0, 0) && i32::from_le_bytes(imm) >= 0;
-        match code {
-            MOV64 | MOV32 if is_plain => {
-                object[at] = MOV64 ^ MOV32 ^ code;
-                return object;
-            }
-            LOAD64 => at += 16,
-            _ => at += 8,
-        }
-    }
-}
-
-/// Where a section of a 64-bit ELF file begins.
-fn section(elf: &[u8], name: &str) -> usize {
-    let u64_at = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().unwrap());
-    let u32_at = |at: usize| u32::from_le_bytes(elf[at..at + 4].try_into().unwrap());
-    let u16_at = |at: usize| u16::from_le_bytes(elf[at..at + 2].try_into().unwrap());
-    let header = |index: u16| {
-        let first = usize::try_from(u64_at(0x28)).unwrap();
-        first + usize::from(index) * usize::from(u16_at(0x3a))
-    };
-    let offset = |index: u16| usize::try_from(u64_at(header(index) + 0x18)).unwrap();
-    let names = offset(u16_at(0x3e));
-    let index = (0..u16_at(0x3c))
-        .find(|&index| {
-            let at = names + usize::try_from(u32_at(header(index))).unwrap();
-            elf[at..].starts_with(name.as_bytes()) && elf[at + name.len()] == 0
-        })
-        .unwrap();
-    offset(index)
 }
