@@ -6,6 +6,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -14,6 +15,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::{Netns, cgroup::Cgroup, interrupt, scratch::Scratch};
 
 /// The machine's first file system, below the target directory.
@@ -50,8 +56,9 @@ exec systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe --no
 /// A booted machine; dropping it ends it.
 #[derive(Debug)]
 pub struct Machine {
-    /// Makes the namespaces. With it dies nspawn, the first process of the process namespace, and with that all others.
+    /// Makes the namespaces; nspawn, the first process of the process namespace, dies with it, and with that all others.
     unshare: Child,
+    nspawn: u32,
     /// systemd.
     leader: u32,
     // After the process that uses them.
@@ -89,7 +96,7 @@ impl Machine {
             .stderr(output);
         let mut unshare = netns.spawn(&mut command)?;
         match booted(&mut unshare, &notified) {
-            Ok(leader) => Ok(Self { unshare, leader, _scratch: scratch, _cgroup: cgroup }),
+            Ok([nspawn, leader]) => Ok(Self { unshare, nspawn, leader, _scratch: scratch, _cgroup: cgroup }),
             Err(error) => {
                 unshare.kill().and_then(|()| unshare.wait()).context("ending the machine")?;
                 let said = fs::read_to_string(console(&scratch)).unwrap_or_default();
@@ -127,7 +134,10 @@ impl Drop for Machine {
             let said = self.run(&journal).map(|output| output.stdout).unwrap_or_default();
             eprintln!("the machine's journal:\n{}", String::from_utf8_lossy(&said));
         }
-        if let Err(error) = self.unshare.kill().and_then(|()| self.unshare.wait()) {
+        // Not its parent: that waits for it, and ends.
+        let nspawn = Pid::from_raw(i32::try_from(self.nspawn).expect("process ids fit into an i32"));
+        let killed = kill(nspawn, Signal::SIGKILL).map_err(io::Error::from);
+        if let Err(error) = killed.and_then(|()| self.unshare.wait()) {
             eprintln!("lab: ending a machine: {error}");
         }
     }
@@ -137,8 +147,8 @@ fn console(scratch: &Scratch) -> PathBuf {
     scratch.path().join("console")
 }
 
-/// Waits until nspawn says that systemd is ready, and finds that.
-fn booted(unshare: &mut Child, notified: &UnixDatagram) -> Result<u32> {
+/// Waits until nspawn says that systemd is ready; the processes of both.
+fn booted(unshare: &mut Child, notified: &UnixDatagram) -> Result<[u32; 2]> {
     let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0; 4096];
     while Instant::now() < deadline {
@@ -149,7 +159,8 @@ fn booted(unshare: &mut Child, notified: &UnixDatagram) -> Result<u32> {
         // Nothing within POLL.
         let Ok(len) = notified.recv(&mut buffer) else { continue };
         if String::from_utf8_lossy(&buffer[..len]).lines().any(|line| line == "READY=1") {
-            return child(child(unshare.id())?);
+            let nspawn = child(unshare.id())?;
+            return Ok([nspawn, child(nspawn)?]);
         }
     }
     bail!("not within {PATIENCE:?}")

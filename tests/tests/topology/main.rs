@@ -44,3 +44,5 @@ mod two_gateways;
 mod untouched;
 #[cfg(test)]
 mod upgrade;
+#[cfg(test)]
+mod watchdog;
