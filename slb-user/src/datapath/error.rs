@@ -87,17 +87,27 @@ pub enum LoadError {
     NoInterface(String),
     /// Somebody else's program is there.
     #[error(
-        "{interface}: XDP program '{name}' (id {id}) is attached already; it was left alone. Take it \
+        "{interface}: {program} is attached already; it was left alone. Take it \
          off with `ip link set {interface} xdp off`, or `bpftool link detach` if a link holds it, or \
          take {interface} out of gateway.interfaces"
     )]
     Occupied {
         /// Where.
         interface: String,
-        /// The program's name.
-        name: String,
-        /// The program's id.
-        id: u32,
+        /// The program, in words.
+        program: String,
+    },
+    /// An `slb` with another layout of the maps is there.
+    #[error(
+        "{interface}: slb is attached already, with another layout of its maps ({}); `slb unload` \
+         removes it, which ends the flows",
+        pins.display()
+    )]
+    OtherLayout {
+        /// Where.
+        interface: String,
+        /// Its pins.
+        pins: PathBuf,
     },
     /// The driver refused.
     #[error("{interface}: cannot attach XDP in {mode} mode")]

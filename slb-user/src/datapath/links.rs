@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     programs::{
-        ProgramError, Xdp, XdpMode as AyaMode,
+        ProgramError, ProgramInfo, Xdp, XdpMode as AyaMode,
         links::{FdLink, PinnedLink},
         xdp::XdpLink,
     },
@@ -20,7 +20,10 @@ use aya_obj::{
     programs::XdpAttachType,
 };
 
-use super::{LoadError, Loaded, pins::remove};
+use super::{
+    LoadError, Loaded,
+    pins::{link as link_name, remove},
+};
 use crate::{
     causes::causes,
     config::XdpMode,
@@ -43,7 +46,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// [`LoadError::Occupied`], or a pinned link cannot be looked at.
+    /// [`LoadError::Occupied`], [`LoadError::OtherLayout`], or a pinned link cannot be looked at.
     pub fn check(
         &self,
         interface: &Interface,
@@ -52,14 +55,15 @@ impl Loaded {
         if self.is_attached(interface)? {
             return Ok(());
         }
-        match present {
-            Some(AttachedXdp { program: id, .. }) => Err(LoadError::Occupied {
-                interface: interface.name.clone(),
-                name: program_name(id),
-                id,
-            }),
-            None => Ok(()),
+        let Some(AttachedXdp { program, .. }) = present else { return Ok(()) };
+        let interface = interface.name.clone();
+        for pins in self.pins.other_versions()? {
+            let link = pins.join("links").join(link_name(&interface));
+            if link.exists() && OpenLink::open(&link)?.program == program {
+                return Err(LoadError::OtherLayout { interface, pins });
+            }
         }
+        Err(LoadError::Occupied { interface, program: describe(program) })
     }
 
     /// Whether an agent has attached the program to this interface, and it still is.
@@ -291,10 +295,11 @@ fn program_info(program: BorrowedFd<'_>, map_ids: &mut [u32]) -> io::Result<bpf_
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info) }
 }
 
-fn program_name(id: u32) -> String {
-    aya::programs::loaded_programs()
-        .filter_map(Result::ok)
-        .find(|info| info.id() == id)
-        .and_then(|info| info.name_as_str().map(str::to_owned))
-        .unwrap_or_default()
+/// An XDP program, in words. Its name is known to those who have `CAP_SYS_ADMIN`.
+fn describe(id: u32) -> String {
+    let info = aya::programs::loaded_programs().filter_map(Result::ok).find(|info| info.id() == id);
+    match info.as_ref().and_then(ProgramInfo::name_as_str) {
+        Some(name) => format!("XDP program '{name}' (id {id})"),
+        None => format!("an XDP program (id {id})"),
+    }
 }

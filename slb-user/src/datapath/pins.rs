@@ -50,6 +50,12 @@ impl Pins {
         self.version().join("links").join(link(interface))
     }
 
+    /// The directories of agents with another layout of the maps.
+    pub(super) fn other_versions(&self) -> Result<Vec<PathBuf>, LoadError> {
+        let own = self.version();
+        Ok(versions(&self.root)?.into_iter().filter(|path| *path != own).collect())
+    }
+
     /// Makes the directories.
     pub(super) fn make(&self) -> Result<(), LoadError> {
         for directory in ["maps", "progs", "links"] {
@@ -83,11 +89,7 @@ pub(super) fn interface(link: &str) -> String {
 /// [`LoadError`]. Nothing being there is none.
 pub fn unload(pins: &Pins) -> Result<Vec<PathBuf>, LoadError> {
     let mut removed = Vec::new();
-    for (name, version) in entries(&pins.root)? {
-        let is_ours = name.strip_prefix('v').is_some_and(|rest| rest.parse::<u32>().is_ok());
-        if !is_ours {
-            continue;
-        }
+    for version in versions(&pins.root)? {
         // Links first: from here on the kernel has the packets again.
         for directory in ["links", "progs", "maps"] {
             let directory = version.join(directory);
@@ -100,6 +102,15 @@ pub fn unload(pins: &Pins) -> Result<Vec<PathBuf>, LoadError> {
         remove_directory(&version)?;
     }
     Ok(removed)
+}
+
+/// The directories below `root` that agents have made, one per layout of the maps.
+fn versions(root: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let is_ours = |name: &str| {
+        name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok())
+    };
+    let found = entries(root)?.into_iter();
+    Ok(found.filter(|(name, _)| is_ours(name)).map(|(_, path)| path).collect())
 }
 
 pub(super) fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, LoadError> {

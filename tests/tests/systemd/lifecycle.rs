@@ -127,6 +127,26 @@ fn stop_leaves_the_datapath_and_unload_removes_it() {
 
 #[test]
 #[ignore = "needs root"]
+fn another_layout_is_named_and_unload_makes_room() {
+    let site = Site::start();
+    site.done(&["systemctl", "stop", "slb"]);
+    let pins = site.machine.path("/sys/fs/bpf/slb");
+    let own = fs::read_dir(&pins).unwrap().next().unwrap().unwrap().path();
+    fs::rename(own, pins.join("v1")).unwrap();
+
+    site.fails(&["systemctl", "start", "slb"]);
+    assert!(site.journal().contains("another layout of its maps"), "{}", site.journal());
+    site.expect_traffic();
+
+    site.done(&["systemctl", "stop", "slb"]);
+    site.done(&[BINARY, "unload"]);
+    site.done(&["systemctl", "start", "slb"]);
+    site.wait_all_healthy();
+    site.expect_traffic();
+}
+
+#[test]
+#[ignore = "needs root"]
 fn wrong_configuration_fails_once() {
     let site = Site::install();
     site.configure("[[nonsense");
