@@ -33,8 +33,8 @@ const POLL: Duration = Duration::from_millis(50);
 /// What runs in the new namespaces: `$1` is a directory of this machine alone, `$2` the first file system, `$3` the
 /// network namespace, and the rest the directories of its control group.
 ///
-/// The capabilities are what a real machine has and a container has not by default; bpffs is mounted as systemd mounts it
-/// on a real one. What nspawn would leave under `/run` when it is killed goes with the mount namespace.
+/// The capabilities are what a real machine has and a container has not by default; bpffs is mounted as systemd does on
+/// a real one. What nspawn would leave under `/run` when it is killed goes with the mount namespace.
 const BOOT: &str = r#"
 set -e
 scratch=$1 lower=$2 netns=$3
@@ -56,7 +56,7 @@ exec systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe --no
 /// A booted machine; dropping it ends it.
 #[derive(Debug)]
 pub struct Machine {
-    /// Makes the namespaces; nspawn, the first process of the process namespace, dies with it, and with that all others.
+    /// Makes the namespaces. nspawn, the first process of the process namespace, dies with it, and all others with that.
     unshare: Child,
     nspawn: u32,
     /// systemd.
