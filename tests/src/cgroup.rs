@@ -1,7 +1,7 @@
 //! A control group for what brings control groups of its own.
 //!
-//! `systemd-nspawn` puts a machine into groups with fixed names below its own. Without a group of their own two machines
-//! would share them, and the systemd of one would end the processes of the other.
+//! `systemd-nspawn` puts a machine into groups with fixed names below its own. Without a group of their own two
+//! machines would share them, and the systemd of one would end the processes of the other.
 
 use std::{
     fs, io,

@@ -56,7 +56,8 @@ exec systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe --no
 /// A booted machine; dropping it ends it.
 #[derive(Debug)]
 pub struct Machine {
-    /// Makes the namespaces. nspawn, the first process of the process namespace, dies with it, and all others with that.
+    /// Makes the namespaces. nspawn, the first process of the process namespace, dies with it, and with nspawn all
+    /// others.
     unshare: Child,
     nspawn: u32,
     /// systemd.
@@ -96,7 +97,9 @@ impl Machine {
             .stderr(output);
         let mut unshare = netns.spawn(&mut command)?;
         match booted(&mut unshare, &notified) {
-            Ok([nspawn, leader]) => Ok(Self { unshare, nspawn, leader, _scratch: scratch, _cgroup: cgroup }),
+            Ok([nspawn, leader]) => {
+                Ok(Self { unshare, nspawn, leader, _scratch: scratch, _cgroup: cgroup })
+            }
             Err(error) => {
                 unshare.kill().and_then(|()| unshare.wait()).context("ending the machine")?;
                 let said = fs::read_to_string(console(&scratch)).unwrap_or_default();
@@ -135,7 +138,8 @@ impl Drop for Machine {
             eprintln!("the machine's journal:\n{}", String::from_utf8_lossy(&said));
         }
         // Not its parent: that waits for it, and ends.
-        let nspawn = Pid::from_raw(i32::try_from(self.nspawn).expect("process ids fit into an i32"));
+        let nspawn =
+            Pid::from_raw(i32::try_from(self.nspawn).expect("process ids fit into an i32"));
         let killed = kill(nspawn, Signal::SIGKILL).map_err(io::Error::from);
         if let Err(error) = killed.and_then(|()| self.unshare.wait()) {
             eprintln!("lab: ending a machine: {error}");

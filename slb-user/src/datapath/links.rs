@@ -261,9 +261,7 @@ fn ifindex(link: u32) -> io::Result<u32> {
 fn is_same_program(new: &Xdp, pin: &Path, id: u32) -> Result<bool, ProgramError> {
     let Ok(old) = Xdp::from_pin(pin, XdpAttachType::Interface) else { return Ok(false) };
     let (old_info, new_info) = (old.info()?, new.info()?);
-    Ok(old_info.id() == id
-        && old_info.tag() == new_info.tag()
-        && map_ids(&old)? == map_ids(new)?)
+    Ok(old_info.id() == id && old_info.tag() == new_info.tag() && map_ids(&old)? == map_ids(new)?)
 }
 
 /// The maps that a program uses.

@@ -106,9 +106,8 @@ pub fn unload(pins: &Pins) -> Result<Vec<PathBuf>, LoadError> {
 
 /// The directories below `root` that agents have made, one per layout of the maps.
 fn versions(root: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let is_ours = |name: &str| {
-        name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok())
-    };
+    let is_ours =
+        |name: &str| name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok());
     let found = entries(root)?.into_iter();
     Ok(found.filter(|(name, _)| is_ours(name)).map(|(_, path)| path).collect())
 }

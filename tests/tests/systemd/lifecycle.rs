@@ -53,7 +53,9 @@ fn reload_applies_the_file_and_refuses_a_wrong_one() {
 #[ignore = "needs root"]
 fn commands_change_the_file_and_the_agent_whoever_owns_the_file() {
     let site = Site::start();
-    for (weight, owner, mode) in [(20, "slb:slb", "640"), (30, "root:slb", "640"), (40, "root:root", "644")] {
+    for (weight, owner, mode) in
+        [(20, "slb:slb", "640"), (30, "root:slb", "640"), (40, "root:root", "644")]
+    {
         site.done(&["chown", owner, CONFIG]);
         site.done(&["chmod", mode, CONFIG]);
 
@@ -169,7 +171,10 @@ fn interface_that_comes_late_is_waited_for() {
     site.fails(&["systemctl", "start", "slb"]);
     assert_eq!(site.property("ActiveState"), "activating");
     assert!(site.journal().contains("lan1"), "{}", site.journal());
-    site.topology.gateway.ip("link add lan1 type veth peer name lan1-peer\nlink set lan1 up").unwrap();
+    site.topology
+        .gateway
+        .ip("link add lan1 type veth peer name lan1-peer\nlink set lan1 up")
+        .unwrap();
 
     wait_until("the unit is active", || site.property("ActiveState") == "active");
     site.wait_all_healthy();

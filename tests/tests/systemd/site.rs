@@ -108,7 +108,8 @@ impl Site {
 
     /// Puts another file in the place of the binary, which may be in use.
     pub fn replace_binary(&self, content: &[u8]) {
-        let (new, binary) = (self.machine.path("/usr/local/sbin/slb.new"), self.machine.path(BINARY));
+        let (new, binary) =
+            (self.machine.path("/usr/local/sbin/slb.new"), self.machine.path(BINARY));
         fs::write(&new, content).unwrap();
         fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         fs::rename(&new, &binary).unwrap();

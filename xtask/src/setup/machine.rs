@@ -60,7 +60,9 @@ fn make(root: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--mode=root", "--format=directory", "--variant=essential"]);
-    for pattern in ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"] {
+    for pattern in
+        ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"]
+    {
         command.arg(format!("--dpkgopt=path-exclude={pattern}"));
     }
     command.arg(format!("--include={PACKAGES}")).arg(SUITE).arg(&part);
