@@ -16,9 +16,9 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64};
 use slb_common::{
     abi::{
         self, ANSWERED, Address, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ESTABLISHED,
-        FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey,
-        Keys, MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE,
-        TAG_TAKEN, TCP, TOLD_HEADER, TOLD_NOT, TOLD_OPTION, UNTOLD, age,
+        FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys,
+        MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN,
+        TCP, TOLD_HEADER, TOLD_NOT, TOLD_OPTION, UNTOLD, age,
     },
     hash,
     parse::{ACK, FIN, RST, SYN},
