@@ -414,9 +414,12 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, entries: u32) 
         // entry. With one backend any port may have one: then it has to do that few clients use it.
         let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
         // A SYN cookie of an earlier connection is good for its port only, which the client must not know.
-        // SAFETY: touches no memory of ours.
-        let salt =
-            if told(key, backend) == TOLD_NOT { 0 } else { unsafe { bpf_get_prandom_u32() } };
+        let salt = if told(key, backend) == TOLD_NOT {
+            0
+        } else {
+            // SAFETY: touches no memory of ours.
+            unsafe { bpf_get_prandom_u32() }
+        };
         let mut draw = hash::choice(hash) ^ salt;
         let mut is_free = !is_own && !is_direct && !is_taken(now, reply, key);
         for attempt in 0..PORT_ATTEMPTS {

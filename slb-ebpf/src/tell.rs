@@ -148,8 +148,8 @@ fn set_options(
     options.clear();
     // Says once more what the verifier has to see, here and below.
     let size = black_box(before) % client_address::OPTIONS_SIZE as u32;
-    // SAFETY: the context is the kernel's, and there is room for as much.
     if size != 0
+        // SAFETY: the context is the kernel's, and there is room for as much.
         && unsafe {
             bpf_xdp_load_bytes(work.ctx.ctx, at, options.found.as_mut_ptr().cast(), size) != 0
         }
@@ -169,8 +169,8 @@ fn set_options(
         resize(work.ctx, at, after as i32 - before as i32, head)?;
     }
     let size = black_box(after) % client_address::OPTIONS_SIZE as u32;
-    // SAFETY: as above.
     if size != 0
+        // SAFETY: as above.
         && unsafe {
             bpf_xdp_store_bytes(work.ctx.ctx, at, options.made.as_mut_ptr().cast(), size) != 0
         }
