@@ -177,7 +177,7 @@ pub fn make_options(options: &mut Options, len: u32, words: &Words, more: u32) -
             let mut how = if fits { KEEP } else { SKIP };
             if byte != NO_OPERATION {
                 left = u32::from(found[(at + 1) as usize % OPTIONS_SIZE]);
-                // Nobody can say what follows: it is left out.
+                // The length is wrong, so what follows cannot be read: it is left out.
                 if left < 2 || at + left > len {
                     break;
                 }

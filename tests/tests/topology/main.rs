@@ -16,6 +16,8 @@ mod failover;
 #[cfg(test)]
 mod full_nat;
 #[cfg(test)]
+mod health;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod hops;
