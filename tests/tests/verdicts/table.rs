@@ -51,8 +51,8 @@ fn given_a_small_state_when_frames_arrive_then_each_gets_its_verdict() {
     });
 }
 
-/// Take more than a state and a frame: `answers.rs`, `icmp.rs` and `policy.rs` have them.
-const ELSEWHERE: [Verdict; 11] = [
+/// Take more than a state and a frame: `answers.rs`, `icmp.rs`, `policy.rs` and `tell.rs` have them.
+const ELSEWHERE: [Verdict; 12] = [
     Verdict::Echo,
     Verdict::TooBig,
     Verdict::Oversize,
@@ -64,6 +64,7 @@ const ELSEWHERE: [Verdict; 11] = [
     Verdict::BandwidthLimit,
     Verdict::Closed,
     Verdict::ClosedDropped,
+    Verdict::BeforeClientAddress,
 ];
 
 const fn verdict_of(outcome: &Outcome) -> Verdict {
