@@ -30,10 +30,6 @@ pub fn run() -> Result<()> {
     ebpf.env("CARGO_PROFILE_DEV_PANIC", "abort");
     process::run(ebpf.args(["--", "-D", "warnings"]))?;
 
-    if process::find("cargo-deny").is_some() {
-        process::run(&mut process::cargo(["deny", "--workspace", "check", "licenses", "bans"]))?;
-    } else {
-        println!("Left out: licences of dependencies (`cargo install cargo-deny` gets the tool).");
-    }
-    Ok(())
+    setup::helpers::ensure(&setup::helpers::DENY, &mut Vec::new());
+    process::run(&mut process::cargo(["deny", "--workspace", "check", "licenses", "bans"]))
 }

@@ -11,6 +11,7 @@ mod process;
 mod run;
 mod setup;
 mod test;
+mod times;
 mod toolchain;
 mod verify;
 mod vm;
@@ -30,7 +31,7 @@ enum Task {
     /// Balances real traffic in network namespaces of this host, and shows what comes of it
     Run(run::Options),
     /// Runs all tests; as root also those that need a kernel
-    Test,
+    Test(test::Options),
     /// Checks what the packet path costs, and that it works on every supported kernel
     Verify(verify::Options),
     /// Measures what a packet costs on every path, and what clients get, against other balancers
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Task::Setup(options) => setup::everything(&options),
         Task::Run(options) => run::run(&options),
-        Task::Test => test::run(),
+        Task::Test(options) => test::run(&options),
         Task::Verify(options) => verify::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Lint => lint::run(),

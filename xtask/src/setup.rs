@@ -11,6 +11,7 @@ use crate::{process, vm};
 
 pub mod apt;
 mod compiler;
+pub mod helpers;
 mod linker;
 pub mod machine;
 
@@ -61,6 +62,7 @@ const VM_TOOLS: [Tool; 2] = [
 /// Those of [`ensure`].
 pub fn everything(options: &Options) -> Result<()> {
     ensure(options)?;
+    helpers::ensure(&helpers::DENY, &mut Vec::new());
     if let Err(why) = virtual_machines() {
         say("kernels", &format!("none but the running one: {why:#}"));
     }
@@ -101,6 +103,7 @@ pub fn ensure(options: &Options) -> Result<()> {
     let found = compiler::ensure(options.from, &mut left);
     linker::ensure(found, &mut left);
     tools(&TOOLS, &mut left);
+    helpers::ensure(&helpers::NEXTEST, &mut left);
     if left.is_empty() {
         return Ok(());
     }

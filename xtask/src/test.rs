@@ -1,49 +1,116 @@
 //! `cargo xtask test`.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::Result;
-use slb_tests::gateway::BINARY_VARIABLE;
+use clap::Args;
+use slb_tests::{gateway::BINARY_VARIABLE, workers};
 
-use crate::{deb, process, setup, verify};
+use crate::{deb, process, setup, times::Times, verify};
 
-/// Unit tests, those that cross packages or need a kernel, then [`verify`].
+/// Options of `cargo xtask test`.
+#[derive(Debug, Default, Args)]
+pub struct Options {
+    /// Only the tests of the host's code and of single packets: what to run after each change
+    #[arg(long)]
+    quick: bool,
+    /// Only tests whose names contain one of these
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// Tests that run beside each other, as nextest's filters have them.
+struct Suite {
+    name: &'static str,
+    filter: &'static str,
+}
+
+/// Units, the lab itself, and single packets.
+const QUICK: Suite = Suite {
+    name: "host and verdict tests",
+    filter: "not (binary(topology) or binary(systemd))",
+};
+/// What runs the agent.
+const AGENT: Suite = Suite {
+    name: "topology and systemd tests",
+    filter: "binary(topology) or binary(systemd)",
+};
+
+/// Tests of the host's code, those that need a kernel, then [`verify`]; a table says how long each took.
 ///
 /// # Errors
 ///
 /// Set-up, the build or a test fails.
-pub fn run() -> Result<()> {
-    setup::ensure(&setup::Options::default())?;
-    let slb = process::build_slb()?;
+pub fn run(options: &Options) -> Result<()> {
+    let mut times = Times::start();
+    let result = parts(options, &mut times);
+    times.print();
+    result
+}
+
+fn parts(options: &Options, times: &mut Times) -> Result<()> {
+    times.part("set-up", || setup::ensure(&setup::Options::default()))?;
     let root = process::is_root();
+    let slb = (!options.quick).then(|| times.part("build slb", process::build_slb)).transpose()?;
+    times.part("build tests", || process::run(nextest().arg("--no-run")))?;
 
-    let mut units = process::cargo(["test", "--workspace", "--no-fail-fast"]);
-    units.args(["--exclude", "slb-ebpf", "--exclude", "slb-tests"]);
-    let units = process::run(with_ignored(&mut units, root, &[]));
-
-    let mut kernel = process::cargo(["test", "--package", "slb-tests", "--no-fail-fast"]);
-    kernel.env(BINARY_VARIABLE, slb);
-    match deb::fetch("prometheus") {
-        Ok((_, folder)) => drop(kernel.env("SLB_PROMTOOL", folder.join("usr/bin/promtool"))),
-        Err(why) => println!("No promtool, unless there is one in the path: {why:#}"),
+    let _workers = Workers;
+    let quick = times.part(QUICK.name, || QUICK.run(options, root, None));
+    let mut result = quick;
+    if let Some(slb) = &slb {
+        if root && let Err(why) = setup::machine::ensure() {
+            println!("No machine with systemd, so the tests of slb.service fail: {why:#}");
+        }
+        let agent = times.part(AGENT.name, || AGENT.run(options, root, Some(slb)));
+        result = result.and(agent);
     }
-    if root && let Err(why) = setup::machine::ensure() {
-        println!("No machine with systemd, so the tests of slb.service fail: {why:#}");
-    }
-    // One at a time: they share the processor, and some measure.
-    let kernel = process::run(with_ignored(&mut kernel, root, &["--test-threads=1"]));
-
     if !root {
         println!(
             "Left out: the tests marked `ignored`, which load programs and make network \
              namespaces, and `cargo xtask verify`. They run when this is started as root."
         );
-        return units.and(kernel);
+        return result;
     }
-    units.and(kernel).and(verify::run(&verify::Options::default()))
+    if options.quick || !options.names.is_empty() {
+        return result;
+    }
+    result.and(times.part("verify", || verify::run(&verify::Options::default())))
 }
 
-fn with_ignored<'a>(command: &'a mut Command, root: bool, more: &[&str]) -> &'a mut Command {
-    command.arg("--").args(more);
-    if root { command.arg("--include-ignored") } else { command }
+impl Suite {
+    fn run(&self, options: &Options, root: bool, slb: Option<&Path>) -> Result<()> {
+        let mut command = nextest();
+        command.args(["--filterset", self.filter]);
+        if root {
+            command.args(["--run-ignored", "all"]);
+        }
+        if !options.names.is_empty() {
+            command.arg("--no-tests=pass").args(&options.names);
+        }
+        if let Some(slb) = slb {
+            command.env(BINARY_VARIABLE, slb);
+            match deb::fetch("prometheus") {
+                Ok((_, folder)) => drop(command.env("SLB_PROMTOOL", folder.join("usr/bin/promtool"))),
+                Err(why) => println!("No promtool, unless there is one in the path: {why:#}"),
+            }
+        }
+        process::run(&mut command)
+    }
+}
+
+fn nextest() -> Command {
+    process::cargo(["nextest", "run", "--workspace", "--exclude", "slb-ebpf"])
+}
+
+/// Removes the datapaths that the verdict tests share, when they have run.
+struct Workers;
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        if process::is_root()
+            && let Err(why) = workers::remove_stale()
+        {
+            println!("Left: {why:#}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! `cargo xtask verify`: what the packet path costs, and that every supported kernel takes it.
 //!
-//! Here and in virtual machines the program is loaded and compared with `budget.toml`; the verdict tests
-//! run in the virtual machines only, because `cargo xtask test` runs them here anyway.
+//! Here and in virtual machines the program is loaded and compared with `budget.toml`. Verdict tests run in
+//! the virtual machines only, because `cargo xtask test` runs them here anyway: one per program and mode,
+//! which is what another kernel can get wrong, or all of them with `--full`.
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,9 @@ pub struct Options {
     /// Leave out the verdict tests: other kernels only load the program, which takes seconds
     #[arg(long)]
     no_tests: bool,
+    /// All verdict tests on other kernels, which takes minutes, and not one per program and mode
+    #[arg(long, conflicts_with = "no_tests")]
+    full: bool,
     /// Only measure this object on the running kernel, and print that; for use in virtual machines
     #[arg(long, value_name = "OBJECT", hide = true, conflicts_with = "record")]
     measure: Option<PathBuf>,
@@ -38,6 +42,46 @@ const MEASURED: &str = "measured: ";
 const OBJECT: &str = "/slb/object";
 /// Emulation is slow, and the same cases have been seen here already.
 const FUZZ_CASES: u32 = 20_000;
+
+/// One verdict test per program and mode. Comments name the programs behind the first that they are for.
+const EVERY_KERNEL: [&str; 17] = [
+    "table::given_a_small_state_when_frames_arrive_then_each_gets_its_verdict",
+    "replies::given_flows_when_backends_answer_then_clients_see_the_vip",
+    "flows::given_direct_return_when_a_client_sends_then_only_the_way_is_written_and_answers_are_not_ours",
+    // slb_flow
+    "flows::given_turns_when_a_flow_goes_on_then_it_keeps_its_backend",
+    // slb_tunnel
+    "tunnels::given_a_backend_behind_a_tunnel_when_a_packet_arrives_then_it_gets_all_of_it_wrapped",
+    // slb_full
+    "full::given_full_nat_when_clients_come_then_the_backend_sees_the_gateway_and_they_see_the_vip",
+    "full::given_a_vip_of_another_family_when_clients_come_then_they_are_translated_both_ways",
+    // slb_tell
+    "tell::given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_client_sends",
+    "tell::given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_may_see_first",
+    // slb_rest, slb_parsed
+    "tags::given_a_tagged_packet_when_it_is_balanced_then_its_tags_are_kept",
+    // slb_later
+    "fragments::given_a_packet_in_fragments_when_they_arrive_in_turn_then_all_go_where_the_first_does",
+    // slb_answer
+    "answers::given_no_listener_when_the_policy_is_to_reset_then_what_comes_is_refused",
+    // slb_error
+    "answers::given_a_packet_above_the_mtu_of_its_way_when_it_may_not_be_fragmented_then_its_sender_is_told",
+    // slb_icmp
+    "icmp::given_a_flow_when_its_packets_cannot_be_delivered_then_the_client_is_told_in_its_own_words",
+    // slb_guard
+    "policy::given_an_access_list_when_clients_come_then_it_says_who_gets_in",
+    // slb_choose
+    "policy::given_persistence_when_a_client_comes_again_then_it_gets_the_same_backend",
+    "policy::given_least_connections_when_flows_begin_and_end_then_the_least_loaded_is_chosen",
+];
+
+/// Which verdict tests run in virtual machines.
+#[derive(Clone, Copy, Debug)]
+enum Tests {
+    No,
+    Some,
+    All,
+}
 
 /// Measures, compares or records, and runs the verdict tests on other kernels.
 ///
@@ -56,7 +100,12 @@ pub fn run(options: &Options) -> Result<()> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("budget.toml");
     let old = file.exists().then(|| Budget::read(&file)).transpose()?;
     let compiler = compiler()?;
-    let found = measure_everywhere(!options.no_tests)?;
+    let tests = match options {
+        Options { no_tests: true, .. } => Tests::No,
+        Options { full: true, .. } => Tests::All,
+        _ => Tests::Some,
+    };
+    let found = measure_everywhere(tests)?;
     let budget = match old {
         Some(budget) if !options.record => budget,
         None if !options.record => bail!("{} is missing", file.display()),
@@ -87,8 +136,8 @@ pub fn run(options: &Options) -> Result<()> {
     )
 }
 
-/// On the running kernel, and on those of [`KERNELS`]; with `tests`, the verdict tests run on the latter.
-fn measure_everywhere(tests: bool) -> Result<Vec<(Measured, Jit)>> {
+/// On the running kernel, and on those of [`KERNELS`], where `tests` run as well.
+fn measure_everywhere(tests: Tests) -> Result<Vec<(Measured, Jit)>> {
     let object = object()?;
     let mut found = vec![(measured(&object)?, Jit::Varies)];
     for series in KERNELS {
@@ -134,18 +183,23 @@ fn object() -> Result<PathBuf> {
     Ok(Path::new(folder.context("slb-user has no build script")?).join("slb"))
 }
 
-fn in_machine(kernel: &Kernel, object: &Path, tests: bool) -> Result<Measured> {
+fn in_machine(kernel: &Kernel, object: &Path, tests: Tests) -> Result<Measured> {
     let mut steps = vec![Step {
         name: "measure",
         program: std::env::current_exe().context("where this program is")?,
         args: vec!["verify", "--measure", OBJECT],
     }];
-    if tests {
-        steps.push(Step {
-            name: "verdicts",
-            program: verdicts()?,
-            args: vec!["--include-ignored", "--test-threads=2"],
-        });
+    let names: &[&str] = match tests {
+        Tests::Some => &EVERY_KERNEL,
+        Tests::No | Tests::All => &[],
+    };
+    if !matches!(tests, Tests::No) {
+        let mut args = vec!["--include-ignored", "--test-threads=2"];
+        if !names.is_empty() {
+            args.push("--exact");
+            args.extend(names);
+        }
+        steps.push(Step { name: "verdicts", program: verdicts()?, args });
     }
     let machine = Machine {
         steps,
@@ -155,14 +209,28 @@ fn in_machine(kernel: &Kernel, object: &Path, tests: bool) -> Result<Measured> {
         modules: vec!["veth"],
     };
     let lines = machine.run(kernel)?;
+    for name in names {
+        // libtest runs what it knows of them, and does not mind the rest.
+        if !lines.contains(&format!("test {name} ... ok")) {
+            bail!("there is no verdict test {name} any more, or it did not run");
+        }
+    }
     let measured = lines.iter().find_map(|line| line.strip_prefix(MEASURED));
     serde_json::from_str(measured.context("nothing was measured")?).context("what was measured")
 }
 
 /// The verdict tests, built.
 fn verdicts() -> Result<PathBuf> {
-    let messages =
-        process::build(["test", "--no-run", "--package", "slb-tests", "--test", "verdicts"])?;
+    // The same packages as for `cargo xtask test`, so that cargo picks the same features.
+    let messages = process::build([
+        "test",
+        "--no-run",
+        "--workspace",
+        "--exclude",
+        "slb-ebpf",
+        "--test",
+        "verdicts",
+    ])?;
     let executable = messages
         .iter()
         .filter(|message| message["target"]["name"] == "verdicts")
