@@ -18,6 +18,9 @@ mod lab;
 mod paths;
 #[path = "packets/timer.rs"]
 mod timer;
+#[path = "../tests/verdicts/worker.rs"]
+#[allow(dead_code, reason = "shared with the verdict tests")]
+mod worker;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -69,7 +72,7 @@ fn main() {
             timer.warm(slb, path);
         }
         if let Some(pin) = &hold {
-            slb.loaded.program().expect("the program").pin(pin).expect("a pin");
+            slb.program.pin(pin).expect("a pin");
             println!("{} in {}", pin.display(), slb.netns.path().display());
             std::io::stdin().read_line(&mut String::new()).expect("a line");
             std::fs::remove_file(pin).expect("the pin");

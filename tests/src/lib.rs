@@ -24,6 +24,7 @@ pub mod netns;
 mod scratch;
 pub mod server;
 pub mod topology;
+pub mod workers;
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,8 @@ mod fixture;
 mod frame;
 #[path = "verdicts/lab.rs"]
 mod lab;
+#[path = "verdicts/worker.rs"]
+mod worker;
 
 #[path = "verdicts/answers.rs"]
 mod answers;

@@ -125,7 +125,7 @@ impl Timer {
 
     fn aim(&mut self, slb: &mut Slb<'_>, target: Target) {
         let fd = match target {
-            Target::Slb => fd(slb.loaded.program().expect("the program")),
+            Target::Slb => fd(&slb.program),
             Target::Stub => fd(program(&mut self.prelude, "stub")),
             Target::Lru => fd(program(&mut self.prelude, "lru")),
             Target::Chain { .. } => fd(program(&mut self.prelude, "chain")),

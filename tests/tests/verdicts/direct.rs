@@ -94,7 +94,7 @@ fn given_a_flow_when_its_client_port_goes_to_the_backend_directly_then_that_gets
                 let reply = answer(&direct);
                 slb.backend_sends("answer", &reply, &replied(reply.from(balanced.dst), ROUTER));
             }
-            let flows = slb.loaded.maps.traffic(id::TURN + family as u32).unwrap().flows;
+            let flows = slb.maps.traffic(id::TURN + family as u32).unwrap().flows;
             assert_eq!(flows, 1, "a direct connection is no flow of a listener");
         }
     });
@@ -209,7 +209,7 @@ fn given_a_backend_that_knows_every_port_when_another_flow_begins_then_there_is_
         slb.client_sends("no port", &balanced, &Outcome::Untouched(Verdict::NoPort));
 
         assert_eq!(slb.flow(&balanced), None);
-        assert_eq!(slb.loaded.maps.traffic(id::TURN).unwrap().flows, 0);
+        assert_eq!(slb.maps.traffic(id::TURN).unwrap().flows, 0);
     });
 }
 

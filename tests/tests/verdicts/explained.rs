@@ -17,7 +17,7 @@ use slb_common::{
     verdict::Verdict,
 };
 use slb_user::{
-    datapath::{Capacities, Explainer, Pins, Question},
+    datapath::{Capacities, Explainer, Question},
     state::{Acl, Policy, Schedule, Service, State},
 };
 
@@ -197,9 +197,8 @@ fn compare(
     let is_sent = matches!(run.verdict, Verdict::Forwarded | Verdict::ForwardedByKernel);
     if is_sent {
         let (to, from) = arrived(&run.bytes, family);
-        let is_direct = told
-            .backend
-            .is_some_and(|id| slb.loaded.maps.installed().backends[&id].mode == MODE_DSR);
+        let is_direct =
+            told.backend.is_some_and(|id| slb.maps.installed().backends[&id].mode == MODE_DSR);
         let expected = if is_direct { Some(frame.dst) } else { told.to };
         assert_eq!(expected, Some(to), "{frame:?}: {:#?}", told.steps);
         if let Some(said) = told.from {
@@ -219,7 +218,7 @@ fn given_a_random_configuration_when_flows_are_explained_then_that_is_what_becom
         let seed = [seed; 32];
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
         let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-        let explainer = Explainer::open(&Pins::new(slb.pins())).expect("the maps");
+        let explainer = Explainer::open(&slb.pins()).expect("the maps");
         let mut seen = std::collections::BTreeMap::<&str, usize>::new();
         for _ in 0..5 {
             let listeners: Vec<Drawn> =

@@ -5,9 +5,9 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 use aya::{
     TestRun as _, TestRunOptions, TestRunResult,
     maps::{Array, Map, MapData, PerCpuArray, PerCpuValues},
+    programs::Xdp,
     util::nr_cpus,
 };
-use nix::mount::{MntFlags, umount2};
 use slb_common::{
     abi::{
         self, ABI_VERSION, Address, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_USABLE, Backend,
@@ -21,15 +21,15 @@ use slb_common::{
 use slb_tests::Netns;
 use slb_user::{
     clock::Jiffies,
-    datapath::{Capacities, Loaded, Pins},
+    datapath::{Capacities, FlowTable, Maps, Pins},
     plan::plan,
     state::{Policy, Schedule, Service, State},
 };
-use tempfile::TempDir;
 
 use crate::{
     frame::{Frame, L3, RST, Transport},
     lab::{self, FIRST, LAN, LAN_MAC, ROUTER, SECOND, WAN, WAN_MAC},
+    worker::Worker,
 };
 
 /// `XDP_DROP` and the rest, as `linux/bpf.h` numbers them.
@@ -255,14 +255,17 @@ pub struct Run {
 
 /// The loaded datapath.
 pub struct Slb<'a> {
-    pub loaded: Loaded,
+    pub maps: Maps,
+    pub table: FlowTable,
+    /// What a frame comes to first.
+    pub program: Xdp,
     /// `SLB_FLOWS`.
     pub flows: Flows,
     pub netns: &'a Netns,
     scratch: PerCpuArray<MapData, Scratch>,
     /// `SLB_VERDICTS` after the last run.
     counters: Vec<(Verdict, Counter)>,
-    pins: PinDirectory,
+    worker: Worker,
     capacities: Capacities,
 }
 
@@ -328,7 +331,7 @@ impl Flows {
     }
 }
 
-/// Runs `test` on a fresh datapath, in a namespace of its own.
+/// Runs `test` on a datapath that is as after loading, in a namespace of its own.
 pub fn with_slb(test: impl FnOnce(&mut Slb<'_>) + Send) {
     with_capacity(4_096, test);
 }
@@ -346,15 +349,19 @@ pub fn with_capacities(capacities: Capacities, test: impl FnOnce(&mut Slb<'_>) +
 
 impl<'a> Slb<'a> {
     fn open(netns: &'a Netns, capacities: Capacities) -> Self {
-        let pins = PinDirectory::create();
-        let loaded = Loaded::open(Pins::new(pins.path()), capacities).expect("the datapath");
+        let worker = Worker::take(capacities);
+        let path = worker.pins();
+        let pins = Pins::new(&path);
+        let maps = Maps::open(&pins).expect("the maps");
         let mut slb = Self {
-            flows: Flows::open(pins.path()),
-            scratch: pinned(pins.path(), "SLB_SCRATCH").try_into().expect("an array"),
-            counters: loaded.maps.verdicts().expect("counters"),
-            loaded,
+            flows: Flows::open(&path),
+            scratch: pinned(&path, "SLB_SCRATCH").try_into().expect("an array"),
+            counters: maps.verdicts().expect("counters"),
+            maps,
+            table: FlowTable::open(&pins).expect("the flow table"),
+            program: worker.program(),
             netns,
-            pins,
+            worker,
             capacities,
         };
         slb.change(|state| *state = small());
@@ -367,13 +374,14 @@ impl<'a> Slb<'a> {
 
     /// Goes on from the pinned maps, as an agent that is started again.
     pub fn restart(&mut self) {
-        self.loaded =
-            Loaded::open(Pins::new(self.pins.path()), self.capacities).expect("the datapath");
+        self.worker.load(self.capacities);
+        self.program = self.worker.program();
+        self.maps = Maps::open(&self.pins()).expect("the maps");
     }
 
     /// Where everything is pinned.
-    pub fn pins(&self) -> &Path {
-        self.pins.path()
+    pub fn pins(&self) -> Pins {
+        Pins::new(&self.worker.pins())
     }
 
     /// The present in jiffies.
@@ -383,10 +391,10 @@ impl<'a> Slb<'a> {
 
     /// Installs another state, as the agent would.
     pub fn change(&mut self, change: impl FnOnce(&mut State)) {
-        let mut desired = self.loaded.maps.installed().clone();
+        let mut desired = self.maps.installed().clone();
         change(&mut desired);
-        for step in plan(&desired, self.loaded.maps.installed()) {
-            self.loaded.maps.apply(step).expect("a write");
+        for step in plan(&desired, self.maps.installed()) {
+            self.maps.apply(step).expect("a write");
         }
     }
 
@@ -422,14 +430,14 @@ impl<'a> Slb<'a> {
     /// New connections to a listener go to these backends from now on, and old ones stay.
     pub fn move_to(&mut self, listener: SocketAddr, slots: &[u32]) {
         let key = endpoint(listener, abi::TCP);
-        let before = self.loaded.maps.installed().listeners[&key].schedule.slots.clone();
+        let before = self.maps.installed().listeners[&key].schedule.slots.clone();
         let slots = slots.iter().map(|slot| slot | SLOT_LOOK | SLOT_KEEP).collect();
         self.publish(listener, abi::TCP, slots, before);
     }
 
     /// Changes the settings.
     pub fn set(&mut self, change: impl FnOnce(&mut Settings)) {
-        self.loaded.maps.set(change).expect("a write");
+        self.maps.set(change).expect("a write");
     }
 
     pub fn backend(&mut self, id: u32, change: impl FnOnce(&mut Backend)) {
@@ -481,7 +489,7 @@ impl<'a> Slb<'a> {
 
     /// What has been counted up to now was not by [`Slb::run`].
     pub fn recount(&mut self) {
-        self.counters = self.loaded.maps.verdicts().expect("counters");
+        self.counters = self.maps.verdicts().expect("counters");
     }
 
     /// ICMP errors are few per jiffy: no run is to suffer from those before.
@@ -513,13 +521,12 @@ impl<'a> Slb<'a> {
             ctx_in: Some(&context),
             ..TestRunOptions::default()
         };
-        let program = self.loaded.program().expect("the program");
-        program.test_run(options).expect("a run")
+        self.program.test_run(options).expect("a run")
     }
 
     /// The one verdict that has counted one frame of `len` bytes since the last call.
     fn moved(&mut self, len: u64) -> Verdict {
-        let now = self.loaded.maps.verdicts().expect("counters");
+        let now = self.maps.verdicts().expect("counters");
         let before = std::mem::replace(&mut self.counters, now);
         let moved: Vec<_> = self.counters.iter().zip(&before).filter(|(a, b)| a != b).collect();
         let &[(&(verdict, now), &(_, before))] = moved.as_slice() else {
@@ -733,27 +740,5 @@ fn listeners(state: &mut State, family: usize) {
         let id = if port == port::BROKEN { u32::MAX } else { 2 * listener + family as u32 };
         let service = Service { id, schedule, policy: Policy::default() };
         state.listeners.insert(endpoint(vip(family, port), proto), service);
-    }
-}
-
-/// A directory for pins; dropping it unmounts what the loader has mounted there.
-struct PinDirectory(TempDir);
-
-impl PinDirectory {
-    fn create() -> Self {
-        let directory = tempfile::Builder::new().prefix("slb-verdicts-").tempdir_in("/run");
-        Self(directory.expect("root"))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for PinDirectory {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(self.path(), MntFlags::MNT_DETACH) {
-            eprintln!("unmounting {}: {error}", self.path().display());
-        }
     }
 }

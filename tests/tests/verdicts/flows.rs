@@ -599,7 +599,7 @@ fn given_a_flow_when_frames_go_both_ways_then_its_backend_is_charged() {
                     reply_packets: 1,
                     reply_bytes: answer(&flow.inside[0]).bytes().len() as u64,
                 };
-                let found = slb.loaded.maps.traffic(id + family as u32).unwrap();
+                let found = slb.maps.traffic(id + family as u32).unwrap();
                 assert_eq!(found, expected, "{id}");
             }
         }

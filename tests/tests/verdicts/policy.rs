@@ -265,7 +265,7 @@ fn given_least_connections_when_flows_begin_and_end_then_the_least_loaded_is_cho
             let backends: Vec<usize> = flows.iter().map(|flow| chosen(slb, flow)).collect();
             let count = |number| backends.iter().filter(|chosen| **chosen == number).count();
             assert_eq!((count(0), count(1)), (30, 10), "exactly by weight: {backends:?}");
-            let active = |slb: &Slb<'_>| ids.map(|id| slb.loaded.table.active(id));
+            let active = |slb: &Slb<'_>| ids.map(|id| slb.table.active(id));
             assert_eq!(active(slb), [30, 10]);
 
             // Those of the second backend end: by a reset, by both sides, or by a new connection.
@@ -348,7 +348,7 @@ fn given_connection_ids_when_the_client_moves_then_its_connection_stays() {
                 let choice = quic::connection_id(&frame, &packet).expect("an ID").choice;
                 let slot = slots[hash::slot(choice, slots.len() as u32) as usize];
                 assert_eq!(
-                    slb.loaded.maps.installed().backends[&slot].addr.bytes[15],
+                    slb.maps.installed().backends[&slot].addr.bytes[15],
                     last_byte(first, family)
                 );
             }
@@ -448,7 +448,7 @@ fn given_a_watched_backend_when_it_answers_syns_then_both_answers_are_counted() 
             say(RST | ACK, 0);
             say(RST | ACK, 0);
             say(RST, 7);
-            let answers = slb.loaded.maps.answers(id).expect("counters");
+            let answers = slb.maps.answers(id).expect("counters");
             assert_eq!((answers.accepted, answers.refused), (1, 2), "{answers:?}");
         }
     });

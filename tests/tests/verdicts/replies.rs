@@ -78,7 +78,7 @@ fn given_a_known_way_when_the_route_changes_then_it_is_taken_until_the_next_epoc
             slb.netns.ip(route[family]).unwrap();
 
             slb.backend_sends("same epoch", &answer, &replied(to_client.clone(), ROUTER));
-            slb.loaded.maps.next_route_epoch().unwrap();
+            slb.maps.next_route_epoch().unwrap();
             slb.backend_sends("next epoch", &answer, &replied(to_client, OTHER_ROUTER));
         }
     });

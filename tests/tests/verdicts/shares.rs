@@ -61,7 +61,7 @@ fn chosen(slb: &mut Slb<'_>, frame: &Frame) -> u8 {
 
 /// The last byte of backend `id`'s address.
 fn last_byte(slb: &Slb<'_>, id: u32) -> u8 {
-    slb.loaded.maps.installed().backends[&id].addr.bytes[15]
+    slb.maps.installed().backends[&id].addr.bytes[15]
 }
 
 #[test]
@@ -183,8 +183,7 @@ fn given_a_ring_when_flows_begin_then_every_turn_is_exact() {
                     weights.map(|(id, weight)| (last_byte(slb, id + family as u32), weight));
                 assert_eq!(counts, BTreeMap::from(exact), "turn {turn}");
             }
-            let flows =
-                weights.map(|(id, _)| slb.loaded.maps.traffic(id + family as u32).unwrap().flows);
+            let flows = weights.map(|(id, _)| slb.maps.traffic(id + family as u32).unwrap().flows);
             assert_eq!(flows, [300, 200]);
         }
     });

@@ -304,7 +304,7 @@ fn given_a_frame_of_a_listener_when_it_expires_here_then_no_backend_has_got_it()
 
         slb.client_sends("SYN", &expired, &Outcome::Untouched(Verdict::TtlExpired));
 
-        let traffic = slb.loaded.maps.traffic(id::HTTP).unwrap();
+        let traffic = slb.maps.traffic(id::HTTP).unwrap();
         assert_eq!(traffic, slb_common::abi::Traffic::default());
     });
 }
