@@ -26,15 +26,11 @@ struct Suite {
 }
 
 /// Units, the lab itself, and single packets.
-const QUICK: Suite = Suite {
-    name: "host and verdict tests",
-    filter: "not (binary(topology) or binary(systemd))",
-};
+const QUICK: Suite =
+    Suite { name: "host and verdict tests", filter: "not (binary(topology) or binary(systemd))" };
 /// What runs the agent.
-const AGENT: Suite = Suite {
-    name: "topology and systemd tests",
-    filter: "binary(topology) or binary(systemd)",
-};
+const AGENT: Suite =
+    Suite { name: "topology and systemd tests", filter: "binary(topology) or binary(systemd)" };
 
 /// Tests of the host's code, those that need a kernel, then [`verify`]; a table says how long each took.
 ///
@@ -90,7 +86,9 @@ impl Suite {
         if let Some(slb) = slb {
             command.env(BINARY_VARIABLE, slb);
             match deb::fetch("prometheus") {
-                Ok((_, folder)) => drop(command.env("SLB_PROMTOOL", folder.join("usr/bin/promtool"))),
+                Ok((_, folder)) => {
+                    command.env("SLB_PROMTOOL", folder.join("usr/bin/promtool"));
+                }
                 Err(why) => println!("No promtool, unless there is one in the path: {why:#}"),
             }
         }

