@@ -4,6 +4,8 @@
 //! other projects build with it. What cannot be installed is not the end: every line is worked
 //! through, and the commands that are left to the user are listed last.
 
+use std::thread;
+
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
@@ -34,6 +36,7 @@ enum Origin {
 }
 
 /// A program that is not Rust's.
+#[derive(Clone, Copy)]
 struct Tool {
     program: &'static str,
     package: &'static str,
@@ -61,15 +64,26 @@ const VM_TOOLS: [Tool; 2] = [
 ///
 /// Those of [`ensure`].
 pub fn everything(options: &Options) -> Result<()> {
-    ensure(options)?;
+    // All packages by one call of apt, which takes seconds for each.
+    let packages: Vec<_> = [&TOOLS[..], &VM_TOOLS, &machine::TOOLS].concat();
+    tools(&packages, &mut Vec::new());
     helpers::ensure(&helpers::DENY, &mut Vec::new());
-    if let Err(why) = virtual_machines() {
-        say("kernels", &format!("none but the running one: {why:#}"));
-    }
-    if let Err(why) = machine::ensure() {
-        say("machine", &format!("none, so the tests of slb.service fail: {why:#}"));
-    }
-    Ok(())
+    thread::scope(|scope| {
+        // Unpacks packages into a folder of its own, while the linker is built here.
+        let machine = scope.spawn(machine::ensure);
+        let ensured = ensure(options);
+        if let Err(why) = virtual_machines() {
+            say("kernels", &format!("none but the running one: {why:#}"));
+        }
+        match machine.join() {
+            Ok(Ok(_)) => {}
+            Ok(Err(why)) => {
+                say("machine", &format!("none, so the tests of slb.service fail: {why:#}"));
+            }
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        ensured
+    })
 }
 
 /// Finds or installs what other kernels are booted with.
@@ -115,7 +129,7 @@ pub fn ensure(options: &Options) -> Result<()> {
 }
 
 fn tools(tools: &[Tool], left: &mut Vec<String>) {
-    let (present, missing): (Vec<_>, Vec<_>) =
+    let (present, missing): (Vec<&Tool>, Vec<&Tool>) =
         tools.iter().partition(|tool| process::find(tool.program).is_some());
     if !present.is_empty() {
         let names: Vec<_> = present.iter().map(|tool| tool.program).collect();

@@ -22,7 +22,7 @@ use slb_common::{
     verdict::Verdict,
 };
 
-use super::{Pins, filter::RoleFilter, index::Indexed, slots::Chunks};
+use super::{Pins, filter::RoleFilter, index::Indexed, memory::Memory, slots::Chunks};
 use crate::{
     plan::Step,
     state::{Acl, Policy, Schedule, Service, State},
@@ -132,7 +132,7 @@ impl Maps {
             ranges: BTreeMap::new(),
             listeners_changed: None,
         };
-        maps.read()?;
+        maps.read(pins)?;
         Ok(maps)
     }
 
@@ -142,7 +142,7 @@ impl Maps {
         &self.installed
     }
 
-    fn read(&mut self) -> Result<(), TableError> {
+    fn read(&mut self, pins: &Pins) -> Result<(), TableError> {
         self.chunks = Chunks::new(self.slots.len());
         let mut schedules = BTreeMap::<u32, Arc<Schedule>>::new();
         for entry in self.listeners.iter() {
@@ -178,12 +178,7 @@ impl Maps {
         }
         self.installed.acls = acls.into_iter().map(|(acl, list)| (acl, Arc::new(list))).collect();
         self.installed.quic = contents(&self.quic).map_err(at("SLB_QUIC"))?;
-        for (id, backend) in self.backends.iter().enumerate() {
-            let backend = backend.map_err(at("SLB_BACKENDS"))?;
-            if backend != Backend::default() {
-                self.installed.backends.insert(id as u32, backend);
-            }
-        }
+        self.installed.backends = backends(pins)?;
         for (index, source) in self.sources.iter().enumerate() {
             let source = source.map_err(at("SLB_SOURCES"))?;
             if source != Address::default() {
@@ -519,6 +514,15 @@ fn chunks_of(listener: &Listener) -> Range<u32> {
 
 const fn chunks_for(slots: u32) -> u32 {
     slots.div_ceil(CHUNK_SLOTS as u32)
+}
+
+/// All backends, without a system call for each of the places.
+fn backends(pins: &Pins) -> Result<BTreeMap<u32, Backend>, TableError> {
+    let memory = Memory::<Backend>::open(pins, "SLB_BACKENDS")?;
+    let places = (0..memory.len()).filter_map(|id| Some((id as u32, memory.element(id)?)));
+    // SAFETY: in the mapping; only one agent writes, and it is here.
+    let records = places.map(|(id, place)| (id, unsafe { place.read() }));
+    Ok(records.filter(|(_, backend)| *backend != Backend::default()).collect())
 }
 
 fn contents<K: aya::Pod + Ord, V: aya::Pod>(

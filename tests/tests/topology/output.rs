@@ -215,13 +215,17 @@ fn shortage_of_local_ports_is_a_problem_and_no_backend_is_blamed() {
     let lab = Lab::start();
     let gateway = &lab.topology.gateway;
     gateway.sysctl("ipv4/ip_local_port_range", &format!("{PORT} {PORT}")).unwrap();
-    // Both families: Rust binds `::` for either.
-    let taken = gateway
-        .run(|| {
-            let any = (std::net::Ipv6Addr::UNSPECIFIED, PORT);
-            (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
-        })
-        .unwrap();
+    // Both families: Rust binds `::` for either. A probe may have the port until it is done.
+    let any = (std::net::Ipv6Addr::UNSPECIFIED, PORT);
+    let mut taken = (None, None);
+    wait_until("the only port is taken", || {
+        let bind = || {
+            taken.0 = taken.0.take().or_else(|| TcpListener::bind(any).ok());
+            taken.1 = taken.1.take().or_else(|| UdpSocket::bind(any).ok());
+            taken.0.is_some() && taken.1.is_some()
+        };
+        gateway.run(bind).unwrap()
+    });
     let is_short =
         |status: &Value| status["problems"].to_string().contains("lacks what probes take");
     lab.gateway.wait("the shortage is a problem", NOTICED, is_short).unwrap();

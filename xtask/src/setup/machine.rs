@@ -20,7 +20,8 @@ const PACKAGES: &str = "dbus,systemd-sysv";
 /// A slow mirror, and a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
-const TOOLS: [Tool; 2] = [
+/// What makes and boots it.
+pub(super) const TOOLS: [Tool; 2] = [
     Tool { program: "systemd-nspawn", package: "systemd-container", needed_by: None },
     Tool { program: "mmdebstrap", package: "mmdebstrap", needed_by: None },
 ];
