@@ -30,6 +30,8 @@ pub fn run() -> Result<()> {
     ebpf.env("CARGO_PROFILE_DEV_PANIC", "abort");
     process::run(ebpf.args(["--", "-D", "warnings"]))?;
 
-    setup::helpers::ensure(&setup::helpers::DENY, &mut Vec::new());
+    let mut helpers = setup::Report::default();
+    setup::helpers::ensure(setup::helpers::LINT, &mut helpers);
+    helpers.finish(true)?;
     process::run(&mut process::cargo(["deny", "--workspace", "check", "licenses", "bans"]))
 }
