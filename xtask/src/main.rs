@@ -1,5 +1,7 @@
 //! Everything a developer runs: `cargo xtask setup | run | test | verify | bench | lint`.
 
+#![expect(clippy::print_stdout, reason = "commands for a terminal")]
+
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};

@@ -75,7 +75,8 @@ const VM_TOOLS: [Tool; 2] = [
 /// Those of [`ensure`].
 pub fn everything(options: &Options) -> Result<()> {
     if options.dry_run {
-        return survey::print(options);
+        survey::print(options);
+        return Ok(());
     }
     if compiler::needs_packages(options.from) && process::is_root() && apt::is_here() {
         // For the version of LLVM below.

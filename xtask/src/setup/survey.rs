@@ -1,6 +1,5 @@
 //! `cargo xtask setup --dry-run`: what would be installed, and how large it is.
 
-use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{Options, apt, compiler, linker, machine};
@@ -30,15 +29,11 @@ struct Row {
 }
 
 /// Prints what [`super::everything`] would install. Installs and downloads nothing.
-///
-/// # Errors
-///
-/// None so far: what cannot be found out is printed.
-pub fn print(options: &Options) -> Result<()> {
+pub fn print(options: &Options) {
     let rows = rows(options);
     if rows.is_empty() {
         println!("setup: everything is there, so nothing would be installed");
-        return Ok(());
+        return;
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -67,7 +62,6 @@ pub fn print(options: &Options) -> Result<()> {
         println!("{note}");
     }
     println!("\nNothing was installed. The build itself takes about 3 GB below `target`.");
-    Ok(())
 }
 
 fn rows(options: &Options) -> Vec<Row> {
