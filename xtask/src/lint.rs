@@ -4,7 +4,7 @@ use std::{process::Command, time::Duration};
 
 use anyhow::{Result, bail};
 
-use crate::{process, setup, times::Times};
+use crate::{docs, process, setup, times::Times};
 
 /// Without a network the database of advisories cannot be had; this is for a network that is slow.
 const FETCH_LIMIT: Duration = Duration::from_secs(60);
@@ -37,7 +37,7 @@ pub fn run() -> Result<()> {
         setup::helpers::ensure(setup::helpers::LINT, &mut helpers);
         helpers.finish(true)
     })?;
-    let checks: [Check; 8] = [
+    let checks: [Check; 9] = [
         ("format", || process::run(&mut process::cargo(["fmt", "--all", "--check"]))),
         ("commits", commits),
         ("spelling", || process::run(Command::new("typos").args(["--format", "brief"]))),
@@ -46,6 +46,7 @@ pub fn run() -> Result<()> {
         ("advisories", advisories),
         ("clippy", clippy),
         ("documentation", documentation),
+        ("reference", || docs::run(false)),
     ];
     let mut failed = Vec::new();
     for (name, check) in checks {
