@@ -17,6 +17,7 @@ use socket2::{Domain, Socket, Type};
 use crate::support::{
     NOTICED,
     attack::{Attack, LIMIT, SYN_OPTIONS, forged, known_as},
+    output,
     proxies::{self, Kind, Proxy},
     raw::{self, ACK, FIN, PSH, Parts, RST, RawClient, SYN, Segment, Tap, URG},
     talk::Talk,
@@ -406,6 +407,70 @@ fn given_real_proxies_when_a_client_forges_its_address_then_they_know_its_own() 
             wait_until("the forged address in the log", || proxy.log().contains(&line));
         }
     }
+}
+
+/// Sends forged headers that the SYN cookie of a connection is good for: Linux accepts any two numbers whose distance is
+/// that of the first ones.
+fn replay(it: &Attack<'_>) {
+    for shift in [0, 1, it.len, 2 * it.len, 1_000, 70_000, -1, -it.len, -1_000] {
+        let (flags, payload) = (ACK | PSH, &it.forged_request()[..]);
+        it.send_with(shift - it.len, shift, Parts { flags, payload, ..Parts::default() });
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_syn_cookies_when_a_connection_has_ended_then_its_numbers_begin_no_other() {
+    let lab = Lab::with_proxies();
+    let raw = RawClient::new(&lab.topology, &lab.topology.clients[0]);
+    lab.sysctl("ipv4/tcp_syncookies", "2");
+    let open = |name, to, more: &str| {
+        let mut it = Attack::new(&raw, to, name);
+        let end = it.request.len() - 2;
+        it.request.splice(end..end, more.bytes());
+        it.open();
+        it.is_known();
+        it
+    };
+    let mut port = 2_000;
+    let mut is_harmless = |it: Attack<'_>| {
+        replay(&it);
+        let (to, case) = (it.to, it.case.clone());
+        it.end();
+        honest_is_known(&lab.topology.clients[1], &mut port, to, &case);
+        lab.logs_are_true(&case);
+    };
+    for to in listeners() {
+        let it = open("the client resets", to, "");
+        it.reset();
+        is_harmless(it);
+
+        let mut it = open("the client closes", to, "");
+        let sent = it.request.len() as i64;
+        it.send_with(sent, it.received(), Parts::of(FIN | ACK));
+        it.is_closed();
+        it.send_with(sent + 1, it.received() + 1, Parts::of(ACK));
+        is_harmless(it);
+    }
+
+    // The client leaves the connection open until the server gives up.
+    lab.sysctl("ipv4/tcp_fin_timeout", "1");
+    let closed: Vec<_> = listeners()
+        .into_iter()
+        .map(|to| {
+            let mut it = open("the server closes", to, "connection: close\r\n");
+            it.is_closed();
+            it.send_with(it.request.len() as i64, it.received() + 1, Parts::of(ACK));
+            it
+        })
+        .collect();
+    for kind in [Kind::Nginx, Kind::Haproxy] {
+        let netns = &host(&lab.topology, kind).netns;
+        let filter = format!("( sport = :{} )", proxies::PORT);
+        let sockets = || output(netns, "ss", &["-Htn", "state", "connected", &filter]);
+        wait_until("the servers have no sockets left", || sockets().is_empty());
+    }
+    closed.into_iter().for_each(is_harmless);
 }
 
 /// Sends a request on a socket with TCP Fast Open; gives its address and the answer.

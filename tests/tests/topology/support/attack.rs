@@ -213,6 +213,14 @@ impl<'a> Attack<'a> {
         while !self.is_answer(deadline).unwrap_or_else(|| panic!("no answer: {}", self.case)) {}
     }
 
+    /// Waits until the server closes.
+    pub fn is_closed(&mut self) {
+        let deadline = Instant::now() + LIMIT;
+        while !self.received.1 {
+            assert!(self.is_answer(deadline).is_some(), "the server does not close: {}", self.case);
+        }
+    }
+
     /// How many bytes have come from the server.
     pub fn received(&self) -> i64 {
         self.received.0
