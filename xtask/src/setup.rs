@@ -17,6 +17,7 @@ pub mod helpers;
 mod linker;
 pub mod machine;
 mod report;
+mod services;
 mod survey;
 
 pub use report::Report;
@@ -60,6 +61,12 @@ const TOOLS: [Tool; 5] = [
     Tool { program: "bpftool", package: "bpftool", needed_by: None },
     Tool { program: "curl", package: "curl", needed_by: None },
     Tool { program: "ping", package: "iputils-ping", needed_by: Some("the tests") },
+];
+
+/// Servers that the tests run themselves. Debian packages them as services.
+const SERVERS: [Tool; 2] = [
+    Tool { program: "nginx", package: "nginx", needed_by: Some("the tests") },
+    Tool { program: "haproxy", package: "haproxy", needed_by: Some("the tests") },
 ];
 
 /// What other kernels are booted with.
@@ -117,7 +124,7 @@ fn helpers() -> impl Iterator<Item = &'static helpers::Helper> {
 
 /// The distribution's packages that are missing, as far as is known before one is installed.
 fn missing_packages(options: &Options) -> Vec<String> {
-    let tools = [&TOOLS[..], &VM_TOOLS, &machine::TOOLS].concat();
+    let tools = [&TOOLS[..], &SERVERS, &VM_TOOLS, &machine::TOOLS].concat();
     let missing = tools.iter().filter(|tool| process::find(tool.program).is_none());
     let mut packages: Vec<_> = missing.map(|tool| tool.package.to_owned()).collect();
     let mut llvm = compiler::usable().and_then(compiler::llvm);
@@ -167,7 +174,7 @@ pub fn ensure(options: &Options) -> Result<()> {
 fn need(options: &Options, report: &mut Report) {
     let found = compiler::ensure(options, report);
     linker::ensure(found, options, report);
-    tools(&TOOLS, options, report);
+    tools(&[&TOOLS[..], &SERVERS].concat(), options, report);
     helpers::ensure([&helpers::NEXTEST], report);
 }
 

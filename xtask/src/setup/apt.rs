@@ -5,11 +5,13 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     process::{Command, Stdio},
     sync::{Mutex, Once, PoisonError},
     time::Duration,
 };
 
+use super::services::{POLICY, Policy};
 use crate::process;
 
 /// The time that `apt-get` has. A mirror that has sent too little by then never will.
@@ -17,6 +19,9 @@ const LIMIT: Duration = Duration::from_secs(900);
 const INSTALL: [&str; 3] = ["install", "--no-upgrade", "--no-install-recommends"];
 /// Otherwise apt upgrades all installed packages that are built from the source of a new one.
 const ONLY_NAMED: [&str; 2] = ["-o", "APT::Get::Upgrade-By-Source-Package=false"];
+
+/// Packages that bring a service of the same name, of which only the program is needed: the tests start it.
+const SERVICES: [&str; 2] = ["haproxy", "nginx"];
 
 /// Packages that could not be installed, and why: the same question gets the same answer without asking again.
 static REFUSED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
@@ -101,7 +106,8 @@ fn bytes(text: &str) -> u64 {
     (number * unit) as u64
 }
 
-/// Installs packages, as many of them as can be. Refreshes the lists first: old ones name versions that the
+/// Installs packages, as many of them as can be. Their services are not started, and those of [`SERVICES`] are not
+/// started with the machine either. Refreshes the lists first: old ones name versions that the
 /// mirrors have dropped.
 ///
 /// # Errors
@@ -147,7 +153,14 @@ fn attempt(packages: &[&str], allow_upgrades: bool) -> Result<(), String> {
         }
         command.arg("--no-remove");
     }
-    run(command.args(packages))
+    {
+        let _policy = Policy::create(Path::new(POLICY))?;
+        run(command.args(packages))?;
+    }
+    for service in packages.iter().filter(|package| SERVICES.contains(package)) {
+        run(Command::new("update-rc.d").args([service, "disable"]))?;
+    }
+    Ok(())
 }
 
 /// Why a package is left out.
