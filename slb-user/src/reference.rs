@@ -62,6 +62,23 @@ fn given_the_keys_that_the_parser_knows_when_they_are_sought_then_the_documentat
     }
 }
 
+#[test]
+fn given_the_documents_when_they_are_sought_in_the_index_then_each_is_there() {
+    let docs = root().join("docs");
+    let index = read(&docs.join("README.md"));
+    let names = |folder: &str| {
+        let files = fs::read_dir(docs.join(folder)).unwrap().flatten();
+        files.map(|file| file.file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    for folder in ["", "adr/", "reference/"] {
+        for name in names(folder) {
+            let is_page = Path::new(&name).extension().is_some_and(|extension| extension == "md");
+            let link = format!("({folder}{name})");
+            assert!(!is_page || name == "README.md" || index.contains(&link), "{link} is missing");
+        }
+    }
+}
+
 /// An item of the sources that has documentation.
 struct Item {
     docs: String,
