@@ -33,6 +33,8 @@ mod fragments;
 mod full;
 #[path = "verdicts/fuzz.rs"]
 mod fuzz;
+#[path = "verdicts/fuzz_forgery.rs"]
+mod fuzz_forgery;
 #[path = "verdicts/headers.rs"]
 mod headers;
 #[path = "verdicts/icmp.rs"]
@@ -41,6 +43,8 @@ mod icmp;
 mod index;
 #[path = "verdicts/policy.rs"]
 mod policy;
+#[path = "verdicts/receiver.rs"]
+mod receiver;
 #[path = "verdicts/replies.rs"]
 mod replies;
 #[path = "verdicts/shares.rs"]

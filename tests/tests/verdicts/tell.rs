@@ -99,7 +99,7 @@ impl Connection {
 }
 
 /// The header of the PROXY protocol, version 2, for a frame of a client's.
-fn header(frame: &Frame) -> Vec<u8> {
+pub fn header(frame: &Frame) -> Vec<u8> {
     let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
     match (frame.src.ip(), frame.dst.ip()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -130,15 +130,17 @@ fn headed(frame: &Frame) -> Frame {
 /// A frame with the option before its others.
 fn with_option(frame: &Frame) -> Frame {
     let Transport::Tcp { flags, options } = &frame.transport else { panic!("not TCP") };
-    let addr = match frame.src.ip() {
+    let options = [&option(frame.src)[..], options].concat();
+    Frame { transport: Transport::Tcp { flags: *flags, options }, ..frame.clone() }
+}
+
+/// The TCP option that names a client.
+pub fn option(client: SocketAddr) -> Vec<u8> {
+    let addr = match client.ip() {
         IpAddr::V4(addr) => addr.octets().to_vec(),
         IpAddr::V6(addr) => addr.octets().to_vec(),
     };
-    let mut longer = vec![254, 4 + addr.len() as u8];
-    longer.extend(frame.src.port().to_be_bytes());
-    longer.extend(addr);
-    longer.extend(options);
-    Frame { transport: Transport::Tcp { flags: *flags, options: longer }, ..frame.clone() }
+    [&[254, 4 + addr.len() as u8][..], &client.port().to_be_bytes(), &addr].concat()
 }
 
 /// With a smaller segment size in the options of [`Connection::reply`].
