@@ -285,6 +285,9 @@ impl Receiver {
             "a cookie brings up a connection that does not begin with the header: {segment:?}"
         );
         self.reached.by_cookie += 1;
+        // No stack begins with a window that has no room for the header. With a state the first bytes may come in pieces;
+        // here they may not, as the datapath may have seen all of them acknowledged by an earlier connection.
+        self.window = self.window.max(self.header().len() as i64);
         self.establish(segment, Connection::new(segment.seq, segment.ack));
         self.read(segment)
     }
@@ -314,6 +317,9 @@ impl Receiver {
         if let Told::Option(option) = &self.told {
             let says = options(&segment.options).into_iter().any(|found| found == *option);
             assert!(says || self.has_cookies, "the handshake ends without the option: {segment:?}");
+            if says {
+                self.informed.insert(segment.source);
+            }
         }
         connection.is_established = true;
         self.reached.established += 1;
@@ -354,7 +360,7 @@ impl Receiver {
         if next <= len && now > len {
             self.reached.streams += 1;
         }
-        if now >= len && (len > 0 || now > 0 || connection.end == Some(now)) {
+        if now >= len && len > 0 {
             self.informed.insert(to);
         }
         let is_news =
