@@ -9,7 +9,7 @@
 use core::{hint::black_box, ptr};
 
 use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
+    helpers::{bpf_get_prandom_u32, bpf_xdp_adjust_head, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
     programs::XdpContext,
 };
 use slb_common::{
@@ -85,13 +85,14 @@ fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(
         let first = sequence.wrapping_add(1);
         if flow.state & ACCEPTED == 0 {
             flow.sequence = first;
-        } else if is_header && !is_told && flow.sequence != first {
-            // It may end the connection at the backend and begin another one, before the backend's SYN-ACK says so.
-            flows::forget(flow);
-            return Err(Verdict::BeforeClientAddress);
         }
         if is_header {
-            client_address::renumber(&mut work.frame, l4, SEQUENCE, len.wrapping_neg())
+            // Another SYN than that of the connection may begin one at a backend that has forgotten this: at a
+            // number that the client does not know, until the SYN-ACK removes the entry.
+            let is_own = !is_told && flow.sequence == first;
+            // SAFETY: touches no memory of ours.
+            let by = if is_own { len.wrapping_neg() } else { unsafe { bpf_get_prandom_u32() } };
+            client_address::renumber(&mut work.frame, l4, SEQUENCE, by)
                 .ok_or(Verdict::Truncated)?;
         }
         return set_options(work, flow, l4, is_v4, options_end, 0);
