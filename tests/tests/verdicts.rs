@@ -27,6 +27,8 @@ mod explained;
 mod families;
 #[path = "verdicts/flows.rs"]
 mod flows;
+#[path = "verdicts/forged.rs"]
+mod forged;
 #[path = "verdicts/fragments.rs"]
 mod fragments;
 #[path = "verdicts/full.rs"]
