@@ -34,12 +34,10 @@ const MAX_BEHIND: u32 = 1 << 16;
 const MAX_ACKNOWLEDGED: u32 = MAX_BEHIND + 1;
 /// As much as a backend may have sent on its own meanwhile.
 const MAX_SENT: u32 = 1 << 20;
-/// The age of a SYN-ACK is counted in units of 2 to the power of this many jiffies: four seconds, or more.
-const AGE_SHIFT: u32 = 12;
-/// After this many units no SYN cookie is good any more: Linux takes one for two minutes.
-const MAX_COOKIE_AGE: u16 = 32;
-/// How much less is acknowledged so that numbers are not those of a SYN cookie: the fewest bytes that are enough.
-const LESS_ACKNOWLEDGED: u32 = 2 * client_address::COOKIE_SPREAD + 1;
+/// The age of a SYN-ACK is counted in units of 2 to the power of this many jiffies.
+const AGE_SHIFT: u32 = 8;
+/// By how much a segment's numbers are changed so that they are not those of a SYN cookie: the fewest bytes that do.
+const COOKIE_SHIFT: u32 = 2 * client_address::COOKIE_SPREAD + 1;
 
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
@@ -116,17 +114,21 @@ fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(
         let numbers = (sequence, acknowledgement);
         let may_be_cookie = flags & (ACK | RST) == ACK
             && client_address::is_cookie(numbers, flow.sequence)
-            && reply.is_none_or(|reply| age(work.now, reply) <= MAX_COOKIE_AGE);
+            && reply.is_none_or(|reply| may_have_cookie(work.now, reply));
         if !may_be_cookie {
             return Ok(());
         }
         if is_first_answer {
             return Err(Verdict::BeforeClientAddress);
         }
-        // A client may have sent and got just as much, so it may not be dropped. The backend sends the last bytes again.
-        let less = LESS_ACKNOWLEDGED.wrapping_neg();
-        return client_address::renumber(&mut work.frame, l4, ACKNOWLEDGEMENT, less)
-            .ok_or(Verdict::Truncated);
+        // A client may have sent and got just as much, so it may not be dropped. An acknowledgement alone counts from
+        // anywhere in the window; data cannot move, but may acknowledge less.
+        let (at, by) = if has_data || flags & FIN != 0 {
+            (ACKNOWLEDGEMENT, COOKIE_SHIFT.wrapping_neg())
+        } else {
+            (SEQUENCE, COOKIE_SHIFT)
+        };
+        return client_address::renumber(&mut work.frame, l4, at, by).ok_or(Verdict::Truncated);
     }
     let behind = sequence.wrapping_sub(flow.sequence);
     if flags & RST != 0 {
@@ -336,8 +338,10 @@ const fn units(jiffies: u32) -> u16 {
     (jiffies >> AGE_SHIFT) as u16
 }
 
-/// How long ago the SYN-ACK of a reply's entry was seen, in units of [`AGE_SHIFT`].
+/// Whether a SYN-ACK that a reply's entry stands for may have had a cookie that is still good: Linux takes one for two
+/// minutes, and a connection may be opening for one.
 #[inline(always)]
-const fn age(now: u32, reply: &Flow) -> u16 {
-    units(now).wrapping_sub(reply.port)
+fn may_have_cookie(now: u32, reply: &Flow) -> bool {
+    let minutes = units(maps::settings().opening_jiffies.wrapping_mul(2));
+    units(now).wrapping_sub(reply.port) <= minutes.wrapping_add(1)
 }

@@ -339,6 +339,11 @@ fn given_a_told_backend_when_numbers_are_those_of_a_syn_cookie_then_they_cannot_
                 } else {
                     let less = with_ack(&data, data.ack.wrapping_sub(7));
                     open.sends(slb, &case, &data, &less);
+                    let end = Frame { payload: Vec::new(), ..data }.flags(FIN | ACK);
+                    open.sends(slb, &case, &end, &with_ack(&end, less.ack));
+                    let alone = end.flags(ACK);
+                    let more = Frame { seq: alone.seq.wrapping_add(7), ..alone.clone() };
+                    open.sends(slb, &case, &alone, &more);
                 }
             }
         }
@@ -359,10 +364,16 @@ fn given_a_told_backend_when_no_syn_cookie_can_be_good_any_more_then_all_numbers
         let data = with_ack(&open.segment(ACK, 0, b"odd"), open.own.wrapping_add(len));
         let less = with_ack(&data, data.ack.wrapping_sub(7));
         open.sends(slb, &case("young"), &data, &less);
-        // In units of 4096 jiffies, of which a second has a thousand at most.
-        slb.flows.change(&open.reply_key(), |reply| reply.port = reply.port.wrapping_sub(30));
-        open.sends(slb, &case("two minutes"), &data, &less);
-        slb.flows.change(&open.reply_key(), |reply| reply.port = reply.port.wrapping_sub(3));
+        let mut minutes = 0;
+        slb.set(|settings| minutes = 2 * settings.opening_jiffies);
+        let age = |slb: &mut Slb<'_>, jiffies: u32| {
+            let units = (jiffies >> 8) as u16;
+            slb.flows
+                .change(&open.reply_key(), |reply| reply.port = reply.port.wrapping_sub(units));
+        };
+        age(slb, minutes - 1_024);
+        open.sends(slb, &case("nearly two minutes"), &data, &less);
+        age(slb, 2_048);
         open.sends(slb, &case("old"), &data, &data);
 
         // A lost entry does not say how old it was.
@@ -448,7 +459,7 @@ fn given_a_syn_with_options_for_fast_open_when_it_is_sent_on_then_they_are_blank
 
 #[test]
 #[ignore = "needs root"]
-fn given_the_option_when_the_first_byte_is_sent_again_then_it_is_told_again() {
+fn given_the_option_when_the_first_byte_is_sent_again_then_its_client_is_told_again() {
     everywhere(BACKEND_OPTION, OPTIONS, |slb, family, crosses, _| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 9_700, 0);
@@ -462,5 +473,9 @@ fn given_the_option_when_the_first_byte_is_sent_again_then_it_is_told_again() {
         let later = open.segment(ACK, 70_000, b"odd");
         open.sends(slb, &case("untold"), &later, &with_option(&later));
         brought_to(slb, &open, State::Told, 0);
+        open.sends(slb, &case("told"), &data, &with_option(&data));
+        let plain = with_options(&data, &[]);
+        open.sends(slb, &case("told, no options"), &plain, &with_option(&plain));
+        open.sends(slb, &case("told, later"), &later, &later);
     });
 }

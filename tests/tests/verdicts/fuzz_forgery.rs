@@ -47,8 +47,8 @@ struct Seen {
     dropped: [u64; 3],
     /// Client's segments that were sent to a backend that may not know yet, not from the first byte on.
     ahead: u64,
-    /// Acknowledgements that the backend got lower than the client has sent them.
-    lowered: u64,
+    /// Segments that would answer a SYN cookie with the numbers that the client gave them.
+    shifted: u64,
     /// Entries that were removed by a segment.
     removed: u64,
 }
@@ -82,7 +82,7 @@ fn given_hostile_clients_when_backends_are_told_who_they_are_then_none_passes_fo
             }
         }
         // It is of no use if the connections do not get far.
-        let Seen { frames, told, dropped: [offered, accepted, late], ahead, lowered, removed } =
+        let Seen { frames, told, dropped: [offered, accepted, late], ahead, shifted, removed } =
             seen;
         let Reached { established, by_cookie, out_of_order, headers, streams, options, forgotten } =
             reached;
@@ -92,7 +92,7 @@ fn given_hostile_clients_when_backends_are_told_who_they_are_then_none_passes_fo
             ("dropped behind it", accepted, 200),
             ("dropped when told", late, 400),
             ("ahead of the first byte", ahead, 200),
-            ("lowered acknowledgements", lowered, 400),
+            ("shifted segments", shifted, 400),
             ("removed entries", removed, 1_000),
             ("connections", established, 100),
             ("connections by a cookie", by_cookie, 200),
@@ -427,7 +427,8 @@ impl<'a, 's> World<'a, 's> {
         let is_ahead = seq != self.first && flags & (SYN | RST) == 0;
         self.seen.ahead +=
             u64::from(before.is_some_and(|flow| flow.state & UNTOLD != 0) && is_ahead);
-        self.seen.lowered += u64::from(flags & ACK != 0 && segment.ack != ack);
+        let by = [segment.ack.wrapping_sub(ack), segment.seq.wrapping_sub(seq)];
+        self.seen.shifted += u64::from(matches!(by, [0, 7] | [0xffff_fff9, 0]) && flags & ACK != 0);
         self.flying.push(segment);
     }
 
