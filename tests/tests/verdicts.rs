@@ -27,12 +27,16 @@ mod explained;
 mod families;
 #[path = "verdicts/flows.rs"]
 mod flows;
+#[path = "verdicts/forged.rs"]
+mod forged;
 #[path = "verdicts/fragments.rs"]
 mod fragments;
 #[path = "verdicts/full.rs"]
 mod full;
 #[path = "verdicts/fuzz.rs"]
 mod fuzz;
+#[path = "verdicts/fuzz_forgery.rs"]
+mod fuzz_forgery;
 #[path = "verdicts/headers.rs"]
 mod headers;
 #[path = "verdicts/icmp.rs"]
@@ -41,6 +45,8 @@ mod icmp;
 mod index;
 #[path = "verdicts/policy.rs"]
 mod policy;
+#[path = "verdicts/receiver.rs"]
+mod receiver;
 #[path = "verdicts/replies.rs"]
 mod replies;
 #[path = "verdicts/shares.rs"]
