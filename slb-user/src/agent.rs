@@ -3,17 +3,16 @@
 //! It owns all state; everything else is asked by message. Nothing that it does is undone when it
 //! ends: the datapath goes on, and the next agent starts from what it finds in the maps.
 
-mod events;
+mod atomic_write;
+mod config_cache;
 mod failures;
 mod file_job;
 mod flows;
 mod follow;
-mod known;
 mod lock;
 mod passive;
+mod publish;
 mod reload;
-mod staged;
-mod status;
 mod watchdog;
 
 use std::{
@@ -24,13 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slb_common::{
-    abi::{
-        self, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_UNHEALTHY, Backend, CHUNK_SLOTS,
-        DEFAULT_CHUNKS, MAX_SOURCES, MODE_FULL, NO_LISTENER_DROP, NO_LISTENER_PASS,
-        NO_LISTENER_RESET,
-    },
-    verdict::Verdict,
+use slb_api::{EventKind, ProblemName};
+use slb_common::abi::{
+    self, BACKEND_HEALTHY, BACKEND_UNHEALTHY, CHUNK_SLOTS, DEFAULT_CHUNKS, NO_LISTENER_DROP,
+    NO_LISTENER_PASS, NO_LISTENER_RESET,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -43,23 +39,24 @@ use tracing::{debug, info, warn};
 pub use lock::{Lock, LockError};
 
 use self::{
-    events::Events,
     failures::Failures,
     follow::{Follower, Following, Surroundings},
     passive::Suspicion,
+    publish::Publisher,
     reload::Reloads,
     watchdog::Watchdog,
 };
 use crate::{
     api::{self, ApiError, HttpError, Request},
     clock::Jiffies,
-    config::{Announce, Config, Gateway, NoListener, Scheduler},
-    datapath::{Attachment, Capacities, Explainer, LoadError, Loaded, Pins, TableError},
+    config::{Config, Gateway, NoListener, Scheduler},
+    datapath::{Attachment, Capacities, Counters, LoadError, Loaded, Pins, TableError},
     descriptors::Descriptors,
     desired::{Circumstances, Planner},
     health::{self, Checkers, Health},
     layout::{Layout, LayoutError},
-    net::{GENERIC, Interface, NetworkChange, local_source_problems},
+    net::{GENERIC, Interface, NetworkChange},
+    observe::{EventLog, History, Observer, Snapshot, StatusReader},
     plan::plan,
     schedule::maglev,
     state::State,
@@ -100,15 +97,15 @@ pub enum AgentError {
 
 /// A running agent.
 pub struct Agent {
-    config: Config,
-    path: PathBuf,
+    config: Arc<Config>,
+    path: Arc<PathBuf>,
     started: Instant,
     datapath: Loaded,
-    layout: Layout,
+    layout: Arc<Layout>,
     planner: Planner,
     jiffies: Jiffies,
     /// One per target of the layout.
-    health: Vec<Health>,
+    health: Arc<Vec<Health>>,
     /// Backends, by index, that stay in use until their first probe, see [`Circumstances::trusted`].
     trusted: HashSet<u32>,
     /// By [`crate::layout::Target::id`].
@@ -121,18 +118,20 @@ pub struct Agent {
     sweeps: u32,
     /// What clients have seen of backends, by [`crate::layout::Target::id`].
     suspicions: HashMap<u32, Suspicion>,
-    /// How often the health of a target has changed, by id.
-    transitions: HashMap<u32, u64>,
+    /// How the health of targets has changed, by id.
+    history: Arc<HashMap<u32, History>>,
+    /// What the probes have found.
+    probes: health::Statuses<u32>,
     reloads: Reloads,
     descriptors: Descriptors,
     /// Where metrics are, and who answers.
     http: Option<(SocketAddr, AbortHandle)>,
-    requests: mpsc::Sender<Request>,
+    observer: Arc<dyn Observer>,
+    publisher: Publisher,
     surroundings: Surroundings,
     attachments: Vec<(Interface, Attachment)>,
     failures: Failures,
-    events: Events,
-    explainer: Arc<Explainer>,
+    events: EventLog,
     _pins_lock: Lock,
 }
 
@@ -151,15 +150,16 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
-    let start =
-        Agent::start(config, path.to_owned(), Checkers::new(events), orders, requests.clone());
+    let start = Agent::start(config, path.to_owned(), Checkers::new(events), orders);
     let (mut agent, follower) = tokio::select! {
         started = start => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let following = tokio::spawn(follower.run(news, ordered));
-    api::serve(&agent.config.gateway.api, requests, agent.descriptors.connections().clone())?;
+    let most = agent.descriptors.connections().clone();
+    let api = api::Agent { requests, observer: Arc::clone(&agent.observer) };
+    api::serve(&agent.config.gateway.api, api, most)?;
     ready();
     agent.prepare_edits();
 
@@ -176,7 +176,7 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
         tokio::select! {
             biased;
             // First, because a loop that has much to do is alive.
-            () = watchdog.feed() => {}
+            () = watchdog.feed() => continue,
             Some(event) = transitions.recv() => {
                 let more = std::iter::from_fn(|| transitions.try_recv().ok());
                 agent.health_changed(std::iter::once(event).chain(more).collect());
@@ -190,7 +190,7 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             _ = retry.tick(), if !agent.failures.is_empty() => {
                 agent.serve_metrics();
                 agent.reconcile();
-                agent.failures.note("health checks", agent.checkers.shortage());
+                agent.failures.note(ProblemName::ProbesShortOfResources, agent.checkers.shortage());
             }
             () = until(agent.planner.due()) => {
                 agent.reconcile();
@@ -198,10 +198,14 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
                     sweep.reset_immediately();
                 }
             }
-            _ = answers.tick(), if agent.is_passive() => agent.look_at_answers(),
+            _ = answers.tick(), if agent.is_passive() => {
+                agent.look_at_answers();
+                continue;
+            }
             _ = sweep.tick() => agent.sweep(&swept),
             Some(swept) = sweeps.recv() => agent.settle(swept),
         }
+        agent.publish();
     }
     following.abort();
     info!("stopping; packets are balanced on, `slb unload` ends that");
@@ -214,35 +218,43 @@ impl Agent {
         path: PathBuf,
         checkers: Checkers<u32>,
         orders: mpsc::UnboundedSender<Following>,
-        requests: mpsc::Sender<Request>,
     ) -> Result<(Self, Follower), AgentError> {
-        let datapath = Loaded::open(Pins::new(&config.gateway.pins), capacities(&config))?;
+        let pins = Pins::new(&config.gateway.pins);
+        let datapath = Loaded::open(pins.clone(), capacities(&config))?;
         let pins_lock = Lock::of_directory(&config.gateway.pins)?;
-        let layout = Layout::new(&config, datapath.maps.installed())?;
+        let layout = Arc::new(Layout::new(&config, datapath.maps.installed())?);
         let following = Following::new(&config, &layout);
         let mut follower = Follower::open(following.clone()).await?;
+        let (config, path) = (Arc::new(config), Arc::new(path));
+        let first = Snapshot::new(Arc::clone(&config), Arc::clone(&path), Arc::clone(&layout));
+        let started = first.started;
+        let (publisher, snapshots) = Publisher::new(first);
+        let (jiffies, events) = (Jiffies::from_kernel()?, EventLog::default());
+        let counters = Arc::new(Counters::open(&pins)?);
+        let observer = StatusReader::open(&pins, jiffies, counters, snapshots, events.clone())?;
         let mut agent = Self {
-            started: Instant::now(),
-            health: restored(&layout, datapath.maps.installed()),
+            started,
+            health: Arc::new(restored(&layout, datapath.maps.installed())),
             trusted: HashSet::new(),
             planner: Planner::default(),
-            jiffies: Jiffies::from_kernel()?,
+            jiffies,
             checkers,
             departed: HashMap::new(),
             closing: HashMap::new(),
             sweeps: 0,
             suspicions: HashMap::new(),
-            transitions: HashMap::new(),
+            history: Arc::default(),
+            probes: health::Statuses::default(),
             reloads: Reloads::new(orders, following),
             descriptors: Descriptors::count()?,
             http: None,
-            requests,
+            observer: Arc::new(observer),
+            publisher,
             // What changed while no agent was looking, nobody has told the program.
             surroundings: follower.look(NetworkChange::EVERYTHING).await,
             attachments: Vec::new(),
             failures: Failures::default(),
-            events: Events::default(),
-            explainer: Arc::new(Explainer::open(&Pins::new(&config.gateway.pins))?),
+            events,
             datapath,
             layout,
             config,
@@ -265,6 +277,7 @@ impl Agent {
         agent.check_health();
         agent.serve_metrics();
         agent.log_datapath();
+        agent.publish();
         follower.report();
         Ok((agent, follower))
     }
@@ -295,20 +308,10 @@ impl Agent {
     fn log_datapath(&self) {
         let (flows, bytes) = self.datapath.flow_table();
         info!(flows, mebibytes = bytes >> 20, "flow table");
-        for problem in self.flow_table_problem().iter().chain(self.datapath.warning()) {
+        let size = self.flow_table_problem().map(|problem| problem.text);
+        for problem in size.iter().chain(self.datapath.warning()) {
             warn!("{problem}");
         }
-    }
-
-    fn flow_table_problem(&self) -> Option<String> {
-        let (made, wanted) = (self.datapath.flow_table().0, self.config.gateway.flows);
-        // Rounded up to whole buckets.
-        (made != wanted.next_multiple_of(2)).then(|| {
-            format!(
-                "the flow table was made for {made} flows; gateway.flows = {wanted} takes effect \
-                 after `slb unload`"
-            )
-        })
     }
 
     /// Whether every configured interface is there, and free or ours. Changes nothing.
@@ -362,6 +365,7 @@ impl Agent {
         let targets: Vec<_> = targets.collect();
         self.descriptors.reserve(targets.len());
         self.checkers.set(targets);
+        self.probes = self.checkers.statuses();
     }
 
     /// Brings the maps in line with these transitions, and tells of them after that.
@@ -376,11 +380,15 @@ impl Agent {
             })
             .collect();
         for (target, event) in &known {
-            self.health[*target] = event.health;
+            Arc::make_mut(&mut self.health)[*target] = event.health;
             self.trusted.remove(&event.key);
-            *self.transitions.entry(event.key).or_default() += 1;
+            let first = History { since: event.at, transitions: 0 };
+            let history = Arc::make_mut(&mut self.history).entry(event.key).or_insert(first);
+            *history = History { since: event.at, transitions: history.transitions + 1 };
         }
         let is_done = self.reconcile();
+        // Ahead of the events: who sees one sees what it did.
+        self.publish();
         let after = decided.and_then(|at| at.elapsed().ok()).unwrap_or_default();
         known.iter().for_each(|(target, event)| self.report_health(*target, event));
         if is_done {
@@ -392,7 +400,7 @@ impl Agent {
         let (listener, backend) = self.describe(target);
         let reason = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let health = event.health.label();
-        self.events.note("health", format!("{listener}: {backend} is {health}{reason}"));
+        self.events.note(EventKind::Health, format!("{listener}: {backend} is {health}{reason}"));
         if event.health == Health::Unhealthy {
             warn!(listener, backend, reason = event.reason, "backend is unhealthy");
         } else {
@@ -421,13 +429,13 @@ impl Agent {
         }
         self.surroundings = surroundings;
         let result = self.attach();
-        self.failures.note("XDP", result);
+        self.failures.note(ProblemName::XdpNotAttached, result);
         let result = self.set();
-        self.failures.note("settings", result);
+        self.failures.note(ProblemName::SettingsNotWritten, result);
         self.reconcile();
         // Last: what is looked up from now on depends on what has just been written.
         if self.surroundings.outdates_clients {
-            self.failures.note("route epoch", self.datapath.maps.next_route_epoch());
+            self.failures.note(ProblemName::RoutesOutdated, self.datapath.maps.next_route_epoch());
         }
         self.surroundings.take();
     }
@@ -436,7 +444,7 @@ impl Agent {
     fn reconcile(&mut self) -> bool {
         let result = self.apply();
         let is_done = result.is_ok();
-        self.failures.note("maps", result);
+        self.failures.note(ProblemName::MapsNotWritten, result);
         is_done
     }
 
@@ -481,66 +489,17 @@ impl Agent {
         }
         let result = wanted.map_or(Ok(None), |addr| {
             let most = self.descriptors.connections().clone();
-            let task = api::serve_metrics(addr, self.requests.clone(), most)?;
+            let task = api::serve_metrics(addr, Arc::clone(&self.observer), most)?;
             Ok::<_, HttpError>(Some((addr, task)))
         });
-        self.failures.note("metrics", result.map(|http| self.http = http));
-    }
-
-    fn problems(&self) -> Vec<String> {
-        let mut problems = self.surroundings.problems.clone();
-        problems.extend(self.datapath.warning().cloned());
-        problems.extend(self.flow_table_problem());
-        problems.extend(self.sourceless());
-        problems.extend(self.lost_replies());
-        problems.extend(self.descriptors.problem());
-        problems.extend(self.failures.texts());
-        problems.extend(self.reloads.refused.clone());
-        problems
-    }
-
-    /// Without an address of the gateway as source nothing goes to a backend of full NAT.
-    fn sourceless(&self) -> Option<String> {
-        let installed = &self.datapath.maps.installed().backends;
-        let is_sourceless = |backend: &&Backend| {
-            backend.flags & BACKEND_IN_USE != 0 && backend.mode == MODE_FULL && backend.sources == 0
-        };
-        let count = installed.values().filter(is_sourceless).count();
-        (count > 0).then(|| {
-            format!(
-                "{count} backends behind full NAT get no new flows (no_port): the kernel knows no \
-                 address to reach them from, so look at its routes; or {MAX_SOURCES} sources are in \
-                 the maps already, those of former configurations among them, which \
-                 `slb unload` removes"
-            )
-        })
-    }
-
-    /// A reply that is left to the kernel has the VIP as its source: if that is an address of this
-    /// host, IPv4 takes the packet for a forgery.
-    fn lost_replies(&self) -> Vec<String> {
-        let replies = self.datapath.maps.verdicts().unwrap_or_default();
-        let left = replies
-            .iter()
-            .any(|(verdict, count)| *verdict == Verdict::RepliedByKernel && count.packets > 0);
-        if !left || self.config.gateway.announce == Announce::None {
-            return Vec::new();
-        }
-        // Those that replies come in by.
-        let interfaces = self.surroundings.interfaces.iter().filter(|(interface, _)| {
-            self.surroundings.ways.values().any(|way| way.hop.ifindex == interface.index)
-        });
-        local_source_problems(interfaces.map(|(interface, _)| interface.name.as_str()))
+        self.failures.note(ProblemName::MetricsNotServed, result.map(|http| self.http = http));
     }
 
     fn answer(&mut self, request: Request) {
         match request {
-            // Who asked may have gone away.
-            Request::Status(answer) => drop(answer.send(self.status())),
-            Request::Events(after, answer) => drop(answer.send(self.events.after(after))),
-            Request::Sight(answer) => drop(answer.send(self.sight())),
             Request::Reload(answer) => self.reload(Some(answer)),
             Request::Edit(edit, answer) => self.edit(edit, answer),
+            // Who asked may have gone away.
             Request::Plan(config, answer) => drop(answer.send(self.plan(&config))),
         }
     }

@@ -1,6 +1,7 @@
 //! The kernel's side: loading, pinning and attaching the program, and writing its maps.
 
 mod bpffs;
+mod counters;
 mod decap;
 mod error;
 mod explain;
@@ -18,6 +19,7 @@ mod slots;
 mod trace;
 
 pub use bpffs::BpffsError;
+pub use counters::Counters;
 pub use decap::{Decap, Decapsulated};
 pub use error::LoadError;
 pub use explain::{Explainer, Explanation, Question, Step};

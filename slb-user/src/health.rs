@@ -8,7 +8,7 @@ mod machine;
 mod probe;
 mod window;
 
-pub use checker::{Checkers, Event, LastFailure, Shortage, Status, Target};
+pub use checker::{Checkers, Event, LastFailure, LastProbe, Shortage, Status, Statuses, Target};
 pub use machine::{Health, Tracker};
 pub use probe::{Failure, probe};
 pub use window::Windows;

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{known::Parsed, staged::Staged};
+use super::{atomic_write::AtomicWrite, config_cache::Parsed};
 use crate::{api::Refusal, contained};
 
 /// A command waits for ten seconds, and is to hear why.
@@ -26,7 +26,7 @@ const HANGING: usize = 4;
 /// What has become of the work.
 pub(super) enum Outcome {
     /// The file was read, and another text written beside it if that was asked for.
-    Read(Box<Result<(Parsed, Option<Staged>), Refusal>>),
+    Read(Box<Result<(Parsed, Option<AtomicWrite>), Refusal>>),
     /// The file was replaced.
     Replaced(io::Result<()>),
     /// It takes too long. What it still reads is of no use; a file that is not replaced yet will not be.

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use slb_api::{EventKind, ProblemName};
 use slb_common::abi::{
     BACKEND_CLOSED, BACKEND_IN_USE, Flow, MODE_DSR, MODE_GUE, MODE_IPIP, NO_SOURCE,
 };
@@ -36,7 +37,7 @@ pub(super) struct Swept {
 impl Agent {
     /// Looks through the flow table if there is anything to be found, in a thread of its own: it is large.
     pub(super) fn sweep(&mut self, swept: &mpsc::Sender<Swept>) {
-        self.failures.note("health checks", self.checkers.shortage());
+        self.failures.note(ProblemName::ProbesShortOfResources, self.checkers.shortage());
         let now = Instant::now();
         let known = self.closing.len();
         self.closing.retain(|_, until| *until > now);
@@ -129,7 +130,7 @@ impl Agent {
         });
         let text =
             format!("{count} connections were idle for too long, or their backend drained: reset");
-        self.events.note("flows", text);
+        self.events.note(EventKind::Flows, text);
         info!(connections = count, "idle for too long, or drained: reset");
     }
 }

@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
 };
 
+use slb_api::{Problem, ProblemName};
 use slb_common::abi::Hop;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
@@ -35,7 +36,7 @@ pub(super) struct Surroundings {
     /// Whether the program may remember ways to clients that are wrong now.
     pub outdates_clients: bool,
     /// What an operator should see to.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     /// [`Following::number`].
     pub number: u64,
     /// Sent to when the maps say the same: the VIPs are announced after that. Dropped: they are not.
@@ -110,12 +111,12 @@ pub(super) struct Follower {
     /// Next hops on our interfaces.
     neighbours: HashSet<(u32, IpAddr)>,
     addresses: Vec<IpAddr>,
-    /// Backends whose replies cannot come back through XDP, in words.
-    detours: Vec<String>,
+    /// Backends whose replies cannot come back through XDP.
+    detours: Vec<Problem>,
     /// Of the kernel's settings and routes.
-    problems: Vec<String>,
+    problems: Vec<Problem>,
     /// Those of them that the log has been told of.
-    told: Vec<String>,
+    told: Vec<Problem>,
     failures: Failures,
 }
 
@@ -158,7 +159,8 @@ impl Follower {
                 self.announce().await;
             }
             // Last: thousands of them take seconds, and what is known already is of use before.
-            self.failures.note("neighbours", self.keeper.keep(&self.neighbours).await);
+            self.failures
+                .note(ProblemName::NeighboursNotKept, self.keeper.keep(&self.neighbours).await);
             let pause = if self.failures.is_empty() { KEEP_INTERVAL } else { RETRY };
             change = NetworkChange::default();
             tokio::select! {
@@ -180,7 +182,7 @@ impl Follower {
         let interfaces = self.interfaces();
         match self.network.resolve_all(&self.following.backends).await {
             Ok(answers) => {
-                self.failures.note("next hops", Ok::<_, net::Error>(()));
+                self.failures.note(ProblemName::NextHopsUnknown, Ok::<_, net::Error>(()));
                 self.ways =
                     answers.iter().filter_map(|(&addr, hop)| Some((addr, way(hop)?))).collect();
                 let ours = |index| interfaces.iter().any(|interface| interface.index == index);
@@ -188,15 +190,17 @@ impl Follower {
                 let neighbours = answers.values().filter_map(NextHop::neighbour);
                 self.neighbours = neighbours.filter(|(index, _)| ours(*index)).collect();
             }
-            Err(error) => self.failures.note("next hops", Err(error)),
+            Err(error) => self.failures.note(ProblemName::NextHopsUnknown, Err(error)),
         }
         let addresses = self.network.addresses().await.map(|found| self.addresses = found);
-        self.failures.note("addresses", addresses);
-        let mut problems = forwarding_problems(&interfaces);
+        self.failures.note(ProblemName::AddressesUnknown, addresses);
+        let forwarding = forwarding_problems(&interfaces).into_iter();
+        let forwarding = forwarding.map(|text| Problem::new(ProblemName::ForwardingOff, text));
+        let mut problems: Vec<Problem> = forwarding.collect();
         problems.extend(self.detours.clone());
         self.problems.clone_from(&problems);
         let interfaces = self.with_xdp(interfaces).await;
-        problems.extend(self.failures.texts());
+        problems.extend(self.failures.problems());
         Surroundings {
             interfaces,
             ways: self.ways.clone(),
@@ -211,7 +215,7 @@ impl Follower {
     /// Logs new problems, after the agent has acted on the same look.
     pub fn report(&mut self) {
         for problem in self.problems.iter().filter(|problem| !self.told.contains(problem)) {
-            warn!("{problem}");
+            warn!("{}", problem.text);
         }
         self.told.clone_from(&self.problems);
     }
@@ -224,7 +228,7 @@ impl Follower {
         {
             info!(vips = ?done.announced, "announced");
         }
-        self.failures.note("VIPs", result.map(drop));
+        self.failures.note(ProblemName::VipsNotAnnounced, result.map(drop));
     }
 
     async fn with_xdp(
@@ -243,7 +247,7 @@ impl Follower {
                 }
             }
         }
-        self.failures.note("interfaces", result);
+        self.failures.note(ProblemName::InterfacesUnknown, result);
         with_xdp
     }
 
@@ -270,7 +274,7 @@ fn detours(
     network: &Network,
     answers: &HashMap<IpAddr, NextHop>,
     interfaces: &[Interface],
-) -> Vec<String> {
+) -> Vec<Problem> {
     let outside = |hop: &NextHop| match hop {
         NextHop::Local => Some("it is an address of this host".to_owned()),
         NextHop::Unreachable(why) => Some(why.to_string()),
@@ -283,17 +287,19 @@ fn detours(
             Some(format!("its interface, {name}, is not in gateway.interfaces"))
         }
     };
-    let mut found: Vec<String> = answers
+    let problem = |text| Problem::new(ProblemName::BackendBypassesXdp, text);
+    let mut found: Vec<Problem> = answers
         .iter()
         .filter_map(|(addr, hop)| {
-            Some(format!("backend {addr} gets no traffic by XDP: {}", outside(hop)?))
+            let text = format!("backend {addr} gets no traffic by XDP: {}", outside(hop)?);
+            Some(problem(text).of(addr.to_string()))
         })
         .collect();
-    found.sort();
+    found.sort_by(|one, other| one.text.cmp(&other.text));
     let more = found.len().saturating_sub(DETOURS_SHOWN);
     found.truncate(DETOURS_SHOWN);
     if more > 0 {
-        found.push(format!("and {more} more backends"));
+        found.push(problem(format!("and {more} more backends")));
     }
     found
 }

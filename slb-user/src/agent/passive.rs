@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -103,7 +104,7 @@ impl Agent {
                 self.checkers.fail(&id, reason);
                 self.suspicions.remove(&id);
                 // Ahead of the event, so that the next one knows.
-                self.health[index] = Health::Unhealthy;
+                Arc::make_mut(&mut self.health)[index] = Health::Unhealthy;
             }
         }
     }

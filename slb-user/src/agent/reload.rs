@@ -7,23 +7,24 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     error::Error,
-    io, mem,
-    path::Path,
+    mem,
+    sync::Arc,
     time::Instant,
 };
 
+use slb_api::{EventKind, ProblemName, Reloaded};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::{
     Agent, SWEEP_SLACK,
+    atomic_write::AtomicWrite,
+    config_cache::{ConfigCache, Parsed},
     file_job::{FileJob, FileJobs, Outcome, WITHIN},
     follow::{Following, Surroundings},
-    known::{Known, Parsed},
-    staged::Staged,
 };
 use crate::{
-    api::{Refusal, Reloaded},
+    api::Refusal,
     causes::causes,
     config::{Config, Edit, Mistake, changes},
     contained,
@@ -49,7 +50,7 @@ pub(super) struct Pending {
     /// `None`: the configuration is the one that the agent goes by already.
     layout: Option<Layout>,
     warnings: Vec<Mistake>,
-    staged: Option<Staged>,
+    staged: Option<AtomicWrite>,
     /// Those of this configuration, if they are others than before.
     surroundings: Option<Surroundings>,
     answer: Option<Answer>,
@@ -87,7 +88,7 @@ pub(super) struct Reloads {
     waiting: VecDeque<Wish>,
     /// What the follower was told last.
     following: Following,
-    known: Known,
+    cache: ConfigCache,
     /// Counts configurations; the first is 1.
     pub generation: u64,
     /// How many were refused.
@@ -105,7 +106,7 @@ impl Reloads {
             pending: None,
             waiting: VecDeque::new(),
             following,
-            known: Known::default(),
+            cache: ConfigCache::default(),
             generation: 1,
             failures: 0,
             refused: None,
@@ -139,9 +140,9 @@ impl Reloads {
 impl Agent {
     /// Reads the file ahead of the first edit.
     pub(super) fn prepare_edits(&self) {
-        let (path, known) = (self.path.clone(), self.reloads.known.clone());
+        let (path, cache) = (self.path.clone(), self.reloads.cache.clone());
         // What is wrong with it by now, whoever edits it is told.
-        tokio::task::spawn_blocking(contained::blocking(move || drop(known.read(&path))));
+        tokio::task::spawn_blocking(contained::blocking(move || drop(cache.read(&path))));
     }
 
     /// Reads the file again, and goes by it.
@@ -173,15 +174,15 @@ impl Agent {
     }
 
     fn begin(&mut self, wish: Wish) {
-        let (path, known) = (self.path.clone(), self.reloads.known.clone());
+        let (path, cache) = (self.path.clone(), self.reloads.cache.clone());
         let (edit, answer) = match wish {
             Wish::Reload(answer) => (None, answer),
             Wish::Edit(edit, answer) => (Some(edit), Some(answer)),
         };
         let job = self.reloads.file_jobs.start(move |_| {
             let read = match edit {
-                None => known.read(&path).map(|read| (read, None)),
-                Some(edit) => known.edited(&path, &edit),
+                None => cache.read(&path).map(|read| (read, None)),
+                Some(edit) => cache.edited(&path, &edit),
             };
             Outcome::Read(Box::new(read))
         });
@@ -193,43 +194,28 @@ impl Agent {
 
     /// Why no more work on the file is begun.
     fn hangs(&self) -> Refusal {
-        Refusal::Conflict(format!(
-            "earlier attempts to read or write {} hang still; mend its file system, or restart the agent",
-            self.path.display()
-        ))
+        Refusal::FileHangs { path: self.path.to_path_buf() }
     }
 
     /// Goes on with a reload.
     pub(super) fn file_job_ended(&mut self, work: Work, outcome: Outcome) {
-        let path = self.path.display();
+        let path = self.path.to_path_buf();
+        let seconds = WITHIN.as_secs();
         match (work, outcome) {
             (Work::Read(answer), Outcome::Read(read)) => match *read {
                 Ok((parsed, staged)) => self.consider(parsed, staged, answer),
                 Err(refusal) => self.refuse(answer, refusal),
             },
             (Work::Read(answer), Outcome::Late) => {
-                let seconds = WITHIN.as_secs();
-                let refusal = Refusal::Conflict(format!(
-                    "cannot read {path} within {seconds} s; does its disk hang, or is it a named pipe?"
-                ));
-                self.refuse(answer, refusal);
+                self.refuse(answer, Refusal::FileSlow { path, seconds });
             }
-            (Work::Read(answer), _) => {
-                let text = format!("reading {path} ended in a defect of slb; the log has more");
-                self.refuse(answer, Refusal::Conflict(text));
-            }
+            (Work::Read(answer), _) => self.refuse(answer, Refusal::Defect { path }),
             (Work::Replace(pending), Outcome::Replaced(Ok(()))) => self.swap(*pending),
-            (Work::Replace(pending), Outcome::Replaced(Err(error))) => {
-                let refusal = unwritable(&self.path, &error);
-                self.give_up(*pending, refusal);
+            (Work::Replace(pending), Outcome::Replaced(Err(why))) => {
+                self.give_up(*pending, Refusal::Unwritable { path, why });
             }
             (Work::Replace(pending), _) => {
-                let text = format!(
-                    "{path} was not replaced within {} s, and the agent goes on with the configuration that it has; \
-                     once its disk answers, see what the file says, and run `slb reload`",
-                    WITHIN.as_secs()
-                );
-                self.give_up(*pending, Refusal::Failed(text));
+                self.give_up(*pending, Refusal::NotReplaced { path, seconds });
             }
         }
         self.next();
@@ -249,13 +235,13 @@ impl Agent {
     fn consider(
         &mut self,
         (config, warnings): Parsed,
-        staged: Option<Staged>,
+        staged: Option<AtomicWrite>,
         answer: Option<Answer>,
     ) {
         let pending = |config, layout| {
             Box::new(Pending { config, layout, warnings, staged, surroundings: None, answer })
         };
-        if config == self.config {
+        if config == *self.config {
             self.reloads.pending = Some(pending(config, None));
             return self.replace_file(None);
         }
@@ -279,23 +265,19 @@ impl Agent {
         let (was, is) = (&self.config.gateway, &config.gateway);
         for (key, was, is) in [("api", &was.api, &is.api), ("pins", &was.pins, &is.pins)] {
             if was != is {
-                return Err(Refusal::Conflict(format!(
-                    "{}: gateway.{key} cannot change while the agent runs: write {:?} again, or \
-                     restart the agent",
-                    self.path.display(),
-                    was.display(),
-                )));
+                return Err(Refusal::Fixed {
+                    path: self.path.to_path_buf(),
+                    key,
+                    was: was.clone(),
+                });
             }
         }
         let layout = Layout::new(config, self.datapath.maps.installed());
-        let layout = layout.map_err(|error| Refusal::Conflict(error.to_string()))?;
-        let (needed, there) = (super::chunks(config), self.datapath.maps.chunks());
+        let layout = layout?;
+        let (needed, capacity) = (super::chunks(config), self.datapath.maps.chunks());
         // For the schedules before, and to write new ones beside the old.
-        if 3 * needed > there {
-            return Err(Refusal::Conflict(format!(
-                "the schedules take {needed} chunks of SLB_SLOTS, which has {there} and needs three \
-                 times as many; run `slb unload` and start the agent again to make it larger"
-            )));
+        if 3 * needed > capacity {
+            return Err(Refusal::NoRoomForSchedules { needed, capacity });
         }
         Ok(layout)
     }
@@ -324,7 +306,7 @@ impl Agent {
             None => Ok(()),
         };
         if let Err(error) = checked {
-            return self.give_up(*pending, Refusal::Conflict(causes(&error)));
+            return self.give_up(*pending, Refusal::Interface(error));
         }
         let Some(staged) = pending.staged.take() else { return self.swap(*pending) };
         let commit = move |wanted| Outcome::Replaced(staged.commit(&wanted));
@@ -360,9 +342,9 @@ impl Agent {
             self.surroundings = surroundings;
         }
         let changes = changes(&self.config, &config);
-        let was = mem::replace(&mut self.config, config);
+        let was = mem::replace(&mut self.config, Arc::new(config));
         self.adopt(layout);
-        let (was, is) = (was.gateway, &self.config.gateway);
+        let (was, is) = (&was.gateway, &self.config.gateway);
         let moves = was.interfaces != is.interfaces || was.xdp_mode != is.xdp_mode;
         if was.xdp_mode != is.xdp_mode {
             self.attachments.clear();
@@ -373,44 +355,48 @@ impl Agent {
         if moves {
             self.attachments
                 .retain(|(known, _)| self.config.gateway.interfaces.contains(&known.name));
-            is_done &= self.go_on("XDP", Self::attach);
-            is_done &= self.go_on("XDP elsewhere", |agent| {
+            is_done &= self.go_on(ProblemName::XdpNotAttached, Self::attach);
+            is_done &= self.go_on(ProblemName::XdpNotDetached, |agent| {
                 agent.datapath.detach_others(&agent.config.gateway.interfaces)
             });
             // In which mode, nobody knew before.
             is_done &= self.set_and_reconcile();
         }
         if moves || is_elsewhere && self.surroundings.outdates_clients {
-            is_done &= self.go_on("route epoch", |agent| agent.datapath.maps.next_route_epoch());
+            is_done &= self
+                .go_on(ProblemName::RoutesOutdated, |agent| agent.datapath.maps.next_route_epoch());
         }
         self.serve_metrics();
         self.surroundings.take();
         for change in &changes {
             info!(generation = self.reloads.generation, "{change}");
-            self.events.note("config", format!("generation {}: {change}", self.reloads.generation));
+            self.events.note(
+                EventKind::Config,
+                format!("generation {}: {change}", self.reloads.generation),
+            );
         }
         if is_done {
             self.done(answer, changes, &warnings);
         } else {
-            let failures: Vec<_> = self.failures.texts().collect();
-            let text = format!("done in part, and tried again: {}", failures.join("; "));
-            reply(answer, Err(Refusal::Failed(text)));
+            let failures = self.failures.problems().map(|problem| problem.text).collect();
+            self.publish();
+            reply(answer, Err(Refusal::Incomplete { failures }));
         }
     }
 
     fn set_and_reconcile(&mut self) -> bool {
-        self.go_on("settings", Self::set) & self.reconcile()
+        self.go_on(ProblemName::SettingsNotWritten, Self::set) & self.reconcile()
     }
 
     /// Does something that is tried again if it fails, and says whether it did not.
     fn go_on<E: Error + 'static>(
         &mut self,
-        what: &'static str,
+        problem: ProblemName,
         attempt: impl FnOnce(&mut Self) -> Result<(), E>,
     ) -> bool {
         let result = attempt(self);
         let is_done = result.is_ok();
-        self.failures.note(what, result);
+        self.failures.note(problem, result);
         is_done
     }
 
@@ -420,14 +406,17 @@ impl Agent {
             warn!("{warning}");
         }
         let generation = self.reloads.generation;
+        self.publish();
         reply(answer, Ok(Reloaded { generation, changes, warnings }));
     }
 
     fn refuse(&mut self, answer: Option<Answer>, refusal: Refusal) {
-        warn!("reload refused, nothing was changed:\n{refusal}");
-        self.events.note("config", format!("reload refused: {refusal}"));
+        let text = causes(&refusal);
+        warn!("reload refused, nothing was changed:\n{text}");
+        self.events.note(EventKind::Config, format!("reload refused: {text}"));
         self.reloads.failures += 1;
-        self.reloads.refused = Some(format!("the last reload was refused: {refusal}"));
+        self.reloads.refused = Some(format!("the last reload was refused: {text}"));
+        self.publish();
         reply(answer, Err(refusal));
     }
 
@@ -456,11 +445,11 @@ impl Agent {
                 self.suspicions.remove(&target.id);
             }
         }
-        (self.health, self.trusted) = (health, trusted);
+        (self.health, self.trusted) = (Arc::new(health), trusted);
         let ids: HashSet<u32> = layout.targets.iter().map(|target| target.id).collect();
-        self.transitions.retain(|id, _| ids.contains(id));
+        Arc::make_mut(&mut self.history).retain(|id, _| ids.contains(id));
         self.planner.keep(&layout);
-        self.layout = layout;
+        self.layout = Arc::new(layout);
         self.note_departed();
         self.check_health();
     }
@@ -504,7 +493,7 @@ impl Agent {
             let Some(&backend) = self.datapath.maps.installed().backends.get(id) else { continue };
             let address = self.layout.targets.iter().find(|target| target.id == *id);
             gone.push(address.map(|target| target.addr.to_string()).unwrap_or_default());
-            self.go_on("maps", |agent| {
+            self.go_on(ProblemName::MapsNotWritten, |agent| {
                 agent.datapath.maps.apply(Step::PutBackend(*id, retire(backend)))
             });
         }
@@ -516,7 +505,8 @@ impl Agent {
         }
         for address in gone {
             info!(backend = address, "gone with its last flow");
-            self.events.note("flows", format!("{address}, which was removed, has no flow left"));
+            self.events
+                .note(EventKind::Flows, format!("{address}, which was removed, has no flow left"));
         }
     }
 }
@@ -539,17 +529,6 @@ impl<'a> Before<'a> {
         let (was, index) = self.0.get(&target.id)?;
         was.endpoints.iter().any(|at| service.endpoints.contains(at)).then_some(*index)
     }
-}
-
-pub(super) fn unwritable(path: &Path, error: &io::Error) -> Refusal {
-    let hint = match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => {
-            "; under systemd, its folder has to be in the unit's ReadWritePaths="
-        }
-        io::ErrorKind::PermissionDenied => "; its folder has to belong to the agent's user",
-        _ => "",
-    };
-    Refusal::Conflict(format!("cannot write {}: {error}{hint}", path.display()))
 }
 
 fn reply(answer: Option<Answer>, result: Result<Reloaded, Refusal>) {

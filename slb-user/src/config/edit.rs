@@ -1,111 +1,67 @@
 //! Edits of the file by command: its comments and its order stay.
 
-use std::{fmt::Display, net::IpAddr, ops::Range};
+use std::{net::IpAddr, ops::Range};
 
-use serde::{Deserialize, Serialize};
+use slb_api::{Edit, Place};
 use toml_edit::{
     ArrayOfTables, Decor, DocumentMut, InlineTable, Item, Table, TableLike, Value, value,
 };
-use utoipa::ToSchema;
 
 use super::{Backend, Config, Group, GroupKind, Listener, MAX_WEIGHT};
 
-/// What to change; `POST /v1/edit` takes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "edit", rename_all = "kebab-case")]
-pub enum Edit {
-    /// A further backend.
-    AddBackend {
-        /// Where.
-        place: Place,
-        /// Its addresses.
-        #[schema(value_type = Vec<String>)]
-        addresses: Vec<IpAddr>,
-        /// `None` in the default group only.
-        port: Option<u16>,
-        /// `None`: the default.
-        weight: Option<u32>,
-    },
-    /// One backend less.
-    RemoveBackend {
-        /// Which.
-        place: Place,
-    },
-    /// Another weight.
-    SetWeight {
-        /// Whose.
-        place: Place,
-        /// 0 to 100.
-        weight: u32,
-    },
-    /// Whether a backend is drained.
-    DrainBackend {
-        /// Which.
-        place: Place,
-        /// `false`: not any more.
-        drain: bool,
-    },
-    /// Whether a listener is balanced.
-    EnableListener {
-        /// Name of its instance.
-        instance: String,
-        /// `tcp` or `udp`.
-        protocol: String,
-        /// On the VIPs.
-        port: u16,
-        /// `false`: it is not.
-        enabled: bool,
-    },
-}
-
-/// A backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Place {
-    /// Name of the instance.
-    pub instance: String,
-    /// Name of the group; `None`: the default group.
-    pub group: Option<String>,
-    /// Name of the backend.
-    pub backend: String,
-}
-
 /// What cannot be done to a file, and what could.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct EditError(String);
+pub enum EditError {
+    /// The file cannot be read as TOML.
+    #[error("the file is not valid TOML: {0}")]
+    Toml(toml_edit::TomlError),
+    /// The file has no object of that name.
+    #[error("there is no {kind} '{wanted}' in the file; {}", existing(.known))]
+    NotFound {
+        /// `instance`, `group`, `listener` or `backend`.
+        kind: &'static str,
+        /// Its name in the command.
+        wanted: String,
+        /// The names that the file has.
+        known: Vec<String>,
+    },
+    /// The group's backends are named by their place in the file.
+    #[error(
+        "group {group:?} has a primary and a secondary, which the file names; edit it, and `slb reload`"
+    )]
+    PrimarySecondary {
+        /// Its name.
+        group: String,
+    },
+    /// The file has something else in place of the backends.
+    #[error("'backend' is no array of tables")]
+    NoArray,
+}
 
-impl Edit {
-    /// A file's text after the edit. Whether that is valid is for [`super::parse`] to say.
-    ///
-    /// # Errors
-    ///
-    /// There is nothing to be edited, or the text is no TOML.
-    pub fn apply(&self, text: &str) -> Result<String, EditError> {
-        // To read a whole file with thousands of backends takes a tenth of a second.
-        for part in parts(text, self.instance()) {
-            let Ok(mut file) = text[part.clone()].parse() else { continue };
-            if instance(&mut file, self.instance()).is_ok() {
-                change(&mut file, self)?;
-                return Ok([&text[..part.start], &file.to_string(), &text[part.end..]].concat());
-            }
-        }
-        let mut file = text
-            .parse::<DocumentMut>()
-            .map_err(|error| EditError(format!("the file is not valid TOML: {error}")))?;
-        change(&mut file, self)?;
-        Ok(file.to_string())
+fn existing(known: &[String]) -> String {
+    match known {
+        [] => "there is none".to_owned(),
+        known => format!("there is {}", known.join(", ")),
     }
+}
 
-    /// Name of the instance that it is about.
-    fn instance(&self) -> &str {
-        match self {
-            Self::AddBackend { place, .. }
-            | Self::RemoveBackend { place }
-            | Self::SetWeight { place, .. }
-            | Self::DrainBackend { place, .. } => &place.instance,
-            Self::EnableListener { instance, .. } => instance,
+/// A file's text after the edit. Whether that is valid is for [`super::parse`] to say.
+///
+/// # Errors
+///
+/// There is nothing to be edited, or the text is no TOML.
+pub fn apply(edit: &Edit, text: &str) -> Result<String, EditError> {
+    // To read a whole file with thousands of backends takes a tenth of a second.
+    for part in parts(text, edit.instance()) {
+        let Ok(mut file) = text[part.clone()].parse() else { continue };
+        if instance(&mut file, edit.instance()).is_ok() {
+            change(&mut file, edit)?;
+            return Ok([&text[..part.start], &file.to_string(), &text[part.end..]].concat());
         }
     }
+    let mut file = text.parse::<DocumentMut>().map_err(EditError::Toml)?;
+    change(&mut file, edit)?;
+    Ok(file.to_string())
 }
 
 /// Where in a file an instance may stand that is named like that: from its header to that of the next one. None, if
@@ -145,8 +101,7 @@ impl Config {
                 let mut instances = config.instances.iter_mut();
                 let instance = instances.find(|known| known.name == *instance)?;
                 let mut listeners = instance.listeners.iter_mut();
-                let is_it =
-                    |it: &&mut Listener| it.protocol.as_str() == protocol && it.port == *port;
+                let is_it = |it: &&mut Listener| it.protocol == *protocol && it.port == *port;
                 listeners.find(is_it)?.enabled = *enabled;
             }
             Edit::AddBackend { .. } | Edit::RemoveBackend { .. } => return None,
@@ -176,11 +131,11 @@ fn change(file: &mut DocumentMut, edit: &Edit) -> Result<(), EditError> {
         }
         Edit::RemoveBackend { place } => remove(file, place)?,
         Edit::SetWeight { place, weight } => {
-            let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
             set(find_backend(tables(found), place)?, "weight", i64::from(*weight));
         }
         Edit::DrainBackend { place, drain } => {
-            let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
             let found = find_backend(tables(found), place)?;
             // What it is without.
             if *drain || found.contains_key("drain") {
@@ -233,7 +188,7 @@ fn add(file: &mut DocumentMut, place: &Place, record: &InlineTable) -> Result<()
                 array.push(record.clone());
                 Ok(())
             }
-            _ => Err(EditError("'backend' is no array of tables".to_owned())),
+            _ => Err(EditError::NoArray),
         };
     }
     let mut tables = ArrayOfTables::new();
@@ -269,13 +224,13 @@ fn indent(decor: &Decor) -> String {
 }
 
 fn remove(file: &mut DocumentMut, place: &Place) -> Result<(), EditError> {
-    let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+    let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
     let all = tables(found);
     let names: Vec<Option<String>> = all.iter().map(|table| name(&**table)).collect();
     let is_it = |name: &Option<String>| name.as_ref() == Some(&place.backend);
     let index = names.iter().position(is_it).ok_or_else(|| {
         let names: Vec<String> = names.iter().flatten().cloned().collect();
-        no_backend(place, &names)
+        no_backend(place, names)
     })?;
     match found {
         Item::ArrayOfTables(tables) => {
@@ -328,10 +283,7 @@ fn parent<'a>(
     let groups = instance.get_mut("group").map(tables).unwrap_or_default();
     let group = find(groups, "group", wanted, name)?;
     if group.contains_key("primary") || group.contains_key("secondary") {
-        return Err(EditError(format!(
-            "group {wanted:?} has a primary and a secondary, which the file names; edit it, and \
-             `slb reload`"
-        )));
+        return Err(EditError::PrimarySecondary { group: wanted.clone() });
     }
     Ok(group)
 }
@@ -371,25 +323,21 @@ fn name(table: &dyn TableLike) -> Option<String> {
 /// The one of `all` that `label` calls `wanted`.
 fn find<'a>(
     all: Vec<&'a mut dyn TableLike>,
-    what: &str,
+    kind: &'static str,
     wanted: &str,
     label: impl Fn(&dyn TableLike) -> Option<String>,
 ) -> Result<&'a mut dyn TableLike, EditError> {
     let names: Vec<String> = all.iter().filter_map(|table| label(&**table)).collect();
     let found = all.into_iter().find(|table| label(&**table).as_deref() == Some(wanted));
-    found.ok_or_else(|| unknown(what, wanted, &names))
+    found.ok_or_else(|| unknown(kind, wanted, names))
 }
 
-fn no_backend(place: &Place, names: &[String]) -> EditError {
+fn no_backend(place: &Place, names: Vec<String>) -> EditError {
     unknown("backend", &place.backend, names)
 }
 
-fn unknown(what: &str, wanted: impl Display, names: &[String]) -> EditError {
-    let there = match names {
-        [] => "there is none".to_owned(),
-        names => format!("there is {}", names.join(", ")),
-    };
-    EditError(format!("there is no {what} '{wanted}' in the file; {there}"))
+fn unknown(kind: &'static str, wanted: &str, known: Vec<String>) -> EditError {
+    EditError::NotFound { kind, wanted: wanted.to_owned(), known }
 }
 
 #[cfg(test)]
@@ -452,8 +400,8 @@ listener = [{ protocol = "tcp", port = 80, backend_port = 8080 }]
 
     /// In the part that it concerns and, so that both are the same, in the whole.
     fn edit(text: &str, edit: &Edit) -> Result<String, EditError> {
-        let found = edit.apply(text);
-        let whole = edit.apply(&format!("{text}# No string of several lines: \"\"\"\n"));
+        let found = apply(edit, text);
+        let whole = apply(edit, &format!("{text}# No string of several lines: \"\"\"\n"));
         if let (Ok(found), Ok(whole)) = (&found, &whole) {
             // `toml_edit` drops the mark.
             assert!(
@@ -501,7 +449,7 @@ listener = [{ protocol = "tcp", port = 80, backend_port = 8080 }]
     }
 
     fn enable(instance: &str, protocol: &str, port: u16, enabled: bool) -> Edit {
-        let (instance, protocol) = (instance.to_owned(), protocol.to_owned());
+        let (instance, protocol) = (instance.to_owned(), protocol.parse().unwrap());
         Edit::EnableListener { instance, protocol, port, enabled }
     }
 
