@@ -28,16 +28,19 @@ pub(super) struct Publisher {
 type Schedules = HashMap<u32, (Arc<Schedule>, Arc<std::collections::BTreeMap<u32, f64>>)>;
 
 impl Publisher {
-    pub fn new(first: Snapshot) -> (Self, watch::Receiver<Arc<Snapshot>>) {
-        let (snapshots, published) = watch::channel(Arc::new(first));
-        let publisher = Self {
-            snapshots,
+    pub fn new(first: Snapshot) -> Self {
+        Self {
+            snapshots: watch::Sender::new(Arc::new(first)),
             problems: ProblemLog::default(),
             // No maps have this revision.
             installed: (u64::MAX, Arc::default()),
             schedules: HashMap::new(),
-        };
-        (publisher, published)
+        }
+    }
+
+    /// Where the latest snapshot is.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.subscribe()
     }
 
     fn installed(&mut self, maps: &Maps) -> Arc<Installed> {
@@ -97,29 +100,30 @@ impl Agent {
         let snapshot = Snapshot {
             config: Arc::clone(&self.config),
             path: Arc::clone(&self.path),
-            layout: Arc::clone(&self.layout),
+            layout: Arc::clone(&self.backends.layout),
             started: self.started,
-            generation: self.reloads.generation,
-            reload_failures: self.reloads.failures,
+            generation: self.reloader.generation,
+            reload_failures: self.reloader.failures,
             interfaces: self.interfaces(),
             reply_interfaces: self.reply_interfaces(),
             flow_table: FlowTableStatus { capacity, bytes },
-            health: Arc::clone(&self.health),
-            history: Arc::clone(&self.history),
+            health: Arc::clone(&self.backends.health),
+            history: Arc::clone(&self.backends.history),
             installed,
-            probes: self.probes.clone(),
+            probes: self.backends.probes.clone(),
             problems,
         };
         self.publisher.snapshots.send_replace(Arc::new(snapshot));
     }
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {
-        let attached = self.attachments.iter().map(|(interface, attachment)| InterfaceStatus {
-            name: interface.name.clone(),
-            index: interface.index,
-            mode: if attachment.mode == GENERIC { XdpMode::Generic } else { XdpMode::Native },
-            reason: attachment.reason.clone(),
-        });
+        let attached =
+            self.attacher.attached().iter().map(|(interface, attachment)| InterfaceStatus {
+                name: interface.name.clone(),
+                index: interface.index,
+                mode: if attachment.mode == GENERIC { XdpMode::Generic } else { XdpMode::Native },
+                reason: attachment.reason.clone(),
+            });
         attached.collect()
     }
 
@@ -128,14 +132,14 @@ impl Agent {
         if self.config.gateway.announce == Announce::None {
             return Vec::new();
         }
-        let interfaces = self.surroundings.interfaces.iter().filter(|(interface, _)| {
-            self.surroundings.ways.values().any(|way| way.hop.ifindex == interface.index)
+        let interfaces = self.network.interfaces.iter().filter(|(interface, _)| {
+            self.network.ways.values().any(|way| way.hop.ifindex == interface.index)
         });
         interfaces.map(|(interface, _)| interface.name.clone()).collect()
     }
 
     fn problems(&self) -> Vec<Problem> {
-        let mut problems = self.surroundings.problems.clone();
+        let mut problems = self.network.problems.clone();
         let warning = self.datapath.warning().cloned();
         problems.extend(warning.map(|text| Problem::new(ProblemName::PinsNotKept, text)));
         problems.extend(self.flow_table_problem());
@@ -143,7 +147,7 @@ impl Agent {
         let short = self.descriptors.problem();
         problems.extend(short.map(|text| Problem::new(ProblemName::TooFewDescriptors, text)));
         problems.extend(self.failures.problems());
-        let refused = self.reloads.refused.clone();
+        let refused = self.reloader.refused.clone();
         problems.extend(refused.map(|text| Problem::new(ProblemName::ReloadRefused, text)));
         problems
     }

@@ -7,7 +7,6 @@ use std::{
     io,
     ops::Range,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -66,6 +65,15 @@ pub enum TableError {
         /// What was wanted.
         slots: usize,
     },
+}
+
+/// What has become of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It is carried out.
+    Done,
+    /// A packet that is under way may need what it removes; it is to be planned again at this time.
+    Later(Instant),
 }
 
 /// The maps that the agent reads and writes.
@@ -231,7 +239,7 @@ impl Maps {
     /// # Errors
     ///
     /// [`TableError`]; the maps are then as they were before the step.
-    pub fn apply(&mut self, step: Step) -> Result<(), TableError> {
+    pub fn apply(&mut self, step: Step) -> Result<Applied, TableError> {
         self.revision += 1;
         match step {
             Step::PutInterface(index, interface) => {
@@ -266,9 +274,10 @@ impl Maps {
                 self.installed.acls.insert(acl, list);
             }
             Step::RemoveAcl(acl, list) => {
-                // A packet may have read the listener's old record. Many lists may go at once, after one wait.
-                if let Some(changed) = self.listeners_changed.take() {
-                    thread::sleep(PACKET.saturating_sub(changed.elapsed()));
+                // A packet may have read the listener's old record. The list stays installed until that is over.
+                let due = self.listeners_changed.map(|changed| changed + PACKET);
+                if let Some(due) = due.filter(|due| *due > Instant::now()) {
+                    return Ok(Applied::Later(due));
                 }
                 self.remove_prefixes(acl, list.iter())?;
                 self.installed.acls.remove(&acl);
@@ -320,7 +329,7 @@ impl Maps {
                 self.filter.set(addr, &self.installed.addresses);
             }
         }
-        Ok(())
+        Ok(Applied::Done)
     }
 
     fn remove_prefixes<'a>(

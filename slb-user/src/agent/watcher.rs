@@ -1,4 +1,4 @@
-//! Follows the kernel's network on behalf of the agent, in a task of its own: asking the kernel for
+//! Watches the kernel's network on behalf of the agent, in a task of its own: asking the kernel for
 //! the way to thousands of backends takes longer than a failed backend may wait.
 
 use std::{
@@ -25,7 +25,7 @@ use crate::{
 
 /// The network as it was a moment ago.
 #[derive(Debug, Default)]
-pub(super) struct Surroundings {
+pub(super) struct NetworkSnapshot {
     /// Those of the configured interfaces that are there, and the XDP program on each, whoever put
     /// it there.
     pub interfaces: Vec<(Interface, Option<AttachedXdp>)>,
@@ -37,20 +37,18 @@ pub(super) struct Surroundings {
     pub outdates_clients: bool,
     /// What an operator should see to.
     pub problems: Vec<Problem>,
-    /// [`Following::number`].
-    pub number: u64,
     /// Sent to when the maps say the same: the VIPs are announced after that. Dropped: they are not.
     pub taken: Option<oneshot::Sender<()>>,
 }
 
-impl Surroundings {
+impl NetworkSnapshot {
     /// One of the interfaces.
     pub fn interface(&self, name: &str) -> Result<&(Interface, Option<AttachedXdp>), LoadError> {
         let found = self.interfaces.iter().find(|(found, _)| found.name == name);
         found.ok_or_else(|| LoadError::NoInterface(name.to_owned()))
     }
 
-    /// The follower goes on with the VIPs.
+    /// The watcher goes on with the VIPs.
     pub fn take(&mut self) {
         if let Some(taken) = self.taken.take() {
             // It is gone only when the agent ends.
@@ -59,20 +57,18 @@ impl Surroundings {
     }
 }
 
-/// What is followed.
-#[derive(Clone, Debug)]
-pub(super) struct Following {
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct WatchSpec {
     /// Of the interfaces.
     names: Vec<String>,
     /// Addresses.
     backends: Vec<IpAddr>,
     /// Those that the agent holds.
     vips: Vec<IpAddr>,
-    /// Tells orders apart.
-    pub number: u64,
 }
 
-impl Following {
+impl WatchSpec {
     pub fn new(config: &Config, layout: &Layout) -> Self {
         // In order, so that two can be compared.
         let backends: BTreeSet<IpAddr> =
@@ -91,28 +87,29 @@ impl Following {
             names: config.gateway.interfaces.clone(),
             backends: backends.into_iter().collect(),
             vips,
-            number: 0,
         }
-    }
-
-    /// Whether what is looked for is the same.
-    pub fn is_like(&self, other: &Self) -> bool {
-        (&self.names, &self.backends, &self.vips) == (&other.names, &other.backends, &other.vips)
     }
 }
 
+/// Has the watcher watch something else.
+pub(super) struct WatchOrder {
+    pub spec: WatchSpec,
+    /// Who waits for the first look; `None`: it goes where all changes go.
+    pub found: Option<oneshot::Sender<NetworkSnapshot>>,
+}
+
 /// Knows the way to the backends, keeps it known, and holds the VIPs.
-pub(super) struct Follower {
+pub(super) struct NetworkWatcher {
     network: Network,
     keeper: Keeper,
     announcer: Announcer,
-    following: Following,
+    spec: WatchSpec,
     ways: HashMap<IpAddr, NextWay>,
     /// Next hops on our interfaces.
     neighbours: HashSet<(u32, IpAddr)>,
     addresses: Vec<IpAddr>,
     /// Backends whose replies cannot come back through XDP.
-    detours: Vec<Problem>,
+    unreachable_backends: Vec<Problem>,
     /// Of the kernel's settings and routes.
     problems: Vec<Problem>,
     /// Those of them that the log has been told of.
@@ -120,36 +117,40 @@ pub(super) struct Follower {
     failures: Failures,
 }
 
-impl Follower {
-    pub async fn open(following: Following) -> Result<Self, net::Error> {
+impl NetworkWatcher {
+    pub async fn open(spec: WatchSpec) -> Result<Self, net::Error> {
         let network = Network::open().await?;
         Ok(Self {
             keeper: Keeper::new(&network),
             announcer: Announcer::new(&network),
             network,
-            following,
+            spec,
             ways: HashMap::new(),
             neighbours: HashSet::new(),
             addresses: Vec::new(),
-            detours: Vec::new(),
+            unreachable_backends: Vec::new(),
             problems: Vec::new(),
             told: Vec::new(),
             failures: Failures::default(),
         })
     }
 
-    /// Reports every change to `agent`, until that is gone, and follows something else when it says so.
+    /// Reports every change to `agent`, until that is gone, and watches something else when it says so.
     pub async fn run(
         mut self,
-        agent: mpsc::Sender<Surroundings>,
-        mut orders: mpsc::UnboundedReceiver<Following>,
+        agent: mpsc::Sender<NetworkSnapshot>,
+        mut orders: mpsc::UnboundedReceiver<WatchOrder>,
     ) {
         let mut change = NetworkChange::default();
+        let mut asked = None::<oneshot::Sender<NetworkSnapshot>>;
         loop {
             let (taken, is_taken) = oneshot::channel();
-            let surroundings = self.look(change).await;
-            if agent.send(Surroundings { taken: Some(taken), ..surroundings }).await.is_err() {
-                return;
+            let found = NetworkSnapshot { taken: Some(taken), ..self.look(change).await };
+            match asked.take() {
+                // Who asked for it has given up: the next order follows.
+                Some(asked) => drop(asked.send(found)),
+                None if agent.send(found).await.is_err() => return,
+                None => {}
             }
             // Either way, it has been looked at.
             let is_taken = is_taken.await.is_ok();
@@ -159,13 +160,13 @@ impl Follower {
                 self.announce().await;
             }
             // Last: thousands of them take seconds, and what is known already is of use before.
-            self.failures
-                .note(ProblemName::NeighboursNotKept, self.keeper.keep(&self.neighbours).await);
+            let kept = self.keeper.keep(&self.neighbours).await;
+            self.failures.note(ProblemName::NeighboursNotKept, kept);
             let pause = if self.failures.is_empty() { KEEP_INTERVAL } else { RETRY };
             change = NetworkChange::default();
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some(following) => self.following = following,
+                    Some(WatchOrder { spec, found }) => (self.spec, asked) = (spec, found),
                     None => return,
                 },
                 found = self.network.changed() => change = found,
@@ -178,15 +179,16 @@ impl Follower {
     }
 
     /// Asks the kernel for the way to every backend.
-    pub async fn look(&mut self, change: NetworkChange) -> Surroundings {
+    pub async fn look(&mut self, change: NetworkChange) -> NetworkSnapshot {
         let interfaces = self.interfaces();
-        match self.network.resolve_all(&self.following.backends).await {
+        match self.network.resolve_all(&self.spec.backends).await {
             Ok(answers) => {
                 self.failures.note(ProblemName::NextHopsUnknown, Ok::<_, net::Error>(()));
                 self.ways =
                     answers.iter().filter_map(|(&addr, hop)| Some((addr, way(hop)?))).collect();
                 let ours = |index| interfaces.iter().any(|interface| interface.index == index);
-                self.detours = detours(&self.network, &answers, &interfaces);
+                self.unreachable_backends =
+                    unreachable_backends(&self.network, &answers, &interfaces);
                 let neighbours = answers.values().filter_map(NextHop::neighbour);
                 self.neighbours = neighbours.filter(|(index, _)| ours(*index)).collect();
             }
@@ -197,17 +199,16 @@ impl Follower {
         let forwarding = forwarding_problems(&interfaces).into_iter();
         let forwarding = forwarding.map(|text| Problem::new(ProblemName::ForwardingOff, text));
         let mut problems: Vec<Problem> = forwarding.collect();
-        problems.extend(self.detours.clone());
+        problems.extend(self.unreachable_backends.clone());
         self.problems.clone_from(&problems);
         let interfaces = self.with_xdp(interfaces).await;
         problems.extend(self.failures.problems());
-        Surroundings {
+        NetworkSnapshot {
             interfaces,
             ways: self.ways.clone(),
             addresses: self.addresses.clone(),
             outdates_clients: change.outdates_answers(),
             problems,
-            number: self.following.number,
             taken: None,
         }
     }
@@ -222,7 +223,7 @@ impl Follower {
 
     /// Makes this host hold the VIPs, and tells its neighbours.
     pub async fn announce(&mut self) {
-        let result = self.announcer.set(&self.following.vips, &self.interfaces()).await;
+        let result = self.announcer.set(&self.spec.vips, &self.interfaces()).await;
         if let Ok(done) = &result
             && !done.announced.is_empty()
         {
@@ -252,7 +253,7 @@ impl Follower {
     }
 
     fn interfaces(&self) -> Vec<Interface> {
-        self.following.names.iter().filter_map(|name| self.network.interface(name)).collect()
+        self.spec.names.iter().filter_map(|name| self.network.interface(name)).collect()
     }
 }
 
@@ -266,11 +267,11 @@ fn way(hop: &NextHop) -> Option<NextWay> {
 }
 
 /// How many backends with the same trouble are told of.
-const DETOURS_SHOWN: usize = 5;
+const SHOWN: usize = 5;
 
 /// The backends that the kernel reaches in a way that XDP does not see the replies of. Their health
-/// checks succeed all the same, so somebody has to say it.
-fn detours(
+/// checks succeed all the same, so this is a problem of its own.
+fn unreachable_backends(
     network: &Network,
     answers: &HashMap<IpAddr, NextHop>,
     interfaces: &[Interface],
@@ -296,8 +297,8 @@ fn detours(
         })
         .collect();
     found.sort_by(|one, other| one.text.cmp(&other.text));
-    let more = found.len().saturating_sub(DETOURS_SHOWN);
-    found.truncate(DETOURS_SHOWN);
+    let more = found.len().saturating_sub(SHOWN);
+    found.truncate(SHOWN);
     if more > 0 {
         found.push(problem(format!("and {more} more backends")));
     }
