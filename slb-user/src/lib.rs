@@ -29,5 +29,7 @@ pub mod net;
 pub mod observe;
 pub mod plan;
 pub mod planner;
+#[cfg(test)]
+mod reference;
 pub mod schedule;
 pub mod state;

@@ -45,7 +45,7 @@ fn existing(known: &[String]) -> String {
     }
 }
 
-/// A file's text after the edit. Whether that is valid is for [`super::parse`] to say.
+/// A file's text after the edit. Whether that is valid is for [`super::parse()`] to say.
 ///
 /// # Errors
 ///
