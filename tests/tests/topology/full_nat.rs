@@ -267,8 +267,9 @@ fn given_full_nat_when_the_kernel_knows_no_address_towards_backends_then_the_sta
     let says_so = |status: &serde_json::Value| {
         let problems = status["problems"].as_array().into_iter().flatten();
         problems
-            .filter_map(|problem| problem.as_str())
-            .any(|problem| problem.contains("backends behind full NAT get no new flows"))
+            .filter(|problem| problem["name"] == "no_source_address")
+            .filter_map(|problem| problem["text"].as_str())
+            .any(|text| text.contains("backends behind full NAT get no new flows"))
     };
     gateway.wait("a problem", NOTICED, says_so).unwrap();
 }
