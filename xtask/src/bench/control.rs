@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Instant};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use slb_tests::{Gateway, Topology};
+use slb_lab::{Gateway, Topology};
 
 const INSTANCES: u32 = 50;
 /// Of each instance; each has a group of its own.

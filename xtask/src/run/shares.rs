@@ -4,12 +4,9 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use slb_tests::{Host, gateway, interrupt};
+use slb_lab::{Host, Lab, gateway, interrupt, plan};
 
-use super::{
-    Lab, plan,
-    report::{self, Report},
-};
+use super::report::{self, Report};
 
 /// A share may be off by this much, as a part of all.
 const TOLERANCE: f64 = 0.01;
@@ -35,10 +32,9 @@ const TRAFFIC: [Traffic; 3] = [
 /// Sends `count` exchanges to every listener with weights, over IPv4 and IPv6.
 pub fn show(lab: &Lab, report: &mut Report, count: u32) -> Result<()> {
     for traffic in TRAFFIC {
-        for (vip, family) in plan::vips().into_iter().zip(["IPv4", "IPv6"]) {
+        for (vip, family) in plan::vips(traffic.port).into_iter().zip(["IPv4", "IPv6"]) {
             interrupt::check()?;
-            let to = SocketAddr::new(vip, traffic.port);
-            one(lab, report, &traffic, to, family, count)?;
+            one(lab, report, &traffic, vip, family, count)?;
         }
     }
     Ok(())
