@@ -25,7 +25,7 @@ pub struct Row {
     pub longest: f64,
 }
 
-/// Measures both, by the clock of who runs the commands.
+/// Measures both, by a clock outside of the commands.
 ///
 /// # Errors
 ///

@@ -219,13 +219,13 @@ fn spawn(netns: &Netns, command: &mut Command) -> Result<Process> {
     netns.spawn(command).map(Process)
 }
 
-/// Waits until somebody listens.
+/// Waits until a server listens.
 fn listening(netns: &Netns, addr: String) -> Result<()> {
     netns.run(|| {
         let deadline = Instant::now() + STARTED;
         while TcpStream::connect(&addr).is_err() {
             if Instant::now() > deadline {
-                bail!("nobody listens at {addr}");
+                bail!("no server listens at {addr}");
             }
             thread::sleep(Duration::from_millis(20));
         }

@@ -1,4 +1,4 @@
-//! Who gets how much.
+//! How many flows each backend gets.
 
 use std::net::SocketAddr;
 
