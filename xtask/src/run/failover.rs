@@ -120,6 +120,11 @@ pub fn weighted(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.check(count(&end) > count(&settled), &format!("{STOPPED} gets new connections again"));
     report.check(end.failed() == noticed.failed(), "no new connection failed on its return");
 
+    judge_kept(kept, report)
+}
+
+/// Only the stopped backend may lose the connections that are kept busy.
+fn judge_kept(kept: [Sessions; 2], report: &mut Report) -> Result<()> {
     let (mut own, mut others) = (Vec::new(), Vec::new());
     for sessions in kept {
         for session in sessions.stop()? {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use slb_lab::{Host, Lab, gateway, interrupt, plan};
+use slb_lab::{Host, Lab, Outcome, gateway, interrupt, plan};
 
 use super::report::{self, Report};
 
@@ -48,7 +48,7 @@ fn one(
     family: &str,
     count: u32,
 ) -> Result<()> {
-    let Traffic { name, protocol, port, scheduler, spare } = *traffic;
+    let Traffic { name, protocol, scheduler, .. } = *traffic;
     let udp = protocol == "udp";
     let what = if udp { "exchanges, each from its own port" } else { "new connections" };
     report.step(&format!("{name} over {family}: {count} {what} to {to} ({scheduler})"));
@@ -60,6 +60,22 @@ fn one(
     };
     interrupt::check()?;
 
+    let all_hold = table(lab, report, traffic, to, &outcome)?;
+    report.check(all_hold, "every share within 1 percentage point of its weight");
+    let failed = outcome.failed();
+    report.check(failed == 0, &format!("{failed} failed ({outcome})"));
+    Ok(())
+}
+
+/// Shows the share of each backend, and returns whether all are as their weights say.
+fn table(
+    lab: &Lab,
+    report: &mut Report,
+    traffic: &Traffic,
+    to: SocketAddr,
+    outcome: &Outcome,
+) -> Result<bool> {
+    let Traffic { protocol, port, spare, .. } = *traffic;
     let status = lab.gateway.status()?;
     let hosts = &lab.topology.backends;
     let mut rows: Vec<(&str, &Host, u32)> = hosts
@@ -101,8 +117,5 @@ fn one(
     for line in table.to_string().lines() {
         report.seen(line);
     }
-    report.check(all_hold, "every share within 1 percentage point of its weight");
-    let failed = outcome.failed();
-    report.check(failed == 0, &format!("{failed} failed ({outcome})"));
-    Ok(())
+    Ok(all_hold)
 }
