@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use slb_tests::{Client, Gateway, Server, Service, Topology, gateway::backends, topology};
+use slb_lab::{Client, Gateway, Server, Service, Topology, gateway::backends, topology};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{NOTICED, make_generic};

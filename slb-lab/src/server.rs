@@ -130,7 +130,7 @@ impl Server {
                 for address in addresses {
                     serve(name.clone(), address, service).await?;
                 }
-                // Nobody waits for it if `restart` failed in the meantime.
+                // There is no receiver if `restart` failed in the meantime.
                 let _ = ready.send(());
                 let _ = stopped.await;
                 Ok(())

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::{Host, Service, Topology, gateway::backends, topology};
 use serde_json::Value;
-use slb_tests::{Host, Service, Topology, gateway::backends, topology};
 
 /// TCP, default group, scheduler `tch`.
 pub const WEB_PORT: u16 = 80;
@@ -26,23 +26,29 @@ const LISTENERS: [(&str, u16); 6] = [
     ("udp", LOG_PORT),
 ];
 
+/// Of the default group.
 pub const WEB: Service = Service::Http(8080);
+/// Of the VServer group.
 pub const API: Service = Service::Http(8081);
 /// Of both UDP listeners with weights.
 pub const UDP: Service = Service::Udp(5353);
+/// Of the primary/secondary group for TCP.
 pub const DB: Service = Service::Http(8443);
+/// Of the primary/secondary group for UDP.
 pub const LOG: Service = Service::Udp(5140);
 /// On every backend.
 pub const SERVICES: [Service; 5] = [WEB, API, UDP, DB, LOG];
 
 /// The backend of weight 0, one more server on the last host.
 pub const SPARE: &str = "spare";
+/// What it serves.
 pub const SPARE_SERVICE: Service = Service::Http(8082);
 
 /// Weights of the backends, in their order.
 pub const WEIGHTS: [u32; 4] = [10, 20, 30, 40];
-/// Of the primary/secondary groups.
+/// The primary of the primary/secondary groups.
 pub const PRIMARY: &str = "web-1";
+/// Their secondary.
 pub const SECONDARY: &str = "web-2";
 
 /// Consecutive successes of a probe, unless a test wants it slow.

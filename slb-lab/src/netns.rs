@@ -181,7 +181,7 @@ pub(crate) fn remove_stale() {
     }
 }
 
-/// Never panics: whatever made the guard drop is the message worth reading.
+/// Never panics: the error that made the guard drop is the message worth reading.
 fn delete(name: &str) {
     if let Err(error) = run(Command::new("ip").args(["netns", "delete", name])) {
         eprintln!("lab: {error:#}");

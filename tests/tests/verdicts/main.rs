@@ -6,56 +6,30 @@
 //! besides that exactly one counter moved, by one frame and its length, and that the XDP action is
 //! the verdict's.
 
-#[path = "verdicts/fixture.rs"]
 mod fixture;
-#[path = "verdicts/frame.rs"]
 mod frame;
-#[path = "verdicts/lab.rs"]
 mod lab;
-#[path = "verdicts/worker.rs"]
 mod worker;
 
-#[path = "verdicts/answers.rs"]
 mod answers;
-#[path = "verdicts/cuts.rs"]
 mod cuts;
-#[path = "verdicts/direct.rs"]
 mod direct;
-#[path = "verdicts/explained.rs"]
 mod explained;
-#[path = "verdicts/families.rs"]
 mod families;
-#[path = "verdicts/flows.rs"]
 mod flows;
-#[path = "verdicts/forged.rs"]
 mod forged;
-#[path = "verdicts/fragments.rs"]
 mod fragments;
-#[path = "verdicts/full.rs"]
 mod full;
-#[path = "verdicts/fuzz.rs"]
 mod fuzz;
-#[path = "verdicts/fuzz_forgery.rs"]
 mod fuzz_forgery;
-#[path = "verdicts/headers.rs"]
 mod headers;
-#[path = "verdicts/icmp.rs"]
 mod icmp;
-#[path = "verdicts/index.rs"]
 mod index;
-#[path = "verdicts/policy.rs"]
 mod policy;
-#[path = "verdicts/receiver.rs"]
 mod receiver;
-#[path = "verdicts/replies.rs"]
 mod replies;
-#[path = "verdicts/shares.rs"]
 mod shares;
-#[path = "verdicts/table.rs"]
 mod table;
-#[path = "verdicts/tags.rs"]
 mod tags;
-#[path = "verdicts/tell.rs"]
 mod tell;
-#[path = "verdicts/tunnels.rs"]
 mod tunnels;

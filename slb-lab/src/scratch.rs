@@ -54,7 +54,7 @@ pub fn remove_stale() {
     }
 }
 
-/// Never panics: whatever made the guard drop is the message worth reading.
+/// Never panics: the error that made the guard drop is the message worth reading.
 fn remove(path: &Path) {
     // More than one when two agents mounted there; fails at once when there is none.
     while umount2(&path.join(PINS), MntFlags::MNT_DETACH).is_ok() {}

@@ -1,6 +1,6 @@
 //! Ctrl-C and SIGTERM as a flag, so that guards get to clean up.
 //!
-//! Whoever waits or loops in the lab asks [`check`] or [`requested`]; nothing is torn down inside a
+//! What waits or loops in the lab asks [`check`] or [`requested`]; nothing is torn down inside a
 //! signal handler.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -289,7 +289,7 @@ impl Client {
     }
 }
 
-/// Counters stay valid whatever panicked while they were locked.
+/// Counters stay valid when a thread panics that has locked them.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,6 +7,7 @@
 
 pub use client::{Client, Download, Exchange, Failure, Load, Outcome, Session, Sessions};
 pub use gateway::Gateway;
+pub use lab::Lab;
 pub use machine::Machine;
 pub use netns::Netns;
 pub use server::{Server, Service};
@@ -18,9 +19,11 @@ pub mod ebpf;
 pub mod gateway;
 mod http;
 pub mod interrupt;
+pub mod lab;
 pub mod machine;
 mod naming;
 pub mod netns;
+pub mod plan;
 mod scratch;
 pub mod server;
 pub mod topology;

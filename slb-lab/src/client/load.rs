@@ -107,7 +107,7 @@ impl Load {
 /// One kept connection.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// Who answered the first request.
+    /// The backend that answered the first request.
     pub backend: String,
     /// Requests answered.
     pub answered: u64,
@@ -228,7 +228,7 @@ impl Background {
 
     fn finish(&mut self) -> Result<()> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
-        // Nobody listens when the work has ended by itself.
+        // There is no receiver when the work has ended by itself.
         let _ = self.stop.send(());
         match thread.join() {
             Ok(result) => result,

@@ -1,4 +1,4 @@
-//! Who is where.
+//! The hosts of the lab, and their addresses.
 //!
 //! ```text
 //!   client-1 .10 ─┐                                             ┌─ web-1 .11
