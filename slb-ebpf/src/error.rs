@@ -8,13 +8,14 @@ use slb_common::{
 };
 
 use crate::{
+    ctx::{self, PacketCtx},
     flows, maps,
-    work::{self, Exit, Sent, Work, sent},
+    outcome::{Outcome, sent},
 };
 
 /// Makes an error into one of the other family.
 #[inline(always)]
-pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
+pub fn translate(work: &mut PacketCtx<'_>) -> Outcome {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     write_ends(ends, work.handover.place, is_reply).ok_or(Verdict::Inconsistent)?;
@@ -25,9 +26,9 @@ pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let before = work.bytes_left();
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
     if unsafe { bpf_xdp_adjust_tail(work.ctx.ctx, after as i32 - before as i32) } != 0 {
-        return Err(Verdict::Inconsistent.into());
+        return Err(Verdict::Inconsistent);
     }
-    work.frame = work::frame(work.ctx);
+    work.frame = ctx::frame(work.ctx);
     let hop = work.handover.hop;
     icmp_cross::write(&mut work.frame, &error, ends, hop).ok_or(Verdict::Truncated)?;
     Ok(sent(is_reply, hop))

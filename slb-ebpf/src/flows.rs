@@ -12,13 +12,13 @@ use core::{
     sync::atomic::{Ordering, compiler_fence},
 };
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use slb_common::{
     abi::{
         self, ANSWERED, Address, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ESTABLISHED,
         FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys,
         MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN,
-        TCP, TOLD_HEADER, TOLD_NOT, TOLD_OPTION, UNTOLD, age,
+        TCP, TOLD_HEADER, TOLD_NOT, TOLD_OPTION, UNTOLD, age, is_over,
     },
     hash,
     parse::{ACK, FIN, RST, SYN},
@@ -26,8 +26,9 @@ use slb_common::{
 };
 
 use crate::{
-    atomic, direct, maps,
-    work::{self, Facts},
+    atomic,
+    ctx::{self, PacketView},
+    direct, maps,
 };
 
 /// How many source ports are tried before a flow is given up.
@@ -36,19 +37,6 @@ const PORT_ATTEMPTS: u32 = 8;
 const FIRST_PORT: u32 = 1_024;
 /// The port behind the last: from here on, most clients take theirs (`net.ipv4.ip_local_port_range`).
 const LAST_PORT: u32 = 32_768;
-
-/// The clock of the flow table: wraps, so only differences mean something.
-#[inline(always)]
-pub fn now() -> u32 {
-    // SAFETY: reads a counter of the kernel.
-    unsafe { bpf_jiffies64() as u32 }
-}
-
-/// Whether `now` is behind `expires`.
-#[inline(always)]
-pub const fn is_over(now: u32, expires: u32) -> bool {
-    age(now, expires) > 0
-}
 
 /// The entry of a packet.
 #[inline(always)]
@@ -174,7 +162,7 @@ fn count(backend: u32, more: i64) {
 
 /// Takes down what a client's packet says about its flow.
 #[inline(always)]
-pub fn note_forward(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
+pub fn note_forward(facts: &PacketView<'_>, flow: &mut Flow, backend: &Backend) {
     let flags = facts.packet.flags;
     // The end of what goes past the gateway is not seen.
     let is_direct = matches!(backend.mode, MODE_DSR | MODE_IPIP | MODE_GUE);
@@ -198,14 +186,14 @@ pub fn note_forward(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
 
 /// Takes down what a backend's packet says about its flow, given the client's entry.
 #[inline(always)]
-pub fn note_reply(facts: &Facts<'_>, flow: &mut Flow) {
+pub fn note_reply(facts: &PacketView<'_>, flow: &mut Flow) {
     let flags = facts.packet.flags;
     let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_REPLY);
     // A flow whose backend is told about the client has another use for the number, and another proof.
     if flags & (SYN | ACK) == SYN | ACK
         && flow.state & ESTABLISHED == 0
         && flow.told == TOLD_NOT
-        && let Some(tcp) = work::frame(facts.ctx).header::<8>(facts.packet.l4 as usize)
+        && let Some(tcp) = ctx::frame(facts.ctx).header::<8>(facts.packet.l4 as usize)
     {
         flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
         flow.state |= ANSWERED;
@@ -246,7 +234,7 @@ fn told(key: &FlowKey, backend: &Backend) -> u8 {
 
 /// Takes down what a packet says about a direct flow; `fin` is its side's bit.
 #[inline(always)]
-pub fn note_direct(facts: &Facts<'_>, flow: &mut Flow, fin: u8) {
+pub fn note_direct(facts: &PacketView<'_>, flow: &mut Flow, fin: u8) {
     if facts.packet.flags & (FIN | RST) != 0 {
         ends(facts.packet.flags, flow, fin);
     } else if facts.packet.flags & SYN == 0 {
@@ -295,20 +283,20 @@ fn lifetime(flow: &Flow, backend: &Backend) -> u32 {
 /// Whether a client's packet proves that the client has got the backend's answer to its SYN: who
 /// sends from addresses that are not its own does not know the number.
 #[inline(always)]
-fn acknowledges(facts: &Facts<'_>, sequence: u32) -> bool {
+fn acknowledges(facts: &PacketView<'_>, sequence: u32) -> bool {
     /// As much as a backend may have sent on its own before the client's first packet gets here.
     const WINDOW: u32 = 1 << 20;
     if facts.packet.flags & (ACK | SYN | RST) != ACK {
         return false;
     }
-    let frame = work::frame(facts.ctx);
+    let frame = ctx::frame(facts.ctx);
     let tcp = frame.header::<12>(facts.packet.l4 as usize);
     tcp.is_some_and(|tcp| u32::from_be(tcp.get(8)).wrapping_sub(sequence) < WINDOW)
 }
 
 /// Keeps the reply's entry, or makes it again if it is gone.
 #[inline(never)]
-fn keep_reply(facts: &Facts<'_>, flow: &mut Flow, backend: &Backend) {
+fn keep_reply(facts: &PacketView<'_>, flow: &mut Flow, backend: &Backend) {
     let Some(Keys { reply: key, .. }) = maps::keys() else { return };
     write_reply_key(key, &facts.packet.key, backend, flow.port);
     if let Some(source) = maps::source(flow.source).filter(|_| flow.source != NO_SOURCE) {

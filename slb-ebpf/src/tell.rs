@@ -23,8 +23,9 @@ use slb_common::{
 };
 
 use crate::{
+    ctx::{self, PacketCtx},
     flows, maps,
-    work::{self, Exit, Sent, Work, sent},
+    outcome::{Outcome, sent},
 };
 
 /// What a client may send before its first byte is acknowledged: no SYN-ACK states a larger window (RFC 7323,
@@ -37,7 +38,7 @@ const MAX_SENT: u32 = 1 << 20;
 
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
-pub fn tell(work: &mut Work<'_>) -> Result<Sent, Exit> {
+pub fn tell(work: &mut PacketCtx<'_>) -> Outcome {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
     let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
@@ -58,7 +59,7 @@ pub fn tell(work: &mut Work<'_>) -> Result<Sent, Exit> {
 
 /// A client's packet.
 #[inline(always)]
-fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(), Verdict> {
+fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(), Verdict> {
     let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let sequence = u32::from_be(tcp.get(SEQUENCE));
     let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
@@ -133,7 +134,7 @@ fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(
 /// Gives a segment the options that the backend may see, and `more` bytes of ours before them.
 #[inline(always)]
 fn set_options(
-    work: &mut Work<'_>,
+    work: &mut PacketCtx<'_>,
     flow: &Flow,
     l4: usize,
     is_v4: bool,
@@ -196,14 +197,14 @@ extern "C" fn tell_make_options(before: u32, more: u32) -> u32 {
 /// Puts `words`, of which `len` bytes count, into a frame at `at`.
 #[inline(always)]
 fn insert(
-    ctx: &XdpContext,
+    xdp: &XdpContext,
     at: u32,
     len: u32,
     words: &Words,
     head: &mut Head,
 ) -> Result<(), Verdict> {
-    let moved = resize(ctx, at, len as i32, head)?;
-    let mut frame = work::frame(ctx);
+    let moved = resize(xdp, at, len as i32, head)?;
+    let mut frame = ctx::frame(xdp);
     for (number, word) in words.iter().enumerate() {
         if 4 * number as u32 >= len {
             break;
@@ -217,7 +218,7 @@ fn insert(
 
 /// Moves the beginning of a frame, up to `at`, so that there are `more` bytes behind it, or fewer. Gives `at`.
 #[inline(always)]
-fn resize(ctx: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, Verdict> {
+fn resize(xdp: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, Verdict> {
     let beyond = at.wrapping_sub(L3 as u32);
     if beyond > MAX_BEYOND {
         return Err(Verdict::Untranslatable);
@@ -227,16 +228,21 @@ fn resize(ctx: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, 
     let head = ptr::from_mut(head).cast();
     // SAFETY: the context is the kernel's, and there is room for as much; the frame is asked for afterwards.
     let failed = unsafe {
-        bpf_xdp_load_bytes(ctx.ctx, 0, head, moved)
-            | bpf_xdp_adjust_head(ctx.ctx, more.wrapping_neg())
-            | bpf_xdp_store_bytes(ctx.ctx, 0, head, moved)
+        bpf_xdp_load_bytes(xdp.ctx, 0, head, moved)
+            | bpf_xdp_adjust_head(xdp.ctx, more.wrapping_neg())
+            | bpf_xdp_store_bytes(xdp.ctx, 0, head, moved)
     };
     if failed != 0 { Err(Verdict::Inconsistent) } else { Ok(moved) }
 }
 
 /// A backend's packet.
 #[inline(always)]
-fn hear(work: &mut Work<'_>, flow: &mut Flow, backend: &Backend, l4: usize) -> Result<(), Verdict> {
+fn hear(
+    work: &mut PacketCtx<'_>,
+    flow: &mut Flow,
+    backend: &Backend,
+    l4: usize,
+) -> Result<(), Verdict> {
     let (flags, len) = (work.packet.flags, work.handover.told);
     let is_header = flow.told == TOLD_HEADER;
     let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;

@@ -59,47 +59,6 @@ pub const MAX_QUIC: usize = MAX_BACKENDS;
 /// Capacity of `SLB_FRAGMENTS`: datagrams whose fragments are on their way at the same time.
 pub const MAX_FRAGMENTS: usize = 16_384;
 
-/// The programs that the first one passes packets on to, by their index in `SLB_STAGES`: each has the
-/// stack and the verifier's patience to itself.
-pub const STAGES: [&str; 12] = [
-    "slb_icmp",
-    "slb_rest",
-    "slb_parsed",
-    "slb_later",
-    "slb_flow",
-    "slb_tunnel",
-    "slb_answer",
-    "slb_full",
-    "slb_tell",
-    "slb_error",
-    "slb_guard",
-    "slb_choose",
-];
-/// ICMP: echo requests, and errors about flows.
-pub const STAGE_ICMP: u32 = 0;
-/// Tagged frames, fragments, and frames in several buffers.
-pub const STAGE_REST: u32 = 1;
-/// What [`STAGE_REST`] has made a packet like any other.
-pub const STAGE_PARSED: u32 = 2;
-/// Fragments other than the first.
-pub const STAGE_LATER: u32 = 3;
-/// The first packet of a flow that has no entry and may need one.
-pub const STAGE_FLOW: u32 = 4;
-/// A SYN, or what another stage has prepared, to a backend behind a tunnel.
-pub const STAGE_TUNNEL: u32 = 5;
-/// What the gateway answers itself.
-pub const STAGE_ANSWER: u32 = 6;
-/// A flow whose source is replaced as well.
-pub const STAGE_FULL: u32 = 7;
-/// A flow whose backend is told who the client is.
-pub const STAGE_TELL: u32 = 8;
-/// An ICMP error about a flow of another family.
-pub const STAGE_ERROR: u32 = 9;
-/// To or from a listener with an access list or limits.
-pub const STAGE_GUARD: u32 = 10;
-/// A flow whose backend more than a schedule chooses.
-pub const STAGE_CHOOSE: u32 = 11;
-
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
 /// IP protocol number of UDP.
@@ -252,9 +211,9 @@ pub struct Listener {
 }
 const _: () = assert!(size_of::<Listener>() == 40);
 
-/// [`STAGE_GUARD`] looks at its packets.
+/// `slb_guard` looks at its packets.
 pub const LISTENER_GUARDED: u32 = 1;
-/// [`STAGE_CHOOSE`] chooses backends for its flows.
+/// `slb_choose` chooses backends for its flows.
 pub const LISTENER_CHOOSES: u32 = 2;
 /// `SLB_LIMITS` has limits for it.
 pub const LISTENER_LIMITED: u32 = 4;
@@ -753,21 +712,21 @@ pub struct Handover {
     pub hash: u64,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
-    /// For [`STAGE_FULL`], [`STAGE_TELL`] and [`STAGE_ERROR`]: place of the client's entry in `SLB_FLOWS`.
+    /// For `slb_full`, `slb_tell` and `slb_error`: place of the client's entry in `SLB_FLOWS`.
     pub place: u32,
-    /// For [`STAGE_ANSWER`]: the [`crate::verdict::Verdict`] that asks for the answer. For
-    /// [`STAGE_FLOW`]: [`FLOW_FORWARD`] or [`FLOW_DIRECT`]. For the others:
+    /// For `slb_answer`: the [`crate::verdict::Verdict`] that asks for the answer. For
+    /// `slb_flow`: [`FLOW_FORWARD`] or [`FLOW_DIRECT`]. For the others:
     /// [`FLOW_FORWARD`] or [`FLOW_REPLY`].
     pub what: u32,
-    /// For [`STAGE_ANSWER`]: the MTU that the packet exceeds.
+    /// For `slb_answer`: the MTU that the packet exceeds.
     pub mtu: u32,
     /// VLAN tags that were taken off, the outer one first, each as it stood in the frame; 0: none.
     pub tags: [u32; 2],
-    /// For [`STAGE_TELL`] and [`STAGE_ERROR`]: the way.
+    /// For `slb_tell` and `slb_error`: the way.
     pub hop: Hop,
     /// How many bytes the backend is told about the client; 0: nothing.
     pub told: u32,
-    /// For [`STAGE_FLOW`]: the slot that [`STAGE_CHOOSE`] has chosen, or [`NOT_CHOSEN`].
+    /// For `slb_flow`: the slot that `slb_choose` has chosen, or [`NOT_CHOSEN`].
     pub chosen: u32,
 }
 
@@ -1042,6 +1001,13 @@ pub const fn has_ended(state: u8) -> bool {
 pub const fn age(now: u32, then: u32) -> u32 {
     let age = now.wrapping_sub(then);
     if age > i32::MAX as u32 { 0 } else { age }
+}
+
+/// Whether `now` is behind `expires`, both in the low half of the jiffies.
+#[must_use]
+#[inline(always)]
+pub const fn is_over(now: u32, expires: u32) -> bool {
+    age(now, expires) > 0
 }
 
 /// How far `expires` may be behind: entries in use are written about once a second, not per packet.

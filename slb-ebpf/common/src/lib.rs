@@ -21,6 +21,7 @@ pub mod icmp_cross;
 pub mod icmp_error;
 pub mod mss;
 pub mod parse;
+pub mod programs;
 pub mod quic;
 pub mod reset;
 pub mod rewrite;
