@@ -6,8 +6,8 @@
 
 use slb_common::{
     abi::{
-        self, CLOSED, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, Listener,
-        MODE_NAT, NO_PLACE, Origin, RST, SLOT_BACKEND, Translation, UDP, is_over,
+        self, ConnState, Endpoint, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, Listener, MODE_NAT,
+        NO_PLACE, Origin, SLOT_BACKEND, Translation, UDP, is_over,
     },
     hash,
     programs::Program,
@@ -134,7 +134,10 @@ fn pass(facts: &PacketView<'_>, origin: &Origin) -> u32 {
     let is_syn = facts.packet.is_syn();
     let place = flows::position(key);
     if let Some(flow) = flows::at(place) {
-        let is_new = is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0;
+        let is_new = is_syn
+            && flow
+                .state
+                .intersects(ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING);
         if flow.kind == FLOW_FORWARD && !is_new {
             mark(facts.now, origin.backend, backend.idle_jiffies);
             flows::note_forward(facts, flow, backend);
@@ -148,10 +151,10 @@ fn pass(facts: &PacketView<'_>, origin: &Origin) -> u32 {
         && known.kind == FLOW_DIRECT
     {
         if is_syn {
-            known.state = 0;
+            known.state = ConnState::empty();
         }
         mark(facts.now, origin.backend, backend.idle_jiffies);
-        flows::note_direct(facts, known, FIN_FORWARD);
+        flows::note_direct(facts, known, ConnState::FIN_FORWARD);
         return Remembered::Place(NO_PLACE).pack();
     }
     if !is_syn && key.proto != UDP {
@@ -211,7 +214,7 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
     if let Some(flow) = flows::seek(key) {
         // The same as `reply.dport`, but not on the stack meanwhile.
         let is_it = flow.backend == id && flow.port == key.sport;
-        let is_alive = !abi::has_ended(flow.state) && !is_over(now, flow.expires);
+        let is_alive = !flow.state.has_ended() && !is_over(now, flow.expires);
         return u32::from(is_it && is_alive);
     }
     if origin.backend != id || !abi::is_by_hash(listener.scheduler) {

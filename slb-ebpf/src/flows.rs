@@ -15,13 +15,13 @@ use core::{
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use slb_common::{
     abi::{
-        self, ANSWERED, Address, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ESTABLISHED,
-        FIN_FORWARD, FIN_REPLY, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys,
-        MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN,
-        TCP, TOLD_HEADER, TOLD_NOT, TOLD_OPTION, UNTOLD, age, is_over,
+        self, Address, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ConnState,
+        FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, MODE_DSR, MODE_GUE, MODE_IPIP,
+        NO_PLACE, NO_SOURCE, REFRESH_JIFFIES, TAG_FREE, TAG_TAKEN, TCP, TOLD_HEADER, TOLD_NOT,
+        TOLD_OPTION, age, is_over,
     },
     hash,
-    parse::{ACK, FIN, RST, SYN},
+    parse::TcpFlags,
     verdict::Verdict,
 };
 
@@ -148,7 +148,7 @@ pub fn forget(flow: &mut Flow) {
 /// Whether an entry is one that `SLB_ACTIVE` counts.
 #[inline(always)]
 fn is_active(flow: &Flow) -> bool {
-    flow.kind == FLOW_FORWARD && !abi::has_ended(flow.state)
+    flow.kind == FLOW_FORWARD && !flow.state.has_ended()
 }
 
 /// So many more flows of a backend are active.
@@ -166,16 +166,22 @@ pub fn note_forward(facts: &PacketView<'_>, flow: &mut Flow, backend: &Backend) 
     let flags = facts.packet.flags;
     // The end of what goes past the gateway is not seen.
     let is_direct = matches!(backend.mode, MODE_DSR | MODE_IPIP | MODE_GUE);
-    let fin = if is_direct { FIN_FORWARD | FIN_REPLY } else { FIN_FORWARD };
-    let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, fin);
-    if flow.state & (ESTABLISHED | ANSWERED) == ANSWERED && acknowledges(facts, flow.sequence) {
-        flow.state |= ESTABLISHED;
+    let fin = if is_direct {
+        ConnState::FIN_FORWARD | ConnState::FIN_REPLY
+    } else {
+        ConnState::FIN_FORWARD
+    };
+    let has_ended = flags.intersects(TcpFlags::FIN | TcpFlags::RST) && ends(flags, flow, fin);
+    if flow.state & (ConnState::ESTABLISHED | ConnState::SYN_ACK_SEEN) == ConnState::SYN_ACK_SEEN
+        && acknowledges(facts, flow.sequence)
+    {
+        flow.state |= ConnState::ESTABLISHED;
     }
     let until = facts.now.wrapping_add(lifetime(flow, backend));
     if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
         // Somebody who has sent packets for a second is no flood of random sources.
-        if flags & SYN == 0 {
-            flow.state |= ESTABLISHED;
+        if !flags.intersects(TcpFlags::SYN) {
+            flow.state |= ConnState::ESTABLISHED;
         }
         flow.expires = until;
         if flow.peer != NO_PLACE {
@@ -188,15 +194,16 @@ pub fn note_forward(facts: &PacketView<'_>, flow: &mut Flow, backend: &Backend) 
 #[inline(always)]
 pub fn note_reply(facts: &PacketView<'_>, flow: &mut Flow) {
     let flags = facts.packet.flags;
-    let has_ended = flags & (FIN | RST) != 0 && ends(flags, flow, FIN_REPLY);
+    let has_ended =
+        flags.intersects(TcpFlags::FIN | TcpFlags::RST) && ends(flags, flow, ConnState::FIN_REPLY);
     // A flow whose backend is told about the client has another use for the number, and another proof.
-    if flags & (SYN | ACK) == SYN | ACK
-        && flow.state & ESTABLISHED == 0
+    if flags.contains(TcpFlags::SYN | TcpFlags::ACK)
+        && !flow.state.intersects(ConnState::ESTABLISHED)
         && flow.told == TOLD_NOT
         && let Some(tcp) = ctx::frame(facts.ctx).header::<8>(facts.packet.l4 as usize)
     {
         flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
-        flow.state |= ANSWERED;
+        flow.state |= ConnState::SYN_ACK_SEEN;
     }
     if let Some(backend) = maps::backend(flow.backend) {
         let until = facts.now.wrapping_add(lifetime(flow, backend));
@@ -209,7 +216,7 @@ pub fn note_reply(facts: &PacketView<'_>, flow: &mut Flow) {
 /// Takes down that the client of the flow at `place` is where it says, and its backend knows.
 #[inline(always)]
 pub fn establish(now: u32, flow: &mut Flow, place: u32, backend: &Backend) {
-    flow.state = flow.state & !UNTOLD | ESTABLISHED;
+    flow.state = flow.state.difference(ConnState::PROXY_PENDING).union(ConnState::ESTABLISHED);
     flow.expires = now.wrapping_add(lifetime(flow, backend));
     if let Some(reply) = reply_of(flow, place) {
         keep_with(reply, flow);
@@ -234,11 +241,11 @@ fn told(key: &FlowKey, backend: &Backend) -> u8 {
 
 /// Takes down what a packet says about a direct flow; `fin` is its side's bit.
 #[inline(always)]
-pub fn note_direct(facts: &PacketView<'_>, flow: &mut Flow, fin: u8) {
-    if facts.packet.flags & (FIN | RST) != 0 {
+pub fn note_direct(facts: &PacketView<'_>, flow: &mut Flow, fin: ConnState) {
+    if facts.packet.flags.intersects(TcpFlags::FIN | TcpFlags::RST) {
         ends(facts.packet.flags, flow, fin);
-    } else if facts.packet.flags & SYN == 0 {
-        flow.state |= ESTABLISHED;
+    } else if !facts.packet.flags.intersects(TcpFlags::SYN) {
+        flow.state |= ConnState::ESTABLISHED;
     }
     if let Some(backend) = maps::backend(flow.backend) {
         flow.expires = facts.now.wrapping_add(lifetime(flow, backend));
@@ -258,10 +265,10 @@ pub fn keep_with(reply: &mut Flow, forward: &Flow) {
 
 /// Takes down a FIN or RST; `fin` is its side's bit. Says whether the flow has ended.
 #[inline(always)]
-fn ends(flags: u8, flow: &mut Flow, fin: u8) -> bool {
+fn ends(flags: TcpFlags, flow: &mut Flow, fin: ConnState) -> bool {
     let was_active = is_active(flow);
-    flow.state |= if flags & RST != 0 { abi::RST } else { fin };
-    let has_ended = abi::has_ended(flow.state);
+    flow.state |= if flags.intersects(TcpFlags::RST) { ConnState::RESET } else { fin };
+    let has_ended = flow.state.has_ended();
     if was_active && has_ended {
         count(flow.backend, -1);
     }
@@ -271,10 +278,10 @@ fn ends(flags: u8, flow: &mut Flow, fin: u8) -> bool {
 /// For how many jiffies a flow is remembered after a packet.
 #[inline(always)]
 fn lifetime(flow: &Flow, backend: &Backend) -> u32 {
-    if abi::has_ended(flow.state) {
+    if flow.state.has_ended() {
         return maps::settings().closing_jiffies;
     }
-    if u32::from(flow.proto) == TCP && flow.state & ESTABLISHED == 0 {
+    if u32::from(flow.proto) == TCP && !flow.state.intersects(ConnState::ESTABLISHED) {
         return maps::settings().opening_jiffies;
     }
     backend.idle_jiffies
@@ -286,7 +293,8 @@ fn lifetime(flow: &Flow, backend: &Backend) -> u32 {
 fn acknowledges(facts: &PacketView<'_>, sequence: u32) -> bool {
     /// As much as a backend may have sent on its own before the client's first packet gets here.
     const WINDOW: u32 = 1 << 20;
-    if facts.packet.flags & (ACK | SYN | RST) != ACK {
+    let known = TcpFlags::ACK | TcpFlags::SYN | TcpFlags::RST;
+    if facts.packet.flags & known != TcpFlags::ACK {
         return false;
     }
     let frame = ctx::frame(facts.ctx);
@@ -334,7 +342,7 @@ extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey
     let (Some(reply), Some(own)) = (unsafe { (reply.as_ref(), own.as_ref()) }) else { return 1 };
     let Some(owner) = seek(reply) else { return 0 };
     let is_reply = owner.kind == FLOW_REPLY;
-    let mut is_free = abi::has_ended(owner.state) || is_over(now, owner.expires);
+    let mut is_free = owner.state.has_ended() || is_over(now, owner.expires);
     if is_reply {
         match peer(owner, reply) {
             Some(forward) if is_free || forward.is_of(own) => {
@@ -432,7 +440,7 @@ extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, entries: u32) 
     flow.source = source;
     flow.told = if is_own { told(key, backend) } else { TOLD_NOT };
     if flow.told != TOLD_NOT {
-        flow.state = UNTOLD;
+        flow.state = ConnState::PROXY_PENDING;
     }
     publish(flow, hash);
     count(id, 1);
@@ -482,7 +490,7 @@ fn fill(flow: &mut Flow, key: &FlowKey, id: u32, kind: u8, expires: u32) {
     flow.backend = id;
     flow.proto = key.proto as u8;
     flow.kind = kind;
-    flow.state = 0;
+    flow.state = ConnState::empty();
     flow.told = TOLD_NOT;
     flow.port = key.sport;
     flow.source = NO_SOURCE;
@@ -517,7 +525,7 @@ extern "C" fn flow_take(now: u32, key: *const FlowKey, tag: u32) -> u32 {
             TAG_FREE => u32::MAX,
             TAG_TAKEN => 0,
             _ if is_over(now, flow.expires) => u32::MAX - 1,
-            _ if flow.state & ESTABLISHED == 0 || abi::has_ended(flow.state) => {
+            _ if !flow.state.intersects(ConnState::ESTABLISHED) || flow.state.has_ended() => {
                 i32::MAX as u32 - flow.expires.wrapping_sub(now).min(i32::MAX as u32 - 1)
             }
             _ => 0,

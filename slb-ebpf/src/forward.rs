@@ -6,13 +6,13 @@
 use slb_common::{
     abi::{
         self, BACKEND_CLOSED, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY,
-        BACKEND_USABLE, Backend, CLOSED, Endpoint, FIN_FORWARD, FLOW_FORWARD, Flow,
-        LISTENER_CHOOSES, LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NO_BACKEND,
-        NO_LISTENER_DROP, NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, ROLE_BACKEND, ROLE_VIP, RST,
-        SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, Translation, UDP, is_over,
+        BACKEND_USABLE, Backend, ConnState, Endpoint, FLOW_FORWARD, Flow, LISTENER_CHOOSES,
+        LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
+        NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, ROLE_BACKEND, ROLE_VIP, SCHEDULER_QUIC,
+        SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, Translation, UDP, is_over,
     },
     hash,
-    parse::Packet,
+    parse::{Packet, TcpFlags},
     programs::Program,
     verdict::Verdict,
 };
@@ -158,7 +158,8 @@ fn remembered(work: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remem
         flows::forget(flow);
         return Remembered::No;
     }
-    if flow.state & CLOSED != 0 && work.packet.flags & RST == 0 {
+    if flow.state.intersects(ConnState::RST_PENDING) && !work.packet.flags.intersects(TcpFlags::RST)
+    {
         return Remembered::Closed;
     }
     flows::note_forward(&work.view(), flow, backend);
@@ -186,7 +187,7 @@ fn starts_anew(work: &PacketCtx<'_>, listener: &Listener, flow: &Flow, backend: 
     is_out
         || is_over(work.now, flow.expires)
         // The client has given up the connection before: it would not begin another.
-        || is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0
+        || is_syn && flow.state.intersects(ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING)
 }
 
 /// A packet to a VIP without an entry: chooses a backend, and makes the entries that its flow needs.

@@ -3,11 +3,13 @@
 
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
-    abi::{Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT, TOLD_HEADER, TOLD_NOT, UDP, UNTOLD},
+    abi::{
+        ConnState, Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT, TOLD_HEADER, TOLD_NOT, UDP,
+    },
     client_address,
     cross::{self, HEAD_V4, HEAD_V6},
     icmp_error,
-    parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3, SYN},
+    parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3, TcpFlags},
     programs::Program,
     rewrite,
     verdict::Verdict,
@@ -92,7 +94,8 @@ fn note_told(work: &mut PacketCtx<'_>, flow: &Flow, is_reply: bool) {
     }
     let is_header = flow.told == TOLD_HEADER;
     let len = client_address::len(is_header, flow.src.is_v4());
-    let is_known = flow.state & UNTOLD == 0 && work.packet.flags & SYN == 0;
+    let is_known = !flow.state.intersects(ConnState::PROXY_PENDING)
+        && !work.packet.flags.intersects(TcpFlags::SYN);
     if !is_known || !is_reply && may_tell_otherwise(work, flow, is_header, len) {
         work.handover.told = len;
     }

@@ -3,9 +3,9 @@
 
 use slb_common::{
     abi::{
-        FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP,
-        MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP, SLOT_BACKEND,
-        TOLD_HEADER, Translation, UNTOLD,
+        ConnState, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE,
+        MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP,
+        SLOT_BACKEND, TOLD_HEADER, Translation,
     },
     client_address,
     icmp::{self, Quote},
@@ -132,7 +132,7 @@ fn cross(work: &mut PacketCtx<'_>, place: u32, hop: Hop, kind: u8) -> Next {
 #[inline(never)]
 fn recount(work: &mut PacketCtx<'_>, quote: &Quote, place: u32) {
     let Some(flow) = flows::at(place) else { return };
-    if flow.state & UNTOLD != 0 {
+    if flow.state.intersects(ConnState::PROXY_PENDING) {
         let is_header = flow.told == TOLD_HEADER;
         let len = client_address::len(is_header, flow.src.is_v4());
         let first = is_header.then_some(flow.sequence);

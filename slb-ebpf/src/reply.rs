@@ -5,11 +5,11 @@
 
 use slb_common::{
     abi::{
-        BACKEND_CLOSED, CLOSED, Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, Keys,
-        MODE_FULL, MODE_NAT, NO_PLACE, NO_SOURCE, ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED,
+        BACKEND_CLOSED, ConnState, Endpoint, FLOW_DIRECT, FLOW_REPLY, FlowKey, Keys, MODE_FULL,
+        MODE_NAT, NO_PLACE, NO_SOURCE, ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED,
         ORIGIN_TRACKED, ORIGIN_WATCHED, Origin, ROLE_LOCAL, TCP, Translation,
     },
-    parse::{ACK, FIN, RST, SYN},
+    parse::TcpFlags,
     programs::Program,
     verdict::Verdict,
 };
@@ -61,7 +61,9 @@ pub fn from_backend<const REST: bool>(
             // Whose answer it would be, only an entry says.
             return Err(Verdict::NotOurs.into());
         }
-    } else if origin.flags & ORIGIN_TRACKED != 0 && work.packet.flags & (SYN | FIN | RST) != 0 {
+    } else if origin.flags & ORIGIN_TRACKED != 0
+        && work.packet.flags.intersects(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
+    {
         track(&work.view(), origin);
     }
     let Some(Way { hop, mtu }) = hops::to_client(work, &to.addr, &work.packet.key.dst)? else {
@@ -134,7 +136,9 @@ fn look(facts: &PacketView<'_>, origin: &Origin) -> bool {
     if key.proto != TCP {
         return false;
     }
-    if origin.flags & ORIGIN_WATCHED != 0 && facts.packet.flags & (SYN | RST) != 0 {
+    if origin.flags & ORIGIN_WATCHED != 0
+        && facts.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST)
+    {
         // Of several that have this address and port, an entry says which.
         let reply = flows::seek(key).filter(|reply| reply.kind == FLOW_REPLY);
         match reply {
@@ -143,7 +147,7 @@ fn look(facts: &PacketView<'_>, origin: &Origin) -> bool {
             None => {}
         }
     }
-    if origin.flags & ORIGIN_CLOSING == 0 || facts.packet.flags & RST != 0 {
+    if origin.flags & ORIGIN_CLOSING == 0 || facts.packet.flags.intersects(TcpFlags::RST) {
         return false;
     }
     // Whose it is, an entry of its own says: `remembered` looks.
@@ -153,7 +157,7 @@ fn look(facts: &PacketView<'_>, origin: &Origin) -> bool {
     let Some(Keys { forward, .. }) = maps::keys() else { return false };
     *forward = client_key(key, origin);
     match flows::seek(forward) {
-        Some(flow) => flow.state & CLOSED != 0,
+        Some(flow) => flow.state.intersects(ConnState::RST_PENDING),
         // Unless it is for the gateway itself, or for somebody who talks to the backend directly.
         None => {
             maps::backend(origin.backend).is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0)
@@ -169,7 +173,7 @@ fn watch(facts: &PacketView<'_>, backend: u32) {
     let Some(answers) = maps::SLB_ANSWERS.get_ptr_mut(backend) else { return };
     // SAFETY: this CPU's own copy, and a program is not interrupted by another on its CPU.
     let answers = unsafe { &mut *answers };
-    if facts.packet.flags & (SYN | ACK) == SYN | ACK {
+    if facts.packet.flags.contains(TcpFlags::SYN | TcpFlags::ACK) {
         answers.accepted += 1;
     } else if ctx::frame(facts.ctx)
         .header::<8>(facts.packet.l4 as usize)
@@ -197,7 +201,7 @@ fn remembered(facts: &PacketView<'_>) -> u32 {
     let key = &facts.packet.key;
     let Some(reply) = flows::seek(key) else { return Remembered::Place(NO_PLACE).pack() };
     if reply.kind == FLOW_DIRECT {
-        flows::note_direct(facts, reply, FIN_REPLY);
+        flows::note_direct(facts, reply, ConnState::FIN_REPLY);
         return Remembered::Direct.pack();
     }
     let place = reply.peer;
@@ -206,7 +210,9 @@ fn remembered(facts: &PacketView<'_>) -> u32 {
     };
     flows::note_reply(facts, forward);
     flows::keep_with(reply, forward);
-    if forward.state & CLOSED != 0 && facts.packet.flags & RST == 0 {
+    if forward.state.intersects(ConnState::RST_PENDING)
+        && !facts.packet.flags.intersects(TcpFlags::RST)
+    {
         return Remembered::Closed.pack();
     }
     Remembered::Place(place).pack()

@@ -2,7 +2,7 @@
 //! before its first byte or by an option. [`client_address`] has both.
 //!
 //! A packet that has been translated comes here as long as its backend may not know yet
-//! ([`UNTOLD`]): what begins the connection is told as often as it is sent, so nothing has to be kept for
+//! ([`ConnState::PROXY_PENDING`]): what begins the connection is told as often as it is sent, so nothing has to be kept for
 //! when a packet is lost. No other bytes of the client's get to the backend before that, nor does an option that
 //! looks like ours, ever: `docs/adr/0021-client-address-cannot-be-forged.md` has the states.
 
@@ -13,12 +13,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use slb_common::{
-    abi::{ACCEPTED, Backend, ESTABLISHED, FLOW_FORWARD, Flow, TOLD_HEADER, UNTOLD},
+    abi::{Backend, ConnState, FLOW_FORWARD, Flow, TOLD_HEADER},
     checksum::Delta,
     client_address::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
     cross::{HEAD_V4, HEAD_V6},
     mss,
-    parse::{ACK, FIN, L3, RST, SYN},
+    parse::{L3, TcpFlags},
     verdict::Verdict,
 };
 
@@ -71,13 +71,13 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
     }
     let has_data = headers < work.packet.len;
     let is_header = flow.told == TOLD_HEADER;
-    let is_told = flow.state & UNTOLD == 0;
-    if flags & SYN != 0 {
+    let is_told = !flow.state.intersects(ConnState::PROXY_PENDING);
+    if flags.intersects(TcpFlags::SYN) {
         // Data in a SYN (RFC 7413) would be taken before anything else.
         if !work.packet.is_syn() || has_data {
             return Err(Verdict::BeforeClientAddress);
         }
-        if flow.state & ACCEPTED == 0 {
+        if !flow.state.intersects(ConnState::ACCEPTED) {
             flow.sequence = sequence.wrapping_add(1);
         }
         if is_header {
@@ -87,18 +87,18 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
         return set_options(work, flow, l4, is_v4, options_end, 0);
     }
     let answers = flows::reply_of(flow, work.handover.place)
-        .filter(|_| flow.state & ACCEPTED != 0 && flags & ACK != 0)
+        .filter(|_| flow.state.intersects(ConnState::ACCEPTED) && flags.intersects(TcpFlags::ACK))
         .map(|reply| acknowledgement.wrapping_sub(reply.sequence));
     let behind = sequence.wrapping_sub(flow.sequence);
     if !is_header {
         if answers.is_some_and(|answers| answers < MAX_SENT) {
-            flow.state |= ESTABLISHED;
+            flow.state |= ConnState::ESTABLISHED;
         }
-        let is_to_tell = flags & RST == 0 && (!is_told || behind == 0);
+        let is_to_tell = !flags.intersects(TcpFlags::RST) && (!is_told || behind == 0);
         return set_options(work, flow, l4, is_v4, options_end, if is_to_tell { len } else { 0 });
     }
     let is_first_answer = answers == Some(0);
-    if flags & RST != 0 {
+    if flags.intersects(TcpFlags::RST) {
         if is_told || behind != 0 {
             return Ok(());
         }
@@ -107,13 +107,13 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
         // may be one that begins (SYN cookies).
         return if is_first_answer { Err(Verdict::BeforeClientAddress) } else { Ok(()) };
     } else {
-        if flow.state & ACCEPTED == 0 {
+        if !flow.state.intersects(ConnState::ACCEPTED) {
             return Err(Verdict::BeforeClientAddress);
         }
         client_address::clear_urgent(&mut work.frame, l4).ok_or(Verdict::Truncated)?;
         if behind != 0 {
             let is_next = behind < MAX_BEHIND && is_first_answer;
-            let is_probe = behind == u32::MAX && !has_data && flags & FIN == 0;
+            let is_probe = behind == u32::MAX && !has_data && !flags.intersects(TcpFlags::FIN);
             return if is_next || is_probe { Ok(()) } else { Err(Verdict::BeforeClientAddress) };
         }
     }
@@ -248,17 +248,17 @@ fn hear(
     let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
     let sequence = u32::from_be(tcp.get(SEQUENCE));
-    if flags & ACK == 0 {
+    if !flags.intersects(TcpFlags::ACK) {
         return Ok(());
     }
     let reply = flows::reply_of(flow, work.handover.place);
-    if flags & (SYN | RST) == SYN {
+    if flags & (TcpFlags::SYN | TcpFlags::RST) == TcpFlags::SYN {
         let first = acknowledgement.wrapping_add(if is_header { len } else { 0 });
         let own = sequence.wrapping_add(1);
         let Some(reply) = reply else { return Err(Verdict::BeforeClientAddress) };
-        if flow.state & ACCEPTED == 0 {
+        if !flow.state.intersects(ConnState::ACCEPTED) {
             flow.sequence = first;
-            flow.state |= ACCEPTED;
+            flow.state |= ConnState::ACCEPTED;
             reply.sequence = own;
         } else if reply.sequence == 0 {
             // It was lost, and made again.
@@ -281,8 +281,8 @@ fn hear(
     let known = missing.wrapping_neg().wrapping_sub(if is_header { 0 } else { 1 });
     let is_of_connection = flows::reply_of(flow, work.handover.place)
         .is_some_and(|reply| sequence.wrapping_sub(reply.sequence) < MAX_SENT);
-    if flags & (SYN | RST) == 0
-        && flow.state & (ACCEPTED | UNTOLD) == ACCEPTED | UNTOLD
+    if !flags.intersects(TcpFlags::SYN | TcpFlags::RST)
+        && flow.state.contains(ConnState::ACCEPTED | ConnState::PROXY_PENDING)
         && known <= MAX_ACKNOWLEDGED
         && is_of_connection
     {

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
     abi::{Address, Hop, MODE_GUE, MODE_IPIP, TCP},
     mss,
-    parse::SYN,
+    parse::TcpFlags,
     tunnel::{self, GUE_PORT, Tunnel},
     verdict::Verdict,
 };
@@ -19,7 +19,7 @@ use crate::{
 #[inline(always)]
 pub fn is_short(work: &PacketCtx<'_>, delivery: &Delivery) -> bool {
     matches!(delivery.mode, MODE_IPIP | MODE_GUE)
-        && work.packet.flags & SYN == 0
+        && !work.packet.flags.intersects(TcpFlags::SYN)
         && !exceeds(work.packet.len, delivery.mtu)
 }
 
@@ -51,7 +51,7 @@ pub fn enter(work: &mut PacketCtx<'_>) -> Outcome {
     if !matches!(backend.mode, MODE_IPIP | MODE_GUE) || !backend.hop.is_known() {
         return Err(Verdict::NoNeighbour);
     }
-    if work.packet.flags & SYN != 0 && work.packet.key.proto == TCP {
+    if work.packet.flags.intersects(TcpFlags::SYN) && work.packet.key.proto == TCP {
         clamp(&work.view(), backend.mtu);
     }
     wrap(work, backend.mode, backend.addr, backend.hop)

@@ -11,7 +11,7 @@ pub use crate::parse::Packet;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this file, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Capacity of `SLB_LISTENERS` and `SLB_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
@@ -605,8 +605,8 @@ pub struct Flow {
     pub proto: u8,
     /// [`FLOW_FORWARD`], [`FLOW_REPLY`] or [`FLOW_DIRECT`].
     pub kind: u8,
-    /// [`ESTABLISHED`] and the others.
-    pub state: u8,
+    /// What has happened in it.
+    pub state: ConnState,
     /// [`FLOW_FORWARD`]: how its backend is told who the client is: [`TOLD_NOT`], [`TOLD_HEADER`] or
     /// [`TOLD_OPTION`].
     pub told: u8,
@@ -618,7 +618,7 @@ pub struct Flow {
     /// [`FLOW_FORWARD`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
-    /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge. If its backend is told who the
+    /// [`FLOW_FORWARD`] and [`ConnState::SYN_ACK_SEEN`]: what the client has to acknowledge. If its backend is told who the
     /// client is: [`FLOW_FORWARD`]: number of the client's first byte; [`FLOW_REPLY`]: number of the backend's.
     pub sequence: u32,
 }
@@ -962,22 +962,39 @@ pub const FLOW_REPLY: u8 = 2;
 /// From backend to a client that talks to it without a listener: passed as it is.
 pub const FLOW_DIRECT: u8 = 3;
 
-/// The client has sent FIN.
-pub const FIN_FORWARD: u8 = 1;
-/// The backend has sent FIN.
-pub const FIN_REPLY: u8 = 2;
-/// Either has sent RST.
-pub const RST: u8 = 4;
-/// The backend has answered the client's SYN.
-pub const ANSWERED: u8 = 8;
-/// Both sides are there: the entry does not make room for another before it expires.
-pub const ESTABLISHED: u8 = 16;
-/// The backend may not know yet who the client is, and is to be told.
-pub const UNTOLD: u8 = 32;
-/// The backend has accepted the connection that it is told about: its SYN-ACK was seen.
-pub const ACCEPTED: u8 = 64;
-/// The agent has ended it: its packets are answered with resets.
-pub const CLOSED: u8 = 128;
+bitflags::bitflags! {
+    /// What has happened in a flow.
+    #[repr(transparent)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+    pub struct ConnState: u8 {
+        /// The client has sent FIN.
+        const FIN_FORWARD = 1;
+        /// The backend has sent FIN.
+        const FIN_REPLY = 2;
+        /// The backend has accepted the connection that it is told about: its SYN-ACK was seen.
+        const ACCEPTED = 4;
+        /// The backend has answered the client's SYN by a SYN-ACK.
+        const SYN_ACK_SEEN = 8;
+        /// Both sides are there: the entry does not make room for another before it expires.
+        const ESTABLISHED = 16;
+        /// The backend may not know the client's address yet, and is to be told.
+        const PROXY_PENDING = 32;
+        /// Either has sent RST. Not the bit of [`crate::parse::TcpFlags::RST`], so that a test sees one taken for the other.
+        const RESET = 64;
+        /// The agent has ended it: its packets are answered with resets.
+        const RST_PENDING = 128;
+    }
+}
+
+impl ConnState {
+    /// Whether a TCP flow has ended.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_ended(self) -> bool {
+        self.intersects(Self::RESET.union(Self::RST_PENDING))
+            || self.contains(Self::FIN_FORWARD.union(Self::FIN_REPLY))
+    }
+}
 
 /// The backend of a flow is not told who the client is.
 pub const TOLD_NOT: u8 = 0;
@@ -985,13 +1002,6 @@ pub const TOLD_NOT: u8 = 0;
 pub const TOLD_HEADER: u8 = 1;
 /// It is told by a TCP option.
 pub const TOLD_OPTION: u8 = 2;
-
-/// Whether a TCP flow with these state bits has ended.
-#[must_use]
-#[inline(always)]
-pub const fn has_ended(state: u8) -> bool {
-    state & (RST | CLOSED) != 0 || state & (FIN_FORWARD | FIN_REPLY) == FIN_FORWARD | FIN_REPLY
-}
 
 /// How long ago `then` was, both in the low half of the jiffies.
 ///

@@ -37,16 +37,24 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// packet, one of which (AH) rules out translation.
 const MAX_EXTENSION_HEADERS: usize = 6;
 
-/// Offset of the flags in a TCP header, and the flags (RFC 9293, section 3.1).
+/// Offset of the flags in a TCP header.
 const TCP_FLAGS: usize = 13;
-/// No more data from the sender.
-pub const FIN: u8 = 0x01;
-/// Synchronise sequence numbers.
-pub const SYN: u8 = 0x02;
-/// Reset the connection.
-pub const RST: u8 = 0x04;
-/// The acknowledgement number is valid.
-pub const ACK: u8 = 0x10;
+
+bitflags::bitflags! {
+    /// Flags of a TCP segment (RFC 9293, section 3.1). Those without a name are kept.
+    #[repr(transparent)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+    pub struct TcpFlags: u8 {
+        /// No more data from the sender.
+        const FIN = 0x01;
+        /// Synchronise sequence numbers.
+        const SYN = 0x02;
+        /// Reset the connection.
+        const RST = 0x04;
+        /// The acknowledgement number is valid.
+        const ACK = 0x10;
+    }
+}
 
 /// What later stages need to know of a packet.
 #[repr(C)]
@@ -56,8 +64,8 @@ pub struct Packet {
     pub key: FlowKey,
     /// Offset of the transport header.
     pub l4: u32,
-    /// TCP's flags; 0 for UDP.
-    pub flags: u8,
+    /// TCP's flags; none for UDP.
+    pub flags: TcpFlags,
     /// 1: IPv4, otherwise IPv6.
     pub v4: u8,
     /// [`FRAGMENT_NONE`], [`FRAGMENT_FIRST`] or [`FRAGMENT_LATER`], which has no ports.
@@ -97,7 +105,9 @@ impl Packet {
     #[must_use]
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {
-        self.flags & (SYN | ACK | FIN | RST) == SYN
+        const OF_INTEREST: TcpFlags =
+            TcpFlags::SYN.union(TcpFlags::ACK).union(TcpFlags::FIN).union(TcpFlags::RST);
+        self.flags.intersection(OF_INTEREST).bits() == TcpFlags::SYN.bits()
     }
 }
 
@@ -245,7 +255,7 @@ const fn later(packet: &mut Packet, proto: u8, l4: usize) {
     packet.key.proto = proto as u32;
     (packet.key.sport, packet.key.dport) = (0, 0);
     packet.l4 = l4 as u32;
-    packet.flags = 0;
+    packet.flags = TcpFlags::empty();
 }
 
 /// RFC 1812, section 5.2.2: a router must verify the header checksum. Were it only updated, a
@@ -368,7 +378,7 @@ fn transport(
             if header_len < TcpHdr::LEN || header_len > len {
                 return Err(reject(Verdict::Malformed));
             }
-            tcp.get::<u8>(TCP_FLAGS)
+            TcpFlags::from_bits_retain(tcp.get::<u8>(TCP_FLAGS))
         }
         UDP => {
             let udp = frame.header::<{ UdpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
@@ -378,7 +388,7 @@ fn transport(
             if stated < UdpHdr::LEN || is_too_long {
                 return Err(reject(Verdict::Malformed));
             }
-            0
+            TcpFlags::empty()
         }
         _ if proto == if packet.v4 != 0 { ICMP } else { ICMPV6 } => return Err(Reject::Icmp),
         _ => return Err(reject(Verdict::OtherProtocol)),

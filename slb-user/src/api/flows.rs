@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use slb_common::abi::{self, Address, ESTABLISHED, Endpoint, Flow, TCP};
+use slb_common::abi::{self, Address, ConnState, Endpoint, Flow, TCP};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::datapath::{Explainer, Explanation, Question};
@@ -69,7 +69,7 @@ impl Names {
     fn flow(&self, flow: &Flow, now: u32, per_second: u32) -> FlowStatus {
         let vip = flow.key().destination();
         let (backend, to) = self.backend(flow.backend);
-        let is_open = u32::from(flow.proto) != TCP || flow.state & ESTABLISHED != 0;
+        let is_open = u32::from(flow.proto) != TCP || flow.state.intersects(ConnState::ESTABLISHED);
         FlowStatus {
             listener: self.listeners.get(&vip).cloned().unwrap_or_default(),
             client: SocketAddr::new(flow.src.into(), flow.sport).to_string(),
@@ -244,7 +244,7 @@ mod tests {
             backend,
             proto: TCP as u8,
             kind: abi::FLOW_FORWARD,
-            state: ESTABLISHED,
+            state: ConnState::ESTABLISHED,
             told: 0,
             port: 4_000,
             source: 0,
