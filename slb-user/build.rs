@@ -27,7 +27,8 @@ fn main() -> Result<()> {
     if let Some(toolchain) = env::var_os(BUILD_WITH) {
         return build(&toolchain.to_string_lossy());
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
+    let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR")?);
+    let root = package.parent().context("the workspace")?;
     for path in ["slb-ebpf", "Cargo.toml", "Cargo.lock", "xtask/src/toolchain.rs"] {
         println!("cargo:rerun-if-changed={}", root.join(path).display());
     }
@@ -151,11 +152,11 @@ fn build_in(folder: &Path, toolchain: &str) -> Result<()> {
 }
 
 fn build(toolchain: &str) -> Result<()> {
-    let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../slb-ebpf");
+    let root_dir = format!("{}/../slb-ebpf", env::var("CARGO_MANIFEST_DIR")?);
     aya_build::build_ebpf(
         [aya_build::Package {
             name: "slb-ebpf",
-            root_dir,
+            root_dir: &root_dir,
             features: features(),
             ..Default::default()
         }],

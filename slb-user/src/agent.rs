@@ -56,11 +56,11 @@ use crate::{
     config::{Announce, Config, Gateway, NoListener, Scheduler},
     datapath::{Attachment, Capacities, Explainer, LoadError, Loaded, Pins, TableError},
     descriptors::Descriptors,
-    desired::{Circumstances, Planner},
     health::{self, Checkers, Health},
     layout::{Layout, LayoutError},
     net::{GENERIC, Interface, NetworkChange, local_source_problems},
     plan::plan,
+    planner::{Inputs, Planner},
     schedule::maglev,
     state::State,
 };
@@ -109,7 +109,7 @@ pub struct Agent {
     jiffies: Jiffies,
     /// One per target of the layout.
     health: Vec<Health>,
-    /// Backends, by index, that stay in use until their first probe, see [`Circumstances::trusted`].
+    /// Backends, by index, that stay in use until their first probe, see [`Inputs::trusted`].
     trusted: HashSet<u32>,
     /// By [`crate::layout::Target::id`].
     checkers: Checkers<u32>,
@@ -445,7 +445,7 @@ impl Agent {
         let interfaces =
             interfaces.map(|(found, _)| (found.index, abi::Interface { redirect: 1 })).collect();
         let closing = self.closing.keys().copied().collect();
-        let now = Circumstances {
+        let now = Inputs {
             health: &self.health,
             trusted: &self.trusted,
             ways: &self.surroundings.ways,

@@ -52,6 +52,12 @@ const TOOLS: [Tool; 5] = [
     Tool { program: "ping", package: "iputils-ping", needed_by: Some("the tests") },
 ];
 
+/// Servers that the tests run themselves. Debian packages them as services.
+const SERVERS: [Tool; 2] = [
+    Tool { program: "nginx", package: "nginx", needed_by: Some("the tests") },
+    Tool { program: "haproxy", package: "haproxy", needed_by: Some("the tests") },
+];
+
 /// What other kernels are booted with.
 const VM_TOOLS: [Tool; 2] = [
     Tool { program: vm::QEMU, package: "qemu-system-x86", needed_by: None },
@@ -66,7 +72,7 @@ const VM_TOOLS: [Tool; 2] = [
 pub fn everything(options: &Options) -> Result<()> {
     // All packages by one call of apt, which takes seconds for each.
     let packages: Vec<_> = [&TOOLS[..], &VM_TOOLS, &machine::TOOLS].concat();
-    tools(&packages, &mut Vec::new());
+    tools(&packages, apt::install, &mut Vec::new());
     helpers::ensure(&helpers::DENY, &mut Vec::new());
     thread::scope(|scope| {
         // Unpacks packages into a folder of its own, while the linker is built here.
@@ -98,7 +104,7 @@ pub fn virtual_machines() -> Result<()> {
     if process::find("apt-get").is_none() {
         bail!("they are Debian's, and come by apt-get");
     }
-    tools(&VM_TOOLS, &mut Vec::new());
+    tools(&VM_TOOLS, apt::install, &mut Vec::new());
     for tool in VM_TOOLS {
         if process::find(tool.program).is_none() {
             bail!("{} is missing: {}", tool.program, apt::command(&[tool.package]));
@@ -116,7 +122,8 @@ pub fn ensure(options: &Options) -> Result<()> {
     let mut left = Vec::new();
     let found = compiler::ensure(options.from, &mut left);
     linker::ensure(found, &mut left);
-    tools(&TOOLS, &mut left);
+    tools(&TOOLS, apt::install, &mut left);
+    tools(&SERVERS, apt::install_without_services, &mut left);
     helpers::ensure(&helpers::NEXTEST, &mut left);
     if left.is_empty() {
         return Ok(());
@@ -128,7 +135,10 @@ pub fn ensure(options: &Options) -> Result<()> {
     bail!("set-up is not complete; the commands above finish it");
 }
 
-fn tools(tools: &[Tool], left: &mut Vec<String>) {
+/// How packages are installed.
+type Install = fn(&[&str]) -> Result<(), String>;
+
+fn tools(tools: &[Tool], install: Install, left: &mut Vec<String>) {
     let (present, missing): (Vec<&Tool>, Vec<&Tool>) =
         tools.iter().partition(|tool| process::find(tool.program).is_some());
     if !present.is_empty() {
@@ -139,16 +149,16 @@ fn tools(tools: &[Tool], left: &mut Vec<String>) {
         return;
     }
     let packages: Vec<_> = missing.iter().map(|tool| tool.package).collect();
-    let Err(why) = apt::install(&packages) else {
+    let Err(why) = install(&packages) else {
         say("tools", &format!("done: {}", packages.join(", ")));
         return;
     };
     for tool in missing {
-        let install = apt::command(&[tool.package]);
+        let command = apt::command(&[tool.package]);
         match tool.needed_by {
             Some(user) => {
                 say("tools", &format!("{} is missing, {user} needs it: {why}", tool.program));
-                left.push(install);
+                left.push(command);
             }
             None => say("tools", &format!("{} is missing, do without: {why}", tool.program)),
         }

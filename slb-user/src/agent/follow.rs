@@ -14,12 +14,12 @@ use super::{RETRY, failures::Failures};
 use crate::{
     config::{Announce, Config},
     datapath::LoadError,
-    desired::NextWay,
     layout::Layout,
     net::{
         self, Announcer, AttachedXdp, Interface, KEEP_INTERVAL, Keeper, Network, NetworkChange,
         NextHop, forwarding_problems,
     },
+    planner::NextWay,
 };
 
 /// The network as it was a moment ago.

@@ -11,12 +11,13 @@ use aya::{
     maps::{MapData, MapError, ProgramArray},
     programs::Xdp,
 };
+use aya_obj::programs::XdpAttachType;
 use slb_common::{
     abi::{BUCKET_FLOWS, EPOCH_MET, PLACES_PER_FLOW},
     programs::Program,
 };
 
-use super::{FlowTable, LoadError, Maps, Pins, bpffs, layouts};
+use super::{FlowTable, LoadError, Maps, Pins, bpffs, layouts, pins::remove};
 use crate::clock::Jiffies;
 
 /// The program, as compiled by the build script.
@@ -45,7 +46,7 @@ pub struct Loaded {
     pub maps: Maps,
     /// Its flow table.
     pub table: FlowTable,
-    ebpf: Ebpf,
+    programs: Programs,
     pub(super) pins: Pins,
     /// What `SLB_FLOWS` really is: capacity in flows, and bytes of kernel memory.
     flows: (u32, u64),
@@ -54,7 +55,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Loads the program onto the pinned maps, making those that are missing. Attaches nothing.
+    /// Loads the programs onto the pinned maps, making those that are missing, unless an earlier agent has done
+    /// so with the same object. Attaches nothing.
     ///
     /// # Errors
     ///
@@ -63,21 +65,10 @@ impl Loaded {
         let warning = bpffs::ensure(pins.root())?;
         pins.make()?;
         layouts::check(&pins)?;
-        let mut loader = EbpfLoader::new();
-        for map in layouts::MAPS {
-            loader.map_pin_path(map.name, pins.map(map.name));
-        }
-        loader.map_max_entries("SLB_FLOWS", buckets_for(capacities.flows));
-        loader.map_max_entries("SLB_SLOTS", capacities.chunks);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-        #[cfg(feature = "trace")]
-        super::trace::start(&mut ebpf);
-        let symbols = Program::ALL.iter().map(|program| program.symbol());
-        for name in symbols.chain([PROGRAM]) {
-            let loaded = program(&mut ebpf, name)?.load();
-            loaded.map_err(|error| LoadError::Program(Box::new(error)))?;
-        }
-        put_programs(&mut ebpf)?;
+        let programs = match Programs::reuse(&pins)? {
+            Some(programs) => programs,
+            None => Programs::load(&pins, capacities)?,
+        };
         let flows = flow_table(&pins)?;
         let mut maps = Maps::open(&pins)?;
         let jiffies = Jiffies::from_kernel().map_err(LoadError::Clock)?;
@@ -89,7 +80,7 @@ impl Loaded {
             settings.route_epoch = settings.route_epoch.max(EPOCH_MET + 1);
             settings.acl_epoch = settings.acl_epoch.max(1);
         })?;
-        Ok(Self { maps, table: FlowTable::open(&pins)?, ebpf, pins, flows, warning })
+        Ok(Self { maps, table: FlowTable::open(&pins)?, programs, pins, flows, warning })
     }
 
     /// Capacity of the flow table in flows, and its memory in bytes.
@@ -110,7 +101,65 @@ impl Loaded {
     ///
     /// [`LoadError::NoProgram`] cannot happen after [`Loaded::open`] has succeeded.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
-        program(&mut self.ebpf, PROGRAM)
+        match &mut self.programs {
+            Programs::Loaded(ebpf) => program(ebpf, PROGRAM),
+            Programs::Reused(program) => Ok(program),
+        }
+    }
+}
+
+/// The programs of [`OBJECT`], in the kernel.
+///
+/// To load them takes the kernel most of a second, so an agent that starts again takes what is pinned. The
+/// first program has a pin that is named by a hash of the object that it comes from. An agent that loads
+/// another object removes the pin, puts its own programs behind the first, and pins its own first program: so
+/// whoever finds a pin by the hash of its object finds all of that object's programs.
+enum Programs {
+    Loaded(Ebpf),
+    Reused(Box<Xdp>),
+}
+
+impl Programs {
+    /// Those that an earlier agent has loaded from the same object.
+    fn reuse(pins: &Pins) -> Result<Option<Self>, LoadError> {
+        let pin = pins.program_of(OBJECT);
+        let is_complete =
+            pin.exists() && layouts::MAPS.iter().all(|map| pins.map(map.name).exists());
+        // Its log is read through what the loader returns.
+        if !is_complete || cfg!(feature = "trace") {
+            return Ok(None);
+        }
+        let program = Xdp::from_pin(&pin, XdpAttachType::Interface)
+            .map_err(|error| LoadError::Program(Box::new(error)))?;
+        tracing::info!(pin = %pin.display(), "programs are loaded already");
+        Ok(Some(Self::Reused(Box::new(program))))
+    }
+
+    /// Loads them onto the pinned maps, making those that are missing.
+    fn load(pins: &Pins, capacities: Capacities) -> Result<Self, LoadError> {
+        let mut loader = EbpfLoader::new();
+        for map in layouts::MAPS {
+            loader.map_pin_path(map.name, pins.map(map.name));
+        }
+        loader.map_max_entries("SLB_FLOWS", buckets_for(capacities.flows));
+        loader.map_max_entries("SLB_SLOTS", capacities.chunks);
+        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+        #[cfg(feature = "trace")]
+        super::trace::start(&mut ebpf);
+        let symbols = Program::ALL.iter().map(|program| program.symbol());
+        for name in symbols.chain([PROGRAM]) {
+            let loaded = program(&mut ebpf, name)?.load();
+            loaded.map_err(|error| LoadError::Program(Box::new(error)))?;
+        }
+        for pin in pins.programs_of_objects()? {
+            remove(&pin)?;
+        }
+        put_programs(&mut ebpf)?;
+        let pin = pins.program_of(OBJECT);
+        program(&mut ebpf, PROGRAM)?
+            .pin(&pin)
+            .map_err(|error| LoadError::Pin { path: pin, source: Box::new(error) })?;
+        Ok(Self::Loaded(ebpf))
     }
 }
 

@@ -3,11 +3,14 @@
 //! ```text
 //! <pins>/v<ABI>/maps/<MAP>         outlive every agent; never replaced
 //!              /progs/slb          the program in use
+//!              /progs/slb-<hash>   the same, named by the object that it was loaded from
 //!              /links/<interface>  keep it attached; a newer program is swapped into them
 //! ```
 
 use std::{
-    fs, io,
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -38,6 +41,20 @@ impl Pins {
 
     pub(super) fn program(&self) -> PathBuf {
         self.version().join("progs").join(PROGRAM)
+    }
+
+    /// The first program of an object.
+    pub(super) fn program_of(&self, object: &[u8]) -> PathBuf {
+        let mut hash = DefaultHasher::new();
+        object.hash(&mut hash);
+        self.version().join("progs").join(format!("{PROGRAM}-{:016x}", hash.finish()))
+    }
+
+    /// The pins that [`Pins::program_of`] names, whatever the object.
+    pub(super) fn programs_of_objects(&self) -> Result<Vec<PathBuf>, LoadError> {
+        let pins = entries(&self.version().join("progs"))?.into_iter();
+        let prefix = format!("{PROGRAM}-");
+        Ok(pins.filter(|(name, _)| name.starts_with(&prefix)).map(|(_, path)| path).collect())
     }
 
     /// The link of each interface that has one.

@@ -14,9 +14,9 @@ use crate::{
         GroupKind, HealthCheck, Instance, Limits, Listener, NoListener, ProbeKind, Protocol,
         Scheduler, TunnelSource, XdpMode,
     },
-    desired::{Circumstances, Planner},
     health::Health,
     plan::{fixtures::apply, plan},
+    planner::{Inputs, Planner},
     state::State,
 };
 
@@ -108,7 +108,7 @@ pub fn addresses(addresses: &[&str]) -> Vec<IpAddr> {
 pub fn desired(layout: &Layout) -> State {
     Planner::default().desired(
         layout,
-        Circumstances {
+        Inputs {
             health: &vec![Health::Healthy; layout.targets.len()],
             ways: &[].into(),
             generic: false,

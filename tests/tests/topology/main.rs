@@ -2,6 +2,8 @@
 //! in a network namespace of its own.
 
 #[cfg(test)]
+mod client_address;
+#[cfg(test)]
 mod command;
 #[cfg(test)]
 mod configs;

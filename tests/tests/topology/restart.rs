@@ -117,9 +117,16 @@ fn given_the_same_configuration_when_the_agent_starts_again_then_it_writes_nothi
     lab.gateway.terminate().unwrap();
     let (before, programs_before) = (Contents::read(&lab.gateway), programs(&lab.gateway));
 
+    let log = lab.gateway.log();
+    let reused = || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        log.matches("programs are loaded already").count()
+    };
+    assert_eq!(reused(), 0, "the first start loads them");
     lab.gateway.start().unwrap();
     lab.wait_all_healthy();
 
+    assert_eq!(reused(), 1, "the programs were loaded again");
     let after = Contents::read(&lab.gateway);
     assert!(before.listeners.len() == 12 && before.interfaces.len() == 2, "what was compared");
     assert_eq!(after.differences(&before), [""; 0]);

@@ -1,8 +1,11 @@
 //! What the tests have in common: a lab with everything running, and ways to look at it.
 
+pub mod attack;
 pub mod foreign;
 pub mod maps;
 pub mod plan;
+pub mod proxies;
+pub mod raw;
 pub mod talk;
 
 use std::{

@@ -70,7 +70,7 @@ fn leave_another_build(gateway: &Gateway) {
         // Owned by its pin.
         drop(program.take_link(id).unwrap());
     }
-    let pin = version(gateway).join("progs/slb");
-    fs::remove_file(&pin).unwrap();
-    program.pin(&pin).unwrap();
+    let pins = version(gateway).join("progs");
+    names(&pins).iter().for_each(|name| fs::remove_file(pins.join(name)).unwrap());
+    program.pin(pins.join("slb")).unwrap();
 }

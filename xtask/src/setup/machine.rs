@@ -35,7 +35,7 @@ pub fn ensure() -> Result<PathBuf> {
     if !process::is_root() {
         bail!("booting one takes root");
     }
-    tools(&TOOLS, &mut Vec::new());
+    tools(&TOOLS, apt::install, &mut Vec::new());
     for tool in TOOLS {
         if process::find(tool.program).is_none() {
             bail!("{} is missing: {}", tool.program, apt::command(&[tool.package]));

@@ -1,10 +1,16 @@
 use std::time::Duration;
 
-use slb_common::abi::{Address, SLOT_KEEP, SLOT_LOOK};
+use slb_common::abi::{
+    self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, MODE_DSR,
+    SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
+};
 
-use super::*;
+use super::{schedules::FIRST_PROBES, *};
 use crate::{
-    config::{Backend as ConfigBackend, Config, GroupKind, Instance, Listener},
+    config::{
+        AllUnhealthy, Backend as ConfigBackend, Config, Forwarding, GroupKind, Instance, Listener,
+        Scheduler,
+    },
     layout::fixtures::{addresses, backend, config, instance, listener},
 };
 
@@ -49,7 +55,7 @@ impl World {
     }
 
     fn desired(&mut self) -> State {
-        let now = Circumstances {
+        let now = Inputs {
             health: &self.health,
             ways: &self.ways,
             generic: false,
@@ -645,11 +651,11 @@ fn given_a_listener_that_is_gone_when_planned_then_its_schedule_is_forgotten() {
     world.health[0] = Unhealthy;
     world.health[3] = Unhealthy;
     world.desired();
-    assert_eq!(world.planner.schedules.len(), 2);
+    assert_eq!(world.planner.schedules.states.len(), 2);
     shop.listeners.pop();
     world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
     world.planner.keep(&world.layout);
-    assert_eq!(world.planner.schedules.len(), 1);
+    assert_eq!(world.planner.schedules.states.len(), 1);
 }
 
 #[test]

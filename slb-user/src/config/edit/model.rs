@@ -1,0 +1,46 @@
+//! An edit of the configuration in memory, which spares reading the edited file once more.
+
+use super::{Edit, Place};
+use crate::config::{Backend, Config, Group, GroupKind, Listener, MAX_WEIGHT};
+
+impl Config {
+    /// What the configuration is after an edit that needs no look at the rest of the file. `None`: one that does,
+    /// or that is wrong.
+    #[must_use]
+    pub fn edited(&self, edit: &Edit) -> Option<Self> {
+        let mut config = self.clone();
+        match edit {
+            Edit::SetWeight { place, weight } => {
+                let weight = u8::try_from(*weight).ok().filter(|weight| *weight <= MAX_WEIGHT)?;
+                config.change(place, |backend| backend.weight = weight)?;
+            }
+            Edit::DrainBackend { place, drain } => {
+                config.change(place, |backend| backend.drain = *drain)?;
+            }
+            Edit::EnableListener { instance, protocol, port, enabled } => {
+                let mut instances = config.instances.iter_mut();
+                let instance = instances.find(|known| known.name == *instance)?;
+                let mut listeners = instance.listeners.iter_mut();
+                let is_it =
+                    |it: &&mut Listener| it.protocol.as_str() == protocol && it.port == *port;
+                listeners.find(is_it)?.enabled = *enabled;
+            }
+            Edit::AddBackend { .. } | Edit::RemoveBackend { .. } => return None,
+        }
+        Some(config)
+    }
+
+    /// Changes a backend, unless that leaves nobody in its group who gets new flows, or did so before: the
+    /// warnings are others then.
+    fn change(&mut self, place: &Place, change: impl FnOnce(&mut Backend)) -> Option<()> {
+        let mut instances = self.instances.iter_mut();
+        let instance = instances.find(|instance| instance.name == place.instance)?;
+        let mut groups = instance.groups.iter_mut();
+        let group = groups
+            .find(|group| group.name == place.group && group.kind != GroupKind::PrimarySecondary)?;
+        let serves = |group: &Group| group.backends.iter().any(|it| it.weight > 0 && !it.drain);
+        let served = serves(group);
+        change(group.backends.iter_mut().find(|backend| backend.name == place.backend)?);
+        (served && serves(group)).then_some(())
+    }
+}

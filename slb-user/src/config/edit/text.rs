@@ -1,0 +1,238 @@
+//! An edit of the file's text, whose comments and order stay.
+
+use std::{fmt::Display, net::IpAddr};
+
+use toml_edit::{
+    ArrayOfTables, Decor, DocumentMut, InlineTable, Item, Table, TableLike, Value, value,
+};
+
+use super::{Edit, EditError, Place};
+
+/// Carries out an edit.
+///
+/// # Errors
+///
+/// The file does not have what is to be edited.
+pub(super) fn change(file: &mut DocumentMut, edit: &Edit) -> Result<(), EditError> {
+    match edit {
+        Edit::AddBackend { place, addresses, port, weight } => {
+            add(file, place, &record(&place.backend, addresses, *port, *weight))?;
+        }
+        Edit::RemoveBackend { place } => remove(file, place)?,
+        Edit::SetWeight { place, weight } => {
+            let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            set(find_backend(tables(found), place)?, "weight", i64::from(*weight));
+        }
+        Edit::DrainBackend { place, drain } => {
+            let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            let found = find_backend(tables(found), place)?;
+            // What it is without.
+            if *drain || found.contains_key("drain") {
+                set(found, "drain", *drain);
+            }
+        }
+        Edit::EnableListener { instance, protocol, port, enabled } => {
+            let instance = self::instance(file, instance)?;
+            let listeners = instance.get_mut("listener").map(tables).unwrap_or_default();
+            let label = |table: &dyn TableLike| {
+                let protocol = table.get("protocol")?.as_str()?.to_owned();
+                Some(format!("{protocol}/{}", table.get("port")?.as_integer()?))
+            };
+            let found = find(listeners, "listener", &format!("{protocol}/{port}"), label)?;
+            // What it is without.
+            if !enabled || found.contains_key("enabled") {
+                set(found, "enabled", *enabled);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A backend as it stands in a file.
+fn record(name: &str, addresses: &[IpAddr], port: Option<u16>, weight: Option<u32>) -> InlineTable {
+    let mut table = InlineTable::new();
+    table.insert("name", name.into());
+    let address = match addresses {
+        [address] => address.to_string().into(),
+        addresses => addresses.iter().map(ToString::to_string).collect::<Value>(),
+    };
+    table.insert("address", address);
+    if let Some(port) = port {
+        table.insert("port", i64::from(port).into());
+    }
+    if let Some(weight) = weight {
+        table.insert("weight", i64::from(weight).into());
+    }
+    table
+}
+
+fn add(file: &mut DocumentMut, place: &Place, record: &InlineTable) -> Result<(), EditError> {
+    if let Some(found) = backends(file, place)? {
+        return match found {
+            Item::ArrayOfTables(tables) => {
+                push(tables, record);
+                Ok(())
+            }
+            Item::Value(Value::Array(array)) => {
+                array.push(record.clone());
+                Ok(())
+            }
+            _ => Err(EditError("'backend' is no array of tables".to_owned())),
+        };
+    }
+    let mut tables = ArrayOfTables::new();
+    push(&mut tables, record);
+    parent(file, place)?.insert("backend", Item::ArrayOfTables(tables));
+    Ok(())
+}
+
+/// Appends a table that looks like the last one.
+fn push(tables: &mut ArrayOfTables, record: &InlineTable) {
+    let last = tables.iter().last();
+    let header = last.map(|table| indent(table.decor()));
+    let key = last.and_then(|table| table.iter().next().map(|(key, _)| key.to_owned()));
+    let key = key.and_then(|key| Some(indent(last?.key(&key)?.leaf_decor())));
+    let mut table = Table::new();
+    for (name, value) in record {
+        table.insert(name, Item::Value(value.clone()));
+        if let (Some(indent), Some(mut key)) = (&key, table.key_mut(name)) {
+            key.leaf_decor_mut().set_prefix(indent.clone());
+        }
+    }
+    if let Some(indent) = header {
+        table.decor_mut().set_prefix(format!("\n{indent}"));
+    }
+    tables.push(table);
+}
+
+/// The blanks before something, without the lines above it.
+fn indent(decor: &Decor) -> String {
+    let prefix = decor.prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default();
+    let line = prefix.rsplit('\n').next().unwrap_or_default();
+    line.chars().take_while(|char| char.is_whitespace()).collect()
+}
+
+fn remove(file: &mut DocumentMut, place: &Place) -> Result<(), EditError> {
+    let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+    let all = tables(found);
+    let names: Vec<Option<String>> = all.iter().map(|table| name(&**table)).collect();
+    let is_it = |name: &Option<String>| name.as_ref() == Some(&place.backend);
+    let index = names.iter().position(is_it).ok_or_else(|| {
+        let names: Vec<String> = names.iter().flatten().cloned().collect();
+        no_backend(place, &names)
+    })?;
+    match found {
+        Item::ArrayOfTables(tables) => {
+            tables.remove(index);
+        }
+        Item::Value(Value::Array(array)) => {
+            array.remove(index);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Writes a value, with what surrounds it as it was.
+fn set(table: &mut dyn TableLike, key: &str, new: impl Into<Value>) {
+    let new = new.into();
+    match table.get_mut(key).and_then(Item::as_value_mut) {
+        Some(old) => {
+            let decor = old.decor().clone();
+            *old = new;
+            *old.decor_mut() = decor;
+        }
+        None => {
+            // Aligned with the key before.
+            let before = table.iter().last().map(|(key, _)| key.to_owned());
+            let prefix = before.and_then(|key| Some(indent(table.key(&key)?.leaf_decor())));
+            table.insert(key, value(new));
+            if let (Some(prefix), Some(mut key)) = (prefix, table.key_mut(key)) {
+                key.leaf_decor_mut().set_prefix(prefix);
+            }
+        }
+    }
+}
+
+/// The instance of a name.
+pub(super) fn instance<'a>(
+    file: &'a mut DocumentMut,
+    wanted: &str,
+) -> Result<&'a mut dyn TableLike, EditError> {
+    let all = file.get_mut("instance").map(tables).unwrap_or_default();
+    find(all, "instance", wanted, name)
+}
+
+/// The table that has the backends of a place: an instance, or a group of it.
+fn parent<'a>(
+    file: &'a mut DocumentMut,
+    place: &Place,
+) -> Result<&'a mut dyn TableLike, EditError> {
+    let instance = instance(file, &place.instance)?;
+    let Some(wanted) = &place.group else { return Ok(instance) };
+    let groups = instance.get_mut("group").map(tables).unwrap_or_default();
+    let group = find(groups, "group", wanted, name)?;
+    if group.contains_key("primary") || group.contains_key("secondary") {
+        return Err(EditError(format!(
+            "group {wanted:?} has a primary and a secondary, which the file names; edit it, and \
+             `slb reload`"
+        )));
+    }
+    Ok(group)
+}
+
+fn backends<'a>(
+    file: &'a mut DocumentMut,
+    place: &Place,
+) -> Result<Option<&'a mut Item>, EditError> {
+    Ok(parent(file, place)?.get_mut("backend"))
+}
+
+fn find_backend<'a>(
+    all: Vec<&'a mut dyn TableLike>,
+    place: &Place,
+) -> Result<&'a mut dyn TableLike, EditError> {
+    find(all, "backend", &place.backend, name)
+}
+
+/// The tables of an array, however it is written.
+fn tables(item: &mut Item) -> Vec<&mut dyn TableLike> {
+    match item {
+        Item::ArrayOfTables(tables) => {
+            tables.iter_mut().map(|table| table as &mut dyn TableLike).collect()
+        }
+        Item::Value(Value::Array(array)) => {
+            let inline = array.iter_mut().filter_map(Value::as_inline_table_mut);
+            inline.map(|table| table as &mut dyn TableLike).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn name(table: &dyn TableLike) -> Option<String> {
+    table.get("name")?.as_str().map(str::to_owned)
+}
+
+/// The one of `all` that `label` calls `wanted`.
+fn find<'a>(
+    all: Vec<&'a mut dyn TableLike>,
+    what: &str,
+    wanted: &str,
+    label: impl Fn(&dyn TableLike) -> Option<String>,
+) -> Result<&'a mut dyn TableLike, EditError> {
+    let names: Vec<String> = all.iter().filter_map(|table| label(&**table)).collect();
+    let found = all.into_iter().find(|table| label(&**table).as_deref() == Some(wanted));
+    found.ok_or_else(|| unknown(what, wanted, &names))
+}
+
+fn no_backend(place: &Place, names: &[String]) -> EditError {
+    unknown("backend", &place.backend, names)
+}
+
+fn unknown(what: &str, wanted: impl Display, names: &[String]) -> EditError {
+    let there = match names {
+        [] => "there is none".to_owned(),
+        names => format!("there is {}", names.join(", ")),
+    };
+    EditError(format!("there is no {what} '{wanted}' in the file; {there}"))
+}

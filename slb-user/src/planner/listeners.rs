@@ -1,0 +1,74 @@
+//! What a listener has besides its schedule: access list, limits, persistence.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use slb_common::abi::{
+    ACL_ALLOW, ACL_DENY, LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
+};
+
+use super::Inputs;
+use crate::{
+    config::{AclMode, Scheduler},
+    layout::Service,
+    state::{Acl, Policy, State},
+};
+
+/// What a listener has besides its schedule; lists and limits are put into `state`.
+pub(super) fn policy(service: &Service, state: &mut State, inputs: &Inputs<'_>) -> Policy {
+    let mut policy = Policy::default();
+    if let Some((mode, list)) = &service.acl {
+        policy.flags |= LISTENER_GUARDED;
+        policy.flags |= match mode {
+            AclMode::Allow => ACL_ALLOW,
+            AclMode::Deny => ACL_DENY,
+        };
+        policy.acl = number(list, &mut state.acls, &inputs.installed.acls);
+    }
+    if let Some(limits) = limits(service) {
+        policy.flags |= LISTENER_GUARDED | LISTENER_LIMITED;
+        state.limits.insert(service.id, limits);
+    }
+    if let Some(persistence) = service.persistence {
+        policy.sticky_jiffies = inputs.jiffies.from_duration(persistence);
+    }
+    if service.persistence.is_some() || matches!(service.scheduler, Scheduler::Wlc | Scheduler::Qch)
+    {
+        policy.flags |= LISTENER_CHOOSES;
+    }
+    policy
+}
+
+/// The number of an access list: that of the same list, or one that no list has.
+fn number(
+    list: &Arc<Acl>,
+    wanted: &mut BTreeMap<u32, Arc<Acl>>,
+    installed: &BTreeMap<u32, Arc<Acl>>,
+) -> u32 {
+    let is_it = |(_, known): &(&u32, &Arc<Acl>)| Arc::ptr_eq(known, list) || *known == list;
+    // An empty one has no entries that could tell its number.
+    if list.is_empty() {
+        return 0;
+    }
+    let known = wanted.iter().find(is_it).or_else(|| installed.iter().find(is_it));
+    let number = known.map(|(number, _)| *number);
+    let mut free = (1..).filter(|it| !wanted.contains_key(it) && !installed.contains_key(it));
+    let number = number.or_else(|| free.next()).unwrap_or_default();
+    wanted.entry(number).or_insert_with(|| Arc::clone(list));
+    number
+}
+
+/// How far a listener may be ahead of its limits: a tenth of a second's worth.
+const BURST_NS: u64 = 100_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
+
+fn limits(service: &Service) -> Option<Limits> {
+    let crate::config::Limits { new_flows, bandwidth } = service.limits;
+    let flow_ns = new_flows.map(|flows| SECOND_NS / u64::from(flows));
+    let byte_ns = bandwidth.map(|bits| ((8 * SECOND_NS) << 16) / bits);
+    (new_flows.is_some() || bandwidth.is_some()).then(|| Limits {
+        flow_ns: flow_ns.unwrap_or(0),
+        flow_burst: flow_ns.map_or(0, |_| BURST_NS),
+        byte_ns: byte_ns.unwrap_or(0),
+        byte_burst: byte_ns.map_or(0, |_| BURST_NS),
+    })
+}

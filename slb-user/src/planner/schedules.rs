@@ -1,0 +1,380 @@
+//! The schedule of each service, and how it moves from the slots it has to those it should have.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slb_common::abi::{self, NO_BACKEND, SLOT_BACKEND};
+
+use super::Inputs;
+use crate::{
+    config::Scheduler,
+    health::Health,
+    layout::{Layout, Role, Service, Target},
+    schedule::{
+        Member, maglev, ring,
+        transition::{Terms, Transition},
+    },
+    state::Schedule,
+};
+
+/// Slots of a round-robin schedule at most: any weights of 655 backends exactly.
+const RING_LIMIT: usize = 65_536;
+
+/// How long a schedule without flows waits for the first probes: what is assigned before the last of
+/// them would have to move again.
+pub(super) const FIRST_PROBES: Duration = Duration::from_secs(1);
+
+/// All schedules.
+///
+/// They are remembered because a table of a thousand backends takes milliseconds and a change concerns few of
+/// them, and because the slots of before decide how a schedule changes.
+#[derive(Debug, Default)]
+pub(super) struct Schedules {
+    /// By [`Service::id`].
+    pub(super) states: HashMap<u32, ScheduleState>,
+    /// Services that wait for first probes, and until when.
+    waiting: HashMap<u32, Instant>,
+}
+
+/// The schedule of a service, and what it was made from.
+#[derive(Debug)]
+pub(super) struct ScheduleState {
+    /// [`abi::SCHEDULER_HASH`] or another.
+    scheduler: u16,
+    members: Vec<Member>,
+    /// How many backends the configuration names, usable or not.
+    named: usize,
+    /// Backends whose flows have entries in any case.
+    with_entries: HashSet<u32>,
+    wanted: Vec<u32>,
+    progress: Progress,
+    published: Arc<Schedule>,
+}
+
+/// How far the change to the wanted slots has come.
+#[derive(Debug)]
+enum Progress {
+    /// Slot by slot.
+    Hash(Transition),
+    /// At once, because every flow has an entry, except for those of a schedule by hash before it:
+    /// connections without an entry go by that until then.
+    Ring { previous_scheduler: u16, previous: Vec<u32>, until: Instant },
+}
+
+/// The backends of a service that a schedule is made for.
+pub(super) struct Candidates<'a> {
+    /// All of the service.
+    pub targets: &'a [Target],
+    /// One per target: whether it may get new flows.
+    pub usable: &'a [bool],
+    /// Backends, by index, whose flows have entries in any case.
+    pub with_entries: HashSet<u32>,
+}
+
+impl Schedules {
+    /// Forgets the schedules of services that are not in `layout`.
+    pub fn keep(&mut self, layout: &Layout) {
+        let ids: HashSet<u32> = layout.services.iter().map(|service| service.id).collect();
+        self.states.retain(|id, _| ids.contains(id));
+        self.waiting.retain(|id, _| ids.contains(id));
+    }
+
+    /// The backends that get new flows of a service, in the order of its targets.
+    pub fn members(&self, id: u32) -> &[Member] {
+        self.states.get(&id).map_or(&[], |state| &state.members)
+    }
+
+    /// When a schedule changes without an event from outside.
+    pub fn due(&self) -> Option<Instant> {
+        let states = self.states.values().filter_map(ScheduleState::due);
+        states.chain(self.waiting.values().copied()).min()
+    }
+
+    /// Whether a service gets no backends yet because their first probes have not ended.
+    pub fn waits(
+        &mut self,
+        service: &Service,
+        targets: &[Target],
+        health: &[Health],
+        inputs: &Inputs<'_>,
+    ) -> bool {
+        let is_new = !self.states.contains_key(&service.id)
+            && !service.endpoints.iter().any(|at| inputs.installed.listeners.contains_key(at));
+        if is_new && abi::is_by_hash(scheduler(service, targets)) {
+            self.waiting.insert(service.id, inputs.now + FIRST_PROBES);
+        }
+        let Some(until) = self.waiting.get(&service.id) else { return false };
+        let is_out = |(target, health): (&Target, &Health)| {
+            target.check.is_some() && *health == Health::Unknown
+        };
+        // A primary is taken for healthy until its probes say otherwise.
+        let has_primary = targets.iter().any(|target| target.role == Role::Primary);
+        let waits = !has_primary && *until > inputs.now && targets.iter().zip(health).any(is_out);
+        if !waits {
+            self.waiting.remove(&service.id);
+        }
+        waits
+    }
+
+    /// The schedules some of whose slots a look at the flow table may settle, by the listener's id.
+    pub fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
+        let is_watched = |state: &&ScheduleState| match &state.progress {
+            Progress::Hash(transition) => transition.is_watched(),
+            Progress::Ring { .. } => false,
+        };
+        let watched = self.states.iter().filter(|(_, state)| is_watched(state));
+        watched.map(|(&id, state)| (id, Arc::clone(&state.published))).collect()
+    }
+
+    /// Settles the slots of `schedule` whose flows have no entries: all but those in `pinned`.
+    pub fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
+        let Some(state) = self.states.get_mut(&id) else { return };
+        // Another one by now: the look was in vain.
+        if !Arc::ptr_eq(&state.published, schedule) {
+            return;
+        }
+        if let Progress::Hash(transition) = &mut state.progress {
+            transition.settle(pinned);
+            let published = transition.schedule(&state.with_entries);
+            // The same pointer as in the maps, if nothing was settled.
+            if *state.published != published {
+                state.published = Arc::new(published);
+            }
+        }
+    }
+
+    /// Whether flows of the listener may have entries that want to know of SYN, FIN and RST.
+    pub fn is_tracked(&self, id: u32) -> bool {
+        self.states.get(&id).is_some_and(|state| match &state.progress {
+            Progress::Hash(transition) => !transition.is_settled(),
+            Progress::Ring { .. } => true,
+        })
+    }
+
+    /// Brings the schedule of a service in line with its candidates, and gives it.
+    pub fn update(
+        &mut self,
+        service: &Service,
+        candidates: &Candidates<'_>,
+        inputs: &Inputs<'_>,
+    ) -> Arc<Schedule> {
+        let Candidates { targets, with_entries, .. } = candidates;
+        let members = candidates.members(service);
+        let scheduler = scheduler(service, targets);
+        let before = self.states.remove(&service.id);
+        let is_same = before.as_ref().is_some_and(|before| {
+            before.scheduler == scheduler
+                && before.members == members
+                && before.named == named(targets)
+                && before.with_entries == *with_entries
+        });
+        let state = match before {
+            Some(before) if is_same && !before.is_due(inputs.now) => before,
+            before => {
+                let wanted = match &before {
+                    Some(before) if is_same => before.wanted.clone(),
+                    _ => wanted(service, targets, &members),
+                };
+                let progress = progress(service, before, (scheduler, &wanted), candidates, inputs);
+                let published = progress.schedule((scheduler, &wanted), with_entries);
+                ScheduleState {
+                    scheduler,
+                    members,
+                    named: named(targets),
+                    with_entries: with_entries.clone(),
+                    wanted,
+                    progress,
+                    published: shared_with_maps(service, published, inputs),
+                }
+            }
+        };
+        let published = Arc::clone(&state.published);
+        self.states.insert(service.id, state);
+        published
+    }
+}
+
+impl Candidates<'_> {
+    fn usable(&self) -> impl Iterator<Item = &Target> {
+        self.targets.iter().zip(self.usable).filter_map(|(target, usable)| usable.then_some(target))
+    }
+
+    /// Who gets new flows: the primary alone, if it is usable.
+    fn members(&self, service: &Service) -> Vec<Member> {
+        let member = |target: &Target| Member {
+            id: target.id,
+            identity: target.identity,
+            weight: match service.scheduler {
+                Scheduler::Rr | Scheduler::Wlc => target.weight.min(1),
+                _ => target.weight,
+            },
+        };
+        let is_primary = |target: &&Target| target.role == Role::Primary && target.weight > 0;
+        match self.usable().find(is_primary) {
+            Some(primary) => vec![member(primary)],
+            None => self.usable().map(member).collect(),
+        }
+    }
+}
+
+/// The next step from the schedule `before`, or from the one in the maps, to the wanted slots.
+fn progress(
+    service: &Service,
+    before: Option<ScheduleState>,
+    (scheduler, wanted): (u16, &[u32]),
+    candidates: &Candidates<'_>,
+    inputs: &Inputs<'_>,
+) -> Progress {
+    let terms = Terms {
+        connections: service.endpoints[0].proto == abi::TCP,
+        idle: service.idle_timeout,
+        now: inputs.now,
+    };
+    let lost_entries: HashSet<u32> = before
+        .iter()
+        .flat_map(|before| before.with_entries.difference(&candidates.with_entries).copied())
+        .collect();
+    let from = before.map(|before| before.progress).or_else(|| {
+        let installed = service.endpoints.iter();
+        let mut installed = installed.filter_map(|at| inputs.installed.listeners.get(at));
+        let installed = installed.find(|installed| installed.id == service.id)?;
+        Some(Progress::restored(&installed.schedule, terms))
+    });
+    if !abi::is_by_hash(scheduler) {
+        return Progress::ring(from, terms);
+    }
+    let is_usable = |id| candidates.usable().any(|target| target.id == id);
+    Progress::hash(from, (scheduler, wanted), is_usable, &lost_entries, terms)
+}
+
+/// A schedule by the same pointer as in the maps, if it is the one there: two pointers are compared faster
+/// than two schedules.
+fn shared_with_maps(service: &Service, schedule: Schedule, inputs: &Inputs<'_>) -> Arc<Schedule> {
+    let mut installed =
+        service.endpoints.iter().filter_map(|at| inputs.installed.listeners.get(at));
+    match installed.find(|installed| *installed.schedule == schedule) {
+        Some(known) => Arc::clone(&known.schedule),
+        None => Arc::new(schedule),
+    }
+}
+
+impl ScheduleState {
+    /// When it changes without an event from outside.
+    fn due(&self) -> Option<Instant> {
+        match &self.progress {
+            Progress::Hash(transition) => transition.due(),
+            Progress::Ring { previous, until, .. } => (!previous.is_empty()).then_some(*until),
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due().is_some_and(|due| due <= now)
+    }
+}
+
+impl Progress {
+    /// As an earlier agent has left it.
+    fn restored(schedule: &Schedule, terms: Terms) -> Self {
+        if abi::is_by_hash(schedule.scheduler) {
+            return Self::Hash(Transition::restored(schedule, terms));
+        }
+        let previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
+        let previous_scheduler = schedule.previous_scheduler;
+        Self::Ring { previous_scheduler, previous, until: terms.now + terms.idle }
+    }
+
+    fn hash(
+        from: Option<Self>,
+        (scheduler, wanted): (u16, &[u32]),
+        is_usable: impl Fn(u32) -> bool,
+        lost_entries: &HashSet<u32>,
+        terms: Terms,
+    ) -> Self {
+        let mut transition = match from {
+            None => Transition::new(scheduler, wanted.to_vec()),
+            Some(Self::Hash(transition)) => transition,
+            Some(Self::Ring { .. }) => Transition::watched(scheduler, wanted.to_vec()),
+        };
+        transition.watch(lost_entries);
+        transition.advance(terms);
+        transition.aim(scheduler, wanted, is_usable, terms);
+        Self::Hash(transition)
+    }
+
+    fn ring(from: Option<Self>, terms: Terms) -> Self {
+        match from {
+            Some(ring @ Self::Ring { until, .. }) if until > terms.now => ring,
+            Some(Self::Hash(transition)) => Self::Ring {
+                previous_scheduler: transition.scheduler(),
+                previous: transition.owners().to_vec(),
+                until: terms.now + terms.idle,
+            },
+            _ => Self::Ring {
+                previous_scheduler: abi::SCHEDULER_HASH,
+                previous: Vec::new(),
+                until: terms.now,
+            },
+        }
+    }
+
+    fn schedule(
+        &self,
+        (scheduler, wanted): (u16, &[u32]),
+        with_entries: &HashSet<u32>,
+    ) -> Schedule {
+        match self {
+            Self::Hash(transition) => transition.schedule(with_entries),
+            Self::Ring { previous_scheduler, previous, .. } => Schedule {
+                scheduler,
+                previous_scheduler: *previous_scheduler,
+                slots: wanted.to_vec(),
+                previous: previous.clone(),
+            },
+        }
+    }
+}
+
+/// How many backends the configuration names.
+fn named(targets: &[Target]) -> usize {
+    targets.iter().filter(|target| !target.is_departed()).count()
+}
+
+/// Whether one backend gets all new flows.
+fn is_single(targets: &[Target]) -> bool {
+    named(targets) == 1 || targets.iter().any(|target| target.role == Role::Primary)
+}
+
+/// What chooses among the slots. Datagrams of a pair do not go by hash: they would stay with the
+/// secondary for an idle timeout after the primary has come back.
+fn scheduler(service: &Service, targets: &[Target]) -> u16 {
+    let is_pair = targets.iter().any(|target| target.role == Role::Primary);
+    match service.scheduler {
+        _ if is_pair && service.endpoints[0].proto == abi::UDP => abi::SCHEDULER_RING,
+        Scheduler::Tch => abi::SCHEDULER_HASH,
+        Scheduler::Sch => abi::SCHEDULER_SOURCE,
+        Scheduler::Wrr | Scheduler::Rr => abi::SCHEDULER_RING,
+        Scheduler::Wlc => abi::SCHEDULER_LEAST,
+        Scheduler::Qch => abi::SCHEDULER_QUIC,
+    }
+}
+
+/// Who is to get new flows, slot by slot.
+fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32> {
+    if is_single(targets) {
+        // Nothing to choose.
+        let only = members.iter().find(|member| member.weight > 0);
+        return vec![only.map_or(NO_BACKEND, |member| member.id)];
+    }
+    match service.scheduler {
+        Scheduler::Tch | Scheduler::Sch | Scheduler::Qch => {
+            // As large for the healthy ones as for all, so that a failure moves as little as it can.
+            let size = maglev::size_for(named(targets));
+            let table = maglev::table(members, size);
+            if table.is_empty() { vec![NO_BACKEND; size] } else { table }
+        }
+        Scheduler::Wrr | Scheduler::Rr | Scheduler::Wlc => ring::ring(members, RING_LIMIT),
+    }
+}
