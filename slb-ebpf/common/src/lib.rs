@@ -20,6 +20,8 @@ pub mod icmp;
 pub mod icmp_cross;
 pub mod icmp_error;
 pub mod mss;
+pub mod net;
+pub mod packet;
 pub mod parse;
 pub mod programs;
 pub mod quic;
