@@ -6,25 +6,23 @@
 
 use slb_common::{
     abi::{
-        self, ConnState, Endpoint, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, Listener, MODE_NAT,
-        NO_PLACE, Origin, SLOT_BACKEND, Translation, UDP, is_over,
+        ConnState, Endpoint, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT, NO_PLACE, Origin,
+        Translation, UDP, is_over,
     },
-    hash,
     programs::Program,
     verdict::Verdict,
 };
 
 use crate::{
-    choose,
+    conntrack::{self, Entries},
     ctx::{PacketCtx, PacketView},
-    flows::{self, Entries},
     maps,
     outcome::{Delivery, Stop},
     stats,
 };
 
 /// Whether somebody may be talking to a backend directly: then flows of it have entries. Nearly always nobody talks to
-/// any, which `any`, [`abi::Filter::direct_until`], says.
+/// any, which `any`, [`slb_common::abi::Filter::direct_until`], says.
 #[inline(always)]
 pub fn is_recent(any: u32, id: u32, now: u32) -> bool {
     is_until(any, now) && is_until(maps::SLB_DIRECT.get(id).copied().unwrap_or_default(), now)
@@ -63,7 +61,7 @@ pub fn begin(work: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
 /// How a packet gets to the backend if its flow has to be translated: that of the entry at `place`.
 #[inline(always)]
 fn translated<const REST: bool>(work: &mut PacketCtx<'_>, place: u32) -> Result<Delivery, Stop> {
-    let flow = flows::at(place).ok_or(Verdict::Direct)?;
+    let flow = conntrack::at(place).ok_or(Verdict::Direct)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     work.check_ttl(backend.hop)?;
     stats::forward(flow.backend, work.bytes);
@@ -113,15 +111,15 @@ impl Remembered {
 fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
     let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
     *reply = key.reversed();
-    if !flows::is_taken(now, reply, key) && !may_be_balanced(now, reply, id) {
-        flows::insert_direct(now, reply, id);
+    if !conntrack::is_taken(now, reply, key) && !conntrack::may_be_balanced(now, reply, id) {
+        conntrack::insert_direct(now, reply, id);
         return NO_PLACE;
     }
     // Not translated is no reason not to pass it.
-    if flows::create(now, key, id, Entries::Both).is_err() {
+    if conntrack::create(now, key, id, Entries::Both).is_err() {
         return NO_PLACE;
     }
-    flows::position(key)
+    conntrack::position(key)
 }
 
 /// Keeps what is remembered of a direct flow. Gives a [`Remembered`], packed.
@@ -132,29 +130,29 @@ fn pass(facts: &PacketView<'_>, origin: &Origin) -> u32 {
         return Remembered::Place(NO_PLACE).pack();
     };
     let is_syn = facts.packet.is_syn();
-    let place = flows::position(key);
-    if let Some(flow) = flows::at(place) {
+    let place = conntrack::position(key);
+    if let Some(flow) = conntrack::at(place) {
         let is_new = is_syn
             && flow
                 .state
                 .intersects(ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING);
         if flow.kind == FLOW_FORWARD && !is_new {
             mark(facts.now, origin.backend, backend.idle_jiffies);
-            flows::note_forward(facts, flow, backend);
+            conntrack::note_forward(facts, flow, backend);
             return Remembered::Place(place).pack();
         }
-        flows::forget(flow);
+        conntrack::forget(flow);
     }
     let Some(Keys { reply, .. }) = maps::keys() else { return Remembered::Place(NO_PLACE).pack() };
     *reply = key.reversed();
-    if let Some(known) = flows::seek(reply)
+    if let Some(known) = conntrack::seek(reply)
         && known.kind == FLOW_DIRECT
     {
         if is_syn {
             known.state = ConnState::empty();
         }
         mark(facts.now, origin.backend, backend.idle_jiffies);
-        flows::note_direct(facts, known, ConnState::FIN_FORWARD);
+        conntrack::note_direct(facts, known, ConnState::FIN_FORWARD);
         return Remembered::Place(NO_PLACE).pack();
     }
     if !is_syn && key.proto != UDP {
@@ -180,60 +178,4 @@ fn mark(now: u32, id: u32, idle: u32) {
             *any = own;
         }
     }
-}
-
-/// Whether `reply`, with which the backend `id` answers, may belong to a flow through a listener that
-/// has no entry.
-#[inline(always)]
-pub fn may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> bool {
-    direct_may_be_balanced(now, reply, id) != 0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -> u32 {
-    // SAFETY: the caller above passes a reference.
-    let Some(reply) = (unsafe { reply.as_ref() }) else { return 0 };
-    let Some(Keys { forward: key, to: at, .. }) = maps::keys() else { return 0 };
-    *at = reply.source();
-    let from: &Endpoint = at;
-    // The hash maps themselves take less stack than their indices.
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(from) }) else { return 0 };
-    *key = FlowKey {
-        src: reply.dst,
-        dst: origin.vip,
-        sport: reply.dport,
-        dport: origin.port as u16,
-        proto: reply.proto,
-    };
-    *at = key.destination();
-    let to: &Endpoint = at;
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else { return 0 };
-    if let Some(flow) = flows::seek(key) {
-        // The same as `reply.dport`, but not on the stack meanwhile.
-        let is_it = flow.backend == id && flow.port == key.sport;
-        let is_alive = !flow.state.has_ended() && !is_over(now, flow.expires);
-        return u32::from(is_it && is_alive);
-    }
-    if origin.backend != id || !abi::is_by_hash(listener.scheduler) {
-        return 0;
-    }
-    is_choice(listener, key, id)
-}
-
-/// Whether the schedule, or the one before, chooses the backend `id`.
-#[inline(never)]
-fn is_choice(listener: &Listener, key: &FlowKey, id: u32) -> u32 {
-    let hash = flows::hash(key);
-    let is_by = |scheduler, first_chunk, slots| {
-        let choice = hash::choice_by(scheduler, key, hash);
-        choose::slot(first_chunk, slots, choice).is_ok_and(|slot| slot & SLOT_BACKEND == id)
-    };
-    let Listener { scheduler, first_chunk, slots, .. } = *listener;
-    let Listener { previous_scheduler, previous_chunk, previous_slots, .. } = *listener;
-    let is_chosen = is_by(scheduler, first_chunk, slots)
-        || is_by(previous_scheduler, previous_chunk, previous_slots);
-    is_chosen.into()
 }

@@ -8,8 +8,9 @@ use slb_common::{
 };
 
 use crate::{
+    conntrack,
     ctx::{self, PacketCtx},
-    flows, maps,
+    maps,
     outcome::{Outcome, sent},
 };
 
@@ -38,7 +39,7 @@ pub fn translate(work: &mut PacketCtx<'_>) -> Outcome {
 /// error is no reply.
 #[inline(always)]
 fn write_ends(ends: &mut Ends, place: u32, is_reply: bool) -> Option<()> {
-    let flow = flows::at(place)?;
+    let flow = conntrack::at(place)?;
     if is_reply {
         (ends.src, ends.dst) = (flow.src.copied(), flow.dst.copied());
         (ends.sport, ends.dport) = (flow.sport, flow.dport);

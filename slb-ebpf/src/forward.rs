@@ -19,10 +19,9 @@ use slb_common::{
 
 use crate::{
     choose,
+    conntrack::{self, Entries},
     ctx::PacketCtx,
-    direct,
-    flows::{self, Entries},
-    hops, maps,
+    direct, hops, maps,
     outcome::{Delivery, Stop, answer},
     stats,
 };
@@ -146,7 +145,7 @@ enum Remembered {
 /// Looks for the entry of a flow, and updates it.
 #[inline(always)]
 fn remembered(work: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remembered {
-    let Some(flow) = flows::find(&work.packet.key, hash) else { return Remembered::No };
+    let Some(flow) = conntrack::find(&work.packet.key, hash) else { return Remembered::No };
     let Some(backend) = maps::backend(flow.backend) else { return Remembered::No };
     let fits = match flow.source {
         NO_SOURCE => backend.mode != MODE_FULL,
@@ -155,14 +154,14 @@ fn remembered(work: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remem
     };
     // Else the group's forwarding is another one by now.
     if !fits || starts_anew(work, listener, flow, backend) {
-        flows::forget(flow);
+        conntrack::forget(flow);
         return Remembered::No;
     }
     if flow.state.intersects(ConnState::RST_PENDING) && !work.packet.flags.intersects(TcpFlags::RST)
     {
         return Remembered::Closed;
     }
-    flows::note_forward(&work.view(), flow, backend);
+    conntrack::note_forward(&work.view(), flow, backend);
     if flow.source != NO_SOURCE {
         return Remembered::OwnSource;
     }
@@ -220,7 +219,7 @@ pub fn begin(work: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
         return Err(Stop::TailCall(answer(work, Verdict::Reset)));
     }
     if backend.mode == MODE_FULL || is_hairpin(work, backend) {
-        flows::create(work.now, key, id, Entries::OwnSource)?;
+        conntrack::create(work.now, key, id, Entries::OwnSource)?;
         hops::meet_client(work);
         if begins {
             stats::new_flow(id);
@@ -233,7 +232,7 @@ pub fn begin(work: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
         || direct::is_recent(maps::direct_until(), id, work.now);
     let port = if slot & SLOT_KEEP != 0 || is_shared {
         let entries = if is_shared { Entries::Both } else { Entries::Forward };
-        match flows::create(work.now, key, id, entries) {
+        match conntrack::create(work.now, key, id, entries) {
             // By hash the flow finds its backend again, as long as its slot is not changed.
             Err(Verdict::TableFull) if is_hash && backend.flags & BACKEND_SHARED == 0 => key.sport,
             port => port?,

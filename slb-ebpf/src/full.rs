@@ -16,8 +16,9 @@ use slb_common::{
 };
 
 use crate::{
+    conntrack,
     ctx::{self, PacketCtx},
-    flows, fragments,
+    fragments,
     hops::{self, Way},
     maps,
     outcome::{Next, Outcome, answer, exceeds, sent, too_big},
@@ -73,8 +74,8 @@ fn finish(work: &mut PacketCtx<'_>, is_reply: bool, hop: Hop) -> Outcome {
 /// From a client.
 #[inline(always)]
 fn to_backend(work: &mut PacketCtx<'_>, ends: &mut Ends) -> Result<Way, Verdict> {
-    work.handover.place = flows::position(&work.packet.key);
-    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+    work.handover.place = conntrack::position(&work.packet.key);
+    let flow = conntrack::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     ends.src = maps::source(flow.source).ok_or(Verdict::Inconsistent)?.copied();
     ends.dst = backend.addr.copied();
@@ -125,7 +126,7 @@ fn may_tell_otherwise(work: &PacketCtx<'_>, flow: &Flow, is_header: bool, len: u
 /// From a backend.
 #[inline(always)]
 fn to_client(work: &mut PacketCtx<'_>, ends: &mut Ends) -> Result<Way, Verdict> {
-    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+    let flow = conntrack::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     (ends.src, ends.dst) = (flow.dst.copied(), flow.src.copied());
     (ends.sport, ends.dport) = (flow.dport, flow.sport);
     work.handover.backend = flow.backend;

@@ -17,9 +17,9 @@ use slb_common::{
 };
 
 use crate::{
-    atomic,
+    atomic, conntrack,
     ctx::PacketCtx,
-    flows, maps,
+    maps,
     outcome::{Next, Outcome},
 };
 
@@ -34,7 +34,7 @@ pub fn admit(work: &mut PacketCtx<'_>) -> Outcome {
         && origin.flags & ORIGIN_LIMITED != 0
     {
         let key = &work.packet.key;
-        let backend = match flows::seek(key) {
+        let backend = match conntrack::seek(key) {
             Some(entry) if entry.kind == FLOW_DIRECT => NO_BACKEND,
             Some(entry) => entry.backend,
             // What a probe of the agent's is answered with is nobody's traffic.
@@ -57,7 +57,7 @@ fn from_client(work: &PacketCtx<'_>, listener: &Listener) -> Result<(), Verdict>
     if listener.flags & LISTENER_LIMITED == 0 {
         return Ok(());
     }
-    let begins = work.packet.is_syn() || key.proto == UDP && flows::position(key) == NO_PLACE;
+    let begins = work.packet.is_syn() || key.proto == UDP && conntrack::position(key) == NO_PLACE;
     if begins {
         take_flow(listener.id)?;
     }

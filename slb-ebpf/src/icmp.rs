@@ -16,9 +16,9 @@ use slb_common::{
 };
 
 use crate::{
-    choose,
+    choose, conntrack,
     ctx::PacketCtx,
-    flows, forward,
+    forward,
     hops::{self, Way},
     maps,
     outcome::{Next, Outcome, sent},
@@ -72,10 +72,10 @@ fn about(work: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
 fn to_backend(work: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let key = quote.packet.key.reversed();
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NotOurs)?;
-    let hash = flows::hash(&key);
+    let hash = conntrack::hash(&key);
     let (mut id, mut port, mut source) = (NO_BACKEND, key.sport, NO_SOURCE);
-    let place = flows::position(&key);
-    if let Some(flow) = flows::at(place) {
+    let place = conntrack::position(&key);
+    if let Some(flow) = conntrack::at(place) {
         (id, port, source) = (flow.backend, flow.port, flow.source);
     } else if let Ok(slot) = choose::by_schedule(listener, &key, hash, false) {
         id = slot & SLOT_BACKEND;
@@ -131,7 +131,7 @@ fn cross(work: &mut PacketCtx<'_>, place: u32, hop: Hop, kind: u8) -> Next {
 /// Takes out of an error what the backend was told about the client, whose entry is at `place`.
 #[inline(never)]
 fn recount(work: &mut PacketCtx<'_>, quote: &Quote, place: u32) {
-    let Some(flow) = flows::at(place) else { return };
+    let Some(flow) = conntrack::at(place) else { return };
     if flow.state.intersects(ConnState::PROXY_PENDING) {
         let is_header = flow.told == TOLD_HEADER;
         let len = client_address::len(is_header, flow.src.is_v4());
@@ -152,10 +152,10 @@ fn to_client(work: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let reply_key = quoted.reversed();
     let mut client = work.packet.key.dst;
     let mut place = NO_PLACE;
-    match flows::seek(&reply_key) {
+    match conntrack::seek(&reply_key) {
         Some(reply) if reply.kind == FLOW_DIRECT => return Err(Verdict::NotOurs),
         Some(reply) => {
-            let flow = flows::peer(reply, &reply_key).ok_or(Verdict::NotOurs)?;
+            let flow = conntrack::peer(reply, &reply_key).ok_or(Verdict::NotOurs)?;
             place = reply.peer;
             id = flow.backend;
             to = Translation { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };

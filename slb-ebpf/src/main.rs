@@ -28,11 +28,11 @@
 mod answer;
 mod atomic;
 mod choose;
+mod conntrack;
 mod ctx;
 mod direct;
 mod error;
 mod exit;
-mod flows;
 mod forward;
 mod fragments;
 mod full;

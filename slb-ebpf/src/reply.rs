@@ -15,8 +15,9 @@ use slb_common::{
 };
 
 use crate::{
+    conntrack,
     ctx::{self, PacketCtx, PacketView},
-    direct, flows,
+    direct,
     hops::{self, Way},
     maps,
     outcome::{Delivery, Stop, answer},
@@ -51,7 +52,7 @@ pub fn from_backend<const REST: bool>(
             Remembered::Closed => return Err(Stop::TailCall(answer(work, Verdict::Closed))),
             Remembered::Place(place) => place,
         };
-        if let Some(flow) = flows::at(place) {
+        if let Some(flow) = conntrack::at(place) {
             if flow.source != NO_SOURCE {
                 return Err(Stop::TailCall(to_source(work, place)));
             }
@@ -71,7 +72,7 @@ pub fn from_backend<const REST: bool>(
         let Remembered::Place(place) = Remembered::unpack(remembered(&work.view())) else {
             return Err(Verdict::NotOurs.into());
         };
-        let is_own = flows::at(place).is_some_and(|flow| flow.source != NO_SOURCE);
+        let is_own = conntrack::at(place).is_some_and(|flow| flow.source != NO_SOURCE);
         return if is_own {
             Err(Stop::TailCall(to_source(work, place)))
         } else {
@@ -140,7 +141,7 @@ fn look(facts: &PacketView<'_>, origin: &Origin) -> bool {
         && facts.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST)
     {
         // Of several that have this address and port, an entry says which.
-        let reply = flows::seek(key).filter(|reply| reply.kind == FLOW_REPLY);
+        let reply = conntrack::seek(key).filter(|reply| reply.kind == FLOW_REPLY);
         match reply {
             Some(reply) => watch(facts, reply.backend),
             None if origin.flags & ORIGIN_SHARED == 0 => watch(facts, origin.backend),
@@ -156,13 +157,13 @@ fn look(facts: &PacketView<'_>, origin: &Origin) -> bool {
     }
     let Some(Keys { forward, .. }) = maps::keys() else { return false };
     *forward = client_key(key, origin);
-    match flows::seek(forward) {
+    match conntrack::seek(forward) {
         Some(flow) => flow.state.intersects(ConnState::RST_PENDING),
         // Unless it is for the gateway itself, or for somebody who talks to the backend directly.
         None => {
             maps::backend(origin.backend).is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0)
                 && maps::roles(&key.dst) & ROLE_LOCAL == 0
-                && flows::seek(key).is_none()
+                && conntrack::seek(key).is_none()
         }
     }
 }
@@ -199,17 +200,17 @@ fn client_key(key: &FlowKey, origin: &Origin) -> FlowKey {
 #[inline(never)]
 fn remembered(facts: &PacketView<'_>) -> u32 {
     let key = &facts.packet.key;
-    let Some(reply) = flows::seek(key) else { return Remembered::Place(NO_PLACE).pack() };
+    let Some(reply) = conntrack::seek(key) else { return Remembered::Place(NO_PLACE).pack() };
     if reply.kind == FLOW_DIRECT {
-        flows::note_direct(facts, reply, ConnState::FIN_REPLY);
+        conntrack::note_direct(facts, reply, ConnState::FIN_REPLY);
         return Remembered::Direct.pack();
     }
     let place = reply.peer;
-    let Some(forward) = flows::peer(reply, key) else {
+    let Some(forward) = conntrack::peer(reply, key) else {
         return Remembered::Place(NO_PLACE).pack();
     };
-    flows::note_reply(facts, forward);
-    flows::keep_with(reply, forward);
+    conntrack::note_reply(facts, forward);
+    conntrack::keep_with(reply, forward);
     if forward.state.intersects(ConnState::RST_PENDING)
         && !facts.packet.flags.intersects(TcpFlags::RST)
     {
@@ -222,7 +223,7 @@ fn remembered(facts: &PacketView<'_>) -> u32 {
 #[inline(never)]
 fn track(facts: &PacketView<'_>, origin: &Origin) {
     let forward = client_key(&facts.packet.key, origin);
-    if let Some(flow) = flows::seek(&forward) {
-        flows::note_reply(facts, flow);
+    if let Some(flow) = conntrack::seek(&forward) {
+        conntrack::note_reply(facts, flow);
     }
 }

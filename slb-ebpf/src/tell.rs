@@ -23,8 +23,9 @@ use slb_common::{
 };
 
 use crate::{
+    conntrack,
     ctx::{self, PacketCtx},
-    flows, maps,
+    maps,
     outcome::{Outcome, sent},
 };
 
@@ -40,7 +41,7 @@ const MAX_SENT: u32 = 1 << 20;
 #[inline(always)]
 pub fn tell(work: &mut PacketCtx<'_>) -> Outcome {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
-    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+    let flow = conntrack::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     // What it is by now.
     let is_v4 = if is_reply { flow.src.is_v4() } else { backend.addr.is_v4() };
@@ -86,7 +87,7 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
         }
         return set_options(work, flow, l4, is_v4, options_end, 0);
     }
-    let answers = flows::reply_of(flow, work.handover.place)
+    let answers = conntrack::reply_of(flow, work.handover.place)
         .filter(|_| flow.state.intersects(ConnState::ACCEPTED) && flags.intersects(TcpFlags::ACK))
         .map(|reply| acknowledgement.wrapping_sub(reply.sequence));
     let behind = sequence.wrapping_sub(flow.sequence);
@@ -251,7 +252,7 @@ fn hear(
     if !flags.intersects(TcpFlags::ACK) {
         return Ok(());
     }
-    let reply = flows::reply_of(flow, work.handover.place);
+    let reply = conntrack::reply_of(flow, work.handover.place);
     if flags & (TcpFlags::SYN | TcpFlags::RST) == TcpFlags::SYN {
         let first = acknowledgement.wrapping_add(if is_header { len } else { 0 });
         let own = sequence.wrapping_add(1);
@@ -266,7 +267,7 @@ fn hear(
         }
         if flow.sequence != first || reply.sequence != own {
             // Another connection: a SYN of its own begins it.
-            flows::forget(flow);
+            conntrack::forget(flow);
             return Err(Verdict::BeforeClientAddress);
         }
         // The client's first segment gets longer.
@@ -279,14 +280,14 @@ fn hear(
     }
     // By a header it knows what it has acknowledged, by an option what has come with the first byte.
     let known = missing.wrapping_neg().wrapping_sub(if is_header { 0 } else { 1 });
-    let is_of_connection = flows::reply_of(flow, work.handover.place)
+    let is_of_connection = conntrack::reply_of(flow, work.handover.place)
         .is_some_and(|reply| sequence.wrapping_sub(reply.sequence) < MAX_SENT);
     if !flags.intersects(TcpFlags::SYN | TcpFlags::RST)
         && flow.state.contains(ConnState::ACCEPTED | ConnState::PROXY_PENDING)
         && known <= MAX_ACKNOWLEDGED
         && is_of_connection
     {
-        flows::establish(work.now, flow, work.handover.place, backend);
+        conntrack::establish(work.now, flow, work.handover.place, backend);
     }
     Ok(())
 }
