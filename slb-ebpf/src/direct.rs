@@ -45,7 +45,10 @@ pub fn to_backend<const REST: bool>(
             work.handover.what = FLOW_DIRECT.into();
             Err(Stop::TailCall(Program::Flow))
         }
-        Remembered::Place(place) => translated::<REST>(work, place).map(Some),
+        Remembered::Place(place) => {
+            note(&work.view(), place);
+            translated::<REST>(work, place).map(Some)
+        }
     }
 }
 
@@ -125,45 +128,59 @@ fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
 /// Keeps what is remembered of a direct flow. Gives a [`Remembered`], packed.
 #[inline(never)]
 fn pass(facts: &PacketView<'_>, origin: &Origin) -> u32 {
-    let key = &facts.packet.key;
     let Some(backend) = maps::backend(origin.backend) else {
         return Remembered::Place(NO_PLACE).pack();
     };
-    let is_syn = facts.packet.is_syn();
-    let place = conntrack::position(key);
-    if let Some(flow) = conntrack::at(place) {
-        let is_new = is_syn
-            && flow
-                .state
-                .intersects(ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING);
-        if flow.kind == FLOW_FORWARD && !is_new {
-            mark(facts.now, origin.backend, backend.idle_jiffies);
-            conntrack::note_forward(facts, flow, backend);
-            return Remembered::Place(place).pack();
-        }
-        conntrack::forget(flow);
-    }
-    let Some(Keys { reply, .. }) = maps::keys() else { return Remembered::Place(NO_PLACE).pack() };
-    *reply = key.reversed();
-    if let Some(known) = conntrack::seek(reply)
-        && known.kind == FLOW_DIRECT
-    {
-        if is_syn {
-            known.state = ConnState::empty();
-        }
-        mark(facts.now, origin.backend, backend.idle_jiffies);
-        conntrack::note_direct(facts, known, ConnState::FIN_FORWARD);
-        return Remembered::Place(NO_PLACE).pack();
-    }
-    if !is_syn && key.proto != UDP {
+    let remembered = remembered(facts);
+    let begins = facts.packet.is_syn() || facts.packet.key.proto == UDP;
+    if matches!(remembered, Remembered::Begins) && !begins {
         return Remembered::Place(NO_PLACE).pack();
     }
     mark(facts.now, origin.backend, backend.idle_jiffies);
-    Remembered::Begins.pack()
+    remembered.pack()
+}
+
+/// Updates the entry by which a packet is translated, if it is. Not in [`pass`]: the deepest chain of calls begins
+/// here.
+#[inline(never)]
+fn note(facts: &PacketView<'_>, place: u32) {
+    if let Some(flow) = conntrack::at(place)
+        && let Some(backend) = maps::backend(flow.backend)
+    {
+        conntrack::note_forward(facts, flow, backend);
+    }
+}
+
+/// Looks for the entry of a packet to a backend, and updates that of a flow that is passed as it is.
+#[inline(always)]
+fn remembered(facts: &PacketView<'_>) -> Remembered {
+    let key = &facts.packet.key;
+    let is_syn = facts.packet.is_syn();
+    let place = conntrack::position(key);
+    if let Some(flow) = conntrack::at(place) {
+        let ended = ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING;
+        let is_new = is_syn && flow.state.intersects(ended);
+        if flow.kind == FLOW_FORWARD && !is_new {
+            return Remembered::Place(place);
+        }
+        conntrack::forget(flow);
+    }
+    let Some(Keys { reply, .. }) = maps::keys() else { return Remembered::Place(NO_PLACE) };
+    *reply = key.reversed();
+    match conntrack::seek(reply) {
+        Some(known) if known.kind == FLOW_DIRECT => {
+            if is_syn {
+                known.state = ConnState::empty();
+            }
+            conntrack::note_direct(facts, known, ConnState::FIN_FORWARD);
+            Remembered::Place(NO_PLACE)
+        }
+        _ => Remembered::Begins,
+    }
 }
 
 /// Flows of a backend have entries for as long as somebody talks to it directly.
-#[inline(always)]
+#[inline(never)]
 fn mark(now: u32, id: u32, idle: u32) {
     // 0 has a meaning of its own; a tick more does not matter.
     let own = now.wrapping_add(idle) | 1;

@@ -57,18 +57,22 @@ pub fn lead(work: &mut PacketCtx<'_>, decision: Result<Delivery, Stop>) -> Outco
 fn note(work: &PacketCtx<'_>, delivery: Option<&Delivery>) {
     let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
     *key = key_of(work.packet);
-    // Left to the kernel, both ends stay as they are.
-    let (mut src, mut dst) = (key.src.copied(), key.dst.copied());
-    // Word by word: zeros in one piece become a call.
-    let mut hop = Hop::from_mac_words(0, [0; 3]);
-    let (mut kind, mut mode, mut mtu) = (FLOW_DIRECT.into(), MODE_NAT, 0);
+    // In place, field by field: a record on the stack would take more of that than all else.
+    (fragment.src, fragment.dst) = (key.src.copied(), key.dst.copied());
+    (fragment.hash, fragment.backend) = (work.handover.hash, work.handover.backend);
+    fragment.expires = work.now.wrapping_add(maps::settings().fragment_jiffies);
     if let Some(delivery) = delivery {
-        (kind, hop, mode, mtu) = (delivery.to.kind, delivery.hop, delivery.mode, delivery.mtu);
-        *(if delivery.to.is_reply() { &mut src } else { &mut dst }) = delivery.to.addr.copied();
+        let end = if delivery.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
+        *end = delivery.to.addr.copied();
+        fragment.kind = delivery.to.kind;
+        fragment.hop = Hop::from_mac_words(delivery.hop.ifindex, delivery.hop.mac_words());
+        (fragment.mode, fragment.mtu) = (delivery.mode, delivery.mtu);
+    } else {
+        // Left to the kernel, both ends stay as they are.
+        fragment.kind = FLOW_DIRECT.into();
+        fragment.hop = Hop::from_mac_words(0, [0; 3]);
+        (fragment.mode, fragment.mtu) = (MODE_NAT, 0);
     }
-    let (hash, backend) = (work.handover.hash, work.handover.backend);
-    let expires = work.now.wrapping_add(maps::settings().fragment_jiffies);
-    *fragment = Fragment { src, dst, hop, hash, backend, mode, kind, mtu, expires, spare: 0 };
     put(key, fragment);
 }
 

@@ -3,7 +3,7 @@
 
 use slb_common::{
     abi::{
-        ConnState, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE,
+        ConnState, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, Keys, MODE_DSR, MODE_FULL, MODE_GUE,
         MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP,
         SLOT_BACKEND, TOLD_HEADER, Translation,
     },
@@ -62,7 +62,7 @@ fn about(work: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
         };
     }
     if work.packet.key.dst.same(quoted.src) {
-        return to_client(work, quote);
+        return Ok(Next::TailCall(Program::IcmpClient));
     }
     Err(Verdict::NotOurs)
 }
@@ -140,7 +140,23 @@ fn recount(work: &mut PacketCtx<'_>, quote: &Quote, place: u32) {
     }
 }
 
-/// A backend, or somebody on the way there, could not take what a client has sent to a VIP.
+/// A backend, or a router on the way there, could not take what a client has sent to a VIP.
+#[inline(always)]
+pub fn for_client(work: &mut PacketCtx<'_>) -> Outcome {
+    let quote = icmp::quote(&work.frame).ok_or(Verdict::Inconsistent)?;
+    match to_client(work, &quote) {
+        Err(Verdict::NotOurs) => Err(otherwise(work)),
+        outcome => outcome,
+    }
+}
+
+/// The verdict on a message that is about no flow of a listener.
+#[inline(always)]
+fn otherwise(work: &PacketCtx<'_>) -> Verdict {
+    let is_vip = maps::roles(&work.packet.key.dst) & ROLE_VIP != 0;
+    if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs }
+}
+
 #[inline(always)]
 fn to_client(work: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
@@ -149,13 +165,14 @@ fn to_client(work: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let mut id = origin.backend;
     let mut to =
         Translation { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
-    let reply_key = quoted.reversed();
+    let Keys { reply: reply_key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    *reply_key = quoted.reversed();
     let mut client = work.packet.key.dst;
     let mut place = NO_PLACE;
-    match conntrack::seek(&reply_key) {
+    match conntrack::seek(reply_key) {
         Some(reply) if reply.kind == FLOW_DIRECT => return Err(Verdict::NotOurs),
         Some(reply) => {
-            let flow = conntrack::peer(reply, &reply_key).ok_or(Verdict::NotOurs)?;
+            let flow = conntrack::peer(reply, reply_key).ok_or(Verdict::NotOurs)?;
             place = reply.peer;
             id = flow.backend;
             to = Translation { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };

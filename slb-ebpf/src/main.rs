@@ -108,6 +108,7 @@ mod parts {
         slb_error = crate::error::translate;
         slb_guard = crate::guard::admit;
         slb_choose = crate::choose::choose;
+        slb_icmp_client = crate::icmp::for_client;
     }
 }
 

@@ -56,6 +56,8 @@ programs! {
     Guard = 10, slb_guard;
     /// A flow whose backend is chosen by more than a look at the schedule.
     Choose = 11, slb_choose;
+    /// ICMP errors about what a client has sent.
+    IcmpClient = 12, slb_icmp_client;
 }
 
 // Slots have neither gaps nor duplicates.

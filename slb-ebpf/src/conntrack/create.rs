@@ -91,81 +91,137 @@ pub enum Entries {
 }
 
 /// Makes the entries of the flow of `key` to the backend `id`, and gives the source port towards it.
+///
+/// Calls one after the other: the search for a port is the deepest chain of calls, so nothing that the
+/// entries need is on the stack meanwhile.
 #[inline(always)]
 pub fn create(now: u32, key: &FlowKey, id: u32, entries: Entries) -> Result<u16, Verdict> {
-    let created = flow_create(now, key, id, entries as u32);
-    if created & IS_VERDICT == 0 {
-        Ok(created as u16)
-    } else {
-        Err(Verdict::from_slot(created & !IS_VERDICT))
+    let drawn = match entries {
+        Entries::Forward => pack(NO_SOURCE, key.sport),
+        Entries::Both => flow_draw_port(now, key, id),
+        Entries::OwnSource => flow_draw_source(now, key, id),
+    };
+    if drawn & IS_VERDICT != 0 {
+        return Err(Verdict::from_slot(drawn as u32));
+    }
+    match flow_insert(now, key, id, drawn as u32, u32::from(entries != Entries::Forward)) {
+        NO_PLACE => Err(Verdict::TableFull),
+        _ => Ok(drawn as u16),
     }
 }
 
-/// In what [`flow_create`] gives: the rest is a verdict.
-const IS_VERDICT: u32 = 1 << 16;
+/// In what [`flow_draw_port`] and [`flow_draw_source`] give: the rest is a verdict.
+const IS_VERDICT: u64 = 1 << 32;
 
+/// Which port the backend `id` is to see: the client's, or another if that is taken. Leaves the key of the replies in
+/// this CPU's [`Keys`], where [`flow_insert`] finds it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn flow_create(now: u32, key: *const FlowKey, id: u32, entries: u32) -> u32 {
+extern "C" fn flow_draw_port(now: u32, key: *const FlowKey, id: u32) -> u64 {
     // SAFETY: the caller above passes a reference.
     let (Some(key), Some(backend), Some(Keys { reply, .. })) =
         (unsafe { key.as_ref() }, maps::backend(id), maps::keys())
     else {
-        return IS_VERDICT | Verdict::Inconsistent as u32;
+        return IS_VERDICT | Verdict::Inconsistent as u64;
+    };
+    write_reply_key(reply, key, backend, key.sport);
+    // A direct flow must not pass for the one through a listener that may be there without an
+    // entry. With one backend any port may have one: then it has to do that few clients use it.
+    let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
+    if !is_direct && !is_taken(now, reply, key) {
+        return pack(NO_SOURCE, reply.dport);
+    }
+    let mut draw = hash::choice(flow_hash(key));
+    for attempt in 0..PORT_ATTEMPTS {
+        draw = next_draw(draw);
+        reply.dport = port(draw);
+        if !is_taken(now, reply, key)
+            && (attempt >= PORT_ATTEMPTS / 2 || !may_be_balanced(now, reply, id))
+        {
+            return pack(NO_SOURCE, reply.dport);
+        }
+    }
+    IS_VERDICT | Verdict::NoPort as u64
+}
+
+/// Which address and port of the gateway the backend `id` is to see, as [`flow_draw_port`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_draw_source(now: u32, key: *const FlowKey, id: u32) -> u64 {
+    // SAFETY: the caller above passes a reference.
+    let (Some(key), Some(backend), Some(Keys { reply, .. })) =
+        (unsafe { key.as_ref() }, maps::backend(id), maps::keys())
+    else {
+        return IS_VERDICT | Verdict::Inconsistent as u64;
     };
     let hash = flow_hash(key);
-    let is_own = entries == Entries::OwnSource as u32;
-    let mut source = NO_SOURCE;
     write_reply_key(reply, key, backend, key.sport);
-    if is_own {
-        source = backend.source + hash::slot(hash as u32, backend.sources.into()) as u16;
-        let Some(addr) = maps::source(source).filter(|_| backend.sources != 0) else {
-            return IS_VERDICT | Verdict::NoPort as u32;
-        };
-        reply.dst = addr.copied();
-    }
-    if entries != Entries::Forward as u32 {
-        // A direct flow must not pass for the one through a listener that may be there without an
-        // entry. With one backend any port may have one: then it has to do that few clients use it.
-        let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
-        // A SYN cookie of an earlier connection is good for its port only, which the client must not know.
-        let salt = if told(key, backend) == TOLD_NOT {
-            0
-        } else {
-            // SAFETY: touches no memory of ours.
-            unsafe { bpf_get_prandom_u32() }
-        };
-        let mut draw = hash::choice(hash) ^ salt;
-        let mut is_free = !is_own && !is_direct && !is_taken(now, reply, key);
-        for attempt in 0..PORT_ATTEMPTS {
-            if is_free {
-                break;
-            }
-            draw = draw.wrapping_mul(0x9e37_79b1).wrapping_add(1);
-            reply.dport = (FIRST_PORT + hash::slot(draw, LAST_PORT - FIRST_PORT)) as u16;
-            is_free = !is_taken(now, reply, key)
-                && (is_own || attempt >= PORT_ATTEMPTS / 2 || !may_be_balanced(now, reply, id));
-        }
-        if !is_free {
-            return IS_VERDICT | Verdict::NoPort as u32;
+    let source = backend.source + hash::slot(hash as u32, backend.sources.into()) as u16;
+    let Some(addr) = maps::source(source).filter(|_| backend.sources != 0) else {
+        return IS_VERDICT | Verdict::NoPort as u64;
+    };
+    reply.dst = addr.copied();
+    // A SYN cookie of an earlier connection is good for its port only, which the client must not know.
+    let salt = if told(key, backend) == TOLD_NOT {
+        0
+    } else {
+        // SAFETY: touches no memory of ours.
+        unsafe { bpf_get_prandom_u32() }
+    };
+    let mut draw = hash::choice(hash) ^ salt;
+    for _ in 0..PORT_ATTEMPTS {
+        draw = next_draw(draw);
+        reply.dport = port(draw);
+        if !is_taken(now, reply, key) {
+            return pack(source, reply.dport);
         }
     }
+    IS_VERDICT | Verdict::NoPort as u64
+}
+
+/// A linear congruential generator.
+#[inline(always)]
+const fn next_draw(draw: u32) -> u32 {
+    draw.wrapping_mul(0x9e37_79b1).wrapping_add(1)
+}
+
+#[inline(always)]
+const fn port(draw: u32) -> u16 {
+    (FIRST_PORT + hash::slot(draw, LAST_PORT - FIRST_PORT)) as u16
+}
+
+#[inline(always)]
+const fn pack(source: u16, port: u16) -> u64 {
+    (source as u64) << 16 | port as u64
+}
+
+/// Makes the entries of a flow whose source is `drawn`, for both directions if that is asked for. Gives the place of
+/// the client's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_insert(now: u32, key: *const FlowKey, id: u32, drawn: u32, both: u32) -> u32 {
+    // SAFETY: the caller above passes a reference.
+    let (Some(key), Some(backend), Some(Keys { reply, .. })) =
+        (unsafe { key.as_ref() }, maps::backend(id), maps::keys())
+    else {
+        return NO_PLACE;
+    };
+    let hash = flow_hash(key);
     let place = flow_take(now, key, abi::tag(hash));
-    let Some(flow) = at(place) else { return IS_VERDICT | Verdict::TableFull as u32 };
+    let Some(flow) = at(place) else { return NO_PLACE };
     fill(flow, key, id, FLOW_FORWARD, now.wrapping_add(maps::settings().opening_jiffies));
-    flow.port = reply.dport;
-    flow.source = source;
-    flow.told = if is_own { told(key, backend) } else { TOLD_NOT };
+    (flow.source, flow.port) = ((drawn >> 16) as u16, drawn as u16);
+    flow.told = if flow.source == NO_SOURCE { TOLD_NOT } else { told(key, backend) };
     if flow.told != TOLD_NOT {
         flow.state = ConnState::PROXY_PENDING;
     }
     publish(flow, hash);
     count(id, 1);
-    if entries != Entries::Forward as u32 && flow_insert_reply(now, reply, place) == NO_PLACE {
+    if both != 0 && flow_insert_reply(now, reply, place) == NO_PLACE {
         forget(flow);
-        return IS_VERDICT | Verdict::TableFull as u32;
+        return NO_PLACE;
     }
-    reply.dport.into()
+    place
 }
 
 /// Remembers that what a backend answers with `key` is not for us.

@@ -176,9 +176,11 @@ fn form() -> impl Strategy<Value = Form> {
     ]
 }
 
-/// Long enough to be sent in fragments.
+/// Long enough to be sent in fragments. For QUIC it is a long header without a connection ID.
 fn long(frame: &Frame) -> Frame {
-    Frame { payload: vec![7; 700], ..frame.clone() }
+    let mut payload = vec![0; 700];
+    payload[0] = 0x80;
+    Frame { payload, ..frame.clone() }
 }
 
 /// Where a frame went, and from where as its receiver sees it.
