@@ -13,13 +13,14 @@ use slb_common::{
 };
 
 use crate::{
+    ctx::{self, PacketCtx},
     maps,
-    work::{self, Exit, Sent, Work},
+    outcome::{Next, Outcome},
 };
 
 /// Makes the packet into the answer that another program has asked for.
 #[inline(always)]
-pub fn write(work: &mut Work<'_>) -> Result<Sent, Exit> {
+pub fn write(work: &mut PacketCtx<'_>) -> Outcome {
     let back = work.ctx.ingress_ifindex() as u32;
     let what = Verdict::from_slot(work.handover.what);
     let (written, otherwise) = match what {
@@ -33,13 +34,13 @@ pub fn write(work: &mut Work<'_>) -> Result<Sent, Exit> {
         _ => (None, Verdict::Inconsistent),
     };
     match written {
-        Some(()) => Ok((what, back)),
-        None => Err(otherwise.into()),
+        Some(()) => Ok(Next::Send { verdict: what, egress: back }),
+        None => Err(otherwise),
     }
 }
 
 #[inline(always)]
-fn reset(work: &mut Work<'_>) -> Option<()> {
+fn reset(work: &mut PacketCtx<'_>) -> Option<()> {
     if work.packet.fragment != FRAGMENT_NONE {
         return None;
     }
@@ -51,7 +52,7 @@ fn reset(work: &mut Work<'_>) -> Option<()> {
 }
 
 #[inline(always)]
-fn error(work: &Work<'_>, is_port: bool) -> Option<()> {
+fn error(work: &PacketCtx<'_>, is_port: bool) -> Option<()> {
     if !may_complain(work.now) {
         return None;
     }
@@ -66,7 +67,7 @@ fn error(work: &Work<'_>, is_port: bool) -> Option<()> {
     if !resized {
         return None;
     }
-    let mut frame = work::frame(work.ctx);
+    let mut frame = ctx::frame(work.ctx);
     let problem = if is_port { Problem::PortUnreachable } else { Problem::TooBig(mtu) };
     icmp_error::write(&mut frame, is_v4, problem)
 }

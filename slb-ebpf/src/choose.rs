@@ -1,36 +1,40 @@
-//! Which backend a flow begins with, where that is more than a look at the schedule: session persistence,
-//! the fewest flows, QUIC connection IDs.
+//! Which backend a flow begins with: by the listener's schedule, and in [`Program::Choose`] by session persistence,
+//! the fewest flows, or QUIC connection IDs.
 
 use slb_common::{
     abi::{
-        BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, Keys,
-        LEAST_CANDIDATES, Listener, NO_BACKEND, NOT_CHOSEN, QuicKey, SCHEDULER_LEAST,
-        SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, STAGE_FLOW, Sticky, StickyKey, UDP,
+        self, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend,
+        CHUNK_SLOTS, FlowKey, Keys, LEAST_CANDIDATES, Listener, NO_BACKEND, NOT_CHOSEN, QuicKey,
+        SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, Sticky, StickyKey, UDP, is_over,
     },
+    hash,
+    programs::Program,
     quic,
     verdict::Verdict,
 };
 
 use crate::{
-    flows, forward, maps,
-    work::{Exit, Sent, Work},
+    atomic,
+    ctx::PacketCtx,
+    maps,
+    outcome::{Next, Outcome},
 };
 
 /// Notes the choice for the program that makes the entries.
 #[inline(always)]
-pub fn choose(work: &mut Work<'_>) -> Result<Sent, Exit> {
+pub fn choose(work: &mut PacketCtx<'_>) -> Outcome {
     let to = work.packet.key.destination();
     let listener = maps::listener(&to).ok_or(Verdict::NoListener)?;
     // What began before goes by what was the rule then.
     if work.packet.is_syn() || work.packet.key.proto == UDP {
         work.handover.chosen = begin(work, listener)?;
     }
-    Err(Exit::Stage(STAGE_FLOW))
+    Ok(Next::TailCall(Program::Flow))
 }
 
 /// The slot of a flow that begins.
 #[inline(always)]
-fn begin(work: &Work<'_>, listener: &Listener) -> Result<u32, Verdict> {
+fn begin(work: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
     if listener.sticky_jiffies == 0 {
         return schedule(work, listener);
     }
@@ -40,7 +44,7 @@ fn begin(work: &Work<'_>, listener: &Listener) -> Result<u32, Verdict> {
     let expires = work.now.wrapping_add(listener.sticky_jiffies);
     // SAFETY: an element of the map lives until the program ends; two CPUs that write to it write much the same.
     if let Some(sticky) = maps::SLB_STICKY.get_ptr_mut(key).map(|sticky| unsafe { &mut *sticky })
-        && !flows::is_over(work.now, sticky.expires)
+        && !is_over(work.now, sticky.expires)
         && maps::backend(sticky.backend).is_some_and(|backend| is_open(listener, backend))
     {
         sticky.expires = expires;
@@ -66,7 +70,7 @@ fn is_open(listener: &Listener, backend: &Backend) -> bool {
 
 /// The slot that the listener's scheduler chooses.
 #[inline(always)]
-fn schedule(work: &Work<'_>, listener: &Listener) -> Result<u32, Verdict> {
+fn schedule(work: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
     if listener.scheduler == SCHEDULER_LEAST {
         return least(listener);
     }
@@ -78,10 +82,10 @@ fn schedule(work: &Work<'_>, listener: &Listener) -> Result<u32, Verdict> {
         {
             return Ok(backend | SLOT_KEEP);
         }
-        let slot = forward::slot(listener.first_chunk, listener.slots, id.choice)?;
+        let slot = slot(listener.first_chunk, listener.slots, id.choice)?;
         return Ok(slot | SLOT_KEEP);
     }
-    let slot = forward::choose(listener, &work.packet.key, work.handover.hash, true)?;
+    let slot = by_schedule(listener, &work.packet.key, work.handover.hash, true)?;
     // Datagrams without a connection ID have no other.
     Ok(if listener.scheduler == SCHEDULER_QUIC { slot | SLOT_KEEP } else { slot })
 }
@@ -106,13 +110,13 @@ fn least(listener: &Listener) -> Result<u32, Verdict> {
     if slots == 0 {
         return Err(Verdict::NoBackend);
     }
-    let turn = forward::turn(listener)?;
+    let turn = turn(listener)?;
     let (mut found, mut found_flows, mut found_weight) = (NOT_CHOSEN, 0, 0);
     for step in 0..LEAST_CANDIDATES {
         if step >= slots {
             break;
         }
-        let slot = forward::at(listener.first_chunk, turn.wrapping_add(step) % slots)?;
+        let slot = at(listener.first_chunk, turn.wrapping_add(step) % slots)?;
         let id = slot & SLOT_BACKEND;
         let Some(backend) = maps::backend(id) else { continue };
         let active = maps::SLB_ACTIVE.get(id).copied().unwrap_or_default();
@@ -124,4 +128,66 @@ fn least(listener: &Listener) -> Result<u32, Verdict> {
         }
     }
     if found == NOT_CHOSEN { Err(Verdict::NoBackend) } else { Ok(found) }
+}
+
+/// The slot of a packet without an entry.
+///
+/// TCP in the middle of a connection goes by the schedule before, if it is older than the last
+/// change; otherwise it gets the backend that the hash gives: that is how another gateway has chosen.
+/// A scheduler that counts has no such answer.
+#[inline(always)]
+pub fn by_schedule(
+    listener: &Listener,
+    key: &FlowKey,
+    hash: u64,
+    begins: bool,
+) -> Result<u32, Verdict> {
+    if !begins && listener.previous_slots != 0 {
+        let choice = hash::choice_by(listener.previous_scheduler, key, hash);
+        let previous = slot(listener.previous_chunk, listener.previous_slots, choice)?;
+        if previous & SLOT_BACKEND != NO_BACKEND {
+            return Ok(previous | SLOT_KEEP);
+        }
+    }
+    if abi::is_by_hash(listener.scheduler) {
+        let choice = hash::choice_by(listener.scheduler, key, hash);
+        return slot(listener.first_chunk, listener.slots, choice);
+    }
+    if listener.slots == 0 {
+        return Err(Verdict::NoBackend);
+    }
+    if !begins && listener.slots != 1 {
+        return Err(Verdict::NoFlow);
+    }
+    if listener.scheduler == SCHEDULER_QUIC {
+        return slot(listener.first_chunk, listener.slots, hash::choice(hash));
+    }
+    Ok(at(listener.first_chunk, turn(listener)?)? | SLOT_KEEP)
+}
+
+/// The next slot in turn of a listener that has some.
+#[inline(always)]
+fn turn(listener: &Listener) -> Result<u32, Verdict> {
+    let cursor = maps::SLB_CURSORS.get_ptr_mut(listener.id).ok_or(Verdict::Inconsistent)?;
+    // SAFETY: an element of an array map lives as long as the map and is aligned to 8 bytes.
+    let turn = unsafe { atomic::fetch_add(cursor, 1) };
+    Ok((turn % u64::from(listener.slots)) as u32)
+}
+
+/// The slot that a hash chooses.
+#[inline(always)]
+pub fn slot(first_chunk: u32, slots: u32, choice: u32) -> Result<u32, Verdict> {
+    if slots == 0 {
+        return Err(Verdict::NoBackend);
+    }
+    at(first_chunk, hash::slot(choice, slots))
+}
+
+/// The slot of a number.
+#[inline(always)]
+fn at(first_chunk: u32, slot: u32) -> Result<u32, Verdict> {
+    let chunk = maps::SLB_SLOTS
+        .get(first_chunk.wrapping_add(slot / CHUNK_SLOTS as u32))
+        .ok_or(Verdict::Inconsistent)?;
+    Ok(chunk.slots[slot as usize % CHUNK_SLOTS])
 }

@@ -6,21 +6,23 @@
 
 use slb_common::{
     abi::{
-        self, CLOSED, Endpoint, FIN_FORWARD, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, Listener,
-        MODE_NAT, NO_PLACE, Origin, RST, SLOT_BACKEND, STAGE_FLOW, Translation, UDP,
+        ConnState, Endpoint, FLOW_DIRECT, FLOW_FORWARD, FlowKey, Keys, MODE_NAT, NO_PLACE, Origin,
+        Translation, UDP, is_over,
     },
-    hash,
+    programs::Program,
     verdict::Verdict,
 };
 
 use crate::{
-    flows::{self, Entries},
-    forward, maps, stats,
-    work::{Exit, Facts, Route, Work},
+    conntrack::{self, Entries},
+    ctx::{PacketCtx, PacketView},
+    maps,
+    outcome::{Delivery, Stop},
+    stats,
 };
 
 /// Whether somebody may be talking to a backend directly: then flows of it have entries. Nearly always nobody talks to
-/// any, which `any`, [`abi::Filter::direct_until`], says.
+/// any, which `any`, [`slb_common::abi::Filter::direct_until`], says.
 #[inline(always)]
 pub fn is_recent(any: u32, id: u32, now: u32) -> bool {
     is_until(any, now) && is_until(maps::SLB_DIRECT.get(id).copied().unwrap_or_default(), now)
@@ -28,41 +30,43 @@ pub fn is_recent(any: u32, id: u32, now: u32) -> bool {
 
 #[inline(always)]
 const fn is_until(until: u32, now: u32) -> bool {
-    until != 0 && !flows::is_over(now, until)
+    until != 0 && !is_over(now, until)
 }
 
 /// A packet whose destination, `to`, may be a backend. `None`: nobody balances to that address and port.
 #[inline(always)]
 pub fn to_backend<const REST: bool>(
-    work: &mut Work<'_>,
+    work: &mut PacketCtx<'_>,
     to: &Endpoint,
-) -> Result<Option<Route>, Exit> {
+) -> Result<Option<Delivery>, Stop> {
     let Some(origin) = maps::origin(to) else { return Ok(None) };
-    let place = pass(&work.facts(), origin);
-    if place == BEGINS {
-        work.handover.what = FLOW_DIRECT.into();
-        return Err(Exit::Stage(STAGE_FLOW));
+    match Remembered::unpack(pass(&work.view(), origin)) {
+        Remembered::Begins => {
+            work.handover.what = FLOW_DIRECT.into();
+            Err(Stop::TailCall(Program::Flow))
+        }
+        Remembered::Place(place) => {
+            note(&work.view(), place);
+            translated::<REST>(work, place).map(Some)
+        }
     }
-    arrive::<REST>(work, place).map(Some)
 }
 
 /// A packet with which a direct flow begins.
 #[inline(always)]
-pub fn begin(work: &mut Work<'_>) -> Result<Route, Exit> {
+pub fn begin(work: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     let key = &work.packet.key;
     let origin = maps::origin(&key.destination()).ok_or(Verdict::NotOurs)?;
     let place = remember(work.now, key, origin.backend);
-    arrive::<true>(work, place)
+    translated::<true>(work, place)
 }
 
 /// How a packet gets to the backend if its flow has to be translated: that of the entry at `place`.
 #[inline(always)]
-fn arrive<const REST: bool>(work: &mut Work<'_>, place: u32) -> Result<Route, Exit> {
-    let flow = flows::at(place).ok_or(Verdict::Direct)?;
+fn translated<const REST: bool>(work: &mut PacketCtx<'_>, place: u32) -> Result<Delivery, Stop> {
+    let flow = conntrack::at(place).ok_or(Verdict::Direct)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
-    if work.expires(backend.hop) {
-        return Err(Verdict::TtlExpired.into());
-    }
+    work.check_ttl(backend.hop)?;
     stats::forward(flow.backend, work.bytes);
     if REST {
         work.handover.backend = flow.backend;
@@ -73,65 +77,110 @@ fn arrive<const REST: bool>(work: &mut Work<'_>, place: u32) -> Result<Route, Ex
         dport: backend.port as u16,
         kind: FLOW_FORWARD.into(),
     };
-    Ok(Route { to, hop: backend.hop, mode: MODE_NAT, mtu: backend.mtu })
+    let delivery = Delivery { to, hop: backend.hop, mode: MODE_NAT, mtu: backend.mtu };
+    Ok(delivery)
 }
 
-/// In place of a place: a flow begins here.
-const BEGINS: u32 = NO_PLACE - 1;
+/// What the flow table says about a packet to a backend.
+enum Remembered {
+    /// A flow begins with it.
+    Begins,
+    /// Place of the entry by which it is translated, or [`NO_PLACE`]: it is not.
+    Place(u32),
+}
+
+impl Remembered {
+    /// Into one register: functions that are called have no other.
+    #[inline(always)]
+    const fn pack(self) -> u32 {
+        match self {
+            Self::Begins => NO_PLACE - 1,
+            Self::Place(place) => place,
+        }
+    }
+
+    #[inline(always)]
+    const fn unpack(packed: u32) -> Self {
+        const BEGINS: u32 = Remembered::Begins.pack();
+        match packed {
+            BEGINS => Self::Begins,
+            place => Self::Place(place),
+        }
+    }
+}
 
 /// Remembers a direct flow that begins. Gives the place of its entry if it has to be translated.
 #[inline(always)]
 fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
     let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
     *reply = key.reversed();
-    if !flows::is_taken(now, reply, key) && !may_be_balanced(now, reply, id) {
-        flows::insert_direct(now, reply, id);
+    if !conntrack::is_taken(now, reply, key) && !conntrack::may_be_balanced(now, reply, id) {
+        conntrack::insert_direct(now, reply, id);
         return NO_PLACE;
     }
     // Not translated is no reason not to pass it.
-    if flows::create(now, key, id, Entries::Both).is_err() {
+    if conntrack::create(now, key, id, Entries::Both).is_err() {
         return NO_PLACE;
     }
-    flows::position(key)
+    conntrack::position(key)
 }
 
-/// Keeps what is remembered of a direct flow. Gives the place of its entry if it has to be translated.
+/// Keeps what is remembered of a direct flow. Gives a [`Remembered`], packed.
 #[inline(never)]
-fn pass(facts: &Facts<'_>, origin: &Origin) -> u32 {
-    let key = &facts.packet.key;
-    let Some(backend) = maps::backend(origin.backend) else { return NO_PLACE };
-    let is_syn = facts.packet.is_syn();
-    let place = flows::position(key);
-    if let Some(flow) = flows::at(place) {
-        let is_new = is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0;
-        if flow.kind == FLOW_FORWARD && !is_new {
-            mark(facts.now, origin.backend, backend.idle_jiffies);
-            flows::note_forward(facts, flow, backend);
-            return place;
-        }
-        flows::forget(flow);
-    }
-    let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
-    *reply = key.reversed();
-    if let Some(known) = flows::seek(reply)
-        && known.kind == FLOW_DIRECT
-    {
-        if is_syn {
-            known.state = 0;
-        }
-        mark(facts.now, origin.backend, backend.idle_jiffies);
-        flows::note_direct(facts, known, FIN_FORWARD);
-        return NO_PLACE;
-    }
-    if !is_syn && key.proto != UDP {
-        return NO_PLACE;
+fn pass(facts: &PacketView<'_>, origin: &Origin) -> u32 {
+    let Some(backend) = maps::backend(origin.backend) else {
+        return Remembered::Place(NO_PLACE).pack();
+    };
+    let remembered = remembered(facts);
+    let begins = facts.packet.is_syn() || facts.packet.key.proto == UDP;
+    if matches!(remembered, Remembered::Begins) && !begins {
+        return Remembered::Place(NO_PLACE).pack();
     }
     mark(facts.now, origin.backend, backend.idle_jiffies);
-    BEGINS
+    remembered.pack()
+}
+
+/// Updates the entry by which a packet is translated, if it is. Not in [`pass`]: the deepest chain of calls begins
+/// here.
+#[inline(never)]
+fn note(facts: &PacketView<'_>, place: u32) {
+    if let Some(flow) = conntrack::at(place)
+        && let Some(backend) = maps::backend(flow.backend)
+    {
+        conntrack::note_forward(facts, flow, backend);
+    }
+}
+
+/// Looks for the entry of a packet to a backend, and updates that of a flow that is passed as it is.
+#[inline(always)]
+fn remembered(facts: &PacketView<'_>) -> Remembered {
+    let key = &facts.packet.key;
+    let is_syn = facts.packet.is_syn();
+    let place = conntrack::position(key);
+    if let Some(flow) = conntrack::at(place) {
+        let ended = ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING;
+        let is_new = is_syn && flow.state.intersects(ended);
+        if flow.kind == FLOW_FORWARD && !is_new {
+            return Remembered::Place(place);
+        }
+        conntrack::forget(flow);
+    }
+    let Some(Keys { reply, .. }) = maps::keys() else { return Remembered::Place(NO_PLACE) };
+    *reply = key.reversed();
+    match conntrack::seek(reply) {
+        Some(known) if known.kind == FLOW_DIRECT => {
+            if is_syn {
+                known.state = ConnState::empty();
+            }
+            conntrack::note_direct(facts, known, ConnState::FIN_FORWARD);
+            Remembered::Place(NO_PLACE)
+        }
+        _ => Remembered::Begins,
+    }
 }
 
 /// Flows of a backend have entries for as long as somebody talks to it directly.
-#[inline(always)]
+#[inline(never)]
 fn mark(now: u32, id: u32, idle: u32) {
     // 0 has a meaning of its own; a tick more does not matter.
     let own = now.wrapping_add(idle) | 1;
@@ -142,64 +191,8 @@ fn mark(now: u32, id: u32, idle: u32) {
     if let Some(filter) = maps::SLB_FILTER.get_ptr_mut(0) {
         // SAFETY: as above. Timeouts differ: the last of all counts.
         let any = unsafe { &mut (*filter).direct_until };
-        if *any == 0 || flows::is_over(own, *any) {
+        if *any == 0 || is_over(own, *any) {
             *any = own;
         }
     }
-}
-
-/// Whether `reply`, with which the backend `id` answers, may belong to a flow through a listener that
-/// has no entry.
-#[inline(always)]
-pub fn may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> bool {
-    direct_may_be_balanced(now, reply, id) != 0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -> u32 {
-    // SAFETY: the caller above passes a reference.
-    let Some(reply) = (unsafe { reply.as_ref() }) else { return 0 };
-    let Some(Keys { forward: key, to: at, .. }) = maps::keys() else { return 0 };
-    *at = reply.source();
-    let from: &Endpoint = at;
-    // The hash maps themselves take less stack than their indices.
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(from) }) else { return 0 };
-    *key = FlowKey {
-        src: reply.dst,
-        dst: origin.vip,
-        sport: reply.dport,
-        dport: origin.port as u16,
-        proto: reply.proto,
-    };
-    *at = key.destination();
-    let to: &Endpoint = at;
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else { return 0 };
-    if let Some(flow) = flows::seek(key) {
-        // The same as `reply.dport`, but not on the stack meanwhile.
-        let is_it = flow.backend == id && flow.port == key.sport;
-        let is_alive = !abi::has_ended(flow.state) && !flows::is_over(now, flow.expires);
-        return u32::from(is_it && is_alive);
-    }
-    if origin.backend != id || !abi::is_by_hash(listener.scheduler) {
-        return 0;
-    }
-    is_choice(listener, key, id)
-}
-
-/// Whether the schedule, or the one before, chooses the backend `id`.
-#[inline(never)]
-fn is_choice(listener: &Listener, key: &FlowKey, id: u32) -> u32 {
-    let hash = flows::hash(key);
-    let is_by = |scheduler, first_chunk, slots| {
-        let choice = hash::choice_by(scheduler, key, hash);
-        forward::slot(first_chunk, slots, choice).is_ok_and(|slot| slot & SLOT_BACKEND == id)
-    };
-    let Listener { scheduler, first_chunk, slots, .. } = *listener;
-    let Listener { previous_scheduler, previous_chunk, previous_slots, .. } = *listener;
-    let is_chosen = is_by(scheduler, first_chunk, slots)
-        || is_by(previous_scheduler, previous_chunk, previous_slots);
-    is_chosen.into()
 }

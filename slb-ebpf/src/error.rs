@@ -8,13 +8,15 @@ use slb_common::{
 };
 
 use crate::{
-    flows, maps,
-    work::{self, Exit, Sent, Work, sent},
+    conntrack,
+    ctx::{self, PacketCtx},
+    maps,
+    outcome::{Outcome, sent},
 };
 
 /// Makes an error into one of the other family.
 #[inline(always)]
-pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
+pub fn translate(work: &mut PacketCtx<'_>) -> Outcome {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     write_ends(ends, work.handover.place, is_reply).ok_or(Verdict::Inconsistent)?;
@@ -25,9 +27,9 @@ pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
     let before = work.bytes_left();
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
     if unsafe { bpf_xdp_adjust_tail(work.ctx.ctx, after as i32 - before as i32) } != 0 {
-        return Err(Verdict::Inconsistent.into());
+        return Err(Verdict::Inconsistent);
     }
-    work.frame = work::frame(work.ctx);
+    work.frame = ctx::frame(work.ctx);
     let hop = work.handover.hop;
     icmp_cross::write(&mut work.frame, &error, ends, hop).ok_or(Verdict::Truncated)?;
     Ok(sent(is_reply, hop))
@@ -37,7 +39,7 @@ pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
 /// error is no reply.
 #[inline(always)]
 fn write_ends(ends: &mut Ends, place: u32, is_reply: bool) -> Option<()> {
-    let flow = flows::at(place)?;
+    let flow = conntrack::at(place)?;
     if is_reply {
         (ends.src, ends.dst) = (flow.src.copied(), flow.dst.copied());
         (ends.sport, ends.dport) = (flow.sport, flow.dport);

@@ -4,27 +4,30 @@
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
     abi::{
-        Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT, STAGE_TELL, TOLD_HEADER, TOLD_NOT, UDP,
-        UNTOLD,
+        ConnState, Ends, FLOW_FORWARD, Flow, Hop, MODE_FULL, MODE_NAT, TOLD_HEADER, TOLD_NOT, UDP,
     },
     client_address,
     cross::{self, HEAD_V4, HEAD_V6},
     icmp_error,
-    parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3, SYN},
+    parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3, TcpFlags},
+    programs::Program,
     rewrite,
     verdict::Verdict,
 };
 
 use crate::{
-    flows, fragments,
+    conntrack,
+    ctx::{self, PacketCtx},
+    fragments,
     hops::{self, Way},
-    maps, stats,
-    work::{self, Exit, Sent, Work, exceeds, sent},
+    maps,
+    outcome::{Next, Outcome, answer, exceeds, sent, too_big},
+    stats,
 };
 
 /// Translates a packet of either direction.
 #[inline(always)]
-pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
+pub fn translate(work: &mut PacketCtx<'_>) -> Outcome {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
     // In place, for want of stack.
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
@@ -32,14 +35,12 @@ pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
         if is_reply { to_client(work, ends)? } else { to_backend(work, ends)? };
     // To the kernel a source of its own is a forgery, if it comes from outside.
     if !is_reply && !hop.is_known() {
-        return Err(Verdict::NoNeighbour.into());
+        return Err(Verdict::NoNeighbour);
     }
-    if work.expires(hop) {
-        return Err(Verdict::TtlExpired.into());
-    }
+    work.check_ttl(hop)?;
     // Nothing can be put into a fragment, nor can be told what the others have.
     if !is_reply && work.handover.told != 0 && work.packet.fragment != FRAGMENT_NONE {
-        return Err(Verdict::Untranslatable.into());
+        return Err(Verdict::Untranslatable);
     }
     // What a backend is told has to fit as well.
     let more = if is_reply { 0 } else { work.handover.told };
@@ -48,7 +49,10 @@ pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
     }
     if exceeds(work.packet.len.wrapping_add(more), mtu) {
         let mode = if is_reply { MODE_NAT } else { MODE_FULL };
-        hop = work.too_big(mode, mtu.wrapping_sub(more))?;
+        match too_big(work, mode, mtu.wrapping_sub(more))? {
+            Some(other) => hop = other,
+            None => return Ok(Next::TailCall(Program::Answer)),
+        }
     }
     if work.packet.fragment == FRAGMENT_FIRST {
         fragments::note_ends(work, ends, hop, mtu, is_reply);
@@ -59,19 +63,19 @@ pub fn translate(work: &mut Work<'_>) -> Result<Sent, Exit> {
 
 /// Sends a translated packet, unless its backend is to be told something.
 #[inline(always)]
-fn finish(work: &mut Work<'_>, is_reply: bool, hop: Hop) -> Result<Sent, Exit> {
+fn finish(work: &mut PacketCtx<'_>, is_reply: bool, hop: Hop) -> Outcome {
     if work.handover.told == 0 {
         return Ok(sent(is_reply, hop));
     }
     work.handover.hop = hop;
-    Err(Exit::Stage(STAGE_TELL))
+    Ok(Next::TailCall(Program::Tell))
 }
 
 /// From a client.
 #[inline(always)]
-fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
-    work.handover.place = flows::position(&work.packet.key);
-    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+fn to_backend(work: &mut PacketCtx<'_>, ends: &mut Ends) -> Result<Way, Verdict> {
+    work.handover.place = conntrack::position(&work.packet.key);
+    let flow = conntrack::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     ends.src = maps::source(flow.source).ok_or(Verdict::Inconsistent)?.copied();
     ends.dst = backend.addr.copied();
@@ -82,16 +86,17 @@ fn to_backend(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
     Ok(Way { hop: backend.hop, mtu: backend.mtu })
 }
 
-/// Notes how much a backend is told about a flow's client, if this packet is one for [`STAGE_TELL`].
+/// Notes how much a backend is told about a flow's client, if this packet is one for [`Program::Tell`].
 #[inline(always)]
-fn note_told(work: &mut Work<'_>, flow: &Flow, is_reply: bool) {
+fn note_told(work: &mut PacketCtx<'_>, flow: &Flow, is_reply: bool) {
     work.handover.told = 0;
     if flow.told == TOLD_NOT {
         return;
     }
     let is_header = flow.told == TOLD_HEADER;
     let len = client_address::len(is_header, flow.src.is_v4());
-    let is_known = flow.state & UNTOLD == 0 && work.packet.flags & SYN == 0;
+    let is_known = !flow.state.intersects(ConnState::PROXY_PENDING)
+        && !work.packet.flags.intersects(TcpFlags::SYN);
     if !is_known || !is_reply && may_tell_otherwise(work, flow, is_header) {
         work.handover.told = len;
     }
@@ -100,7 +105,7 @@ fn note_told(work: &mut Work<'_>, flow: &Flow, is_reply: bool) {
 /// Whether a segment of a connection whose backend has been told may tell it something else: it may begin the
 /// connection once more, or has options of its own.
 #[inline(always)]
-fn may_tell_otherwise(work: &Work<'_>, flow: &Flow, is_header: bool) -> bool {
+fn may_tell_otherwise(work: &PacketCtx<'_>, flow: &Flow, is_header: bool) -> bool {
     /// Of a TCP header without options, and with as many as a timestamp takes.
     const PLAIN: u8 = 5;
     const STAMPED: u8 = 8;
@@ -121,8 +126,8 @@ fn may_tell_otherwise(work: &Work<'_>, flow: &Flow, is_header: bool) -> bool {
 
 /// From a backend.
 #[inline(always)]
-fn to_client(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
-    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+fn to_client(work: &mut PacketCtx<'_>, ends: &mut Ends) -> Result<Way, Verdict> {
+    let flow = conntrack::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     (ends.src, ends.dst) = (flow.dst.copied(), flow.src.copied());
     (ends.sport, ends.dport) = (flow.dport, flow.sport);
     work.handover.backend = flow.backend;
@@ -134,19 +139,13 @@ fn to_client(work: &mut Work<'_>, ends: &mut Ends) -> Result<Way, Exit> {
 
 /// Into the other family (RFC 7915).
 #[inline(always)]
-fn cross(
-    work: &mut Work<'_>,
-    ends: &Ends,
-    hop: Hop,
-    mtu: u32,
-    is_reply: bool,
-) -> Result<Sent, Exit> {
+fn cross(work: &mut PacketCtx<'_>, ends: &Ends, hop: Hop, mtu: u32, is_reply: bool) -> Outcome {
     let is_v4 = work.packet.is_v4();
     let more = if is_reply { 0 } else { work.handover.told };
     if work.packet.fragment != FRAGMENT_NONE
         || work.packet.key.proto == UDP && is_v4 && !cross::has_checksum(&work.frame, work.packet)
     {
-        return Err(Verdict::Untranslatable.into());
+        return Err(Verdict::Untranslatable);
     }
     let before = work.packet.l4.wrapping_sub(L3 as u32);
     let after = (if is_v4 { HEAD_V6 } else { HEAD_V4 }) as u32;
@@ -154,17 +153,17 @@ fn cross(
     let len = work.packet.len.wrapping_sub(before).wrapping_add(after).wrapping_add(more);
     if exceeds(len, mtu) {
         if !icmp_error::is_to_be_told(&work.frame, work.packet) {
-            return Err(Verdict::Oversize.into());
+            return Err(Verdict::Oversize);
         }
         work.handover.mtu = mtu.wrapping_sub(after).wrapping_add(before).wrapping_sub(more);
-        return Err(work.answer(Verdict::TooBig));
+        return Ok(Next::TailCall(answer(work, Verdict::TooBig)));
     }
     let packet = cross::header(&work.frame, work.packet).ok_or(Verdict::Truncated)?;
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
     if unsafe { bpf_xdp_adjust_head(work.ctx.ctx, before as i32 - after as i32) } != 0 {
-        return Err(Verdict::Inconsistent.into());
+        return Err(Verdict::Inconsistent);
     }
-    work.frame = work::frame(work.ctx);
+    work.frame = ctx::frame(work.ctx);
     cross::write(&mut work.frame, work.packet, &packet, ends, hop)?;
     finish(work, is_reply, hop)
 }

@@ -9,21 +9,23 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use slb_common::{
     abi::{
         ACL_ALLOW, ACL_DENY, Address, FLOW_DIRECT, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
-        Listener, MAX_ADMITTED, Meters, NO_BACKEND, NO_PLACE, ORIGIN_LIMITED, ROLE_LOCAL,
-        STAGE_PARSED, UDP,
+        Listener, MAX_ADMITTED, Meters, NO_BACKEND, NO_PLACE, ORIGIN_LIMITED, ROLE_LOCAL, UDP,
     },
     hash,
+    programs::Program,
     verdict::Verdict,
 };
 
 use crate::{
-    atomic, flows, maps,
-    work::{Exit, Sent, Work},
+    atomic, conntrack,
+    ctx::PacketCtx,
+    maps,
+    outcome::{Next, Outcome},
 };
 
 /// Has what is admitted balanced.
 #[inline(always)]
-pub fn admit(work: &mut Work<'_>) -> Result<Sent, Exit> {
+pub fn admit(work: &mut PacketCtx<'_>) -> Outcome {
     if let Some(listener) = maps::listener(&work.packet.key.destination()) {
         if listener.flags & LISTENER_GUARDED != 0 {
             from_client(work, listener)?;
@@ -32,7 +34,7 @@ pub fn admit(work: &mut Work<'_>) -> Result<Sent, Exit> {
         && origin.flags & ORIGIN_LIMITED != 0
     {
         let key = &work.packet.key;
-        let backend = match flows::seek(key) {
+        let backend = match conntrack::seek(key) {
             Some(entry) if entry.kind == FLOW_DIRECT => NO_BACKEND,
             Some(entry) => entry.backend,
             // What a probe of the agent's is answered with is nobody's traffic.
@@ -41,11 +43,11 @@ pub fn admit(work: &mut Work<'_>) -> Result<Sent, Exit> {
         };
         take_reply(backend, work.bytes)?;
     }
-    Err(Exit::Stage(STAGE_PARSED))
+    Ok(Next::TailCall(Program::Parsed))
 }
 
 #[inline(always)]
-fn from_client(work: &Work<'_>, listener: &Listener) -> Result<(), Verdict> {
+fn from_client(work: &PacketCtx<'_>, listener: &Listener) -> Result<(), Verdict> {
     let key = &work.packet.key;
     if listener.flags & (ACL_ALLOW | ACL_DENY) != 0
         && is_listed(listener.acl, &key.src) != (listener.flags & ACL_ALLOW != 0)
@@ -55,7 +57,7 @@ fn from_client(work: &Work<'_>, listener: &Listener) -> Result<(), Verdict> {
     if listener.flags & LISTENER_LIMITED == 0 {
         return Ok(());
     }
-    let begins = work.packet.is_syn() || key.proto == UDP && flows::position(key) == NO_PLACE;
+    let begins = work.packet.is_syn() || key.proto == UDP && conntrack::position(key) == NO_PLACE;
     if begins {
         take_flow(listener.id)?;
     }

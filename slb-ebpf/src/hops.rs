@@ -1,4 +1,4 @@
-//! The way out: next hops, and the redirect.
+//! Next hops.
 
 use core::{
     ptr,
@@ -9,10 +9,9 @@ use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
-        bpf_fib_lookup as FibLookup, xdp_action,
+        bpf_fib_lookup as FibLookup,
     },
-    helpers::{bpf_fib_lookup, bpf_redirect},
-    programs::XdpContext,
+    helpers::bpf_fib_lookup,
 };
 use slb_common::{
     abi::{
@@ -24,29 +23,17 @@ use slb_common::{
 };
 
 use crate::{
-    atomic, maps,
-    work::{Facts, Work},
+    atomic,
+    ctx::{PacketCtx, PacketView},
+    maps,
 };
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Sends the frame out of an interface.
-///
-/// Back the way it came `XDP_TX` is faster. But a veth whose peer has no XDP program keeps such frames
-/// until something else is sent, and stops for good when it has enough of them.
-#[inline(always)]
-pub fn transmit(ctx: &XdpContext, ifindex: u32) -> u32 {
-    if ifindex == ctx.ingress_ifindex() as u32 && maps::settings().veth == 0 {
-        return xdp_action::XDP_TX;
-    }
-    // SAFETY: touches no memory of ours.
-    unsafe { bpf_redirect(ifindex, 0) as u32 }
-}
-
 /// How the frame came: the way back to its sender, if that is where the route leads as well.
 #[inline(always)]
-fn back(work: &Work<'_>) -> Hop {
+fn back(work: &PacketCtx<'_>) -> Hop {
     let Some(eth) = work.frame.header::<12>(0) else { return Hop::KERNEL };
     // The sender's address comes second in a frame, and first in the answer.
     let (to_us, from): ([u16; 3], [u16; 3]) =
@@ -79,7 +66,7 @@ fn is_of(client: &Client, addr: &Address, vip: &Address) -> bool {
 
 /// Notes how a client's packets come, until the kernel says how to get to it.
 #[inline(always)]
-pub fn meet_client(work: &Work<'_>) {
+pub fn meet_client(work: &PacketCtx<'_>) {
     let (addr, vip) = (&work.packet.key.src, &work.packet.key.dst);
     let Some(client) = client(addr, vip) else { return };
     if !is_of(client, addr, vip) {
@@ -127,7 +114,7 @@ pub struct Way {
 /// epoch. `None`: it is the gateway itself.
 #[inline(always)]
 pub fn to_client(
-    work: &mut Work<'_>,
+    work: &mut PacketCtx<'_>,
     vip: &Address,
     addr: &Address,
 ) -> Result<Option<Way>, Verdict> {
@@ -145,7 +132,7 @@ pub fn to_client(
         }
         // Copies: the originals may be in registers.
         let mut known = hop;
-        let answer = look_up(&work.facts(), &{ *vip }, &{ *addr }, &mut known);
+        let answer = look_up(&work.view(), &{ *vip }, &{ *addr }, &mut known);
         hop = known;
         if answer & IS_VERDICT != 0 {
             return Err(Verdict::from_slot(answer & !IS_VERDICT));
@@ -168,7 +155,7 @@ const MTU_SHIFT: u32 = 16;
 /// [`Client::flags`] and the MTU. Only an answer is good for the epoch; what is a makeshift is asked for again
 /// with the next reply.
 #[inline(never)]
-fn look_up(facts: &Facts<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32 {
+fn look_up(facts: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32 {
     let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
     let epoch = maps::settings().route_epoch;
     if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {

@@ -14,11 +14,12 @@ use slb_common::{
         FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Keys, Limits, Listed, Listener,
         ListenerIndex, MAX_ADMITTED, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS,
         MAX_INTERFACES, MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters,
-        Origin, QuicKey, ROLE_BACKEND, ROLE_VIP, Roles, STAGES, Scratch, Settings, Sticky,
-        StickyKey, Traffic,
+        Origin, QuicKey, ROLE_BACKEND, ROLE_VIP, Roles, Scratch, Settings, Sticky, StickyKey,
+        Traffic,
     },
     client_address::{Head, Options, Words},
     hash,
+    programs::Program,
     verdict::MAX_VERDICTS,
 };
 
@@ -136,13 +137,13 @@ pub static SLB_FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = Lru
 
 /// Written by the agent: the programs behind the first.
 #[btf_map]
-pub static SLB_STAGES: ProgramArray<{ STAGES.len() }> = ProgramArray::new();
+pub static SLB_PROGRAMS: ProgramArray<{ Program::ALL.len() }> = ProgramArray::new();
 
 /// Written and read by the program.
 #[btf_map]
 pub static SLB_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// This CPU's place for the packet, and for what one program tells the next. For [`crate::work::Work`] only:
+/// This CPU's place for the packet, and for what one program tells the next. For [`crate::ctx::PacketCtx`] only:
 /// there is one.
 #[inline(always)]
 pub fn scratch() -> Option<&'static mut Scratch> {

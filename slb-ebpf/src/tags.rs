@@ -4,15 +4,15 @@
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use slb_common::parse::{self, TAG_LEN};
 
-use crate::work;
+use crate::ctx;
 
 /// Where the first tag is.
 const AT: usize = 12;
 
 /// Takes a frame's tags off. `None`: the kernel does not let it be shortened.
 #[inline(always)]
-pub fn take(ctx: &XdpContext) -> Option<[u32; 2]> {
-    let mut frame = work::frame(ctx);
+pub fn take(xdp: &XdpContext) -> Option<[u32; 2]> {
+    let mut frame = ctx::frame(xdp);
     let count = parse::tags(&frame);
     let mut tags = [0; 2];
     if count == 0 {
@@ -29,23 +29,23 @@ pub fn take(ctx: &XdpContext) -> Option<[u32; 2]> {
         moved.set(at, word);
     }
     // SAFETY: the context is the kernel's; nothing of the frame is touched afterwards.
-    let shortened = unsafe { bpf_xdp_adjust_head(ctx.ctx, (count * TAG_LEN) as i32) };
+    let shortened = unsafe { bpf_xdp_adjust_head(xdp.ctx, (count * TAG_LEN) as i32) };
     (shortened == 0).then_some(tags)
 }
 
 /// Puts them back. `None`: there is no room.
 #[inline(always)]
-pub fn put(ctx: &XdpContext, tags: [u32; 2]) -> Option<()> {
+pub fn put(xdp: &XdpContext, tags: [u32; 2]) -> Option<()> {
     let [outer, inner] = tags;
     if outer == 0 {
         return Some(());
     }
     let len = if inner == 0 { TAG_LEN } else { 2 * TAG_LEN };
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(len as i32)) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(xdp.ctx, -(len as i32)) } != 0 {
         return None;
     }
-    let mut frame = work::frame(ctx);
+    let mut frame = ctx::frame(xdp);
     let macs = frame.header::<AT>(len)?;
     let macs: [u32; 3] = [macs.get(0), macs.get(4), macs.get(8)];
     let mut head = frame.header_mut::<{ AT + TAG_LEN }>(0)?;

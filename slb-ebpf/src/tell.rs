@@ -2,7 +2,7 @@
 //! before its first byte or by an option. [`client_address`] has both.
 //!
 //! A packet that has been translated comes here as long as its backend may not know yet
-//! ([`UNTOLD`]): what begins the connection is told as often as it is sent, so nothing has to be kept for
+//! ([`ConnState::PROXY_PENDING`]): what begins the connection is told as often as it is sent, so nothing has to be kept for
 //! when a packet is lost. No other bytes of the client's get to the backend before that, nor does an option that
 //! looks like ours, ever: `docs/adr/0021-client-address-cannot-be-forged.md` has the states.
 
@@ -13,18 +13,20 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use slb_common::{
-    abi::{ACCEPTED, Backend, ESTABLISHED, FLOW_FORWARD, Flow, TOLD_HEADER, UNTOLD},
+    abi::{Backend, ConnState, FLOW_FORWARD, Flow, TOLD_HEADER},
     checksum::Delta,
     client_address::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
     cross::{HEAD_V4, HEAD_V6},
     mss,
-    parse::{ACK, FIN, L3, RST, SYN},
+    parse::{L3, TcpFlags},
     verdict::Verdict,
 };
 
 use crate::{
-    flows, maps,
-    work::{self, Exit, Sent, Work, sent},
+    conntrack,
+    ctx::{self, PacketCtx},
+    maps,
+    outcome::{Outcome, sent},
 };
 
 /// What a client may send before its first byte is acknowledged: no SYN-ACK states a larger window (RFC 7323,
@@ -41,9 +43,9 @@ const COOKIE_SHIFT: u32 = 2 * client_address::COOKIE_SPREAD + 1;
 
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
-pub fn tell(work: &mut Work<'_>) -> Result<Sent, Exit> {
+pub fn tell(work: &mut PacketCtx<'_>) -> Outcome {
     let is_reply = work.handover.what != FLOW_FORWARD.into();
-    let flow = flows::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+    let flow = conntrack::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     // What it is by now.
     let is_v4 = if is_reply { flow.src.is_v4() } else { backend.addr.is_v4() };
@@ -62,7 +64,7 @@ pub fn tell(work: &mut Work<'_>) -> Result<Sent, Exit> {
 
 /// A client's packet.
 #[inline(always)]
-fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(), Verdict> {
+fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(), Verdict> {
     let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let sequence = u32::from_be(tcp.get(SEQUENCE));
     let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
@@ -74,14 +76,14 @@ fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(
     }
     let has_data = headers < work.packet.len;
     let is_header = flow.told == TOLD_HEADER;
-    let is_told = flow.state & UNTOLD == 0;
-    if flags & SYN != 0 {
+    let is_told = !flow.state.intersects(ConnState::PROXY_PENDING);
+    if flags.intersects(TcpFlags::SYN) {
         // Data in a SYN (RFC 7413) would be taken before anything else.
         if !work.packet.is_syn() || has_data {
             return Err(Verdict::BeforeClientAddress);
         }
         let first = sequence.wrapping_add(1);
-        if flow.state & ACCEPTED == 0 {
+        if !flow.state.intersects(ConnState::ACCEPTED) {
             flow.sequence = first;
         }
         if is_header {
@@ -96,23 +98,23 @@ fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(
         return set_options(work, flow, l4, is_v4, options_end, 0);
     }
     // Without its number the reply's entry was lost, and made again.
-    let reply = flows::reply_of(flow, work.handover.place).filter(|reply| reply.sequence != 0);
+    let reply = conntrack::reply_of(flow, work.handover.place).filter(|reply| reply.sequence != 0);
     let answers = reply
         .as_ref()
-        .filter(|_| flow.state & ACCEPTED != 0 && flags & ACK != 0)
+        .filter(|_| flow.state.intersects(ConnState::ACCEPTED) && flags.intersects(TcpFlags::ACK))
         .map(|reply| acknowledgement.wrapping_sub(reply.sequence));
     if !is_header {
         let behind = sequence.wrapping_sub(flow.sequence);
         if answers.is_some_and(|answers| answers < MAX_SENT) {
-            flow.state |= ESTABLISHED;
+            flow.state |= ConnState::ESTABLISHED;
         }
-        let is_to_tell = flags & RST == 0 && (!is_told || behind == 0);
+        let is_to_tell = !flags.intersects(TcpFlags::RST) && (!is_told || behind == 0);
         return set_options(work, flow, l4, is_v4, options_end, if is_to_tell { len } else { 0 });
     }
     let is_first_answer = answers == Some(0);
     if is_told {
         let numbers = (sequence, acknowledgement);
-        let may_be_cookie = flags & (ACK | RST) == ACK
+        let may_be_cookie = flags & (TcpFlags::ACK | TcpFlags::RST) == TcpFlags::ACK
             && client_address::is_cookie(numbers, flow.sequence)
             && reply.is_none_or(|reply| may_have_cookie(work.now, reply));
         if !may_be_cookie {
@@ -123,7 +125,7 @@ fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(
         }
         // A client may have sent and got just as much, so it may not be dropped. An acknowledgement alone counts from
         // anywhere in the window; data cannot move, but may acknowledge less.
-        let (at, by) = if has_data || flags & FIN != 0 {
+        let (at, by) = if has_data || flags.intersects(TcpFlags::FIN) {
             (ACKNOWLEDGEMENT, COOKIE_SHIFT.wrapping_neg())
         } else {
             (SEQUENCE, COOKIE_SHIFT)
@@ -131,18 +133,18 @@ fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(
         return client_address::renumber(&mut work.frame, l4, at, by).ok_or(Verdict::Truncated);
     }
     let behind = sequence.wrapping_sub(flow.sequence);
-    if flags & RST != 0 {
+    if flags.intersects(TcpFlags::RST) {
         if behind != 0 {
             return Ok(());
         }
     } else {
-        if flow.state & ACCEPTED == 0 {
+        if !flow.state.intersects(ConnState::ACCEPTED) {
             return Err(Verdict::BeforeClientAddress);
         }
         client_address::clear_urgent(&mut work.frame, l4).ok_or(Verdict::Truncated)?;
         if behind != 0 {
             let is_next = behind < MAX_BEHIND;
-            let is_probe = behind == u32::MAX && !has_data && flags & FIN == 0;
+            let is_probe = behind == u32::MAX && !has_data && !flags.intersects(TcpFlags::FIN);
             // The numbers of a cookie have another distance.
             let passes = is_first_answer && (is_next || is_probe);
             return if passes { Ok(()) } else { Err(Verdict::BeforeClientAddress) };
@@ -165,7 +167,7 @@ fn say(work: &mut Work<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(
 /// Gives a segment the options that the backend may see, and `more` bytes of ours before them.
 #[inline(always)]
 fn set_options(
-    work: &mut Work<'_>,
+    work: &mut PacketCtx<'_>,
     flow: &Flow,
     l4: usize,
     is_v4: bool,
@@ -228,14 +230,14 @@ extern "C" fn tell_make_options(before: u32, more: u32) -> u32 {
 /// Puts `words`, of which `len` bytes count, into a frame at `at`.
 #[inline(always)]
 fn insert(
-    ctx: &XdpContext,
+    xdp: &XdpContext,
     at: u32,
     len: u32,
     words: &Words,
     head: &mut Head,
 ) -> Result<(), Verdict> {
-    let moved = resize(ctx, at, len as i32, head)?;
-    let mut frame = work::frame(ctx);
+    let moved = resize(xdp, at, len as i32, head)?;
+    let mut frame = ctx::frame(xdp);
     for (number, word) in words.iter().enumerate() {
         if 4 * number as u32 >= len {
             break;
@@ -249,7 +251,7 @@ fn insert(
 
 /// Moves the beginning of a frame, up to `at`, so that there are `more` bytes behind it, or fewer. Gives `at`.
 #[inline(always)]
-fn resize(ctx: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, Verdict> {
+fn resize(xdp: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, Verdict> {
     let beyond = at.wrapping_sub(L3 as u32);
     if beyond > MAX_BEYOND {
         return Err(Verdict::Untranslatable);
@@ -259,45 +261,50 @@ fn resize(ctx: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, 
     let head = ptr::from_mut(head).cast();
     // SAFETY: the context is the kernel's, and there is room for as much; the frame is asked for afterwards.
     let failed = unsafe {
-        bpf_xdp_load_bytes(ctx.ctx, 0, head, moved)
-            | bpf_xdp_adjust_head(ctx.ctx, more.wrapping_neg())
-            | bpf_xdp_store_bytes(ctx.ctx, 0, head, moved)
+        bpf_xdp_load_bytes(xdp.ctx, 0, head, moved)
+            | bpf_xdp_adjust_head(xdp.ctx, more.wrapping_neg())
+            | bpf_xdp_store_bytes(xdp.ctx, 0, head, moved)
     };
     if failed != 0 { Err(Verdict::Inconsistent) } else { Ok(moved) }
 }
 
 /// A backend's packet.
 #[inline(always)]
-fn hear(work: &mut Work<'_>, flow: &mut Flow, backend: &Backend, l4: usize) -> Result<(), Verdict> {
+fn hear(
+    work: &mut PacketCtx<'_>,
+    flow: &mut Flow,
+    backend: &Backend,
+    l4: usize,
+) -> Result<(), Verdict> {
     let (flags, len) = (work.packet.flags, work.handover.told);
     let is_header = flow.told == TOLD_HEADER;
     let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
     let sequence = u32::from_be(tcp.get(SEQUENCE));
-    if flags & ACK == 0 {
+    if !flags.intersects(TcpFlags::ACK) {
         return Ok(());
     }
-    let reply = flows::reply_of(flow, work.handover.place);
+    let reply = conntrack::reply_of(flow, work.handover.place);
     let mut first = flow.sequence;
-    if flags & (SYN | RST) == SYN {
+    if flags & (TcpFlags::SYN | TcpFlags::RST) == TcpFlags::SYN {
         first = acknowledgement.wrapping_add(if is_header { len } else { 0 });
         let own = sequence.wrapping_add(1);
         let Some(reply) = reply else { return Err(Verdict::BeforeClientAddress) };
-        let is_accepted = flow.state & ACCEPTED != 0;
+        let is_accepted = flow.state.intersects(ConnState::ACCEPTED);
         if !is_accepted {
             flow.sequence = first;
-            flow.state |= ACCEPTED;
+            flow.state |= ConnState::ACCEPTED;
         }
         // Or it was lost, and made again.
         if !is_accepted || reply.sequence == 0 {
             reply.sequence = own;
             reply.port = units(work.now);
         }
-        let is_told = is_header && flow.state & UNTOLD == 0;
+        let is_told = is_header && !flow.state.intersects(ConnState::PROXY_PENDING);
         let expected = if is_told { distance(own, first, len) } else { first };
         if flow.sequence != expected || reply.sequence != own {
             // Another connection: a SYN of its own begins it.
-            flows::forget(flow);
+            conntrack::forget(flow);
             return Err(Verdict::BeforeClientAddress);
         }
         // The client's first segment gets longer.
@@ -310,18 +317,18 @@ fn hear(work: &mut Work<'_>, flow: &mut Flow, backend: &Backend, l4: usize) -> R
     }
     // By a header it knows what it has acknowledged, by an option what has come with the first byte.
     let known = missing.wrapping_neg().wrapping_sub(if is_header { 0 } else { 1 });
-    let own = flows::reply_of(flow, work.handover.place)
+    let own = conntrack::reply_of(flow, work.handover.place)
         .map(|reply| reply.sequence)
         .filter(|own| *own != 0 && sequence.wrapping_sub(*own) < MAX_SENT);
-    if flags & (SYN | RST) == 0
-        && flow.state & (ACCEPTED | UNTOLD) == ACCEPTED | UNTOLD
+    if !flags.intersects(TcpFlags::SYN | TcpFlags::RST)
+        && flow.state.contains(ConnState::ACCEPTED | ConnState::PROXY_PENDING)
         && known <= MAX_ACKNOWLEDGED
         && let Some(own) = own
     {
         if is_header {
             flow.sequence = distance(own, first, len);
         }
-        flows::establish(work.now, flow, work.handover.place, backend);
+        conntrack::establish(work.now, flow, work.handover.place, backend);
     }
     Ok(())
 }

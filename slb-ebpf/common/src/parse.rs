@@ -9,10 +9,11 @@ use network_types::{
     udp::UdpHdr,
 };
 
+pub use crate::packet::{FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_NONE, Packet, TcpFlags};
 use crate::{
-    abi::{Address, FlowKey, TCP, UDP},
     checksum,
     frame::{Frame, Header},
+    net::{Address, TCP, UDP},
     verdict::Verdict,
 };
 
@@ -37,69 +38,8 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// packet, one of which (AH) rules out translation.
 const MAX_EXTENSION_HEADERS: usize = 6;
 
-/// Offset of the flags in a TCP header, and the flags (RFC 9293, section 3.1).
+/// Offset of the flags in a TCP header.
 const TCP_FLAGS: usize = 13;
-/// No more data from the sender.
-pub const FIN: u8 = 0x01;
-/// Synchronise sequence numbers.
-pub const SYN: u8 = 0x02;
-/// Reset the connection.
-pub const RST: u8 = 0x04;
-/// The acknowledgement number is valid.
-pub const ACK: u8 = 0x10;
-
-/// What later stages need to know of a packet.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Packet {
-    /// Addresses, ports and protocol.
-    pub key: FlowKey,
-    /// Offset of the transport header.
-    pub l4: u32,
-    /// TCP's flags; 0 for UDP.
-    pub flags: u8,
-    /// 1: IPv4, otherwise IPv6.
-    pub v4: u8,
-    /// [`FRAGMENT_NONE`], [`FRAGMENT_FIRST`] or [`FRAGMENT_LATER`], which has no ports.
-    pub fragment: u16,
-    /// Length in bytes from the IP header on.
-    pub len: u32,
-    /// What its fragments have in common, as it stands in the header.
-    pub fragment_id: u32,
-}
-
-/// The packet is whole.
-pub const FRAGMENT_NONE: u16 = 0;
-/// It begins here: the transport header is there.
-pub const FRAGMENT_FIRST: u16 = 1;
-/// It has begun before.
-pub const FRAGMENT_LATER: u16 = 2;
-
-impl Packet {
-    /// Whether this is IPv4, and not IPv6.
-    #[must_use]
-    #[inline(always)]
-    pub const fn is_v4(&self) -> bool {
-        self.v4 != 0
-    }
-
-    /// Copies field by field. In one piece it would be copied from memory, and so not be in registers.
-    #[inline(always)]
-    pub const fn copy_to(&self, to: &mut Self) {
-        (to.key.src, to.key.dst) = (self.key.src.copied(), self.key.dst.copied());
-        (to.key.sport, to.key.dport) = (self.key.sport, self.key.dport);
-        to.key.proto = self.key.proto;
-        (to.l4, to.flags, to.v4) = (self.l4, self.flags, self.v4);
-        (to.fragment, to.len, to.fragment_id) = (self.fragment, self.len, self.fragment_id);
-    }
-
-    /// Whether this asks for a new connection: SYN and none of ACK, FIN, RST.
-    #[must_use]
-    #[inline(always)]
-    pub const fn is_syn(&self) -> bool {
-        self.flags & (SYN | ACK | FIN | RST) == SYN
-    }
-}
 
 /// Why a frame is no [`Packet`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,7 +185,7 @@ const fn later(packet: &mut Packet, proto: u8, l4: usize) {
     packet.key.proto = proto as u32;
     (packet.key.sport, packet.key.dport) = (0, 0);
     packet.l4 = l4 as u32;
-    packet.flags = 0;
+    packet.flags = TcpFlags::empty();
 }
 
 /// RFC 1812, section 5.2.2: a router must verify the header checksum. Were it only updated, a
@@ -368,7 +308,7 @@ fn transport(
             if header_len < TcpHdr::LEN || header_len > len {
                 return Err(reject(Verdict::Malformed));
             }
-            tcp.get::<u8>(TCP_FLAGS)
+            TcpFlags::from_bits_retain(tcp.get::<u8>(TCP_FLAGS))
         }
         UDP => {
             let udp = frame.header::<{ UdpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
@@ -378,7 +318,7 @@ fn transport(
             if stated < UdpHdr::LEN || is_too_long {
                 return Err(reject(Verdict::Malformed));
             }
-            0
+            TcpFlags::empty()
         }
         _ if proto == if packet.v4 != 0 { ICMP } else { ICMPV6 } => return Err(Reject::Icmp),
         _ => return Err(reject(Verdict::OtherProtocol)),

@@ -11,7 +11,7 @@ use crate::{
     abi::TCP,
     checksum::{self, Delta},
     frame::Frame,
-    parse::{ACK, FIN, L3, Packet, RST, SYN},
+    parse::{L3, Packet, TcpFlags},
     rewrite,
 };
 
@@ -27,7 +27,7 @@ const DATA_OFFSET: u8 = 5 << 4;
 #[inline(always)]
 pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
     let l4 = packet.l4 as usize;
-    if packet.key.proto != TCP || packet.flags & RST != 0 {
+    if packet.key.proto != TCP || packet.flags.intersects(TcpFlags::RST) {
         return None;
     }
     if !packet.is_v4() && l4 != L3 + Ipv6Hdr::LEN {
@@ -57,12 +57,15 @@ pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
     };
     rewrite::swap_macs(frame)?;
 
-    let has_ack = packet.flags & ACK != 0;
-    let flags = if has_ack { RST } else { RST | ACK };
+    let has_ack = packet.flags.intersects(TcpFlags::ACK);
+    let flags = if has_ack { TcpFlags::RST } else { TcpFlags::RST | TcpFlags::ACK };
     // SYN and FIN count as a byte each.
-    let counted = |flag: u8| u32::from(packet.flags & flag != 0);
+    let counted = |flag: TcpFlags| u32::from(packet.flags.intersects(flag));
     let data = len.wrapping_sub(data_offset) as u32;
-    let end = seq.wrapping_add(data).wrapping_add(counted(SYN)).wrapping_add(counted(FIN));
+    let end = seq
+        .wrapping_add(data)
+        .wrapping_add(counted(TcpFlags::SYN))
+        .wrapping_add(counted(TcpFlags::FIN));
     let (seq, ack) = if has_ack { (ack, 0) } else { (0, end.to_be()) };
     let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(l4)?;
     let (sport, dport): (u16, u16) = (tcp.get(0), tcp.get(2));
@@ -71,7 +74,7 @@ pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
     tcp.set(4, seq);
     tcp.set(8, ack);
     tcp.set(12, DATA_OFFSET);
-    tcp.set(13, flags);
+    tcp.set(13, flags.bits());
     // Window, checksum, urgent pointer.
     tcp.set(14, 0_u16);
     tcp.set(16, 0_u32);
@@ -114,7 +117,7 @@ mod tests {
             prop_assert_eq!(parsed, Ok(()));
             let has_extensions = !packet.is_v4() && packet.l4 as usize != L3 + 40;
             let written = write(&mut Frame::from_slice(&mut after), &packet);
-            if packet.key.proto != TCP || packet.flags & RST != 0 || has_extensions {
+            if packet.key.proto != TCP || packet.flags.intersects(TcpFlags::RST) || has_extensions {
                 prop_assert_eq!((written, after), (None, before));
                 return Ok(());
             }

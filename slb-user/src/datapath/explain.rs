@@ -6,18 +6,19 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ptr::NonNull,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
-        self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_PROXY,
-        BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, CHUNK_SLOTS, CLOSED, Chunk,
-        ESTABLISHED, Endpoint, FIN_FORWARD, FLOW_FORWARD, Filter, Flow, FlowKey, LEAST_CANDIDATES,
+        self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_OPTION,
+        BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, CHUNK_SLOTS,
+        Chunk, ConnState, Endpoint, FLOW_FORWARD, Filter, Flow, FlowKey, LEAST_CANDIDATES,
         LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, Listed, Listener, MODE_DSR,
         MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, Meters, NO_BACKEND, NO_LISTENER_DROP,
-        NO_LISTENER_RESET, NO_SOURCE, Origin, ROLE_BACKEND, ROLE_VIP, RST, Roles, SCHEDULER_HASH,
+        NO_LISTENER_RESET, NO_SOURCE, Origin, ROLE_BACKEND, ROLE_VIP, Roles, SCHEDULER_HASH,
         SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_SOURCE, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
         Settings, Sticky, StickyKey, TCP, UDP,
     },
@@ -38,7 +39,8 @@ pub struct Question {
     pub dst: SocketAddr,
     /// TCP: whether it is in the middle of a connection, and not its first.
     pub is_established: bool,
-    /// The interface that it comes in by; 0: one that no backend is behind.
+    /// The interface that it comes in by; 0: if a backend sends it, the one towards that backend, otherwise one that no
+    /// backend is behind.
     pub ingress: u32,
 }
 
@@ -72,6 +74,7 @@ pub struct Explainer {
     slots: Array<MapData, Chunk>,
     cursors: Array<MapData, u64>,
     backends: Array<MapData, Backend>,
+    records: Memory<Backend>,
     addresses: HashMap<MapData, Address, Roles>,
     endpoints: HashMap<MapData, Endpoint, Origin>,
     settings: Array<MapData, Settings>,
@@ -97,6 +100,7 @@ impl Explainer {
             slots: open(pins, "SLB_SLOTS")?,
             cursors: open(pins, "SLB_CURSORS")?,
             backends: open(pins, "SLB_BACKENDS")?,
+            records: Memory::open(pins, "SLB_BACKENDS")?,
             addresses: open(pins, "SLB_ADDRESSES")?,
             endpoints: open(pins, "SLB_ENDPOINTS")?,
             settings: open(pins, "SLB_SETTINGS")?,
@@ -316,11 +320,14 @@ impl Way<'_> {
             && self.begins
             && (is_out
                 || abi::age(self.now, flow.expires) > 0
-                || self.is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0);
+                || self.is_syn
+                    && flow.state.intersects(
+                        ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING,
+                    ));
         if !fits || begins_anew {
             let text = format!("an entry for {} that does not count any more", name(flow.backend));
             self.say("flow table", text);
-            self.forgotten = (!abi::has_ended(flow.state)).then_some(flow.backend);
+            self.forgotten = (!flow.state.has_ended()).then_some(flow.backend);
             return Ok(None);
         }
         Ok(Some(flow))
@@ -328,13 +335,13 @@ impl Way<'_> {
 
     fn remembered(&mut self, flow: &Flow) -> Result<Verdict, End> {
         let state = match flow.state {
-            state if state & CLOSED != 0 => "ended by the agent",
-            state if abi::has_ended(state) => "ended",
-            state if state & ESTABLISHED != 0 => "established",
+            state if state.intersects(ConnState::RST_PENDING) => "ended by the agent",
+            state if state.has_ended() => "ended",
+            state if state.intersects(ConnState::ESTABLISHED) => "established",
             _ => "opening",
         };
         self.say("flow table", format!("an entry, {state}: {}", name(flow.backend)));
-        if flow.state & CLOSED != 0 {
+        if flow.state.intersects(ConnState::RST_PENDING) {
             return Ok(Verdict::Closed);
         }
         if flow.source != NO_SOURCE {
@@ -360,16 +367,26 @@ impl Way<'_> {
             self.say("backend", format!("{}, drained: its time is up", name(id)));
             return Ok(Verdict::Closed);
         }
-        if backend.flags & BACKEND_PROXY != 0 && !self.begins {
-            self.say("backend", format!("{} waits for a PROXY header first", name(id)));
+        if backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0 && !self.begins {
+            self.say(
+                "backend",
+                format!("{} is told the client's address only as a connection begins", name(id)),
+            );
             return Ok(Verdict::Reset);
         }
-        let is_hairpin = backend.mode == MODE_NAT
-            && backend.hop.ifindex == self.ingress
-            && self.ingress != 0
-            && src & ROLE_BACKEND != 0;
-        if backend.mode == MODE_FULL || is_hairpin {
+        if backend.mode == MODE_FULL {
             return self.full(id, None);
+        }
+        if backend.mode == MODE_NAT && src & ROLE_BACKEND != 0 {
+            let ingress = self.ingress();
+            if ingress != 0 && backend.hop.ifindex == ingress {
+                let text = format!(
+                    "a backend, behind interface {ingress} like {}: sees an address of the gateway",
+                    name(id)
+                );
+                self.say("source", text);
+                return self.full(id, None);
+            }
         }
         let is_hash = abi::is_by_hash(listener.scheduler)
             && !(self.begins && listener.flags & LISTENER_CHOOSES != 0);
@@ -555,6 +572,27 @@ impl Way<'_> {
         (self.told.backend, self.told.to) = (Some(id), Some(to));
         self.told.from = flow.map(|flow| SocketAddr::new(source, flow.port));
         Ok(Verdict::Forwarded)
+    }
+
+    /// The interface that the packet comes in by, if its source is a backend's address.
+    fn ingress(&self) -> u32 {
+        if self.ingress != 0 {
+            return self.ingress;
+        }
+        let records = (0..self.maps.records.len()).filter_map(|id| self.maps.records.element(id));
+        let hop_of = |record: NonNull<Backend>| {
+            let record = record.as_ptr();
+            // SAFETY: in the mapping, which lives as long as the map. The agent may write to it meanwhile: the words are
+            // read one by one, and any bytes are a valid address.
+            let (addr, ifindex) = unsafe {
+                (
+                    (&raw const (*record).addr).read_volatile(),
+                    (&raw const (*record).hop.ifindex).read_volatile(),
+                )
+            };
+            (addr == self.key.src && ifindex != 0).then_some(ifindex)
+        };
+        records.into_iter().find_map(hop_of).unwrap_or(0)
     }
 
     fn roles(&self, addr: Address) -> Result<u32, MapError> {

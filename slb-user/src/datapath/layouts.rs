@@ -7,8 +7,9 @@ use slb_common::{
         EndpointIndex, Filter, Fragment, FragmentKey, Interface, Limits, Listed, Listener,
         ListenerIndex, MAX_ADMITTED, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS,
         MAX_INTERFACES, MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters,
-        Origin, QuicKey, Roles, STAGES, Scratch, Settings, Sticky, StickyKey, Traffic,
+        Origin, QuicKey, Roles, Scratch, Settings, Sticky, StickyKey, Traffic,
     },
+    programs::Program,
     verdict::MAX_VERDICTS,
 };
 
@@ -55,7 +56,7 @@ pub(super) const MAPS: [Layout; 28] = [
     layout::<u32, Meters>("SLB_METERS", Some(MAX_LISTENERS)),
     layout::<u32, Address>("SLB_SOURCES", Some(MAX_SOURCES)),
     layout::<FragmentKey, Fragment>("SLB_FRAGMENTS", Some(MAX_FRAGMENTS)),
-    layout::<u32, u32>("SLB_STAGES", Some(STAGES.len())),
+    layout::<u32, u32>("SLB_PROGRAMS", Some(Program::ALL.len())),
     layout::<u32, Scratch>("SLB_SCRATCH", Some(1)),
 ];
 

@@ -14,7 +14,7 @@ use crate::support::{
 
 /// What `bpftool` shows of an element's key and value: no names where it is a plain number.
 /// Those that hold what bpftool has no fields for, or nothing without fragments, lists, QUIC and persistence.
-const OTHERS: [&str; 5] = ["SLB_FRAGMENTS", "SLB_STAGES", "SLB_ACL", "SLB_QUIC", "SLB_STICKY"];
+const OTHERS: [&str; 5] = ["SLB_FRAGMENTS", "SLB_PROGRAMS", "SLB_ACL", "SLB_QUIC", "SLB_STICKY"];
 
 const FIELDS: [(&str, &[&str], &[&str]); 23] = [
     (

@@ -2,8 +2,8 @@
 
 use slb_common::{
     abi::{
-        self, BACKEND_IN_USE, ESTABLISHED, FLOW_FORWARD, FLOW_REPLY, NO_PLACE, SLOT_KEEP,
-        SLOT_LOOK, Traffic,
+        self, BACKEND_IN_USE, ConnState, FLOW_FORWARD, FLOW_REPLY, NO_PLACE, SLOT_KEEP, SLOT_LOOK,
+        Traffic,
     },
     verdict::Verdict,
 };
@@ -343,7 +343,7 @@ fn given_turns_when_a_flow_is_older_than_its_timeout_then_it_begins_anew() {
 #[ignore = "needs root"]
 fn given_a_handshake_when_the_client_proves_itself_then_its_entry_is_established_and_not_before() {
     let is_established = |slb: &Slb<'_>, flow: &Flow| {
-        slb.flow(&flow.first).expect("an entry").state & ESTABLISHED != 0
+        slb.flow(&flow.first).expect("an entry").state.intersects(ConnState::ESTABLISHED)
     };
     with_slb(|slb| {
         for family in FAMILIES {

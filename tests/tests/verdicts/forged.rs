@@ -2,7 +2,7 @@
 //! its own option beside ours: `docs/adr/0021-client-address-cannot-be-forged.md` has the states.
 
 use slb_common::{
-    abi::{ACCEPTED, BACKEND_OPTION, BACKEND_PROXY, Flow, REFRESH_JIFFIES, UNTOLD},
+    abi::{BACKEND_OPTION, BACKEND_PROXY, ConnState, Flow, REFRESH_JIFFIES},
     verdict::Verdict,
 };
 
@@ -43,11 +43,11 @@ fn flow(slb: &Slb<'_>, open: &Connection) -> Flow {
 }
 
 fn state_of(flow: &Flow) -> State {
-    match flow.state & (ACCEPTED | UNTOLD) {
-        UNTOLD => State::Offered,
-        ACCEPTED => State::Told,
-        both if both == ACCEPTED | UNTOLD => State::Accepted,
-        neither => panic!("state {neither}"),
+    match flow.state & (ConnState::ACCEPTED | ConnState::PROXY_PENDING) {
+        ConnState::PROXY_PENDING => State::Offered,
+        ConnState::ACCEPTED => State::Told,
+        both if both == ConnState::ACCEPTED | ConnState::PROXY_PENDING => State::Accepted,
+        neither => panic!("state {neither:?}"),
     }
 }
 

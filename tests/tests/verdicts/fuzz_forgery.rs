@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use slb_common::{
-    abi::{ACCEPTED, BACKEND_OPTION, BACKEND_PROXY, Flow, FlowKey, UNTOLD, has_ended},
+    abi::{BACKEND_OPTION, BACKEND_PROXY, ConnState, Flow, FlowKey},
     verdict::Verdict,
 };
 
@@ -414,8 +414,10 @@ impl<'a, 's> World<'a, 's> {
         let (verdict, bytes) = self.run(WAN, &frame);
         self.note(what, seq, ack, flags, payload.len(), verdict.label());
         if verdict == Verdict::BeforeClientAddress {
-            let state = before.map_or(UNTOLD, |flow| flow.state);
-            let which = if state & UNTOLD == 0 { 2 } else { usize::from(state & ACCEPTED != 0) };
+            let state = before.map_or(ConnState::PROXY_PENDING, |flow| flow.state);
+            let is_told = !state.intersects(ConnState::PROXY_PENDING);
+            let which =
+                if is_told { 2 } else { usize::from(state.intersects(ConnState::ACCEPTED)) };
             self.seen.dropped[which] += 1;
         }
         self.seen.removed += u64::from(before.is_some() && self.flow().is_none());
@@ -425,8 +427,9 @@ impl<'a, 's> World<'a, 's> {
         }
         let segment = Segment::read(&bytes);
         let is_ahead = seq != self.first && flags & (SYN | RST) == 0;
-        self.seen.ahead +=
-            u64::from(before.is_some_and(|flow| flow.state & UNTOLD != 0) && is_ahead);
+        self.seen.ahead += u64::from(
+            before.is_some_and(|flow| flow.state.intersects(ConnState::PROXY_PENDING)) && is_ahead,
+        );
         let by = [segment.ack.wrapping_sub(ack), segment.seq.wrapping_sub(seq)];
         self.seen.shifted += u64::from(matches!(by, [0, 7] | [0xffff_fff9, 0]) && flags & ACK != 0);
         self.flying.push(segment);
@@ -436,10 +439,12 @@ impl<'a, 's> World<'a, 's> {
     fn has_not_moved_on(&self, before: Option<Flow>) {
         let Some(after) = self.flow() else { return };
         let same = before.filter(|before| before.port == after.port);
-        let (accepted, untold) =
-            same.map_or((0, UNTOLD), |it| (it.state & ACCEPTED, it.state & UNTOLD));
-        assert!(after.state & ACCEPTED <= accepted, "accepted by a client's segment");
-        assert!(after.state & UNTOLD >= untold, "told by a client's segment");
+        let before = same.map_or(ConnState::PROXY_PENDING, |flow| flow.state);
+        let has = |state: ConnState, flag| state.intersects(flag);
+        let is_accepted = has(after.state, ConnState::ACCEPTED);
+        assert!(!is_accepted || has(before, ConnState::ACCEPTED), "accepted by a client's segment");
+        let is_pending = has(after.state, ConnState::PROXY_PENDING);
+        assert!(is_pending || !has(before, ConnState::PROXY_PENDING), "told by a client's segment");
     }
 
     // The network, and the backend.
@@ -511,7 +516,7 @@ impl<'a, 's> World<'a, 's> {
         );
         let after = self.flow();
         self.seen.removed += u64::from(before.is_some() && after.is_none());
-        let is_told = |flow: &Flow| flow.state & UNTOLD == 0;
+        let is_told = |flow: &Flow| !flow.state.intersects(ConnState::PROXY_PENDING);
         if before.is_some_and(|flow| !is_told(&flow)) && after.is_some_and(|flow| is_told(&flow)) {
             self.seen.told += 1;
             assert!(self.receiver.is_informed(&answer.to), "told, but the backend does not know");
@@ -566,7 +571,7 @@ impl<'a, 's> World<'a, 's> {
     /// Other flows take the places of those that may lose theirs.
     fn evict(&mut self) {
         let Some(flow) = self.flow() else { return };
-        if flow.state & slb_common::abi::ESTABLISHED != 0 && !has_ended(flow.state) {
+        if flow.state.intersects(ConnState::ESTABLISHED) && !flow.state.has_ended() {
             return;
         }
         let source = self.source(&flow);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use slb_common::{
     abi::{
-        self, ACL_ALLOW, ACL_DENY, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_USABLE, CLOSED,
+        self, ACL_ALLOW, ACL_DENY, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_USABLE, ConnState,
         LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, ORIGIN_CLOSING,
         ORIGIN_LIMITED, ORIGIN_WATCHED, QuicKey, SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_KEEP,
         SLOT_LOOK,
@@ -375,7 +375,7 @@ fn given_a_connection_that_was_ended_when_either_side_speaks_then_it_is_reset() 
             let first = syn(client(family, 4_000), to);
             let inside = first.to(backend(0, family, port::TURN_BACKEND));
             slb.client_sends("SYN", &first, &forwarded(inside.clone(), FIRST));
-            slb.tamper(&first, |flow| flow.state |= CLOSED);
+            slb.tamper(&first, |flow| flow.state |= ConnState::RST_PENDING);
             slb.change(|state| mark(state, at, ORIGIN_CLOSING));
 
             let ack = Frame { ack: 77, ..first.clone() }.flags(ACK);

@@ -198,7 +198,7 @@ proptest! {
         let icmp = L3 + if sent.src.is_ipv4() { 20 + sent.options.len() } else { 40 };
         let packet = sample.expected();
         let l4 = packet.l4 + (icmp + 8 - L3) as u32;
-        prop_assert_eq!(quote.packet, Packet { l4, flags: 0, len: 0, ..packet });
+        prop_assert_eq!(quote.packet, Packet { l4, flags: crate::parse::TcpFlags::empty(), len: 0, ..packet });
     }
 
     #[test]
