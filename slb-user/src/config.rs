@@ -1,6 +1,6 @@
 //! The configuration file, and the model it is parsed into.
 //!
-//! A [`Config`] cannot hold a contradiction: [`parse`] is the only way in, and it reports every
+//! A [`Config`] cannot hold a contradiction: [`parse()`] is the only way in, and it reports every
 //! mistake of a file at once.
 
 use std::{

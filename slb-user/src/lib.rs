@@ -28,5 +28,7 @@ pub mod metrics;
 pub mod net;
 pub mod plan;
 pub mod planner;
+#[cfg(test)]
+mod reference;
 pub mod schedule;
 pub mod state;

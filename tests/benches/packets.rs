@@ -5,6 +5,8 @@
 //! (`slb-ebpf/src/bin/prelude.rs`). What that costs on its own is measured in turn with it and taken off.
 //! Rounds of all paths are interleaved, so that whatever else the machine does meets all of them.
 
+#![expect(clippy::print_stdout, reason = "a program that prints its results")]
+
 #[path = "../tests/verdicts/fixture.rs"]
 #[allow(dead_code, reason = "shared with the verdict tests")]
 mod fixture;
@@ -25,6 +27,7 @@ mod worker;
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde_json::json;
+use slb_common::verdict::Verdict;
 use slb_user::datapath::Capacities;
 
 use paths::{BACKENDS, Path, Target};
@@ -103,7 +106,7 @@ fn render(measured: &[Path], times: &Times) -> String {
                 "name": path.name,
                 "group": path.group,
                 "flows": path.flows,
-                "verdict": path.verdict.map(|verdict| verdict.label()),
+                "verdict": path.verdict.map(Verdict::label),
                 "median": sorted[sorted.len() / 2],
                 "p10": sorted[sorted.len() / 10],
                 "rounds": times[&path.name],

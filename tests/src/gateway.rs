@@ -79,9 +79,9 @@ impl Gateway {
              flows      = {FLOWS}\n\
              announce   = \"arp\"\n\
              api        = {:?}\n\
-             pins       = {:?}\n\n",
-            self.scratch.path().join("api.sock"),
-            self.pins(),
+             pins       = \"{}\"\n\n",
+            self.scratch.path().join("api.sock").display(),
+            self.pins().display(),
         );
         fs::write(self.config(), gateway + instances)
             .with_context(|| format!("writing {}", self.config().display()))

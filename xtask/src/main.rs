@@ -1,4 +1,6 @@
-//! Everything a developer runs: `cargo xtask setup | run | test | verify | bench | lint`.
+//! Everything a developer runs: `cargo xtask setup | run | test | verify | bench | lint | docs`.
+
+#![expect(clippy::print_stdout, reason = "commands for a terminal")]
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -6,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod deb;
+mod docs;
 mod lint;
 mod process;
 mod run;
@@ -36,8 +39,10 @@ enum Task {
     Verify(verify::Options),
     /// Measures what a packet costs on every path, and what clients get, against other balancers
     Bench(bench::Options),
-    /// Checks format, lints, and licences of the dependencies
+    /// Checks format, code, documentation, spelling, dependencies, and the subjects of new commits
     Lint,
+    /// Writes the tables of `docs/reference` from the code
+    Docs,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
         Task::Verify(options) => verify::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Lint => lint::run(),
+        Task::Docs => docs::run(true),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

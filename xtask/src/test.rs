@@ -54,7 +54,9 @@ fn parts(options: &Options, times: &mut Times) -> Result<()> {
     let quick = times.part(QUICK.name, || QUICK.run(options, root, None));
     let mut result = quick;
     if let Some(slb) = &slb {
-        if root && let Err(why) = setup::machine::ensure() {
+        let machine =
+            || setup::machine::ensure(&setup::Options::default(), &mut setup::Report::default());
+        if root && let Err(why) = machine() {
             println!("No machine with systemd, so the tests of slb.service fail: {why:#}");
         }
         let agent = times.part(AGENT.name, || AGENT.run(options, root, Some(slb)));

@@ -85,8 +85,8 @@ const OPTION_V6: u32 = 20;
 /// What a PROXY protocol header begins with.
 const SIGNATURE: [u32; 3] = [0x0d0a_0d0a, 0x000d_0a51, 0x5549_540a];
 /// Version 2, on behalf of somebody else, TCP over IPv4, the length of what follows.
-const PROXY_V4: u32 = 0x2111 << 16 | 12;
-const PROXY_V6: u32 = 0x2121 << 16 | 36;
+const PROXY_V4: u32 = (0x2111 << 16) + 12;
+const PROXY_V6: u32 = (0x2121 << 16) + 36;
 /// Kind of the TCP option.
 const OPTION: u32 = 254;
 /// Kind of the option of TCP Fast Open (RFC 7413); its experimental form shares [`OPTION`] (RFC 6994).

@@ -1,5 +1,5 @@
 //! Between IPv4 and IPv6 (RFC 7915): the packet's head is moved by the difference of the headers, [`header`]
-//! reads the old one before that, and [`write`] the new one.
+//! reads the old one before that, and [`write()`] the new one.
 //!
 //! The transport's checksum is updated, not made: so a datagram needs one ([`has_checksum`]). Options and
 //! extension headers are left behind (section 4.1, 5.1).

@@ -1,7 +1,7 @@
 //! ICMP errors between IPv4 and IPv6 (RFC 7915, sections 4.2, 4.3, 5.2 and 5.3).
 //!
 //! The message is made anew, as short as it may be: what it says ([`read`]), about a packet of which it quotes
-//! the header and eight bytes ([`write`]). That much names the flow, and a TCP segment by its sequence number.
+//! the header and eight bytes ([`write()`]). That much names the flow, and a TCP segment by its sequence number.
 
 use core::mem::offset_of;
 
@@ -29,7 +29,7 @@ const LEAST_V6: u32 = 1_280;
 /// The same of IPv4 (RFC 791, section 3.2).
 const LEAST_V4: u32 = 68;
 
-/// Length of the frame that [`write`] fills.
+/// Length of the frame that [`write()`] fills.
 #[must_use]
 #[inline(always)]
 pub const fn frame_len(is_v4: bool) -> usize {

@@ -2,7 +2,7 @@
 //! needed* with the MTU, RFC 1191; ICMPv6's *packet too big*, RFC 8201), or nobody listens there.
 //!
 //! The packet becomes the quote in its own answer, as it arrived: its frame is cut to [`quoted_len`],
-//! grown by [`HEAD_V4`] or [`HEAD_V6`] at its head, and [`write`] fills that.
+//! grown by [`HEAD_V4`] or [`HEAD_V6`] at its head, and [`write()`] fills that.
 
 use core::mem::offset_of;
 

@@ -211,7 +211,7 @@ pub struct Decap {
     is_marked: bool,
 }
 
-/// The packet in a frame, if it came through a tunnel as [`write`] makes them, with GUE at `port`.
+/// The packet in a frame, if it came through a tunnel as [`write()`] makes them, with GUE at `port`.
 ///
 /// Left to the kernel are options, fragments, and datagrams whose checksum would have to be verified.
 #[must_use]

@@ -83,7 +83,8 @@ verdicts! {
     Fragment = 13, Drop, "fragment";
     /// Its TTL or hop limit ends here.
     TtlExpired = 14, Drop, "ttl_expired";
-    /// To a listener, from an address that cannot be a client's.
+    /// To a listener, from an address that cannot be a client's: a VIP, or 0/8, 127/8, 169.254/16, 224/3, ::, ::1,
+    /// fe80::/10, ff00::/8.
     Martian = 15, Drop, "martian";
     /// The kernel has no route to the client, or one that forbids it.
     NoRoute = 16, Drop, "no_route";
@@ -107,7 +108,8 @@ verdicts! {
     NoListenerDropped = 25, Drop, "no_listener_dropped";
     /// As [`Verdict::NoListener`], and refused by a reset or by ICMP, as `no_listener` asks for.
     Refused = 26, Transmit, "refused";
-    /// IPv4 and IPv6 have no common word for it.
+    /// A fragment or a datagram without a checksum between IPv4 and IPv6, a fragment where the backend is to be told the
+    /// client's address, or an ICMP error that the other family has no word for.
     Untranslatable = 27, Drop, "untranslatable";
     /// The listener's access list keeps its client out.
     Denied = 28, Drop, "denied";

@@ -53,7 +53,7 @@ fn render(found: &Flows) -> String {
 pub(super) struct ExplainArguments {
     /// tcp or udp.
     protocol: String,
-    /// The client's address and port, such as 198.51.100.7:40000 or [2001:db8::7]:40000.
+    /// The client's address and port, such as 198.51.100.7:40000; an IPv6 address is in brackets.
     #[arg(value_name = "SRC:PORT")]
     src: SocketAddr,
     /// The VIP and port that it talks to.

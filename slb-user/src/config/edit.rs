@@ -77,7 +77,7 @@ pub struct Place {
 pub struct EditError(String);
 
 impl Edit {
-    /// A file's text after the edit. Whether that is valid is for [`super::parse`] to say.
+    /// A file's text after the edit. Whether that is valid is for [`super::parse()`] to say.
     ///
     /// # Errors
     ///

@@ -145,7 +145,7 @@ impl Maps {
     fn read(&mut self, pins: &Pins) -> Result<(), TableError> {
         self.chunks = Chunks::new(self.slots.len());
         let mut schedules = BTreeMap::<u32, Arc<Schedule>>::new();
-        for entry in self.listeners.iter() {
+        for entry in &self.listeners {
             let (endpoint, listener) = entry.map_err(at("SLB_LISTENERS"))?;
             let range = chunks_of(&listener);
             self.chunks.reserve(range.clone());

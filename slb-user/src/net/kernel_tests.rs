@@ -128,10 +128,7 @@ async fn until(network: &Network, address: &str, wanted: impl Fn(&NextHop) -> bo
             network.changed().await;
         }
     };
-    match tokio::time::timeout(BOUND, search).await {
-        Ok(hop) => hop,
-        Err(_) => panic!("{address} stays {last:?}"),
-    }
+    tokio::time::timeout(BOUND, search).await.unwrap_or_else(|_| panic!("{address} stays {last:?}"))
 }
 
 /// Everything that has happened so far, including what is on its way.

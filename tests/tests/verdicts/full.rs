@@ -141,7 +141,7 @@ fn given_many_flows_when_they_go_to_one_backend_then_no_two_have_the_same_source
                 let source = talks(slb, "many", &tcp, backend(0, family, port::FULL_BACKEND));
                 assert!(seen.insert(source), "{source} twice");
             }
-            let addresses: HashSet<_> = seen.iter().map(|source| source.ip()).collect();
+            let addresses: HashSet<_> = seen.iter().map(SocketAddr::ip).collect();
             assert_eq!(addresses.len(), 2, "all addresses are used");
         }
     });

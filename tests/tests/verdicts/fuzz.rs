@@ -212,7 +212,7 @@ fn untagged(frame: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let mut at = 12;
     while at < 20
         && frame.len() >= at + 6
-        && matches!(frame[at..at + 2], [0x81, 0] | [0x88, 0xa8] | [0x91, 0])
+        && matches!(frame[at..at + 2], [0x81 | 0x91, 0] | [0x88, 0xa8])
     {
         at += 4;
     }

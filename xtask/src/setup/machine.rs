@@ -1,16 +1,11 @@
 //! The first file system of the machine with systemd that tests boot.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use slb_tests::machine::ROOT;
 
-use super::{Tool, apt, say, tools};
+use super::{Options, Tool, apt, report::Report, survey::Cost, tools};
 use crate::process;
 
 /// The release that systemd 252 is in.
@@ -26,29 +21,40 @@ pub(super) const TOOLS: [Tool; 2] = [
     Tool { program: "mmdebstrap", package: "mmdebstrap", needed_by: None },
 ];
 
-/// Where it is; made if it is not there.
+/// Of its file system, about.
+pub const COST: Cost = Cost::megabytes(60, 135);
+const THING: &str = "machine";
+
+/// Whether it would be made, if it were asked for.
+pub fn is_missing() -> bool {
+    process::is_root()
+        && apt::is_here()
+        && process::target().is_ok_and(|target| !target.join(ROOT).is_dir())
+}
+
+/// Makes it, unless it is there.
 ///
 /// # Errors
 ///
 /// Not root, not a Debian-like system, or the packages cannot be had.
-pub fn ensure() -> Result<PathBuf> {
+pub fn ensure(options: &Options, report: &mut Report) -> Result<()> {
     if !process::is_root() {
         bail!("booting one takes root");
     }
-    tools(&TOOLS, apt::install, &mut Vec::new());
+    tools(&TOOLS, options, &mut Report::default());
     for tool in TOOLS {
         if process::find(tool.program).is_none() {
-            bail!("{} is missing: {}", tool.program, apt::command(&[tool.package]));
+            bail!("{} is missing: {}", tool.program, apt::advice(&[tool.package]));
         }
     }
     let root = process::target()?.join(ROOT);
     if root.is_dir() {
-        say("machine", &format!("found: {}", root.display()));
-        return Ok(root);
+        report.found(THING, root.display().to_string());
+        return Ok(());
     }
     make(&root)?;
-    say("machine", &format!("made: {}", root.display()));
-    Ok(root)
+    report.installed(THING, root.display().to_string());
+    Ok(())
 }
 
 /// Under another name first: what is there under its own is complete.

@@ -243,7 +243,7 @@ pub(super) fn http_path(value: &DeValue<'_>) -> Read<String> {
 pub(super) fn tunnel_source(value: &DeValue<'_>) -> Read<IpAddr> {
     let prefix = value.as_str().and_then(|text| text.split_once('/'));
     let prefix = prefix.and_then(|(addr, len)| match (addr.parse().ok()?, len) {
-        (IpAddr::V4(addr), "16") if addr.to_bits() & 0xffff == 0 => Some(addr.into()),
+        (IpAddr::V4(addr), "16") if addr.to_bits().trailing_zeros() >= 16 => Some(addr.into()),
         (IpAddr::V6(addr), "64") if addr.to_bits() as u64 == 0 => Some(addr.into()),
         _ => None,
     });

@@ -1,0 +1,22 @@
+//! `cargo xtask docs`: the tables of `docs/reference`.
+//!
+//! `slb-user/src/reference.rs` makes them from the code, in a test, because this program must not depend on
+//! `slb-user`: that can be built only after set-up.
+
+use anyhow::Result;
+
+use crate::{process, setup};
+
+/// Writes the tables, or compares them with the code.
+///
+/// # Errors
+///
+/// It does not compile, or a table that is compared is out of date.
+pub fn run(is_writing: bool) -> Result<()> {
+    setup::ensure(&setup::Options::default())?;
+    let mut command = process::cargo(["test", "--quiet", "--package", "slb-user", "--lib"]);
+    if is_writing {
+        command.env("SLB_WRITE_REFERENCE", "1");
+    }
+    process::run(command.arg("reference::"))
+}
