@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use slb_common::abi::Hop;
+use slb_common::abi::NextHop;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -255,7 +255,7 @@ impl Follower {
 fn way(hop: &NextHop) -> Option<NextWay> {
     match *hop {
         NextHop::Resolved { ifindex, dst_mac, src_mac, mtu, source, .. } => {
-            Some(NextWay { hop: Hop { ifindex, dst_mac, src_mac }, mtu, source })
+            Some(NextWay { hop: NextHop { ifindex, dst_mac, src_mac }, mtu, source })
         }
         _ => None,
     }
