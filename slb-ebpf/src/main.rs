@@ -3,16 +3,21 @@
 //! ```text
 //! slb     parse ─┬─ to a VIP ──────► forward ─┐
 //!                ├─ from a backend ► reply ───┼─► rewrite ─► count ─► out
-//!                └─ to a backend ──► direct ──┘
-//!           │                          │
-//!           ├► slb_icmp  echo, errors  ├► slb_flow    a flow that needs an entry
-//!           │  └► slb_icmp_nat64            │  └ slb_scheduler before it, if more than a schedule chooses
-//!           ├► slb_slow_path  tagged,       ├► slb_tunnel  a tunnel: SYNs
-//!           │  │ fragments, large      ├► slb_full_nat    full NAT, hairpin, NAT64 and NAT46
-//!           │  └► slb_fragment            │  └► slb_proxy the backend learns who the client is
-//!           └► slb_policy access lists, └► slb_respond  resets, ICMP errors
-//!              │ limits
-//!              └► slb_reentry: as slb, once more
+//!                └─ to a backend ──► bypass ──┘
+//!           │
+//!           ├► slb_icmp       echo, errors to backends
+//!           │  ├► slb_icmp_client  errors to clients
+//!           │  └► slb_icmp_nat64   errors into the other family
+//!           ├► slb_slow_path  tagged, fragments, large
+//!           │  └► slb_fragment     fragments other than the first
+//!           ├► slb_policy     access lists, limits
+//!           │  └► slb_reentry      as slb, once more
+//!           ├► slb_scheduler  a backend is chosen by more than the schedule
+//!           ├► slb_flow       a flow that needs an entry
+//!           ├► slb_tunnel     a tunnel: SYNs
+//!           ├► slb_full_nat   full NAT, hairpin, NAT64 and NAT46
+//!           │  └► slb_proxy        the backend is told the client's address
+//!           └► slb_respond    resets, ICMP errors
 //! ```
 //!
 //! Nearly all packets begin and end in [`slb`]. What costs more code than it is worth there is left to

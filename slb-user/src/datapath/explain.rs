@@ -1,6 +1,6 @@
 //! What the packet path would do with a packet now, and why: its steps, taken with the values that are in the maps.
 //!
-//! The code is that of `slb-ebpf` (`forward.rs`, `guard.rs`, `choose.rs`) once more, for one packet and in words; what
+//! The code is that of `slb-ebpf` (`forward.rs`, `policy.rs`, `scheduler.rs`) once more, for one packet and in words; what
 //! is computed is shared with it in `slb-common`. A test runs both on ten thousand flows.
 
 use std::{
@@ -245,7 +245,7 @@ impl Way<'_> {
         Ok(Verdict::NotOurs)
     }
 
-    /// `guard.rs`.
+    /// `policy.rs`.
     fn admit(&mut self, listener: &Listener) -> Result<(), End> {
         if listener.flags & (ACL_ALLOW | ACL_DENY) != 0 {
             let bits = abi::listed_bits(u128::BITS);
@@ -350,7 +350,7 @@ impl Way<'_> {
         self.arrive(flow.backend, flow.port)
     }
 
-    /// `forward::begin`, and `choose.rs` before it.
+    /// `forward::begin`, and `scheduler.rs` before it.
     fn begin(&mut self, listener: &Listener, src: u32) -> Result<Verdict, End> {
         let slot = if self.begins && listener.flags & LISTENER_CHOOSES != 0 {
             self.choose(listener)?
@@ -412,7 +412,7 @@ impl Way<'_> {
         self.arrive(id, self.key.sport)
     }
 
-    /// `forward::choose`.
+    /// `scheduler::by_schedule`.
     fn by_schedule(&mut self, listener: &Listener) -> Result<u32, End> {
         if !self.begins && listener.previous_slots != 0 {
             let by = listener.previous_scheduler;
@@ -464,7 +464,7 @@ impl Way<'_> {
         Ok((turn % u64::from(listener.slots)) as u32)
     }
 
-    /// `choose.rs`.
+    /// `scheduler.rs`.
     fn choose(&mut self, listener: &Listener) -> Result<u32, End> {
         if listener.sticky_jiffies != 0 {
             let key = StickyKey { client: self.key.src, listener: listener.id, spare: 0 };
@@ -551,7 +551,7 @@ impl Way<'_> {
         Ok(if is_known { Verdict::Forwarded } else { Verdict::ForwardedByKernel })
     }
 
-    /// `full.rs`.
+    /// `full_nat.rs`.
     fn full(&mut self, id: u32, flow: Option<&Flow>) -> Result<Verdict, End> {
         let backend = self.maps.backends.get(&id, 0)?;
         let to = addr(&backend);
