@@ -4,21 +4,21 @@
 //! hash says; where all eight are taken, one that nobody uses any more makes room, or one whose
 //! connection was never established. Established ones stay: what comes later goes without.
 //!
-//! A client's packets have an entry ([`FLOW_FORWARD`]). What the backend answers has one only where
+//! A client's packets have an entry ([`FLOW_ORIGINAL`]). What the backend answers has one only where
 //! its address and port do not say enough ([`FLOW_REPLY`]): it leads to the client's.
 
 mod create;
 mod implied;
 mod update;
 
-pub use create::{Entries, create, insert_direct, is_taken};
+pub use create::{Entries, create, insert_bypass, is_taken};
 pub use implied::may_be_balanced;
-pub use update::{establish, keep_with, note_direct, note_forward, note_reply};
+pub use update::{establish, follow, update_bypass, update_original, update_reply};
 
 use slb_common::{
     abi::{
-        self, Address, BUCKET_FLOWS, FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, NO_PLACE, NO_SOURCE,
-        TAG_FREE, TAG_TAKEN,
+        self, Address, BUCKET_FLOWS, FLOW_ORIGINAL, FLOW_REPLY, Flow, FlowKey, NO_PLACE, NO_SOURCE,
+        TAG_FREE, TAG_LOCKED,
     },
     hash,
 };
@@ -27,7 +27,7 @@ use crate::{atomic, maps};
 
 /// The entry of a packet.
 #[inline(always)]
-pub fn find(key: &FlowKey, hash: u64) -> Option<&'static mut Flow> {
+pub fn lookup(key: &FlowKey, hash: u64) -> Option<&'static mut Flow> {
     let number = hash::bucket(key, maps::settings().buckets);
     let bucket = maps::SLB_FLOWS.get_ptr_mut(number)?;
     let tag = abi::tag(hash);
@@ -82,31 +82,31 @@ pub fn hash(key: &FlowKey) -> u64 {
 
 /// The place of the entry of `key`, or [`NO_PLACE`].
 #[inline(always)]
-pub fn position(key: &FlowKey) -> u32 {
+pub fn index_of(key: &FlowKey) -> u32 {
     flow_position(key)
 }
 
-/// [`find`] off the beaten track: a call, and a look-up more.
+/// [`lookup`] off the beaten track: a call, and a look-up more.
 #[inline(always)]
-pub fn seek(key: &FlowKey) -> Option<&'static mut Flow> {
-    at(position(key))
+pub fn slow_lookup(key: &FlowKey) -> Option<&'static mut Flow> {
+    get(index_of(key))
 }
 
 /// The entry at a place.
 #[inline(always)]
-pub fn at(place: u32) -> Option<&'static mut Flow> {
+pub fn get(place: u32) -> Option<&'static mut Flow> {
     let bucket = maps::SLB_FLOWS.get_ptr_mut(place / BUCKET_FLOWS as u32)?;
-    // SAFETY: as in `find`.
+    // SAFETY: as in `lookup`.
     Some(unsafe { &mut (*bucket).flows[place as usize % BUCKET_FLOWS] })
 }
 
 /// The client's entry of `reply`, whose key is `key`: its place may belong to another flow by now.
 #[inline(always)]
-pub fn peer(reply: &Flow, key: &FlowKey) -> Option<&'static mut Flow> {
-    let flow = at(reply.peer)?;
+pub fn reverse(reply: &Flow, key: &FlowKey) -> Option<&'static mut Flow> {
+    let flow = get(reply.peer)?;
     let backend = maps::backend(flow.backend)?;
-    let is_it = flow.tag > TAG_TAKEN
-        && flow.kind == FLOW_FORWARD
+    let is_it = flow.tag > TAG_LOCKED
+        && flow.kind == FLOW_ORIGINAL
         && flow.proto == reply.proto
         && flow.port == key.dport
         && backend.addr.same(key.src)
@@ -125,7 +125,7 @@ fn is_sender(flow: &Flow, addr: &Address) -> bool {
 
 /// Makes a place free.
 #[inline(always)]
-pub fn forget(flow: &mut Flow) {
+pub fn delete(flow: &mut Flow) {
     if is_active(flow) {
         count(flow.backend, -1);
     }
@@ -135,7 +135,7 @@ pub fn forget(flow: &mut Flow) {
 /// Whether an entry is one that `SLB_ACTIVE` counts.
 #[inline(always)]
 fn is_active(flow: &Flow) -> bool {
-    flow.kind == FLOW_FORWARD && !flow.state.has_ended()
+    flow.kind == FLOW_ORIGINAL && !flow.state.has_ended()
 }
 
 /// So many more flows of a backend are active.
@@ -150,5 +150,5 @@ fn count(backend: u32, more: i64) {
 /// The reply's entry of the client's at `place`, if it is there.
 #[inline(always)]
 pub fn reply_of(flow: &Flow, place: u32) -> Option<&'static mut Flow> {
-    at(flow.peer).filter(|reply| reply.kind == FLOW_REPLY && reply.peer == place)
+    get(flow.peer).filter(|reply| reply.kind == FLOW_REPLY && reply.peer == place)
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{helpers::bpf_jiffies64, programs::XdpContext};
 use slb_common::{
-    abi::{Handover, Hop, Scratch},
+    abi::{NextHop, Scratch, TailCallArgs},
     frame::Frame,
     parse::{Packet, TAG_LEN},
     rewrite,
@@ -16,7 +16,7 @@ pub struct PacketCtx<'a> {
     pub packet: &'a Packet,
     /// Where the packet has to be stored before another function or program reads it, if it is in registers.
     kept: Option<&'a mut Packet>,
-    pub handover: &'a mut Handover,
+    pub args: &'a mut TailCallArgs,
     /// Length of the frame as it arrived, in bytes.
     pub bytes: u64,
     /// Low half of the jiffies.
@@ -56,19 +56,19 @@ impl<'a> PacketCtx<'a> {
         ctx: &'a XdpContext,
         packet: &'a Packet,
         kept: Option<&'a mut Packet>,
-        handover: &'a mut Handover,
+        args: &'a mut TailCallArgs,
     ) -> Self {
         let frame = frame(ctx);
         let bytes = frame.len() as u64;
-        Self { ctx, frame, packet, kept, handover, bytes, now: now() }
+        Self { ctx, frame, packet, kept, args, bytes, now: now() }
     }
 
     /// In a program behind the first.
     #[inline(always)]
     pub fn resume(ctx: &'a XdpContext, scratch: &'a mut Scratch) -> Self {
-        let Scratch { packet, handover, .. } = scratch;
-        let bytes = handover.bytes;
-        Self { bytes, ..Self::begin(ctx, packet, None, handover) }
+        let Scratch { packet, args, .. } = scratch;
+        let bytes = args.bytes;
+        Self { bytes, ..Self::begin(ctx, packet, None, args) }
     }
 
     /// For a function that is called.
@@ -93,7 +93,7 @@ impl<'a> PacketCtx<'a> {
     /// Length of the frame as it is now, tags taken off, in bytes.
     #[inline(always)]
     pub const fn bytes_left(&self) -> u64 {
-        let [outer, inner] = self.handover.tags;
+        let [outer, inner] = self.args.tags;
         let tags = (outer != 0) as u64 + (inner != 0) as u64;
         self.bytes.wrapping_sub(tags * TAG_LEN as u64)
     }
@@ -102,7 +102,7 @@ impl<'a> PacketCtx<'a> {
     ///
     /// The TTL or hop limit does not allow another hop. Without a next hop the kernel checks that.
     #[inline(always)]
-    pub fn check_ttl(&self, hop: Hop) -> Result<(), Verdict> {
+    pub fn check_ttl(&self, hop: NextHop) -> Result<(), Verdict> {
         if hop.is_known() && rewrite::expires(&self.frame, self.packet) {
             return Err(Verdict::TtlExpired);
         }

@@ -12,7 +12,7 @@ use slb_common::{
 use crate::{
     maps,
     outcome::{Egress, Next, Outcome},
-    stats, tags,
+    stats, vlan,
 };
 
 /// The end of the first program. `bytes` is the frame's length.
@@ -23,7 +23,7 @@ pub fn finish(ctx: &XdpContext, outcome: Outcome, bytes: u64) -> u32 {
         Err(verdict) => (verdict, 0),
         Ok(Next::TailCall(program)) => {
             if let Some(scratch) = maps::scratch() {
-                (scratch.handover.bytes, scratch.handover.tags) = (bytes, [0; 2]);
+                (scratch.args.bytes, scratch.args.tags) = (bytes, [0; 2]);
             }
             tail_call(ctx, program);
             (Verdict::Inconsistent, 0)
@@ -44,11 +44,10 @@ pub fn run_program(ctx: &XdpContext, part: impl FnOnce(&mut Scratch) -> Outcome)
             (Verdict::Inconsistent, 0)
         }
     };
-    if !matches!(verdict.action(), Action::Drop) && tags::put(ctx, scratch.handover.tags).is_none()
-    {
+    if !matches!(verdict.action(), Action::Drop) && vlan::put(ctx, scratch.args.tags).is_none() {
         verdict = Verdict::Inconsistent;
     }
-    exit(ctx, verdict, egress, scratch.handover.bytes)
+    exit(ctx, verdict, egress, scratch.args.bytes)
 }
 
 macro_rules! tail_calls {

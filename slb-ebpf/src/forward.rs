@@ -6,10 +6,10 @@
 use slb_common::{
     abi::{
         self, BACKEND_CLOSED, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY,
-        BACKEND_USABLE, Backend, ConnState, Endpoint, FLOW_FORWARD, Flow, LISTENER_CHOOSES,
+        BACKEND_USABLE, Backend, ConnState, Endpoint, FLOW_ORIGINAL, Flow, LISTENER_CHOOSES,
         LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
-        NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, ROLE_BACKEND, ROLE_VIP, SCHEDULER_QUIC,
-        SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, Translation, UDP, is_over,
+        NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, NatRewrite, ROLE_BACKEND, ROLE_VIP,
+        SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, UDP, is_over,
     },
     hash,
     parse::{Packet, TcpFlags},
@@ -18,26 +18,26 @@ use slb_common::{
 };
 
 use crate::{
-    choose,
+    bypass,
     conntrack::{self, Entries},
     ctx::PacketCtx,
-    direct, hops, maps,
-    outcome::{Delivery, Stop, answer},
-    stats,
+    maps, neigh,
+    outcome::{Delivery, Stop, respond},
+    scheduler, stats,
 };
 
-/// A packet whose destination, `to`, may be a VIP; `from` is what its source may be, `direct_until` until when
+/// A packet whose destination, `to`, may be a VIP; `from` is what its source may be, `bypass_until` until when
 /// somebody may be talking to backends directly.
 ///
 /// `None`: it is not for a listener, nor is its destination a VIP.
 #[inline(always)]
 pub fn to_vip<const REST: bool>(
-    work: &mut PacketCtx<'_>,
+    pkt: &mut PacketCtx<'_>,
     to: &Endpoint,
     from: u32,
-    direct_until: u32,
+    bypass_until: u32,
 ) -> Result<Option<Delivery>, Stop> {
-    let packet = work.packet;
+    let packet = pkt.packet;
     let listener = maps::listener(to);
     if listener.is_none() && maps::roles(&packet.key.dst) & ROLE_VIP == 0 {
         return Ok(None);
@@ -45,9 +45,9 @@ pub fn to_vip<const REST: bool>(
     if is_martian(packet) || from & ROLE_VIP != 0 && maps::roles(&packet.key.src) & ROLE_VIP != 0 {
         return Err(Verdict::Martian.into());
     }
-    let Some(listener) = listener else { return no_listener(work).map(Some) };
+    let Some(listener) = listener else { return no_listener(pkt).map(Some) };
     if !REST && listener.flags & LISTENER_GUARDED != 0 {
-        return Err(Stop::TailCall(Program::Guard));
+        return Err(Stop::TailCall(Program::Policy));
     }
     let hash = hash::flow(&packet.key);
     let mut id = 0;
@@ -55,31 +55,35 @@ pub fn to_vip<const REST: bool>(
     let mut is_settled = false;
     if abi::is_by_hash(listener.scheduler) {
         let choice = hash::choice_by(listener.scheduler, &packet.key, hash);
-        let slot = choose::slot(listener.first_chunk, listener.slots, choice)?;
+        let slot = scheduler::slot(listener.first_chunk, listener.slots, choice)?;
         id = slot & SLOT_BACKEND;
         is_settled = slot & SLOT_LOOK == 0
-            && !direct::is_recent(direct_until, id, work.now)
+            && !bypass::is_recent(bypass_until, id, pkt.now)
             // The filter may take a client for a backend, which may need an entry.
             && (from & ROLE_BACKEND == 0 || maps::roles(&packet.key.src) & ROLE_BACKEND == 0);
     }
     if !is_settled {
-        match remembered(work, listener, hash) {
+        match remembered(pkt, listener, hash) {
             Remembered::Backend { id: found, port: towards } => (id, port) = (found, towards),
             Remembered::No => {
-                (work.handover.hash, work.handover.what) = (hash, FLOW_FORWARD.into());
-                work.handover.chosen = NOT_CHOSEN;
+                (pkt.args.hash, pkt.args.what) = (hash, FLOW_ORIGINAL.into());
+                pkt.args.chosen = NOT_CHOSEN;
                 let chooses = listener.flags & LISTENER_CHOOSES != 0;
-                return Err(Stop::TailCall(if chooses { Program::Choose } else { Program::Flow }));
+                return Err(Stop::TailCall(if chooses {
+                    Program::Scheduler
+                } else {
+                    Program::Flow
+                }));
             }
-            Remembered::Closed => return Err(Stop::TailCall(answer(work, Verdict::Closed))),
+            Remembered::Closed => return Err(Stop::TailCall(respond(pkt, Verdict::Closed))),
             Remembered::OwnSource => {
-                (work.handover.hash, work.handover.what) = (hash, FLOW_FORWARD.into());
-                return Err(Stop::TailCall(Program::Full));
+                (pkt.args.hash, pkt.args.what) = (hash, FLOW_ORIGINAL.into());
+                return Err(Stop::TailCall(Program::FullNat));
             }
         }
     }
     let is_new = is_settled && packet.is_syn();
-    let delivery = to_backend::<REST>(work, Chosen { id, port, hash, is_new })?;
+    let delivery = to_backend::<REST>(pkt, Chosen { id, port, hash, is_new })?;
     Ok(Some(delivery))
 }
 
@@ -96,36 +100,36 @@ struct Chosen {
 /// How a packet gets to the backend that was chosen for it.
 #[inline(always)]
 fn to_backend<const REST: bool>(
-    work: &mut PacketCtx<'_>,
+    pkt: &mut PacketCtx<'_>,
     chosen: Chosen,
 ) -> Result<Delivery, Verdict> {
     let Chosen { id, port, hash, is_new } = chosen;
     let backend = maps::backend(id).ok_or(Verdict::NoBackend)?;
-    work.check_ttl(backend.hop)?;
+    pkt.check_ttl(backend.hop)?;
     if backend.mode != MODE_NAT && !backend.hop.is_known() {
         return Err(Verdict::NoNeighbour.into());
     }
     if REST || backend.mode != MODE_NAT {
-        (work.handover.hash, work.handover.backend) = (hash, id);
+        (pkt.args.hash, pkt.args.backend) = (hash, id);
     }
-    if work.packet.is_syn() || work.packet.key.proto == UDP {
-        hops::meet_client(work);
+    if pkt.packet.is_syn() || pkt.packet.key.proto == UDP {
+        neigh::learn_client_neighbour(pkt);
         if is_new {
             stats::new_flow(id);
         }
     }
-    stats::forward(id, work.bytes);
-    let kind = FLOW_FORWARD.into();
-    let to = Translation { addr: backend.addr, sport: port, dport: backend.port as u16, kind };
+    stats::forward(id, pkt.bytes);
+    let kind = FLOW_ORIGINAL.into();
+    let to = NatRewrite { addr: backend.addr, sport: port, dport: backend.port as u16, kind };
     Ok(Delivery { to, hop: backend.hop, mode: backend.mode, mtu: backend.mtu })
 }
 
 /// What happens to a packet to a VIP where there is no listener.
 #[inline(always)]
-fn no_listener(work: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
+fn no_listener(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     match maps::settings().no_listener {
         NO_LISTENER_DROP => Err(Verdict::NoListenerDropped.into()),
-        NO_LISTENER_RESET => Err(Stop::TailCall(answer(work, Verdict::Refused))),
+        NO_LISTENER_RESET => Err(Stop::TailCall(respond(pkt, Verdict::Refused))),
         _ => Err(Verdict::NoListener.into()),
     }
 }
@@ -136,7 +140,7 @@ enum Remembered {
     No,
     /// Its backend, and the source port towards it.
     Backend { id: u32, port: u16 },
-    /// The backend sees a source address of ours: [`crate::full`] translates.
+    /// The backend sees a source address of ours: [`crate::full_nat`] translates.
     OwnSource,
     /// The agent has ended the flow.
     Closed,
@@ -144,8 +148,8 @@ enum Remembered {
 
 /// Looks for the entry of a flow, and updates it.
 #[inline(always)]
-fn remembered(work: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remembered {
-    let Some(flow) = conntrack::find(&work.packet.key, hash) else { return Remembered::No };
+fn remembered(pkt: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remembered {
+    let Some(flow) = conntrack::lookup(&pkt.packet.key, hash) else { return Remembered::No };
     let Some(backend) = maps::backend(flow.backend) else { return Remembered::No };
     let fits = match flow.source {
         NO_SOURCE => backend.mode != MODE_FULL,
@@ -153,15 +157,15 @@ fn remembered(work: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remem
         _ => matches!(backend.mode, MODE_FULL | MODE_NAT),
     };
     // Else the group's forwarding is another one by now.
-    if !fits || starts_anew(work, listener, flow, backend) {
-        conntrack::forget(flow);
+    if !fits || starts_anew(pkt, listener, flow, backend) {
+        conntrack::delete(flow);
         return Remembered::No;
     }
-    if flow.state.intersects(ConnState::RST_PENDING) && !work.packet.flags.intersects(TcpFlags::RST)
+    if flow.state.intersects(ConnState::RST_PENDING) && !pkt.packet.flags.intersects(TcpFlags::RST)
     {
         return Remembered::Closed;
     }
-    conntrack::note_forward(&work.view(), flow, backend);
+    conntrack::update_original(&pkt.view(), flow, backend);
     if flow.source != NO_SOURCE {
         return Remembered::OwnSource;
     }
@@ -173,9 +177,9 @@ fn remembered(work: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remem
 /// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
 /// none: both are better off elsewhere. But with QUIC, which has, one that is drained or removed keeps them.
 #[inline(always)]
-fn starts_anew(work: &PacketCtx<'_>, listener: &Listener, flow: &Flow, backend: &Backend) -> bool {
-    let is_syn = work.packet.is_syn();
-    if flow.kind != FLOW_FORWARD || !(is_syn || work.packet.key.proto == UDP) {
+fn starts_anew(pkt: &PacketCtx<'_>, listener: &Listener, flow: &Flow, backend: &Backend) -> bool {
+    let is_syn = pkt.packet.is_syn();
+    if flow.kind != FLOW_ORIGINAL || !(is_syn || pkt.packet.key.proto == UDP) {
         return false;
     }
     let is_out = if listener.scheduler == SCHEDULER_QUIC {
@@ -184,22 +188,22 @@ fn starts_anew(work: &PacketCtx<'_>, listener: &Listener, flow: &Flow, backend: 
         backend.flags & BACKEND_USABLE == 0
     };
     is_out
-        || is_over(work.now, flow.expires)
+        || is_over(pkt.now, flow.expires)
         // The client has given up the connection before: it would not begin another.
-        || is_syn && flow.state.intersects(ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING)
+        || is_syn && flow.state.intersects(ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING)
 }
 
 /// A packet to a VIP without an entry: chooses a backend, and makes the entries that its flow needs.
 #[inline(always)]
-pub fn begin(work: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
-    let key = &work.packet.key;
-    let hash = work.handover.hash;
+pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
+    let key = &pkt.packet.key;
+    let hash = pkt.args.hash;
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NoListener)?;
-    let begins = work.packet.is_syn() || key.proto == UDP;
-    let slot = match work.handover.chosen {
-        NOT_CHOSEN => match choose::by_schedule(listener, key, hash, begins) {
+    let begins = pkt.packet.is_syn() || key.proto == UDP;
+    let slot = match pkt.args.chosen {
+        NOT_CHOSEN => match scheduler::by_schedule(listener, key, hash, begins) {
             Err(Verdict::NoFlow) => {
-                return Err(Stop::TailCall(answer(work, Verdict::Reset)));
+                return Err(Stop::TailCall(respond(pkt, Verdict::Reset)));
             }
             slot => slot?,
         },
@@ -210,29 +214,29 @@ pub fn begin(work: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
         return Err(Verdict::NoBackend.into());
     }
     let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
-    work.check_ttl(backend.hop)?;
+    pkt.check_ttl(backend.hop)?;
     if backend.flags & BACKEND_CLOSED != 0 && !begins {
-        return Err(Stop::TailCall(answer(work, Verdict::Closed)));
+        return Err(Stop::TailCall(respond(pkt, Verdict::Closed)));
     }
     // The backend is told about the client as a connection begins, and knows this one from another port.
     if backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0 && !begins {
-        return Err(Stop::TailCall(answer(work, Verdict::Reset)));
+        return Err(Stop::TailCall(respond(pkt, Verdict::Reset)));
     }
-    if backend.mode == MODE_FULL || is_hairpin(work, backend) {
-        conntrack::create(work.now, key, id, Entries::OwnSource)?;
-        hops::meet_client(work);
+    if backend.mode == MODE_FULL || is_hairpin(pkt, backend) {
+        conntrack::create(pkt.now, key, id, Entries::OwnSource)?;
+        neigh::learn_client_neighbour(pkt);
         if begins {
             stats::new_flow(id);
         }
-        work.handover.what = FLOW_FORWARD.into();
-        return Err(Stop::TailCall(Program::Full));
+        pkt.args.what = FLOW_ORIGINAL.into();
+        return Err(Stop::TailCall(Program::FullNat));
     }
-    let is_hash = abi::is_by_hash(listener.scheduler) && work.handover.chosen == NOT_CHOSEN;
-    let is_shared = backend.flags & BACKEND_SHARED != 0
-        || direct::is_recent(maps::direct_until(), id, work.now);
+    let is_hash = abi::is_by_hash(listener.scheduler) && pkt.args.chosen == NOT_CHOSEN;
+    let is_shared =
+        backend.flags & BACKEND_SHARED != 0 || bypass::is_recent(maps::bypass_until(), id, pkt.now);
     let port = if slot & SLOT_KEEP != 0 || is_shared {
         let entries = if is_shared { Entries::Both } else { Entries::Forward };
-        match conntrack::create(work.now, key, id, entries) {
+        match conntrack::create(pkt.now, key, id, entries) {
             // By hash the flow finds its backend again, as long as its slot is not changed.
             Err(Verdict::TableFull) if is_hash && backend.flags & BACKEND_SHARED == 0 => key.sport,
             port => port?,
@@ -240,17 +244,17 @@ pub fn begin(work: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     } else {
         key.sport
     };
-    let delivery = to_backend::<true>(work, Chosen { id, port, hash, is_new: begins })?;
+    let delivery = to_backend::<true>(pkt, Chosen { id, port, hash, is_new: begins })?;
     Ok(delivery)
 }
 
 /// Whether a backend is the client of another, or of itself, on the same side of the gateway: the answer
 /// would go there without us, from an address that the client has not asked.
 #[inline(always)]
-fn is_hairpin(work: &PacketCtx<'_>, backend: &Backend) -> bool {
+fn is_hairpin(pkt: &PacketCtx<'_>, backend: &Backend) -> bool {
     backend.mode == MODE_NAT
-        && backend.hop.ifindex == work.ctx.ingress_ifindex() as u32
-        && maps::roles(&work.packet.key.src) & ROLE_BACKEND != 0
+        && backend.hop.ifindex == pkt.ctx.ingress_ifindex() as u32
+        && maps::roles(&pkt.packet.key.src) & ROLE_BACKEND != 0
 }
 
 /// Whether the source is no unicast address that a router may forward from: RFC 1812, section 5.3.7;

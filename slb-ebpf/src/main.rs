@@ -3,16 +3,21 @@
 //! ```text
 //! slb     parse ─┬─ to a VIP ──────► forward ─┐
 //!                ├─ from a backend ► reply ───┼─► rewrite ─► count ─► out
-//!                └─ to a backend ──► direct ──┘
-//!           │                          │
-//!           ├► slb_icmp  echo, errors  ├► slb_flow    a flow that needs an entry
-//!           │  └► slb_error            │  └ slb_choose before it, if more than a schedule chooses
-//!           ├► slb_rest  tagged,       ├► slb_tunnel  a tunnel: SYNs
-//!           │  │ fragments, large      ├► slb_full    full NAT, hairpin, NAT64 and NAT46
-//!           │  └► slb_later            │  └► slb_tell the backend learns who the client is
-//!           └► slb_guard access lists, └► slb_answer  resets, ICMP errors
-//!              │ limits
-//!              └► slb_parsed: as slb, once more
+//!                └─ to a backend ──► bypass ──┘
+//!           │
+//!           ├► slb_icmp       echo, errors to backends
+//!           │  ├► slb_icmp_client  errors to clients
+//!           │  └► slb_icmp_nat64   errors into the other family
+//!           ├► slb_slow_path  tagged, fragments, large
+//!           │  └► slb_fragment     fragments other than the first
+//!           ├► slb_policy     access lists, limits
+//!           │  └► slb_reentry      as slb, once more
+//!           ├► slb_scheduler  a backend is chosen by more than the schedule
+//!           ├► slb_flow       a flow that needs an entry
+//!           ├► slb_tunnel     a tunnel: SYNs
+//!           ├► slb_full_nat   full NAT, hairpin, NAT64 and NAT46
+//!           │  └► slb_proxy        the backend is told the client's address
+//!           └► slb_respond    resets, ICMP errors
 //! ```
 //!
 //! Nearly all packets begin and end in [`slb`]. What costs more code than it is worth there is left to
@@ -25,29 +30,29 @@
 #![allow(missing_docs, reason = "the `xdp` macro drops the documentation of what it wraps")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-mod answer;
 mod atomic;
-mod choose;
+mod bypass;
 mod conntrack;
 mod ctx;
-mod direct;
-mod error;
 mod exit;
 mod forward;
 mod fragments;
-mod full;
-mod guard;
-mod hops;
+mod full_nat;
 mod icmp;
+mod icmp_nat64;
 mod maps;
+mod neigh;
 mod outcome;
+mod policy;
+mod proxy_protocol;
 mod reply;
-mod rest;
+mod respond;
 mod route;
+mod scheduler;
+mod slow_path;
 mod stats;
-mod tags;
-mod tell;
 mod tunnel;
+mod vlan;
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use slb_common::{
@@ -95,19 +100,19 @@ mod parts {
         )+};
     }
 
-    pub use crate::rest::prepare as slb_rest;
+    pub use crate::slow_path::prepare as slb_slow_path;
     parts! {
         slb_icmp = crate::icmp::message;
-        slb_parsed = crate::route::parsed;
-        slb_later = crate::fragments::follow;
+        slb_reentry = crate::route::parsed;
+        slb_fragment = crate::fragments::follow;
         slb_flow = crate::route::flow;
         slb_tunnel = crate::tunnel::enter;
-        slb_answer = crate::answer::write;
-        slb_full = crate::full::translate;
-        slb_tell = crate::tell::tell;
-        slb_error = crate::error::translate;
-        slb_guard = crate::guard::admit;
-        slb_choose = crate::choose::choose;
+        slb_respond = crate::respond::write;
+        slb_full_nat = crate::full_nat::translate;
+        slb_proxy = crate::proxy_protocol::tell;
+        slb_icmp_nat64 = crate::icmp_nat64::translate;
+        slb_policy = crate::policy::admit;
+        slb_scheduler = crate::scheduler::choose;
         slb_icmp_client = crate::icmp::for_client;
     }
 }
@@ -116,7 +121,7 @@ mod parts {
 /// is in a register.
 #[inline(always)]
 fn v4(ctx: &XdpContext) -> Outcome {
-    let Scratch { packet: kept, handover, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
+    let Scratch { packet: kept, args, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
     let mut packet = Packet::default();
     if let Err(reject) = parse::packet_of(&ctx::frame(ctx), Family::V4, &mut packet) {
         if matches!(reject, Reject::Icmp) {
@@ -124,10 +129,10 @@ fn v4(ctx: &XdpContext) -> Outcome {
         }
         return route::rejected(reject);
     }
-    let mut work = PacketCtx::begin(ctx, &packet, Some(kept), handover);
-    let outcome = route::first(&mut work);
+    let mut pkt = PacketCtx::begin(ctx, &packet, Some(kept), args);
+    let outcome = route::first(&mut pkt);
     if let Ok(Next::TailCall(_)) = outcome {
-        work.keep();
+        pkt.keep();
     }
     outcome
 }
@@ -135,11 +140,11 @@ fn v4(ctx: &XdpContext) -> Outcome {
 /// IPv6: the addresses alone would take all registers.
 #[inline(always)]
 fn v6(ctx: &XdpContext) -> Outcome {
-    let Scratch { packet, handover, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
+    let Scratch { packet, args, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
     if let Err(reject) = parse::packet_of(&ctx::frame(ctx), Family::V6, packet) {
         return route::rejected(reject);
     }
-    route::first(&mut PacketCtx::begin(ctx, packet, None, handover))
+    route::first(&mut PacketCtx::begin(ctx, packet, None, args))
 }
 
 #[cfg(not(test))]

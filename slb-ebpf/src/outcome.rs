@@ -3,7 +3,7 @@
 //! In all of them `Err` means that the packet ends here, with that verdict; `?` passes it on.
 
 use slb_common::{
-    abi::{Hop, MODE_DSR, MODE_NAT, Translation},
+    abi::{MODE_DSR, MODE_NAT, NatRewrite, NextHop},
     icmp_error,
     programs::Program,
     rewrite,
@@ -48,8 +48,8 @@ impl From<Verdict> for Stop {
 
 /// How a packet is rewritten, and where it goes.
 pub struct Delivery {
-    pub to: Translation,
-    pub hop: Hop,
+    pub to: NatRewrite,
+    pub hop: NextHop,
     /// [`MODE_NAT`] or another.
     pub mode: u32,
     /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
@@ -58,44 +58,44 @@ pub struct Delivery {
 
 /// Has the packet answered by the gateway; `verdict` is that of a packet for which that succeeds.
 #[inline(always)]
-pub const fn answer(work: &mut PacketCtx<'_>, verdict: Verdict) -> Program {
-    work.handover.what = verdict as u32;
-    Program::Answer
+pub const fn respond(pkt: &mut PacketCtx<'_>, verdict: Verdict) -> Program {
+    pkt.args.what = verdict as u32;
+    Program::Respond
 }
 
 /// Rewrites the frame as decided.
 #[inline(always)]
-pub fn deliver(work: &mut PacketCtx<'_>, delivery: Delivery) -> Outcome {
+pub fn deliver(pkt: &mut PacketCtx<'_>, delivery: Delivery) -> Outcome {
     let Delivery { to, mut hop, mode, mtu } = delivery;
-    if exceeds(work.packet.len, mtu) {
-        match too_big(work, mode, mtu)? {
+    if exceeds(pkt.packet.len, mtu) {
+        match too_big(pkt, mode, mtu)? {
             Some(other) => hop = other,
-            None => return Ok(Next::TailCall(Program::Answer)),
+            None => return Ok(Next::TailCall(Program::Respond)),
         }
     }
     match mode {
         MODE_NAT => {
-            rewrite::translate(&mut work.frame, work.packet, &to, hop)?;
+            rewrite::translate(&mut pkt.frame, pkt.packet, &to, hop)?;
             Ok(sent(to.is_reply(), hop))
         }
         MODE_DSR => {
-            rewrite::pass_on(&mut work.frame, work.packet, hop)?;
+            rewrite::rewrite_l2(&mut pkt.frame, pkt.packet, hop)?;
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: hop.ifindex })
         }
         _ => Ok(Next::TailCall(Program::Tunnel)),
     }
 }
 
-/// What happens to a packet that is larger than `mtu`: its sender is told by [`Program::Answer`] (`None`), unless
+/// What happens to a packet that is larger than `mtu`: its sender is told by [`Program::Respond`] (`None`), unless
 /// it lets routers fragment what it sends (RFC 791). The kernel does.
 #[inline(always)]
-pub fn too_big(work: &mut PacketCtx<'_>, mode: u32, mtu: u32) -> Result<Option<Hop>, Verdict> {
-    if icmp_error::is_to_be_told(&work.frame, work.packet) {
-        work.handover.mtu = mtu;
-        answer(work, Verdict::TooBig);
+pub fn too_big(pkt: &mut PacketCtx<'_>, mode: u32, mtu: u32) -> Result<Option<NextHop>, Verdict> {
+    if icmp_error::is_to_be_told(&pkt.frame, pkt.packet) {
+        pkt.args.mtu = mtu;
+        respond(pkt, Verdict::TooBig);
         return Ok(None);
     }
-    if mode == MODE_NAT { Ok(Some(Hop::KERNEL)) } else { Err(Verdict::Oversize) }
+    if mode == MODE_NAT { Ok(Some(NextHop::UNRESOLVED)) } else { Err(Verdict::Oversize) }
 }
 
 /// Whether a packet is longer than an MTU, of which 0 is none.
@@ -106,7 +106,7 @@ pub const fn exceeds(len: u32, mtu: u32) -> bool {
 
 /// A translated packet goes to its next hop, or the kernel finds that.
 #[inline(always)]
-pub const fn sent(is_reply: bool, hop: Hop) -> Next {
+pub const fn sent(is_reply: bool, hop: NextHop) -> Next {
     let verdict = match (is_reply, hop.is_known()) {
         (false, true) => Verdict::Forwarded,
         (true, true) => Verdict::Replied,

@@ -51,11 +51,11 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )*};
     }
-    pod! { Endpoint Listener Chunk Backend Address Roles Origin Interface FlowKey Flow Bucket }
+    pod! { Endpoint Listener Chunk Backend Address Roles RevNat Interface FlowKey Flow Bucket }
     // SAFETY: as above, but for what fills a record's cache line, which nobody looks at.
     unsafe impl<V: aya::Pod, const RECORDS: usize> aya::Pod for super::Index<V, RECORDS> {}
-    pod! { Settings Counter Traffic Client Filter Packet Keys Handover Scratch }
-    pod! { FragmentKey Fragment QuicKey Limits Meters Admitted Answers StickyKey Sticky }
+    pod! { Settings Counter Traffic ClientNextHop Filter Packet Keys TailCallArgs Scratch }
+    pod! { FragmentKey Fragment QuicKey Limits Policers AclCacheEntry SynAnswers StickyKey Sticky }
 }
 
 #[cfg(test)]

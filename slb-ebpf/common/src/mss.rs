@@ -60,7 +60,7 @@ fn change(frame: &mut Frame<'_>, l4: usize, to: impl Fn(u16) -> u16) -> Option<(
 #[inline(always)]
 fn write(frame: &mut Frame<'_>, l4: usize, at: usize, to: impl Fn(u16) -> u16) -> Option<()> {
     let mut option = frame.header_mut::<MSS_LEN>(l4 + at)?;
-    let stated = option.number(2);
+    let stated = option.get_be16(2);
     let written = to(stated);
     if stated == written {
         return None;

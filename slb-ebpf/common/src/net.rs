@@ -111,7 +111,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Key of `SLB_LISTENERS` and `SLB_ENDPOINTS`.
+/// Key of `SLB_LISTENERS` and `SLB_REVNAT`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Endpoint {
@@ -184,7 +184,7 @@ impl FlowKey {
 /// Both ends of a packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Ends {
+pub struct NatTuple {
     /// Source address.
     pub src: Address,
     /// Destination address.
@@ -195,7 +195,7 @@ pub struct Ends {
     pub dport: u16,
 }
 
-impl Ends {
+impl NatTuple {
     /// Both ports, as they stand at the beginning of a transport header.
     #[must_use]
     #[inline(always)]
@@ -213,18 +213,18 @@ pub const fn port_word(sport: u16, dport: u16) -> u32 {
 
 /// What is written into a packet of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Translation {
+pub struct NatRewrite {
     /// Replaces the source address of a reply, otherwise the destination address.
     pub addr: Address,
     /// Replaces the source port.
     pub sport: u16,
     /// Replaces the destination port.
     pub dport: u16,
-    /// [`crate::abi::FLOW_FORWARD`] or [`FLOW_REPLY`]; this wide so that there is no padding to be cleared.
+    /// [`crate::abi::FLOW_ORIGINAL`] or [`FLOW_REPLY`]; this wide so that there is no padding to be cleared.
     pub kind: u32,
 }
 
-impl Translation {
+impl NatRewrite {
     /// From a backend to a client.
     #[must_use]
     #[inline(always)]

@@ -76,7 +76,7 @@ pub fn family(frame: &Frame<'_>) -> Result<Family, Reject> {
     if is_group {
         return Err(Reject::NotIp);
     }
-    match eth.number(offset_of!(EthHdr, ether_type)) {
+    match eth.get_be16(offset_of!(EthHdr, ether_type)) {
         ETHERTYPE_IPV4 => Ok(Family::V4),
         ETHERTYPE_IPV6 => Ok(Family::V6),
         ethertype if is_tag(ethertype) => Err(Reject::Rest),
@@ -116,7 +116,8 @@ pub fn rest(frame: &Frame<'_>, packet: &mut Packet, len: usize) -> Result<(), Re
 #[must_use]
 #[inline(always)]
 pub fn tags(frame: &Frame<'_>) -> usize {
-    let is_tag = |at| frame.header::<{ TAG_LEN + 2 }>(at).is_some_and(|tag| is_tag(tag.number(0)));
+    let is_tag =
+        |at| frame.header::<{ TAG_LEN + 2 }>(at).is_some_and(|tag| is_tag(tag.get_be16(0)));
     let at = offset_of!(EthHdr, ether_type);
     match (is_tag(at), is_tag(at + TAG_LEN)) {
         (true, true) => 2,
@@ -144,7 +145,7 @@ fn v4<const REST: bool>(
 
     let version_and_length = ip.get::<u8>(offset_of!(Ipv4Hdr, vihl));
     let header_len = usize::from(version_and_length & 0x0f) * 4;
-    let total_len = usize::from(ip.number(offset_of!(Ipv4Hdr, tot_len)));
+    let total_len = usize::from(ip.get_be16(offset_of!(Ipv4Hdr, tot_len)));
     if version_and_length >> 4 != 4 || header_len < Ipv4Hdr::LEN || total_len < header_len {
         return Err(reject(Verdict::Malformed));
     }
@@ -155,7 +156,7 @@ fn v4<const REST: bool>(
         return Err(reject(Verdict::BadChecksum));
     }
     let more_or_later_fragments = 0x3fff;
-    let fragmentation = ip.number(offset_of!(Ipv4Hdr, frags));
+    let fragmentation = ip.get_be16(offset_of!(Ipv4Hdr, frags));
     let mut fragment = FRAGMENT_NONE;
     if fragmentation & more_or_later_fragments != 0 {
         if !REST {
@@ -213,7 +214,7 @@ fn v4_checksum_holds(
             at += 4;
         }
     }
-    checksum::holds(sum)
+    checksum::is_valid(sum)
 }
 
 #[inline(always)]
@@ -234,7 +235,7 @@ fn v6<const REST: bool>(
     if ip.get::<u8>(0) >> 4 != 6 {
         return Err(reject(Verdict::Malformed));
     }
-    let end = L3 + Ipv6Hdr::LEN + usize::from(ip.number(offset_of!(Ipv6Hdr, payload_len)));
+    let end = L3 + Ipv6Hdr::LEN + usize::from(ip.get_be16(offset_of!(Ipv6Hdr, payload_len)));
     if end > frame_len {
         return Err(if REST { reject(Verdict::Truncated) } else { Reject::Rest });
     }
@@ -254,7 +255,7 @@ fn v6<const REST: bool>(
         if proto == FRAGMENT {
             // A fragment header of a whole packet is allowed (RFC 6946); its length is fixed.
             let more_or_later_fragments = 0xfff9;
-            let fragmentation = extension.number(2);
+            let fragmentation = extension.get_be16(2);
             if fragmentation & more_or_later_fragments != 0 {
                 if !REST {
                     return Err(Reject::Rest);
@@ -312,7 +313,7 @@ fn transport(
         }
         UDP => {
             let udp = frame.header::<{ UdpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
-            let stated = usize::from(udp.number(offset_of!(UdpHdr, len)));
+            let stated = usize::from(udp.get_be16(offset_of!(UdpHdr, len)));
             // A first fragment has a part of what is stated.
             let is_too_long = stated > len && packet.fragment == FRAGMENT_NONE;
             if stated < UdpHdr::LEN || is_too_long {
@@ -325,7 +326,7 @@ fn transport(
     };
     // Both transports begin with their ports.
     let ports = frame.header::<4>(l4).ok_or(reject(Verdict::Truncated))?;
-    (packet.key.sport, packet.key.dport) = (ports.number(0), ports.number(2));
+    (packet.key.sport, packet.key.dport) = (ports.get_be16(0), ports.get_be16(2));
     Ok(())
 }
 

@@ -35,27 +35,27 @@ programs! {
     /// ICMP of both families: echo requests, and errors about flows.
     Icmp = 0, slb_icmp;
     /// Tagged frames, fragments, and frames in several buffers.
-    Rest = 1, slb_rest;
-    /// What [`Program::Rest`] has parsed, or [`Program::Guard`] admitted.
-    Parsed = 2, slb_parsed;
+    SlowPath = 1, slb_slow_path;
+    /// What [`Program::SlowPath`] has parsed, or [`Program::Policy`] admitted.
+    Reentry = 2, slb_reentry;
     /// Fragments other than the first.
-    Later = 3, slb_later;
+    Fragment = 3, slb_fragment;
     /// A flow that has no entry and may need one.
     Flow = 4, slb_flow;
     /// A SYN, or what another program has prepared, to a backend behind a tunnel.
     Tunnel = 5, slb_tunnel;
     /// What the gateway answers itself.
-    Answer = 6, slb_answer;
+    Respond = 6, slb_respond;
     /// A flow whose source address is replaced as well.
-    Full = 7, slb_full;
+    FullNat = 7, slb_full_nat;
     /// A flow whose backend is told the client's address.
-    Tell = 8, slb_tell;
+    Proxy = 8, slb_proxy;
     /// An ICMP error about a flow of the other family.
-    Error = 9, slb_error;
+    IcmpNat64 = 9, slb_icmp_nat64;
     /// To or from a listener with an access list or limits.
-    Guard = 10, slb_guard;
+    Policy = 10, slb_policy;
     /// A flow whose backend is chosen by more than a look at the schedule.
-    Choose = 11, slb_choose;
+    Scheduler = 11, slb_scheduler;
     /// ICMP errors about what a client has sent.
     IcmpClient = 12, slb_icmp_client;
 }

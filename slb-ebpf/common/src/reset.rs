@@ -40,19 +40,19 @@ pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
     let len = if packet.is_v4() {
         let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
         let at = offset_of!(Ipv4Hdr, tot_len);
-        let total = usize::from(ip.number(at));
+        let total = usize::from(ip.get_be16(at));
         let mut header = Delta::default();
         let new = ((l4 - L3) as u16 + TCP_LEN).to_be();
         header.replace16(ip.get(at), new);
         ip.set(at, new);
-        rewrite::turn_v4(&mut ip, header);
+        rewrite::reverse_v4(&mut ip, header);
         total.wrapping_sub(l4 - L3)
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3)?;
         let at = offset_of!(Ipv6Hdr, payload_len);
-        let payload = usize::from(ip.number(at));
+        let payload = usize::from(ip.get_be16(at));
         ip.set(at, TCP_LEN.to_be());
-        rewrite::turn_v6(&mut ip);
+        rewrite::reverse_v6(&mut ip);
         payload
     };
     rewrite::swap_macs(frame)?;

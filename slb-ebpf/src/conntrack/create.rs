@@ -8,15 +8,17 @@ use core::{
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use slb_common::{
     abi::{
-        self, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ConnState, FLOW_DIRECT,
-        FLOW_FORWARD, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, NO_SOURCE, TAG_FREE, TAG_TAKEN,
-        TCP, TOLD_HEADER, TOLD_NOT, TOLD_OPTION, is_over,
+        self, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ConnState, FLOW_BYPASS,
+        FLOW_ORIGINAL, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, NO_SOURCE, PROXY_NONE,
+        PROXY_OPTION, PROXY_V2, TAG_FREE, TAG_LOCKED, TCP, is_over,
     },
     hash,
     verdict::Verdict,
 };
 
-use super::{at, count, flow_hash, forget, implied::may_be_balanced, is_active, peer, seek};
+use super::{
+    count, delete, flow_hash, get, implied::may_be_balanced, is_active, reverse, slow_lookup,
+};
 use crate::{atomic, maps};
 
 /// How many source ports are tried before a flow is given up.
@@ -32,9 +34,9 @@ const LAST_PORT: u32 = 32_768;
 #[inline(always)]
 fn told(key: &FlowKey, backend: &Backend) -> u8 {
     match backend.flags & (BACKEND_PROXY | BACKEND_OPTION) {
-        BACKEND_PROXY if key.proto == TCP => TOLD_HEADER,
-        BACKEND_OPTION if key.proto == TCP => TOLD_OPTION,
-        _ => TOLD_NOT,
+        BACKEND_PROXY if key.proto == TCP => PROXY_V2,
+        BACKEND_OPTION if key.proto == TCP => PROXY_OPTION,
+        _ => PROXY_NONE,
     }
 }
 
@@ -59,13 +61,13 @@ pub fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
 extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey) -> u32 {
     // SAFETY: the caller above passes references.
     let (Some(reply), Some(own)) = (unsafe { (reply.as_ref(), own.as_ref()) }) else { return 1 };
-    let Some(owner) = seek(reply) else { return 0 };
+    let Some(owner) = slow_lookup(reply) else { return 0 };
     let is_reply = owner.kind == FLOW_REPLY;
     let mut is_free = owner.state.has_ended() || is_over(now, owner.expires);
     if is_reply {
-        match peer(owner, reply) {
+        match reverse(owner, reply) {
             Some(forward) if is_free || forward.is_of(own) => {
-                forget(forward);
+                delete(forward);
                 is_free = true;
             }
             Some(_) => {}
@@ -73,7 +75,7 @@ extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey
         }
     }
     if is_free {
-        forget(owner);
+        delete(owner);
         return 0;
     }
     1
@@ -162,7 +164,7 @@ extern "C" fn flow_draw_source(now: u32, key: *const FlowKey, id: u32) -> u64 {
     };
     reply.dst = addr.copied();
     // A SYN cookie of an earlier connection is good for its port only, which the client must not know.
-    let salt = if told(key, backend) == TOLD_NOT {
+    let salt = if told(key, backend) == PROXY_NONE {
         0
     } else {
         // SAFETY: touches no memory of ours.
@@ -208,17 +210,17 @@ extern "C" fn flow_insert(now: u32, key: *const FlowKey, id: u32, drawn: u32, bo
     };
     let hash = flow_hash(key);
     let place = flow_take(now, key, abi::tag(hash));
-    let Some(flow) = at(place) else { return NO_PLACE };
-    fill(flow, key, id, FLOW_FORWARD, now.wrapping_add(maps::settings().opening_jiffies));
+    let Some(flow) = get(place) else { return NO_PLACE };
+    fill(flow, key, id, FLOW_ORIGINAL, now.wrapping_add(maps::settings().opening_jiffies));
     (flow.source, flow.port) = ((drawn >> 16) as u16, drawn as u16);
-    flow.told = if flow.source == NO_SOURCE { TOLD_NOT } else { told(key, backend) };
-    if flow.told != TOLD_NOT {
+    flow.proxy = if flow.source == NO_SOURCE { PROXY_NONE } else { told(key, backend) };
+    if flow.proxy != PROXY_NONE {
         flow.state = ConnState::PROXY_PENDING;
     }
     publish(flow, hash);
     count(id, 1);
     if both != 0 && flow_insert_reply(now, reply, place) == NO_PLACE {
-        forget(flow);
+        delete(flow);
         return NO_PLACE;
     }
     place
@@ -226,10 +228,10 @@ extern "C" fn flow_insert(now: u32, key: *const FlowKey, id: u32, drawn: u32, bo
 
 /// Remembers that what a backend answers with `key` is not for us.
 #[inline(always)]
-pub fn insert_direct(now: u32, key: &FlowKey, id: u32) {
+pub fn insert_bypass(now: u32, key: &FlowKey, id: u32) {
     let hash = flow_hash(key);
-    if let Some(flow) = at(flow_take(now, key, abi::tag(hash))) {
-        fill(flow, key, id, FLOW_DIRECT, now.wrapping_add(maps::settings().opening_jiffies));
+    if let Some(flow) = get(flow_take(now, key, abi::tag(hash))) {
+        fill(flow, key, id, FLOW_BYPASS, now.wrapping_add(maps::settings().opening_jiffies));
         publish(flow, hash);
     }
 }
@@ -239,10 +241,10 @@ pub fn insert_direct(now: u32, key: &FlowKey, id: u32) {
 #[inline(never)]
 pub extern "C" fn flow_insert_reply(now: u32, key: *const FlowKey, place: u32) -> u32 {
     // SAFETY: the callers pass references.
-    let (Some(key), Some(forward)) = (unsafe { key.as_ref() }, at(place)) else { return NO_PLACE };
+    let (Some(key), Some(forward)) = (unsafe { key.as_ref() }, get(place)) else { return NO_PLACE };
     let hash = flow_hash(key);
     let own = flow_take(now, key, abi::tag(hash));
-    if let Some(flow) = at(own) {
+    if let Some(flow) = get(own) {
         fill(flow, key, forward.backend, FLOW_REPLY, forward.expires);
         flow.state = forward.state;
         flow.peer = place;
@@ -264,7 +266,7 @@ fn fill(flow: &mut Flow, key: &FlowKey, id: u32, kind: u8, expires: u32) {
     flow.proto = key.proto as u8;
     flow.kind = kind;
     flow.state = ConnState::empty();
-    flow.told = TOLD_NOT;
+    flow.proxy = PROXY_NONE;
     flow.port = key.sport;
     flow.source = NO_SOURCE;
     flow.peer = NO_PLACE;
@@ -291,12 +293,12 @@ extern "C" fn flow_take(now: u32, key: *const FlowKey, tag: u32) -> u32 {
     let mut found = 0;
     for turn in 0..BUCKET_FLOWS {
         let way = (tag as usize / 4).wrapping_add(turn) % BUCKET_FLOWS;
-        // SAFETY: as in `find`.
+        // SAFETY: as in `lookup`.
         let flow = unsafe { &(*bucket).flows[way] };
         // The higher, the less it is missed: free, over, or opening, the oldest first.
         let rank = match flow.tag {
             TAG_FREE => u32::MAX,
-            TAG_TAKEN => 0,
+            TAG_LOCKED => 0,
             _ if is_over(now, flow.expires) => u32::MAX - 1,
             _ if !flow.state.intersects(ConnState::ESTABLISHED) || flow.state.has_ended() => {
                 i32::MAX as u32 - flow.expires.wrapping_sub(now).min(i32::MAX as u32 - 1)
@@ -314,15 +316,15 @@ extern "C" fn flow_take(now: u32, key: *const FlowKey, tag: u32) -> u32 {
     if best == 0 {
         return NO_PLACE;
     }
-    // SAFETY: as in `find`.
+    // SAFETY: as in `lookup`.
     let tag = unsafe { &raw mut (*bucket).flows[found % BUCKET_FLOWS].tag };
     // SAFETY: an aligned word of an array. Whoever loses goes without an entry.
     let before = unsafe { *tag };
     // SAFETY: as above.
-    let is_ours = unsafe { atomic::exchange(tag, before, TAG_TAKEN) };
-    // SAFETY: as in `find`.
+    let is_ours = unsafe { atomic::compare_exchange(tag, before, TAG_LOCKED) };
+    // SAFETY: as in `lookup`.
     let flow = unsafe { &(*bucket).flows[found % BUCKET_FLOWS] };
-    if is_ours && before > TAG_TAKEN && is_active(flow) {
+    if is_ours && before > TAG_LOCKED && is_active(flow) {
         count(flow.backend, -1);
     }
     if is_ours { number * BUCKET_FLOWS as u32 + found as u32 } else { NO_PLACE }

@@ -5,8 +5,8 @@ use slb_common::{
     hash,
 };
 
-use super::{hash as flow_hash, seek};
-use crate::{choose, maps};
+use super::{hash as flow_hash, slow_lookup};
+use crate::{maps, scheduler};
 
 /// Whether `reply`, with which the backend `id` answers, may belong to a flow through a listener that
 /// has no entry.
@@ -25,7 +25,7 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
     let from: &Endpoint = at;
     // The hash maps themselves take less stack than their indices.
     // SAFETY: a replaced value lives on until the program ends.
-    let Some(origin) = (unsafe { maps::SLB_ENDPOINTS.get(from) }) else { return 0 };
+    let Some(origin) = (unsafe { maps::SLB_REVNAT.get(from) }) else { return 0 };
     *key = FlowKey {
         src: reply.dst,
         dst: origin.vip,
@@ -37,7 +37,7 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
     let to: &Endpoint = at;
     // SAFETY: a replaced value lives on until the program ends.
     let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else { return 0 };
-    if let Some(flow) = seek(key) {
+    if let Some(flow) = slow_lookup(key) {
         // The same as `reply.dport`, but not on the stack meanwhile.
         let is_it = flow.backend == id && flow.port == key.sport;
         let is_alive = !flow.state.has_ended() && !is_over(now, flow.expires);
@@ -55,7 +55,7 @@ fn is_choice(listener: &Listener, key: &FlowKey, id: u32) -> u32 {
     let hash = flow_hash(key);
     let is_by = |scheduler, first_chunk, slots| {
         let choice = hash::choice_by(scheduler, key, hash);
-        choose::slot(first_chunk, slots, choice).is_ok_and(|slot| slot & SLOT_BACKEND == id)
+        scheduler::slot(first_chunk, slots, choice).is_ok_and(|slot| slot & SLOT_BACKEND == id)
     };
     let Listener { scheduler, first_chunk, slots, .. } = *listener;
     let Listener { previous_scheduler, previous_chunk, previous_slots, .. } = *listener;

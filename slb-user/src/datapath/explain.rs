@@ -1,6 +1,6 @@
 //! What the packet path would do with a packet now, and why: its steps, taken with the values that are in the maps.
 //!
-//! The code is that of `slb-ebpf` (`forward.rs`, `guard.rs`, `choose.rs`) once more, for one packet and in words; what
+//! The code is that of `slb-ebpf` (`forward.rs`, `policy.rs`, `scheduler.rs`) once more, for one packet and in words; what
 //! is computed is shared with it in `slb-common`. A test runs both on ten thousand flows.
 
 use std::{
@@ -15,10 +15,10 @@ use slb_common::{
     abi::{
         self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_OPTION,
         BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, CHUNK_SLOTS,
-        Chunk, ConnState, Endpoint, FLOW_FORWARD, Filter, Flow, FlowKey, LEAST_CANDIDATES,
+        Chunk, ConnState, Endpoint, FLOW_ORIGINAL, Filter, Flow, FlowKey, LEAST_CANDIDATES,
         LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, Listed, Listener, MODE_DSR,
-        MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, Meters, NO_BACKEND, NO_LISTENER_DROP,
-        NO_LISTENER_RESET, NO_SOURCE, Origin, ROLE_BACKEND, ROLE_VIP, Roles, SCHEDULER_HASH,
+        MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP, NO_LISTENER_RESET,
+        NO_SOURCE, Policers, ROLE_BACKEND, ROLE_VIP, RevNat, Roles, SCHEDULER_HASH,
         SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_SOURCE, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
         Settings, Sticky, StickyKey, TCP, UDP,
     },
@@ -76,7 +76,7 @@ pub struct Explainer {
     backends: Array<MapData, Backend>,
     records: Memory<Backend>,
     addresses: HashMap<MapData, Address, Roles>,
-    endpoints: HashMap<MapData, Endpoint, Origin>,
+    endpoints: HashMap<MapData, Endpoint, RevNat>,
     settings: Array<MapData, Settings>,
     filter: Memory<Filter>,
     direct: Array<MapData, u32>,
@@ -84,7 +84,7 @@ pub struct Explainer {
     acls: LpmTrie<MapData, Listed, u32>,
     sticky: HashMap<MapData, StickyKey, Sticky>,
     limits: Array<MapData, Limits>,
-    meters: Array<MapData, Meters>,
+    meters: Array<MapData, Policers>,
     table: FlowTable,
 }
 
@@ -98,19 +98,19 @@ impl Explainer {
         Ok(Self {
             listeners: open(pins, "SLB_LISTENERS")?,
             slots: open(pins, "SLB_SLOTS")?,
-            cursors: open(pins, "SLB_CURSORS")?,
+            cursors: open(pins, "SLB_RR_CURSORS")?,
             backends: open(pins, "SLB_BACKENDS")?,
             records: Memory::open(pins, "SLB_BACKENDS")?,
             addresses: open(pins, "SLB_ADDRESSES")?,
-            endpoints: open(pins, "SLB_ENDPOINTS")?,
+            endpoints: open(pins, "SLB_REVNAT")?,
             settings: open(pins, "SLB_SETTINGS")?,
             filter: Memory::open(pins, "SLB_FILTER")?,
-            direct: open(pins, "SLB_DIRECT")?,
+            direct: open(pins, "SLB_BYPASS")?,
             sources: open(pins, "SLB_SOURCES")?,
             acls: open(pins, "SLB_ACL")?,
             sticky: open(pins, "SLB_STICKY")?,
             limits: open(pins, "SLB_LIMITS")?,
-            meters: open(pins, "SLB_METERS")?,
+            meters: open(pins, "SLB_POLICERS")?,
             table: FlowTable::open(pins)?,
         })
     }
@@ -239,13 +239,13 @@ impl Way<'_> {
     fn elsewhere(&mut self) -> Result<Verdict, End> {
         if absent(self.maps.endpoints.get(&self.key.destination(), 0))?.is_some() {
             self.say("backend", "the address and port of one: passed as it is");
-            return Ok(Verdict::Direct);
+            return Ok(Verdict::Bypass);
         }
         self.say("backend", "nobody balances to that address and port");
         Ok(Verdict::NotOurs)
     }
 
-    /// `guard.rs`.
+    /// `policy.rs`.
     fn admit(&mut self, listener: &Listener) -> Result<(), End> {
         if listener.flags & (ACL_ALLOW | ACL_DENY) != 0 {
             let bits = abi::listed_bits(u128::BITS);
@@ -316,13 +316,13 @@ impl Way<'_> {
         } else {
             backend.flags & BACKEND_USABLE == 0
         };
-        let begins_anew = flow.kind == FLOW_FORWARD
+        let begins_anew = flow.kind == FLOW_ORIGINAL
             && self.begins
             && (is_out
                 || abi::age(self.now, flow.expires) > 0
                 || self.is_syn
                     && flow.state.intersects(
-                        ConnState::FIN_FORWARD | ConnState::RESET | ConnState::RST_PENDING,
+                        ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING,
                     ));
         if !fits || begins_anew {
             let text = format!("an entry for {} that does not count any more", name(flow.backend));
@@ -350,7 +350,7 @@ impl Way<'_> {
         self.arrive(flow.backend, flow.port)
     }
 
-    /// `forward::begin`, and `choose.rs` before it.
+    /// `forward::begin`, and `scheduler.rs` before it.
     fn begin(&mut self, listener: &Listener, src: u32) -> Result<Verdict, End> {
         let slot = if self.begins && listener.flags & LISTENER_CHOOSES != 0 {
             self.choose(listener)?
@@ -412,7 +412,7 @@ impl Way<'_> {
         self.arrive(id, self.key.sport)
     }
 
-    /// `forward::choose`.
+    /// `scheduler::by_schedule`.
     fn by_schedule(&mut self, listener: &Listener) -> Result<u32, End> {
         if !self.begins && listener.previous_slots != 0 {
             let by = listener.previous_scheduler;
@@ -464,7 +464,7 @@ impl Way<'_> {
         Ok((turn % u64::from(listener.slots)) as u32)
     }
 
-    /// `choose.rs`.
+    /// `scheduler.rs`.
     fn choose(&mut self, listener: &Listener) -> Result<u32, End> {
         if listener.sticky_jiffies != 0 {
             let key = StickyKey { client: self.key.src, listener: listener.id, spare: 0 };
@@ -551,7 +551,7 @@ impl Way<'_> {
         Ok(if is_known { Verdict::Forwarded } else { Verdict::ForwardedByKernel })
     }
 
-    /// `full.rs`.
+    /// `full_nat.rs`.
     fn full(&mut self, id: u32, flow: Option<&Flow>) -> Result<Verdict, End> {
         let backend = self.maps.backends.get(&id, 0)?;
         let to = addr(&backend);
@@ -619,7 +619,7 @@ impl Way<'_> {
         }
         let filter = self.maps.filter.first().as_ptr();
         // SAFETY: a word of the mapping, which lives as long as the map and is accessed by atomics only.
-        let any = unsafe { AtomicU32::from_ptr(&raw mut (*filter).direct_until) };
+        let any = unsafe { AtomicU32::from_ptr(&raw mut (*filter).bypass_until) };
         Ok(is_until(any.load(Ordering::Relaxed)) && is_until(self.maps.direct.get(&backend, 0)?))
     }
 }

@@ -13,7 +13,7 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use slb_common::{
-    abi::{BUCKET_FLOWS, EPOCH_MET, PLACES_PER_FLOW},
+    abi::{BUCKET_FLOWS, EPOCH_LEARNED, PLACES_PER_FLOW},
     programs::Program,
 };
 
@@ -77,7 +77,7 @@ impl Loaded {
             settings.opening_jiffies = jiffies.from_duration(OPENING);
             settings.closing_jiffies = jiffies.from_duration(CLOSING);
             settings.fragment_jiffies = jiffies.from_duration(FRAGMENTS);
-            settings.route_epoch = settings.route_epoch.max(EPOCH_MET + 1);
+            settings.route_epoch = settings.route_epoch.max(EPOCH_LEARNED + 1);
             settings.acl_epoch = settings.acl_epoch.max(1);
         })?;
         Ok(Self { maps, table: FlowTable::open(&pins)?, programs, pins, flows, warning })

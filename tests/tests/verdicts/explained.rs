@@ -10,9 +10,9 @@ use proptest::{
 use slb_common::{
     abi::{
         self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_SHARED,
-        BACKEND_USABLE, Backend, Hop, LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
-        MODE_DSR, MODE_FULL, MODE_NAT, NO_BACKEND, Origin, SCHEDULER_HASH, SCHEDULER_LEAST,
-        SCHEDULER_QUIC, SCHEDULER_RING, SCHEDULER_SOURCE, SLOT_KEEP, SLOT_LOOK,
+        BACKEND_USABLE, Backend, LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
+        MODE_DSR, MODE_FULL, MODE_NAT, NO_BACKEND, NextHop, RevNat, SCHEDULER_HASH,
+        SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_RING, SCHEDULER_SOURCE, SLOT_KEEP, SLOT_LOOK,
     },
     verdict::Verdict,
 };
@@ -102,7 +102,7 @@ fn install(state: &mut State, number: u16, family: usize, drawn: &Drawn) {
             flags: flags | if is_full { BACKEND_SHARED } else { 0 },
             idle_jiffies: 1_000_000,
             hop: match (is_known, index % 2) {
-                (false, _) => Hop::KERNEL,
+                (false, _) => NextHop::UNRESOLVED,
                 (true, 0) => FIRST,
                 _ => SECOND,
             },
@@ -114,11 +114,11 @@ fn install(state: &mut State, number: u16, family: usize, drawn: &Drawn) {
             ..Backend::default()
         };
         state.backends.insert(backend_id, record);
-        let origin = Origin {
+        let origin = RevNat {
             vip: listener.addr,
             port: listener.port,
             backend: backend_id,
-            ..Origin::default()
+            ..RevNat::default()
         };
         state.endpoints.insert(endpoint(inside, proto), origin);
         ids.push(backend_id);

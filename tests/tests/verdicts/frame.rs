@@ -6,7 +6,7 @@ use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header,
     Ipv6RawExtHeader, NetSlice, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
-use slb_common::abi::{Address, FlowKey, Hop};
+use slb_common::abi::{Address, FlowKey, NextHop};
 
 /// Length of the Ethernet header: where the network header begins.
 pub const L3: usize = Ethernet2Header::LEN;
@@ -133,7 +133,7 @@ impl Frame {
     }
 
     /// This frame on its way through `hop`.
-    pub fn sent(self, hop: Hop) -> Self {
+    pub fn sent(self, hop: NextHop) -> Self {
         Self { ttl: self.ttl - 1, src_mac: hop.src_mac, dst_mac: hop.dst_mac, ..self }
     }
 

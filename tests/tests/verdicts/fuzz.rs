@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use etherparse::IpNumber;
 use slb_common::{
-    abi::{BACKEND_OPTION, BACKEND_PROXY, Hop},
+    abi::{BACKEND_OPTION, BACKEND_PROXY, NextHop},
     verdict::{Action, Verdict},
 };
 
@@ -123,8 +123,8 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
     }
     let is_sent = run.verdict.action() == Action::Transmit;
     if is_sent {
-        let hops: &[Hop] = &[FIRST, SECOND, ROUTER, OTHER_ROUTER];
-        let macs = |hop: &Hop| [hop.dst_mac, hop.src_mac].concat() == output[..12];
+        let hops: &[NextHop] = &[FIRST, SECOND, ROUTER, OTHER_ROUTER];
+        let macs = |hop: &NextHop| [hop.dst_mac, hop.src_mac].concat() == output[..12];
         // A neighbour that the kernel has not met gets what it has sent, MAC addresses swapped.
         assert!(
             hops.iter().any(macs) || run.verdict == Verdict::Replied,

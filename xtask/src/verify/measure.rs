@@ -130,7 +130,7 @@ fn kernel() -> Result<String> {
     Ok(series.join("."))
 }
 
-/// `slb::flows::claim` of `_RNvNtCs8VmfBYvmLqh_3slb5flows5claim`.
+/// `slb::neigh::claim` of `_RNvNtCs8VmfBYvmLqh_3slb5neigh5claim`.
 fn readable(symbol: &str) -> String {
     format!("{:#}", rustc_demangle::demangle(symbol))
 }

@@ -1,11 +1,11 @@
-//! `SLB_ACL` and `SLB_ADMITTED`: access lists.
+//! `SLB_ACL` and `SLB_ACL_CACHE`: access lists.
 
 use crate::net::Address;
 
 /// Capacity of `SLB_ACL`: prefixes of all lists together, twice, so that each can be replaced at once.
 pub const MAX_PREFIXES: usize = 1 << 18;
-/// Capacity of `SLB_ADMITTED`; a power of two.
-pub const MAX_ADMITTED: usize = 65_536;
+/// Capacity of `SLB_ACL_CACHE`; a power of two.
+pub const MAX_ACL_CACHE: usize = 65_536;
 
 /// Key of `SLB_ACL`, behind how many bits of it count: the number of the list and the address, both in network
 /// order, as the kernel's longest-prefix-match tries want it.
@@ -25,10 +25,10 @@ pub const fn listed_bits(prefix: u32) -> u32 {
     u32::BITS + prefix
 }
 
-/// Value of `SLB_ADMITTED`: what an access list says about a client. The list takes as long as it has prefixes.
+/// Value of `SLB_ACL_CACHE`: what an access list says about a client. The list takes as long as it has prefixes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Admitted {
+pub struct AclCacheEntry {
     /// The client: others with the same hash take turns.
     pub addr: Address,
     /// [`super::Listener::acl`].
@@ -40,4 +40,4 @@ pub struct Admitted {
     /// Counts the beginnings and the ends of writes: odd while there is one.
     pub write: u32,
 }
-const _: () = assert!(size_of::<Admitted>() == 32);
+const _: () = assert!(size_of::<AclCacheEntry>() == 32);

@@ -11,8 +11,8 @@ pub const FILTER_PER_BYTE: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// Written by the program: until when somebody may be talking to any backend directly, in jiffies; 0: nobody
-    /// ever has. `SLB_DIRECT` says to which.
-    pub direct_until: u32,
+    /// ever has. `SLB_BYPASS` says to which.
+    pub bypass_until: u32,
     /// What the addresses of a hash may be to us, [`ROLE_VIP`] and [`ROLE_BACKEND`], two bits each. What is not in
     /// here needs no look-up. Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.
     pub roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],

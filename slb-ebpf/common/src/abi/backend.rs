@@ -10,7 +10,7 @@ pub const MAX_SOURCES: usize = 1_024;
 /// The way to a neighbour.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Hop {
+pub struct NextHop {
     /// Output interface; 0: not known, the kernel has to find out.
     pub ifindex: u32,
     /// The neighbour's MAC address.
@@ -18,11 +18,11 @@ pub struct Hop {
     /// The output interface's MAC address.
     pub src_mac: [u8; 6],
 }
-const _: () = assert!(size_of::<Hop>() == 16);
+const _: () = assert!(size_of::<NextHop>() == 16);
 
-impl Hop {
+impl NextHop {
     /// The kernel has to find out.
-    pub const KERNEL: Self = Self { ifindex: 0, dst_mac: [0; 6], src_mac: [0; 6] };
+    pub const UNRESOLVED: Self = Self { ifindex: 0, dst_mac: [0; 6], src_mac: [0; 6] };
 
     /// Whether the frame can be sent from XDP.
     #[must_use]
@@ -44,7 +44,7 @@ impl Hop {
     #[must_use]
     #[inline(always)]
     pub const fn from_mac_words(ifindex: u32, [a, b, c]: [u32; 3]) -> Self {
-        // SAFETY: 16 bytes without padding on both sides, and any bytes are a valid `Hop`.
+        // SAFETY: 16 bytes without padding on both sides, and any bytes are a valid `NextHop`.
         unsafe { core::mem::transmute::<[u32; 4], Self>([ifindex, a, b, c]) }
     }
 }
@@ -56,7 +56,7 @@ pub struct Backend {
     /// Address that packets are sent to.
     pub addr: Address,
     /// The way to it.
-    pub hop: Hop,
+    pub hop: NextHop,
     /// Port that packets are sent to.
     pub port: u32,
     /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`], [`BACKEND_UNHEALTHY`],
@@ -106,7 +106,7 @@ pub const BACKEND_UNHEALTHY: u32 = 8;
 /// Another VIP or listener has a backend at the same address, port and protocol: what it answers does
 /// not tell which of them it is for, so its flows have entries.
 pub const BACKEND_SHARED: u32 = 16;
-/// What a client sends begins with a PROXY protocol header ([`crate::client_address`]).
+/// What a client sends begins with a PROXY protocol header ([`crate::proxy_protocol`]).
 pub const BACKEND_PROXY: u32 = 32;
 /// A client's first packets have a TCP option that says who it is.
 pub const BACKEND_OPTION: u32 = 64;

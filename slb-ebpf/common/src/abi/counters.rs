@@ -1,9 +1,9 @@
-//! `SLB_VERDICTS`, `SLB_TRAFFIC`, `SLB_ANSWERS` and `SLB_DECAP`: counters per CPU.
+//! `SLB_VERDICTS`, `SLB_TRAFFIC`, `SLB_PASSIVE_HC` and `SLB_DECAP`: counters per CPU.
 
-/// Value of `SLB_ANSWERS`, per CPU: how a backend answers SYNs.
+/// Value of `SLB_PASSIVE_HC`, per CPU: how a backend answers SYNs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Answers {
+pub struct SynAnswers {
     /// By accepting.
     pub accepted: u64,
     /// By a reset.

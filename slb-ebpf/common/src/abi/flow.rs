@@ -12,12 +12,12 @@ pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
 
 /// Value of `SLB_FLOWS`: a flow that cannot be told from its packets alone. One cache line.
 ///
-/// A place is taken by exchanging its tag for [`TAG_TAKEN`], filled, and published by its tag: whoever
+/// A place is taken by exchanging its tag for [`TAG_LOCKED`], filled, and published by its tag: whoever
 /// finds the tag finds the rest.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// [`TAG_FREE`], [`TAG_TAKEN`], or from the hash of the key: [`tag`].
+    /// [`TAG_FREE`], [`TAG_LOCKED`], or from the hash of the key: [`tag`].
     pub tag: u32,
     /// Low half of the jiffies after which nobody uses it any more.
     pub expires: u32,
@@ -33,24 +33,24 @@ pub struct Flow {
     pub backend: u32,
     /// [`super::TCP`] or [`super::UDP`].
     pub proto: u8,
-    /// [`FLOW_FORWARD`], [`FLOW_REPLY`] or [`FLOW_DIRECT`].
+    /// [`FLOW_ORIGINAL`], [`FLOW_REPLY`] or [`FLOW_BYPASS`].
     pub kind: u8,
     /// What has happened in it.
     pub state: ConnState,
-    /// [`FLOW_FORWARD`]: how its backend is told who the client is: [`TOLD_NOT`], [`TOLD_HEADER`] or
-    /// [`TOLD_OPTION`].
-    pub told: u8,
-    /// [`FLOW_FORWARD`]: source port towards the backend. [`FLOW_REPLY`], if the backend is told by a header who the
+    /// [`FLOW_ORIGINAL`]: how its backend is told who the client is: [`PROXY_NONE`], [`PROXY_V2`] or
+    /// [`PROXY_OPTION`].
+    pub proxy: u8,
+    /// [`FLOW_ORIGINAL`]: source port towards the backend. [`FLOW_REPLY`], if the backend is told by a header who the
     /// client is: when its SYN-ACK was seen, in units of 256 jiffies.
     pub port: u16,
-    /// [`FLOW_FORWARD`]: index into `SLB_SOURCES` of the source address towards the backend, or
+    /// [`FLOW_ORIGINAL`]: index into `SLB_SOURCES` of the source address towards the backend, or
     /// [`super::NO_SOURCE`]: the client's own.
     pub source: u16,
-    /// [`FLOW_FORWARD`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
+    /// [`FLOW_ORIGINAL`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
-    /// [`FLOW_FORWARD`] and [`ConnState::SYN_ACK_SEEN`]: what the client has to acknowledge. If its backend is told who the
-    /// client is: [`FLOW_FORWARD`]: number of the client's first byte, and once the backend has got a header, how far
+    /// [`FLOW_ORIGINAL`] and [`ConnState::SYN_ACK_SEEN`]: what the client has to acknowledge. If its backend is told who the
+    /// client is: [`FLOW_ORIGINAL`]: number of the client's first byte, and once the backend has got a header, how far
     /// that of the backend's is ahead of the header's; [`FLOW_REPLY`]: number of the backend's first byte.
     pub sequence: u32,
 }
@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<Flow>() == 64);
 /// Nobody's.
 pub const TAG_FREE: u32 = 0;
 /// Being written.
-pub const TAG_TAKEN: u32 = 1;
+pub const TAG_LOCKED: u32 = 1;
 
 /// The tag of a flow with this [`crate::hash::flow`].
 #[must_use]
@@ -106,11 +106,11 @@ impl Flow {
 }
 
 /// From client to backend.
-pub const FLOW_FORWARD: u8 = 1;
+pub const FLOW_ORIGINAL: u8 = 1;
 /// From backend to client.
 pub const FLOW_REPLY: u8 = 2;
 /// From backend to a client that talks to it without a listener: passed as it is.
-pub const FLOW_DIRECT: u8 = 3;
+pub const FLOW_BYPASS: u8 = 3;
 
 bitflags::bitflags! {
     /// What has happened in a flow.
@@ -118,7 +118,7 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     pub struct ConnState: u8 {
         /// The client has sent FIN.
-        const FIN_FORWARD = 1;
+        const FIN_ORIGINAL = 1;
         /// The backend has sent FIN.
         const FIN_REPLY = 2;
         /// The backend has accepted the connection that it is told about: its SYN-ACK was seen.
@@ -142,16 +142,16 @@ impl ConnState {
     #[inline(always)]
     pub const fn has_ended(self) -> bool {
         self.intersects(Self::RESET.union(Self::RST_PENDING))
-            || self.contains(Self::FIN_FORWARD.union(Self::FIN_REPLY))
+            || self.contains(Self::FIN_ORIGINAL.union(Self::FIN_REPLY))
     }
 }
 
 /// The backend of a flow is not told who the client is.
-pub const TOLD_NOT: u8 = 0;
-/// It is told by a header before the client's first byte ([`crate::client_address`]).
-pub const TOLD_HEADER: u8 = 1;
+pub const PROXY_NONE: u8 = 0;
+/// It is told by a header before the client's first byte ([`crate::proxy_protocol`]).
+pub const PROXY_V2: u8 = 1;
 /// It is told by a TCP option.
-pub const TOLD_OPTION: u8 = 2;
+pub const PROXY_OPTION: u8 = 2;
 
 /// How long ago `then` was, both in the low half of the jiffies.
 ///

@@ -1,6 +1,6 @@
 //! `SLB_FRAGMENTS`: where first fragments went.
 
-use super::backend::Hop;
+use super::backend::NextHop;
 use crate::net::Address;
 
 /// Capacity of `SLB_FRAGMENTS`: datagrams whose fragments are on their way at the same time.
@@ -31,14 +31,14 @@ pub struct Fragment {
     /// Destination address afterwards.
     pub dst: Address,
     /// The way.
-    pub hop: Hop,
+    pub hop: NextHop,
     /// [`crate::hash::flow`] of the client's packets.
     pub hash: u64,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
     /// [`super::MODE_NAT`] or another.
     pub mode: u32,
-    /// [`super::FLOW_FORWARD`], [`super::FLOW_REPLY`], or [`super::FLOW_DIRECT`]: it was left to the kernel.
+    /// [`super::FLOW_ORIGINAL`], [`super::FLOW_REPLY`], or [`super::FLOW_BYPASS`]: it was left to the kernel.
     pub kind: u32,
     /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
     pub mtu: u32,

@@ -1,18 +1,18 @@
-//! `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`: look-ups without a call into a hash map.
+//! `SLB_LISTENER_INDEX` and `SLB_REVNAT_INDEX`: look-ups without a call into a hash map.
 
 use super::listener::{Listener, MAX_LISTENERS};
-use super::revnat::Origin;
+use super::revnat::RevNat;
 use crate::net::Endpoint;
 
 /// Hashes in an [`Index`]; a power of two.
 pub const INDEX_SLOTS: usize = 65_536;
 /// Records in `SLB_LISTENER_INDEX`: twice the listeners, so that nearly all can be replaced at once.
 pub const MAX_LISTENER_RECORDS: usize = 2 * MAX_LISTENERS;
-/// Records in `SLB_ENDPOINT_INDEX`: as many as half a word can name. Who finds no room, as more than half of them are
+/// Records in `SLB_REVNAT_INDEX`: as many as half a word can name. Who finds no room, as more than half of them are
 /// replaced at once, is found by the hash map only, until the next change.
 pub const MAX_ENDPOINT_RECORDS: usize = 65_536;
 
-/// Value of `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`. All in one: the program computes where a record is,
+/// Value of `SLB_LISTENER_INDEX` and `SLB_REVNAT_INDEX`. All in one: the program computes where a record is,
 /// and does not have to ask a second map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct Index<V, const RECORDS: usize> {
 pub type ListenerIndex = Index<Listener, MAX_LISTENER_RECORDS>;
 
 /// That of backends' addresses and ports.
-pub type EndpointIndex = Index<Origin, MAX_ENDPOINT_RECORDS>;
+pub type RevNatIndex = Index<RevNat, MAX_ENDPOINT_RECORDS>;
 /// No endpoint has this hash.
 pub const INDEX_NONE: u32 = 0;
 /// More than two have it, or there was no room for a record: the hash map knows.
@@ -59,7 +59,7 @@ pub struct Record<V> {
     /// The value.
     pub value: V,
 }
-const _: () = assert!(size_of::<Record<Listener>>() == 64 && size_of::<Record<Origin>>() == 64);
+const _: () = assert!(size_of::<Record<Listener>>() == 64 && size_of::<Record<RevNat>>() == 64);
 
 const _: () = assert!(
     MAX_LISTENER_RECORDS.is_power_of_two()

@@ -1,4 +1,4 @@
-//! `SLB_LIMITS` and `SLB_METERS`: limits of new flows and of bandwidth.
+//! `SLB_LIMITS` and `SLB_POLICERS`: limits of new flows and of bandwidth.
 
 /// Value of `SLB_LIMITS`: what a listener may take, as the time that each costs it.
 #[repr(C)]
@@ -14,11 +14,11 @@ pub struct Limits {
     pub byte_burst: u64,
 }
 
-/// Value of `SLB_METERS`: until when what a listener has taken is paid, in nanoseconds of the monotonic clock:
+/// Value of `SLB_POLICERS`: until when what a listener has taken is paid, in nanoseconds of the monotonic clock:
 /// the theoretical arrival time of the generic cell rate algorithm (ITU-T I.371, annex A). One cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Meters {
+pub struct Policers {
     /// New flows.
     pub flows: u64,
     /// Bytes from clients.

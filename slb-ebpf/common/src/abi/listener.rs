@@ -1,6 +1,6 @@
 //! `SLB_LISTENERS`: where clients connect to, and by which rules a backend is chosen.
 
-/// Capacity of `SLB_LISTENERS` and `SLB_CURSORS`: one per VIP, protocol and port.
+/// Capacity of `SLB_LISTENERS` and `SLB_RR_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
 
 /// Value of `SLB_LISTENERS`.
@@ -10,7 +10,7 @@ pub const MAX_LISTENERS: usize = 8_192;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Listener {
-    /// Index into `SLB_CURSORS`; never changes while the listener exists.
+    /// Index into `SLB_RR_CURSORS`; never changes while the listener exists.
     pub id: u32,
     /// [`SCHEDULER_HASH`] or another.
     pub scheduler: u16,
@@ -34,9 +34,9 @@ pub struct Listener {
     pub spare: u32,
 }
 const _: () = assert!(size_of::<Listener>() == 40);
-/// `slb_guard` looks at its packets.
+/// `slb_policy` looks at its packets.
 pub const LISTENER_GUARDED: u32 = 1;
-/// `slb_choose` chooses backends for its flows.
+/// `slb_scheduler` chooses backends for its flows.
 pub const LISTENER_CHOOSES: u32 = 2;
 /// `SLB_LIMITS` has limits for it.
 pub const LISTENER_LIMITED: u32 = 4;

@@ -1,12 +1,12 @@
 //! `SLB_SCRATCH`: what the stack has no room for, and what one program hands to the next.
 
-use super::backend::Hop;
+use super::backend::NextHop;
 use super::fragment::{Fragment, FragmentKey};
 use super::sticky::StickyKey;
-use crate::net::{Endpoint, Ends, FlowKey};
+use crate::net::{Endpoint, FlowKey, NatTuple};
 use crate::{
-    client_address::{Head, Options, Words},
     packet::Packet,
+    proxy_protocol::{Head, Options, Words},
 };
 
 /// Value of `SLB_SCRATCH`, per CPU: what the program's stack has no room for. Means nothing afterwards.
@@ -18,7 +18,7 @@ pub struct Scratch {
     /// Keys that are made on its account.
     pub keys: Keys,
     /// What one program tells the next.
-    pub handover: Handover,
+    pub args: TailCallArgs,
     /// What a backend is told about a client.
     pub words: Words,
     /// Zero.
@@ -39,32 +39,32 @@ pub const ERRORS_PER_JIFFY: u32 = 10;
 /// Part of [`Scratch`]: what one program tells the next about the packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Handover {
+pub struct TailCallArgs {
     /// Length of the frame as it arrived, in bytes.
     pub bytes: u64,
     /// [`crate::hash::flow`] of the client's packets.
     pub hash: u64,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
-    /// For `slb_full`, `slb_tell` and `slb_error`: place of the client's entry in `SLB_FLOWS`.
+    /// For `slb_full_nat`, `slb_proxy` and `slb_icmp_nat64`: place of the client's entry in `SLB_FLOWS`.
     pub place: u32,
-    /// For `slb_answer`: the [`crate::verdict::Verdict`] that asks for the answer. For
-    /// `slb_flow`: [`super::FLOW_FORWARD`] or [`super::FLOW_DIRECT`]. For the others:
-    /// [`super::FLOW_FORWARD`] or [`super::FLOW_REPLY`].
+    /// For `slb_respond`: the [`crate::verdict::Verdict`] that asks for the answer. For
+    /// `slb_flow`: [`super::FLOW_ORIGINAL`] or [`super::FLOW_BYPASS`]. For the others:
+    /// [`super::FLOW_ORIGINAL`] or [`super::FLOW_REPLY`].
     pub what: u32,
-    /// For `slb_answer`: the MTU that the packet exceeds.
+    /// For `slb_respond`: the MTU that the packet exceeds.
     pub mtu: u32,
     /// VLAN tags that were taken off, the outer one first, each as it stood in the frame; 0: none.
     pub tags: [u32; 2],
-    /// For `slb_tell` and `slb_error`: the way.
-    pub hop: Hop,
+    /// For `slb_proxy` and `slb_icmp_nat64`: the way.
+    pub hop: NextHop,
     /// How many bytes the backend is told about the client; 0: nothing.
-    pub told: u32,
-    /// For `slb_flow`: the slot that `slb_choose` has chosen, or [`NOT_CHOSEN`].
+    pub inserted_len: u32,
+    /// For `slb_flow`: the slot that `slb_scheduler` has chosen, or [`NOT_CHOSEN`].
     pub chosen: u32,
 }
 
-/// In [`Handover::chosen`]: the schedule decides.
+/// In [`TailCallArgs::chosen`]: the schedule decides.
 pub const NOT_CHOSEN: u32 = u32::MAX;
 
 /// Part of [`Scratch`].
@@ -82,7 +82,7 @@ pub struct Keys {
     /// Where its first one goes.
     pub fragment: Fragment,
     /// What its ends are replaced by.
-    pub ends: Ends,
+    pub ends: NatTuple,
     /// Its client.
     pub sticky: StickyKey,
     /// A question to the kernel's routing tables, and the answer: `struct bpf_fib_lookup`.

@@ -6,8 +6,8 @@ use crate::net::Address;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// Counts changes of the kernel's routes and neighbours: a [`super::Client`] of another epoch is looked
-    /// up again. Neither [`super::EPOCH_MET`] nor [`super::EPOCH_TAKEN`].
+    /// Counts changes of the kernel's routes and neighbours: a [`super::ClientNextHop`] of another epoch is looked
+    /// up again. Neither [`super::EPOCH_LEARNED`] nor [`super::EPOCH_LOCKED`].
     pub route_epoch: u32,
     /// How many elements of `SLB_FLOWS` are in use.
     pub buckets: u32,
@@ -24,7 +24,7 @@ pub struct Settings {
     pub generic: u32,
     /// Not 0: an interface is a veth, and nothing may be sent back by `XDP_TX`.
     pub veth: u32,
-    /// Counts access lists: what an [`super::Admitted`] of another epoch says is asked for again. Never 0.
+    /// Counts access lists: what an [`super::AclCacheEntry`] of another epoch says is asked for again. Never 0.
     pub acl_epoch: u32,
     /// Zero.
     pub spare: u32,

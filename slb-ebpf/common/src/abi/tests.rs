@@ -63,7 +63,7 @@ proptest! {
         dst_mac in any::<[u8; 6]>(),
         src_mac in any::<[u8; 6]>(),
     ) {
-        let hop = Hop { ifindex, dst_mac, src_mac };
+        let hop = NextHop { ifindex, dst_mac, src_mac };
         let words = hop.mac_words();
         let mut bytes = [0; 12];
         for (part, word) in bytes.chunks_mut(4).zip(words) {
@@ -71,7 +71,7 @@ proptest! {
         }
         prop_assert_eq!(&bytes[..6], &dst_mac, "a frame begins with its destination");
         prop_assert_eq!(&bytes[6..], &src_mac);
-        prop_assert_eq!(Hop::from_mac_words(ifindex, words), hop);
+        prop_assert_eq!(NextHop::from_mac_words(ifindex, words), hop);
         prop_assert_eq!(hop.is_known(), ifindex != 0);
     }
 
@@ -83,8 +83,8 @@ proptest! {
     ) {
         let key = FlowKey { src, dst, sport, dport, proto: TCP };
         let flow = Flow {
-            tag: 2, expires: 0, src, dst, sport, dport, backend: 0, proto: 6, kind: FLOW_FORWARD,
-            state: ConnState::empty(), told: 0, port: 0, source: 0, peer: NO_PLACE, sequence: 0,
+            tag: 2, expires: 0, src, dst, sport, dport, backend: 0, proto: 6, kind: FLOW_ORIGINAL,
+            state: ConnState::empty(), proxy: 0, port: 0, source: 0, peer: NO_PLACE, sequence: 0,
         };
         prop_assert!(flow.is_of(&key));
         prop_assert_eq!(flow.key(), key);
@@ -144,14 +144,14 @@ fn given_state_bits_when_asked_then_a_flow_ends_with_both_fins_or_a_reset() {
     use ConnState as State;
     let cases = [
         (State::empty(), false),
-        (State::FIN_FORWARD, false),
+        (State::FIN_ORIGINAL, false),
         (State::FIN_REPLY, false),
-        (State::FIN_FORWARD | State::FIN_REPLY, true),
+        (State::FIN_ORIGINAL | State::FIN_REPLY, true),
         (State::RESET, true),
         (State::RST_PENDING, true),
-        (State::RESET | State::FIN_FORWARD, true),
+        (State::RESET | State::FIN_ORIGINAL, true),
         (State::RESET | State::FIN_REPLY, true),
-        (State::RESET | State::FIN_FORWARD | State::FIN_REPLY, true),
+        (State::RESET | State::FIN_ORIGINAL | State::FIN_REPLY, true),
     ];
     for (state, expected) in cases {
         assert_eq!(state.has_ended(), expected, "{state:?}");

@@ -8,8 +8,8 @@ use core::{
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use slb_common::{
     abi::{
-        ACL_ALLOW, ACL_DENY, Address, FLOW_DIRECT, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
-        Listener, MAX_ADMITTED, Meters, NO_BACKEND, NO_PLACE, ORIGIN_LIMITED, ROLE_LOCAL, UDP,
+        ACL_ALLOW, ACL_DENY, Address, FLOW_BYPASS, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
+        Listener, MAX_ACL_CACHE, NO_BACKEND, NO_PLACE, Policers, REVNAT_LIMITED, ROLE_LOCAL, UDP,
     },
     hash,
     programs::Program,
@@ -25,30 +25,30 @@ use crate::{
 
 /// Has what is admitted balanced.
 #[inline(always)]
-pub fn admit(work: &mut PacketCtx<'_>) -> Outcome {
-    if let Some(listener) = maps::listener(&work.packet.key.destination()) {
+pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
+    if let Some(listener) = maps::listener(&pkt.packet.key.destination()) {
         if listener.flags & LISTENER_GUARDED != 0 {
-            from_client(work, listener)?;
+            from_client(pkt, listener)?;
         }
-    } else if let Some(origin) = maps::origin(&work.packet.key.source())
-        && origin.flags & ORIGIN_LIMITED != 0
+    } else if let Some(origin) = maps::revnat(&pkt.packet.key.source())
+        && origin.flags & REVNAT_LIMITED != 0
     {
-        let key = &work.packet.key;
-        let backend = match conntrack::seek(key) {
-            Some(entry) if entry.kind == FLOW_DIRECT => NO_BACKEND,
+        let key = &pkt.packet.key;
+        let backend = match conntrack::slow_lookup(key) {
+            Some(entry) if entry.kind == FLOW_BYPASS => NO_BACKEND,
             Some(entry) => entry.backend,
             // What a probe of the agent's is answered with is nobody's traffic.
             None if maps::roles(&key.dst) & ROLE_LOCAL != 0 => NO_BACKEND,
             None => origin.backend,
         };
-        take_reply(backend, work.bytes)?;
+        police_reply(backend, pkt.bytes)?;
     }
-    Ok(Next::TailCall(Program::Parsed))
+    Ok(Next::TailCall(Program::Reentry))
 }
 
 #[inline(always)]
-fn from_client(work: &PacketCtx<'_>, listener: &Listener) -> Result<(), Verdict> {
-    let key = &work.packet.key;
+fn from_client(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<(), Verdict> {
+    let key = &pkt.packet.key;
     if listener.flags & (ACL_ALLOW | ACL_DENY) != 0
         && is_listed(listener.acl, &key.src) != (listener.flags & ACL_ALLOW != 0)
     {
@@ -57,32 +57,32 @@ fn from_client(work: &PacketCtx<'_>, listener: &Listener) -> Result<(), Verdict>
     if listener.flags & LISTENER_LIMITED == 0 {
         return Ok(());
     }
-    let begins = work.packet.is_syn() || key.proto == UDP && conntrack::position(key) == NO_PLACE;
+    let begins = pkt.packet.is_syn() || key.proto == UDP && conntrack::index_of(key) == NO_PLACE;
     if begins {
-        take_flow(listener.id)?;
+        police_flow(listener.id)?;
     }
-    take_bytes(listener.id, work.bytes, |meters| &raw mut meters.forward)
+    police_bytes(listener.id, pkt.bytes, |meters| &raw mut meters.forward)
 }
 
 /// So many bytes come from a backend; [`NO_BACKEND`]: from nobody's.
 #[inline(always)]
-pub fn take_reply(backend: u32, bytes: u64) -> Result<(), Verdict> {
+pub fn police_reply(backend: u32, bytes: u64) -> Result<(), Verdict> {
     let Some(backend) = maps::backend(backend) else { return Ok(()) };
-    take_bytes(backend.listener.into(), bytes, |meters| &raw mut meters.reply)
+    police_bytes(backend.listener.into(), bytes, |meters| &raw mut meters.reply)
 }
 
 /// So many bytes go to a backend.
 #[inline(always)]
-pub fn take_forward(backend: u32, bytes: u64) -> Result<(), Verdict> {
+pub fn police_original(backend: u32, bytes: u64) -> Result<(), Verdict> {
     let Some(backend) = maps::backend(backend) else { return Ok(()) };
-    take_bytes(backend.listener.into(), bytes, |meters| &raw mut meters.forward)
+    police_bytes(backend.listener.into(), bytes, |meters| &raw mut meters.forward)
 }
 
 /// Whether a client is on an access list. The list is asked once per client.
 #[inline(always)]
 fn is_listed(acl: u32, addr: &Address) -> bool {
     let index = hash::address(*addr) ^ acl as usize;
-    let Some(known) = maps::SLB_ADMITTED.get_ptr_mut((index % MAX_ADMITTED) as u32) else {
+    let Some(known) = maps::SLB_ACL_CACHE.get_ptr_mut((index % MAX_ACL_CACHE) as u32) else {
         return maps::is_listed(acl, addr);
     };
     // SAFETY: an element of an array lives as long as the program; who writes to it has taken it.
@@ -104,7 +104,7 @@ fn is_listed(acl: u32, addr: &Address) -> bool {
         return is_listed;
     }
     // SAFETY: an aligned word of an array.
-    if unsafe { atomic::exchange(&raw mut known.write, write, write.wrapping_add(1)) } {
+    if unsafe { atomic::compare_exchange(&raw mut known.write, write, write.wrapping_add(1)) } {
         known.addr = *addr;
         known.acl = acl;
         known.epoch = now;
@@ -117,34 +117,34 @@ fn is_listed(acl: u32, addr: &Address) -> bool {
 }
 
 #[inline(always)]
-fn take_flow(listener: u32) -> Result<(), Verdict> {
+fn police_flow(listener: u32) -> Result<(), Verdict> {
     let Some((limits, meters)) = limits(listener) else { return Ok(()) };
-    if limits.flow_ns == 0 || take(&raw mut meters.flows, limits.flow_ns, limits.flow_burst) {
+    if limits.flow_ns == 0 || conforms(&raw mut meters.flows, limits.flow_ns, limits.flow_burst) {
         return Ok(());
     }
     Err(Verdict::FlowLimit)
 }
 
 #[inline(always)]
-fn take_bytes(
+fn police_bytes(
     listener: u32,
     bytes: u64,
-    meter: impl Fn(&mut Meters) -> *mut u64,
+    meter: impl Fn(&mut Policers) -> *mut u64,
 ) -> Result<(), Verdict> {
     let Some((limits, meters)) = limits(listener) else { return Ok(()) };
     if limits.byte_ns == 0 {
         return Ok(());
     }
     let cost = bytes.wrapping_mul(limits.byte_ns) >> 16;
-    if take(meter(meters), cost, limits.byte_burst) {
+    if conforms(meter(meters), cost, limits.byte_burst) {
         return Ok(());
     }
     Err(Verdict::BandwidthLimit)
 }
 
 #[inline(always)]
-fn limits(listener: u32) -> Option<(&'static Limits, &'static mut Meters)> {
-    let meters = maps::SLB_METERS.get_ptr_mut(listener)?;
+fn limits(listener: u32) -> Option<(&'static Limits, &'static mut Policers)> {
+    let meters = maps::SLB_POLICERS.get_ptr_mut(listener)?;
     // SAFETY: an element of an array lives as long as the program; its words are exchanged, not written.
     Some((maps::SLB_LIMITS.get(listener)?, unsafe { &mut *meters }))
 }
@@ -152,7 +152,7 @@ fn limits(listener: u32) -> Option<(&'static Limits, &'static mut Meters)> {
 /// The generic cell rate algorithm (ITU-T I.371, annex A): whether something that costs so many nanoseconds may
 /// pass by a meter that may be ahead by `burst`. All CPUs share it.
 #[inline(always)]
-fn take(meter: *mut u64, cost: u64, burst: u64) -> bool {
+fn conforms(meter: *mut u64, cost: u64, burst: u64) -> bool {
     /// A CPU that loses so often lets the packet pass.
     const ATTEMPTS: usize = 4;
     // SAFETY: reads a clock of the kernel.
@@ -166,7 +166,7 @@ fn take(meter: *mut u64, cost: u64, burst: u64) -> bool {
             return false;
         }
         // SAFETY: as above.
-        if unsafe { atomic::exchange64(meter, paid, until) } {
+        if unsafe { atomic::compare_exchange64(meter, paid, until) } {
             return true;
         }
     }

@@ -1,4 +1,4 @@
-//! Which backend a flow begins with: by the listener's schedule, and in [`Program::Choose`] by session persistence,
+//! Which backend a flow begins with: by the listener's schedule, and in [`Program::Scheduler`] by session persistence,
 //! the fewest flows, or QUIC connection IDs.
 
 use slb_common::{
@@ -22,35 +22,35 @@ use crate::{
 
 /// Notes the choice for the program that makes the entries.
 #[inline(always)]
-pub fn choose(work: &mut PacketCtx<'_>) -> Outcome {
-    let to = work.packet.key.destination();
+pub fn choose(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let to = pkt.packet.key.destination();
     let listener = maps::listener(&to).ok_or(Verdict::NoListener)?;
     // What began before goes by what was the rule then.
-    if work.packet.is_syn() || work.packet.key.proto == UDP {
-        work.handover.chosen = begin(work, listener)?;
+    if pkt.packet.is_syn() || pkt.packet.key.proto == UDP {
+        pkt.args.chosen = begin(pkt, listener)?;
     }
     Ok(Next::TailCall(Program::Flow))
 }
 
 /// The slot of a flow that begins.
 #[inline(always)]
-fn begin(work: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
+fn begin(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
     if listener.sticky_jiffies == 0 {
-        return schedule(work, listener);
+        return schedule(pkt, listener);
     }
     let Keys { sticky: key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
-    *key = StickyKey { client: work.packet.key.src.copied(), listener: listener.id, spare: 0 };
+    *key = StickyKey { client: pkt.packet.key.src.copied(), listener: listener.id, spare: 0 };
     let key: &StickyKey = key;
-    let expires = work.now.wrapping_add(listener.sticky_jiffies);
+    let expires = pkt.now.wrapping_add(listener.sticky_jiffies);
     // SAFETY: an element of the map lives until the program ends; two CPUs that write to it write much the same.
     if let Some(sticky) = maps::SLB_STICKY.get_ptr_mut(key).map(|sticky| unsafe { &mut *sticky })
-        && !is_over(work.now, sticky.expires)
+        && !is_over(pkt.now, sticky.expires)
         && maps::backend(sticky.backend).is_some_and(|backend| is_open(listener, backend))
     {
         sticky.expires = expires;
         return Ok(sticky.backend | SLOT_KEEP);
     }
-    let slot = schedule(work, listener)?;
+    let slot = schedule(pkt, listener)?;
     let backend = slot & SLOT_BACKEND;
     if backend != NO_BACKEND {
         // Without room for it, its client's next flow may go elsewhere.
@@ -70,12 +70,12 @@ fn is_open(listener: &Listener, backend: &Backend) -> bool {
 
 /// The slot that the listener's scheduler chooses.
 #[inline(always)]
-fn schedule(work: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
+fn schedule(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
     if listener.scheduler == SCHEDULER_LEAST {
         return least(listener);
     }
     if listener.scheduler == SCHEDULER_QUIC
-        && let Some(id) = quic::connection_id(&work.frame, work.packet)
+        && let Some(id) = quic::connection_id(&pkt.frame, pkt.packet)
     {
         if let Some(server) = id.server
             && let Some(backend) = by_server(listener.id, server)
@@ -85,7 +85,7 @@ fn schedule(work: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
         let slot = slot(listener.first_chunk, listener.slots, id.choice)?;
         return Ok(slot | SLOT_KEEP);
     }
-    let slot = by_schedule(listener, &work.packet.key, work.handover.hash, true)?;
+    let slot = by_schedule(listener, &pkt.packet.key, pkt.args.hash, true)?;
     // Datagrams without a connection ID have no other.
     Ok(if listener.scheduler == SCHEDULER_QUIC { slot | SLOT_KEEP } else { slot })
 }
@@ -168,7 +168,7 @@ pub fn by_schedule(
 /// The next slot in turn of a listener that has some.
 #[inline(always)]
 fn turn(listener: &Listener) -> Result<u32, Verdict> {
-    let cursor = maps::SLB_CURSORS.get_ptr_mut(listener.id).ok_or(Verdict::Inconsistent)?;
+    let cursor = maps::SLB_RR_CURSORS.get_ptr_mut(listener.id).ok_or(Verdict::Inconsistent)?;
     // SAFETY: an element of an array map lives as long as the map and is aligned to 8 bytes.
     let turn = unsafe { atomic::fetch_add(cursor, 1) };
     Ok((turn % u64::from(listener.slots)) as u32)

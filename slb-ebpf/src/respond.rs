@@ -20,17 +20,15 @@ use crate::{
 
 /// Makes the packet into the answer that another program has asked for.
 #[inline(always)]
-pub fn write(work: &mut PacketCtx<'_>) -> Outcome {
-    let back = work.ctx.ingress_ifindex() as u32;
-    let what = Verdict::from_slot(work.handover.what);
+pub fn write(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let back = pkt.ctx.ingress_ifindex() as u32;
+    let what = Verdict::from_slot(pkt.args.what);
     let (written, otherwise) = match what {
-        Verdict::Reset => (reset(work), Verdict::NoFlow),
-        Verdict::Closed => (reset(work), Verdict::ClosedDropped),
-        Verdict::Refused if work.packet.key.proto == TCP => {
-            (reset(work), Verdict::NoListenerDropped)
-        }
-        Verdict::Refused => (error(work, true), Verdict::NoListenerDropped),
-        Verdict::TooBig => (error(work, false), Verdict::Oversize),
+        Verdict::Reset => (reset(pkt), Verdict::NoFlow),
+        Verdict::Closed => (reset(pkt), Verdict::ClosedDropped),
+        Verdict::Refused if pkt.packet.key.proto == TCP => (reset(pkt), Verdict::NoListenerDropped),
+        Verdict::Refused => (error(pkt, true), Verdict::NoListenerDropped),
+        Verdict::TooBig => (error(pkt, false), Verdict::Oversize),
         _ => (None, Verdict::Inconsistent),
     };
     match written {
@@ -40,34 +38,34 @@ pub fn write(work: &mut PacketCtx<'_>) -> Outcome {
 }
 
 #[inline(always)]
-fn reset(work: &mut PacketCtx<'_>) -> Option<()> {
-    if work.packet.fragment != FRAGMENT_NONE {
+fn reset(pkt: &mut PacketCtx<'_>) -> Option<()> {
+    if pkt.packet.fragment != FRAGMENT_NONE {
         return None;
     }
-    let before = work.bytes_left();
-    let after = reset::write(&mut work.frame, work.packet)?;
+    let before = pkt.bytes_left();
+    let after = reset::write(&mut pkt.frame, pkt.packet)?;
     // SAFETY: the context is the kernel's; nothing of the frame is touched afterwards.
-    let cut = unsafe { bpf_xdp_adjust_tail(work.ctx.ctx, after as i32 - before as i32) };
+    let cut = unsafe { bpf_xdp_adjust_tail(pkt.ctx.ctx, after as i32 - before as i32) };
     (cut == 0).then_some(())
 }
 
 #[inline(always)]
-fn error(work: &PacketCtx<'_>, is_port: bool) -> Option<()> {
-    if !may_complain(work.now) {
+fn error(pkt: &PacketCtx<'_>, is_port: bool) -> Option<()> {
+    if !may_complain(pkt.now) {
         return None;
     }
-    let is_v4 = work.packet.is_v4();
-    let (cut, head) = (icmp_error::quoted_len(work.packet), if is_v4 { HEAD_V4 } else { HEAD_V6 });
-    let mtu = work.handover.mtu as u16;
+    let is_v4 = pkt.packet.is_v4();
+    let (cut, head) = (icmp_error::quoted_len(pkt.packet), if is_v4 { HEAD_V4 } else { HEAD_V6 });
+    let mtu = pkt.args.mtu as u16;
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
     let resized = unsafe {
-        bpf_xdp_adjust_tail(work.ctx.ctx, cut as i32 - work.bytes_left() as i32) == 0
-            && bpf_xdp_adjust_head(work.ctx.ctx, -(head as i32)) == 0
+        bpf_xdp_adjust_tail(pkt.ctx.ctx, cut as i32 - pkt.bytes_left() as i32) == 0
+            && bpf_xdp_adjust_head(pkt.ctx.ctx, -(head as i32)) == 0
     };
     if !resized {
         return None;
     }
-    let mut frame = ctx::frame(work.ctx);
+    let mut frame = ctx::frame(pkt.ctx);
     let problem = if is_port { Problem::PortUnreachable } else { Problem::TooBig(mtu) };
     icmp_error::write(&mut frame, is_v4, problem)
 }

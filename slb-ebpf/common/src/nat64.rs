@@ -14,7 +14,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Address, Ends, Hop, TCP},
+    abi::{Address, NatTuple, NextHop, TCP},
     checksum::Delta,
     frame::Frame,
     parse::{DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3, Packet},
@@ -58,7 +58,7 @@ pub fn header(frame: &Frame<'_>, packet: &Packet) -> Option<Header> {
         Some(Header { tos, ttl, macs })
     } else {
         let ip = frame.header::<{ Ipv6Hdr::LEN }>(L3)?;
-        let tos = (ip.number(0) >> 4) as u8;
+        let tos = (ip.get_be16(0) >> 4) as u8;
         Some(Header { tos, ttl: ip.get(offset_of!(Ipv6Hdr, hop_limit)), macs })
     }
 }
@@ -74,8 +74,8 @@ pub fn write(
     frame: &mut Frame<'_>,
     packet: &Packet,
     header: &Header,
-    ends: &Ends,
-    hop: Hop,
+    ends: &NatTuple,
+    hop: NextHop,
 ) -> Result<(), Verdict> {
     let payload = packet.len.wrapping_sub(packet.l4).wrapping_add(L3 as u32);
     let ttl = header.ttl.wrapping_sub(u8::from(hop.is_known()));
@@ -113,7 +113,7 @@ fn write_v6(
     header: &Header,
     ttl: u8,
     payload: u32,
-    ends: &Ends,
+    ends: &NatTuple,
     delta: &mut Delta,
 ) -> Result<(), Verdict> {
     let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
@@ -139,7 +139,7 @@ fn write_v4(
     header: &Header,
     ttl: u8,
     payload: u32,
-    ends: &Ends,
+    ends: &NatTuple,
     delta: &mut Delta,
 ) -> Result<(), Verdict> {
     let [_, _, _, src] = ends.src.words();
@@ -163,7 +163,7 @@ fn ports(
     frame: &mut Frame<'_>,
     l4: usize,
     packet: &Packet,
-    ends: &Ends,
+    ends: &NatTuple,
     mut delta: Delta,
 ) -> Result<(), Verdict> {
     let mut ports = frame.header_mut::<4>(l4).ok_or(Verdict::Truncated)?;
@@ -194,10 +194,10 @@ mod tests {
         fixtures::{DESTINATION_MAC, SOURCE_MAC, Sample, samples},
     };
 
-    const HOP: Hop = Hop { ifindex: 3, dst_mac: [6; 6], src_mac: [8; 6] };
+    const HOP: NextHop = NextHop { ifindex: 3, dst_mac: [6; 6], src_mac: [8; 6] };
 
     /// What the program does around `write`.
-    fn translated(bytes: &[u8], ends: &Ends, hop: Hop) -> Option<Vec<u8>> {
+    fn translated(bytes: &[u8], ends: &NatTuple, hop: NextHop) -> Option<Vec<u8>> {
         let mut bytes = bytes.to_vec();
         let mut packet = Packet::default();
         parse::packet(&Frame::from_slice(&mut bytes), &mut packet).unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     /// What another implementation makes of the same segment.
-    fn expected(sample: &Sample, ends: &Ends, hop: Hop) -> Vec<u8> {
+    fn expected(sample: &Sample, ends: &NatTuple, hop: NextHop) -> Vec<u8> {
         let (src_mac, dst_mac, ttl) = if hop.is_known() {
             (hop.src_mac, hop.dst_mac, sample.ttl - 1)
         } else {
@@ -269,8 +269,8 @@ mod tests {
                 ((v4.0).into(), (v4.1).into())
             };
             prop_assume!(src.to_canonical() == src && dst.to_canonical() == dst);
-            let ends = Ends { src: src.into(), dst: dst.into(), sport, dport };
-            let hop = if is_known { HOP } else { Hop::KERNEL };
+            let ends = NatTuple { src: src.into(), dst: dst.into(), sport, dport };
+            let hop = if is_known { HOP } else { NextHop::UNRESOLVED };
             let found = translated(&sample.bytes(), &ends, hop);
             prop_assert_eq!(found, Some(expected(&sample, &ends, hop)), "{:?}", sample);
         }

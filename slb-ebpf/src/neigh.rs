@@ -15,8 +15,8 @@ use aya_ebpf::{
 };
 use slb_common::{
     abi::{
-        Address, CLIENT_LOCAL, Client, EPOCH_MET, EPOCH_TAKEN, Hop, Keys, MAX_CLIENTS, ROLE_LOCAL,
-        ROLE_VIP,
+        Address, ClientNextHop, EPOCH_LEARNED, EPOCH_LOCKED, Keys, MAX_NEXT_HOPS, NEXT_HOP_LOCAL,
+        NextHop, ROLE_LOCAL, ROLE_VIP,
     },
     hash,
     verdict::Verdict,
@@ -33,13 +33,13 @@ const AF_INET6: u8 = 10;
 
 /// How the frame came: the way back to its sender, if that is where the route leads as well.
 #[inline(always)]
-fn back(work: &PacketCtx<'_>) -> Hop {
-    let Some(eth) = work.frame.header::<12>(0) else { return Hop::KERNEL };
+fn reverse_path(pkt: &PacketCtx<'_>) -> NextHop {
+    let Some(eth) = pkt.frame.header::<12>(0) else { return NextHop::UNRESOLVED };
     // The sender's address comes second in a frame, and first in the answer.
     let (to_us, from): ([u16; 3], [u16; 3]) =
         ([eth.get(0), eth.get(2), eth.get(4)], [eth.get(6), eth.get(8), eth.get(10)]);
     let ([a, b, c], [d, e, f]) = (from, to_us);
-    Hop::from_mac_words(work.ctx.ingress_ifindex() as u32, [pair(a, b), pair(c, d), pair(e, f)])
+    NextHop::from_mac_words(pkt.ctx.ingress_ifindex() as u32, [pair(a, b), pair(c, d), pair(e, f)])
 }
 
 /// Two words that stand side by side in a frame, as one.
@@ -51,45 +51,45 @@ const fn pair(first: u16, second: u16) -> u32 {
 
 /// Where the way from a VIP to a client is kept.
 #[inline(always)]
-fn client(addr: &Address, vip: &Address) -> Option<&'static mut Client> {
+fn client(addr: &Address, vip: &Address) -> Option<&'static mut ClientNextHop> {
     let index = hash::address(*addr) ^ hash::address(*vip);
-    let client = maps::SLB_CLIENTS.get_ptr_mut((index % MAX_CLIENTS) as u32)?;
+    let client = maps::SLB_NEXT_HOPS.get_ptr_mut((index % MAX_NEXT_HOPS) as u32)?;
     // SAFETY: an element of an array lives as long as the program; who writes to it has taken it.
     Some(unsafe { &mut *client })
 }
 
 /// Whether it is the one that is looked for, and not about to be another's.
 #[inline(always)]
-fn is_of(client: &Client, addr: &Address, vip: &Address) -> bool {
+fn is_of(client: &ClientNextHop, addr: &Address, vip: &Address) -> bool {
     client.addr.same(*addr) && client.vip.same(*vip)
 }
 
 /// Notes how a client's packets come, until the kernel says how to get to it.
 #[inline(always)]
-pub fn meet_client(work: &PacketCtx<'_>) {
-    let (addr, vip) = (&work.packet.key.src, &work.packet.key.dst);
+pub fn learn_client_neighbour(pkt: &PacketCtx<'_>) {
+    let (addr, vip) = (&pkt.packet.key.src, &pkt.packet.key.dst);
     let Some(client) = client(addr, vip) else { return };
     if !is_of(client, addr, vip) {
-        store(client, addr, vip, back(work), EPOCH_MET, [0, 0]);
+        store(client, addr, vip, reverse_path(pkt), EPOCH_LEARNED, [0, 0]);
     }
 }
 
 /// Writes where nobody else is writing; flags and MTU come last.
 #[inline(always)]
 fn store(
-    client: &mut Client,
+    client: &mut ClientNextHop,
     addr: &Address,
     vip: &Address,
-    hop: Hop,
+    hop: NextHop,
     epoch: u32,
     [flags, mtu]: [u32; 2],
 ) {
     let before = client.epoch;
-    if before == EPOCH_TAKEN {
+    if before == EPOCH_LOCKED {
         return;
     }
     // SAFETY: an aligned word of an array.
-    if !unsafe { atomic::exchange(&raw mut client.epoch, before, EPOCH_TAKEN) } {
+    if !unsafe { atomic::compare_exchange(&raw mut client.epoch, before, EPOCH_LOCKED) } {
         return;
     }
     client.addr = *addr;
@@ -103,21 +103,21 @@ fn store(
 }
 
 /// The way to a client.
-pub struct Way {
+pub struct ClientRoute {
     /// The next hop.
-    pub hop: Hop,
-    /// [`Client::mtu`].
+    pub hop: NextHop,
+    /// [`ClientNextHop::mtu`].
     pub mtu: u32,
 }
 
 /// The way from the VIP `vip` to the client `addr`, looked up in the kernel's tables once per route
 /// epoch. `None`: it is the gateway itself.
 #[inline(always)]
-pub fn to_client(
-    work: &mut PacketCtx<'_>,
+pub fn client_route(
+    pkt: &mut PacketCtx<'_>,
     vip: &Address,
     addr: &Address,
-) -> Result<Option<Way>, Verdict> {
+) -> Result<Option<ClientRoute>, Verdict> {
     let client = client(addr, vip).ok_or(Verdict::Inconsistent)?;
     let epoch = client.epoch;
     let mut hop = client.hop;
@@ -127,41 +127,41 @@ pub fn to_client(
     let is_whole =
         is_of(client, addr, vip) && unsafe { ptr::read_volatile(&raw const client.epoch) } == epoch;
     if !is_whole || epoch != maps::settings().route_epoch {
-        if !is_whole || epoch == EPOCH_TAKEN {
-            hop = Hop::KERNEL;
+        if !is_whole || epoch == EPOCH_LOCKED {
+            hop = NextHop::UNRESOLVED;
         }
         // Copies: the originals may be in registers.
         let mut known = hop;
-        let answer = look_up(&work.view(), &{ *vip }, &{ *addr }, &mut known);
+        let answer = fib_lookup(&pkt.view(), &{ *vip }, &{ *addr }, &mut known);
         hop = known;
         if answer & IS_VERDICT != 0 {
             return Err(Verdict::from_slot(answer & !IS_VERDICT));
         }
-        flags = answer & CLIENT_LOCAL;
+        flags = answer & NEXT_HOP_LOCAL;
         mtu = answer >> MTU_SHIFT;
     }
-    if flags & CLIENT_LOCAL != 0 {
+    if flags & NEXT_HOP_LOCAL != 0 {
         return Ok(None);
     }
-    Ok(Some(Way { hop, mtu }))
+    Ok(Some(ClientRoute { hop, mtu }))
 }
 
-/// In what [`look_up`] gives: the rest is a verdict.
+/// In what [`fib_lookup`] gives: the rest is a verdict.
 const IS_VERDICT: u32 = 1 << 8;
-/// In what [`look_up`] gives: where the MTU begins.
+/// In what [`fib_lookup`] gives: where the MTU begins.
 const MTU_SHIFT: u32 = 16;
 
 /// Asks the kernel for the way from the VIP to the client; `hop` is the last that is known. Gives
-/// [`Client::flags`] and the MTU. Only an answer is good for the epoch; what is a makeshift is asked for again
+/// [`ClientNextHop::flags`] and the MTU. Only an answer is good for the epoch; what is a makeshift is asked for again
 /// with the next reply.
 #[inline(never)]
-fn look_up(facts: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Hop) -> u32 {
+fn fib_lookup(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut NextHop) -> u32 {
     let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
     let epoch = maps::settings().route_epoch;
     if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
         // The hop does not matter.
-        store(client, addr, vip, *hop, epoch, [CLIENT_LOCAL, 0]);
-        return CLIENT_LOCAL;
+        store(client, addr, vip, *hop, epoch, [NEXT_HOP_LOCAL, 0]);
+        return NEXT_HOP_LOCAL;
     }
     let Some(Keys { route, .. }) = maps::keys() else { return 0 };
     for word in &mut *route {
@@ -172,8 +172,8 @@ fn look_up(facts: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Hop)
     const { assert!(size_of::<FibLookup>() == size_of::<[u64; 8]>()) };
     // SAFETY: as long and no less aligned; integers and unions of integers only.
     let query = unsafe { &mut *ptr::from_mut(route).cast::<FibLookup>() };
-    query.ifindex = facts.ctx.ingress_ifindex() as u32;
-    query.l4_protocol = facts.packet.key.proto as u8;
+    query.ifindex = view.ctx.ingress_ifindex() as u32;
+    query.l4_protocol = view.packet.key.proto as u8;
     let src = vip.words();
     let dst = addr.words();
     if addr.is_v4() {
@@ -188,7 +188,7 @@ fn look_up(facts: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Hop)
     // SAFETY: the context is the kernel's, and the query is as long as it says.
     let answer = unsafe {
         bpf_fib_lookup(
-            facts.ctx.ctx.cast(),
+            view.ctx.ctx.cast(),
             ptr::from_mut(query).cast(),
             size_of::<FibLookup>() as i32,
             0,
@@ -196,7 +196,7 @@ fn look_up(facts: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Hop)
     } as u32;
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS if can_redirect(query.ifindex) => {
-            *hop = Hop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
+            *hop = NextHop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
             // SAFETY: both members of the union are numbers. From kernel 5.12 on this is the MTU.
             let mtu: u32 = unsafe { query.__bindgen_anon_1.mtu_result }.into();
             let mtu = if maps::settings().generic == 0 { mtu } else { 0 };
@@ -211,7 +211,7 @@ fn look_up(facts: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Hop)
         BPF_FIB_LKUP_RET_NO_NEIGH if query.ifindex == hop.ifindex => {}
         // A gateway that does not forward for anybody else can still answer its clients.
         BPF_FIB_LKUP_RET_FWD_DISABLED => {}
-        _ => hop.ifindex = Hop::KERNEL.ifindex,
+        _ => hop.ifindex = NextHop::UNRESOLVED.ifindex,
     }
     0
 }

@@ -12,22 +12,22 @@ use crate::{
     ctx,
     outcome::{Next, Outcome},
     route::rejected,
-    tags,
+    vlan,
 };
 
 /// Takes its tags off, and parses it.
 #[inline(always)]
 pub fn prepare(xdp: &XdpContext, scratch: &mut Scratch) -> Outcome {
-    let Scratch { packet, handover, .. } = scratch;
+    let Scratch { packet, args, .. } = scratch;
     // SAFETY: the context is the kernel's.
-    handover.bytes = unsafe { bpf_xdp_get_buff_len(xdp.ctx) };
-    handover.tags = tags::take(xdp).ok_or(Verdict::Inconsistent)?;
+    args.bytes = unsafe { bpf_xdp_get_buff_len(xdp.ctx) };
+    args.tags = vlan::take(xdp).ok_or(Verdict::Inconsistent)?;
     // SAFETY: the context is the kernel's.
     let len = unsafe { bpf_xdp_get_buff_len(xdp.ctx) } as usize;
     match parse::rest(&ctx::frame(xdp), packet, len) {
         Ok(()) => {
             let is_later = packet.fragment == FRAGMENT_LATER;
-            Ok(Next::TailCall(if is_later { Program::Later } else { Program::Guard }))
+            Ok(Next::TailCall(if is_later { Program::Fragment } else { Program::Policy }))
         }
         Err(Reject::Rest) => Err(Verdict::NotOurs),
         Err(reject) => rejected(reject),

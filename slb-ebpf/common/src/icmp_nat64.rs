@@ -11,7 +11,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Address, Ends, FlowKey, Hop, UDP},
+    abi::{Address, FlowKey, NatTuple, NextHop, UDP},
     checksum::{self, Delta},
     frame::Frame,
     icmp::{self, ICMP, ICMPV6, Quote},
@@ -68,12 +68,12 @@ pub fn read(frame: &Frame<'_>, quote: &Quote) -> Option<Error> {
     let (words, len, ttl) = if packet.is_v4() {
         let ip = frame.header::<{ Ipv4Hdr::LEN }>(l3)?;
         let header = l4.wrapping_sub(l3) as u16;
-        let len = ip.number(offset_of!(Ipv4Hdr, tot_len)).wrapping_sub(header);
+        let len = ip.get_be16(offset_of!(Ipv4Hdr, tot_len)).wrapping_sub(header);
         (to_v6(kind, code, rest)?, len, ip.get(offset_of!(Ipv4Hdr, ttl)))
     } else {
         let ip = frame.header::<{ Ipv6Hdr::LEN }>(l3)?;
         let extensions = l4.wrapping_sub(l3 + Ipv6Hdr::LEN) as u16;
-        let len = ip.number(offset_of!(Ipv6Hdr, payload_len)).wrapping_sub(extensions);
+        let len = ip.get_be16(offset_of!(Ipv6Hdr, payload_len)).wrapping_sub(extensions);
         (to_v4(kind, code, rest)?, len, ip.get(offset_of!(Ipv6Hdr, hop_limit)))
     };
     let transport = frame.header::<QUOTED>(l4)?;
@@ -155,7 +155,7 @@ const fn pointer_v4(at: u32) -> Option<u32> {
 
 /// Replaces the ends in what is quoted of the transport header of a packet with the key `old`.
 #[inline(always)]
-pub fn translate(error: &mut Error, old: &FlowKey, ends: &Ends) {
+pub fn translate(error: &mut Error, old: &FlowKey, ends: &NatTuple) {
     let [ports, second] = error.quoted;
     let new = ends.port_word();
     error.quoted[0] = new;
@@ -178,7 +178,7 @@ pub fn translate(error: &mut Error, old: &FlowKey, ends: &Ends) {
 /// `None`: it is not.
 #[must_use]
 #[inline(always)]
-pub fn write(frame: &mut Frame<'_>, error: &Error, ends: &Ends, hop: Hop) -> Option<()> {
+pub fn write(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple, hop: NextHop) -> Option<()> {
     let is_v4 = ends.src.is_v4();
     let mut eth = frame.header_mut::<{ EthHdr::LEN }>(0)?;
     let [a, b, c] = error.macs;
@@ -199,7 +199,7 @@ pub fn write(frame: &mut Frame<'_>, error: &Error, ends: &Ends, hop: Hop) -> Opt
 }
 
 #[inline(always)]
-fn write_v4(frame: &mut Frame<'_>, error: &Error, ends: &Ends) -> Option<()> {
+fn write_v4(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple) -> Option<()> {
     const AT: usize = L3 + Ipv4Hdr::LEN;
     const L4: usize = AT + icmp::LEN + Ipv4Hdr::LEN;
     let [_, _, _, src] = ends.src.words();
@@ -224,7 +224,7 @@ fn write_v4(frame: &mut Frame<'_>, error: &Error, ends: &Ends) -> Option<()> {
 }
 
 #[inline(always)]
-fn write_v6(frame: &mut Frame<'_>, error: &Error, ends: &Ends) -> Option<()> {
+fn write_v6(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple) -> Option<()> {
     const AT: usize = L3 + Ipv6Hdr::LEN;
     const L4: usize = AT + icmp::LEN + Ipv6Hdr::LEN;
     const LEN: u16 = (icmp::LEN + Ipv6Hdr::LEN + QUOTED) as u16;

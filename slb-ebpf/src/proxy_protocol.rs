@@ -1,5 +1,5 @@
 //! What backends of full NAT cannot see: who the client is. They are told as a connection begins, by a header
-//! before its first byte or by an option. [`client_address`] has both.
+//! before its first byte or by an option. [`proxy_protocol`] has both.
 //!
 //! A packet that has been translated comes here as long as its backend may not know yet
 //! ([`ConnState::PROXY_PENDING`]): what begins the connection is told as often as it is sent, so nothing has to be kept for
@@ -13,12 +13,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use slb_common::{
-    abi::{Backend, ConnState, FLOW_FORWARD, Flow, TOLD_HEADER},
+    abi::{Backend, ConnState, FLOW_ORIGINAL, Flow, PROXY_V2},
     checksum::Delta,
-    client_address::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
-    cross::{HEAD_V4, HEAD_V6},
     mss,
+    nat64::{HEAD_V4, HEAD_V6},
     parse::{L3, TcpFlags},
+    proxy_protocol::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
     verdict::Verdict,
 };
 
@@ -39,47 +39,52 @@ const MAX_SENT: u32 = 1 << 20;
 /// The age of a SYN-ACK is counted in units of 2 to the power of this many jiffies.
 const AGE_SHIFT: u32 = 8;
 /// By how much a segment's numbers are changed so that they are not those of a SYN cookie: the fewest bytes that do.
-const COOKIE_SHIFT: u32 = 2 * client_address::COOKIE_SPREAD + 1;
+const COOKIE_SHIFT: u32 = 2 * proxy_protocol::COOKIE_SPREAD + 1;
 
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
-pub fn tell(work: &mut PacketCtx<'_>) -> Outcome {
-    let is_reply = work.handover.what != FLOW_FORWARD.into();
-    let flow = conntrack::at(work.handover.place).ok_or(Verdict::Inconsistent)?;
+pub fn tell(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let is_reply = pkt.args.what != FLOW_ORIGINAL.into();
+    let flow = conntrack::get(pkt.args.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     // What it is by now.
     let is_v4 = if is_reply { flow.src.is_v4() } else { backend.addr.is_v4() };
-    let l4 = if is_v4 == work.packet.is_v4() {
-        work.packet.l4 as usize
+    let l4 = if is_v4 == pkt.packet.is_v4() {
+        pkt.packet.l4 as usize
     } else {
         L3 + if is_v4 { HEAD_V4 } else { HEAD_V6 }
     };
     if is_reply {
-        hear(work, flow, backend, l4)?;
+        on_backend_segment(pkt, flow, backend, l4)?;
     } else {
-        say(work, flow, l4, is_v4)?;
+        on_client_segment(pkt, flow, l4, is_v4)?;
     }
-    Ok(sent(is_reply, work.handover.hop))
+    Ok(sent(is_reply, pkt.args.hop))
 }
 
 /// A client's packet.
 #[inline(always)]
-fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Result<(), Verdict> {
-    let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
+fn on_client_segment(
+    pkt: &mut PacketCtx<'_>,
+    flow: &mut Flow,
+    l4: usize,
+    is_v4: bool,
+) -> Result<(), Verdict> {
+    let tcp = pkt.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let sequence = u32::from_be(tcp.get(SEQUENCE));
     let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
     let options_end = u32::from(tcp.get::<u8>(12) >> 4) * 4;
-    let (flags, len) = (work.packet.flags, work.handover.told);
-    let headers = work.packet.l4.wrapping_sub(L3 as u32).wrapping_add(options_end);
-    if options_end < 20 || headers > work.packet.len {
+    let (flags, len) = (pkt.packet.flags, pkt.args.inserted_len);
+    let headers = pkt.packet.l4.wrapping_sub(L3 as u32).wrapping_add(options_end);
+    if options_end < 20 || headers > pkt.packet.len {
         return Err(Verdict::Malformed);
     }
-    let has_data = headers < work.packet.len;
-    let is_header = flow.told == TOLD_HEADER;
+    let has_data = headers < pkt.packet.len;
+    let is_header = flow.proxy == PROXY_V2;
     let is_told = !flow.state.intersects(ConnState::PROXY_PENDING);
     if flags.intersects(TcpFlags::SYN) {
         // Data in a SYN (RFC 7413) would be taken before anything else.
-        if !work.packet.is_syn() || has_data {
+        if !pkt.packet.is_syn() || has_data {
             return Err(Verdict::BeforeClientAddress);
         }
         let first = sequence.wrapping_add(1);
@@ -92,13 +97,12 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
             let is_own = !is_told && flow.sequence == first;
             // SAFETY: touches no memory of ours.
             let by = if is_own { len.wrapping_neg() } else { unsafe { bpf_get_prandom_u32() } };
-            client_address::renumber(&mut work.frame, l4, SEQUENCE, by)
-                .ok_or(Verdict::Truncated)?;
+            proxy_protocol::renumber(&mut pkt.frame, l4, SEQUENCE, by).ok_or(Verdict::Truncated)?;
         }
-        return set_options(work, flow, l4, is_v4, options_end, 0);
+        return set_options(pkt, flow, l4, is_v4, options_end, 0);
     }
     // Without its number the reply's entry was lost, and made again.
-    let reply = conntrack::reply_of(flow, work.handover.place).filter(|reply| reply.sequence != 0);
+    let reply = conntrack::reply_of(flow, pkt.args.place).filter(|reply| reply.sequence != 0);
     let answers = reply
         .as_ref()
         .filter(|_| flow.state.intersects(ConnState::ACCEPTED) && flags.intersects(TcpFlags::ACK))
@@ -109,14 +113,14 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
             flow.state |= ConnState::ESTABLISHED;
         }
         let is_to_tell = !flags.intersects(TcpFlags::RST) && (!is_told || behind == 0);
-        return set_options(work, flow, l4, is_v4, options_end, if is_to_tell { len } else { 0 });
+        return set_options(pkt, flow, l4, is_v4, options_end, if is_to_tell { len } else { 0 });
     }
     let is_first_answer = answers == Some(0);
     if is_told {
         let numbers = (sequence, acknowledgement);
         let may_be_cookie = flags & (TcpFlags::ACK | TcpFlags::RST) == TcpFlags::ACK
-            && client_address::is_cookie(numbers, flow.sequence)
-            && reply.is_none_or(|reply| may_have_cookie(work.now, reply));
+            && proxy_protocol::is_cookie(numbers, flow.sequence)
+            && reply.is_none_or(|reply| may_have_cookie(pkt.now, reply));
         if !may_be_cookie {
             return Ok(());
         }
@@ -130,7 +134,7 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
         } else {
             (SEQUENCE, COOKIE_SHIFT)
         };
-        return client_address::renumber(&mut work.frame, l4, at, by).ok_or(Verdict::Truncated);
+        return proxy_protocol::renumber(&mut pkt.frame, l4, at, by).ok_or(Verdict::Truncated);
     }
     let behind = sequence.wrapping_sub(flow.sequence);
     if flags.intersects(TcpFlags::RST) {
@@ -141,7 +145,7 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
         if !flow.state.intersects(ConnState::ACCEPTED) {
             return Err(Verdict::BeforeClientAddress);
         }
-        client_address::clear_urgent(&mut work.frame, l4).ok_or(Verdict::Truncated)?;
+        proxy_protocol::clear_urgent(&mut pkt.frame, l4).ok_or(Verdict::Truncated)?;
         if behind != 0 {
             let is_next = behind < MAX_BEHIND;
             let is_probe = behind == u32::MAX && !has_data && !flags.intersects(TcpFlags::FIN);
@@ -150,32 +154,32 @@ fn say(work: &mut PacketCtx<'_>, flow: &mut Flow, l4: usize, is_v4: bool) -> Res
             return if passes { Ok(()) } else { Err(Verdict::BeforeClientAddress) };
         }
     }
-    client_address::renumber(&mut work.frame, l4, SEQUENCE, len.wrapping_neg())
+    proxy_protocol::renumber(&mut pkt.frame, l4, SEQUENCE, len.wrapping_neg())
         .ok_or(Verdict::Truncated)?;
     // In generic mode a packet may be as long as its header can say.
-    if work.packet.len.wrapping_add(len) > u16::MAX.into() {
+    if pkt.packet.len.wrapping_add(len) > u16::MAX.into() {
         return Err(Verdict::Untranslatable);
     }
-    let (words, head, _) = maps::told().ok_or(Verdict::Inconsistent)?;
-    client_address::write(words, true, &flow.key());
-    let delta = client_address::words_delta(words, len);
-    client_address::account(&mut work.frame, is_v4, l4, (0, len), delta, false)
+    let (words, head, _) = maps::proxy_buffers().ok_or(Verdict::Inconsistent)?;
+    proxy_protocol::write(words, true, &flow.key());
+    let delta = proxy_protocol::words_delta(words, len);
+    proxy_protocol::account(&mut pkt.frame, is_v4, l4, (0, len), delta, false)
         .ok_or(Verdict::Truncated)?;
-    insert(work.ctx, l4 as u32 + options_end, len, words, head)
+    insert(pkt.ctx, l4 as u32 + options_end, len, words, head)
 }
 
 /// Gives a segment the options that the backend may see, and `more` bytes of ours before them.
 #[inline(always)]
 fn set_options(
-    work: &mut PacketCtx<'_>,
+    pkt: &mut PacketCtx<'_>,
     flow: &Flow,
     l4: usize,
     is_v4: bool,
     options_end: u32,
     more: u32,
 ) -> Result<(), Verdict> {
-    let (words, head, options) = maps::told().ok_or(Verdict::Inconsistent)?;
-    if work.packet.len.wrapping_add(more) > u16::MAX.into() {
+    let (words, head, options) = maps::proxy_buffers().ok_or(Verdict::Inconsistent)?;
+    if pkt.packet.len.wrapping_add(more) > u16::MAX.into() {
         return Err(Verdict::Untranslatable);
     }
     let (at, before) = (l4 as u32 + 20, options_end.wrapping_sub(20));
@@ -183,27 +187,27 @@ fn set_options(
     if before != 0
         // SAFETY: the context is the kernel's, and there is room for as much.
         && unsafe {
-            bpf_xdp_load_bytes(work.ctx.ctx, at, options.found.as_mut_ptr().cast(), bounded(before)) != 0
+            bpf_xdp_load_bytes(pkt.ctx.ctx, at, options.found.as_mut_ptr().cast(), bounded(before)) != 0
         }
     {
         return Err(Verdict::Truncated);
     }
     if more != 0 {
-        client_address::write(words, false, &flow.key());
+        proxy_protocol::write(words, false, &flow.key());
     }
     let made = tell_make_options(before, more);
     let after = made >> 16;
     let mut delta = Delta::default();
     delta.add32(made & 0xffff);
-    client_address::account(&mut work.frame, is_v4, l4, (before, after), delta, true)
+    proxy_protocol::account(&mut pkt.frame, is_v4, l4, (before, after), delta, true)
         .ok_or(Verdict::Truncated)?;
     if before != after {
-        resize(work.ctx, at, after as i32 - before as i32, head)?;
+        resize(pkt.ctx, at, after as i32 - before as i32, head)?;
     }
     if after != 0
         // SAFETY: as above.
         && unsafe {
-            bpf_xdp_store_bytes(work.ctx.ctx, at, options.made.as_mut_ptr().cast(), bounded(after)) != 0
+            bpf_xdp_store_bytes(pkt.ctx.ctx, at, options.made.as_mut_ptr().cast(), bounded(after)) != 0
         }
     {
         return Err(Verdict::Inconsistent);
@@ -215,16 +219,16 @@ fn set_options(
 /// nothing from a comparison with 0.
 #[inline(always)]
 fn bounded(len: u32) -> u32 {
-    black_box(len.wrapping_sub(1)) % client_address::OPTIONS_SIZE as u32 + 1
+    black_box(len.wrapping_sub(1)) % proxy_protocol::OPTIONS_SIZE as u32 + 1
 }
 
-/// [`client_address::make_options`] for this CPU's, verified once: their length, and below that how the sum changes.
+/// [`proxy_protocol::make_options`] for this CPU's, verified once: their length, and below that how the sum changes.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tell_make_options(before: u32, more: u32) -> u32 {
-    let Some((words, _, options)) = maps::told() else { return 0 };
-    let after = client_address::make_options(options, before, words, more);
-    after << 16 | u32::from(client_address::options_delta(options).folded())
+    let Some((words, _, options)) = maps::proxy_buffers() else { return 0 };
+    let after = proxy_protocol::make_options(options, before, words, more);
+    after << 16 | u32::from(proxy_protocol::options_delta(options).folded())
 }
 
 /// Puts `words`, of which `len` bytes count, into a frame at `at`.
@@ -270,21 +274,21 @@ fn resize(xdp: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, 
 
 /// A backend's packet.
 #[inline(always)]
-fn hear(
-    work: &mut PacketCtx<'_>,
+fn on_backend_segment(
+    pkt: &mut PacketCtx<'_>,
     flow: &mut Flow,
     backend: &Backend,
     l4: usize,
 ) -> Result<(), Verdict> {
-    let (flags, len) = (work.packet.flags, work.handover.told);
-    let is_header = flow.told == TOLD_HEADER;
-    let tcp = work.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
+    let (flags, len) = (pkt.packet.flags, pkt.args.inserted_len);
+    let is_header = flow.proxy == PROXY_V2;
+    let tcp = pkt.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
     let sequence = u32::from_be(tcp.get(SEQUENCE));
     if !flags.intersects(TcpFlags::ACK) {
         return Ok(());
     }
-    let reply = conntrack::reply_of(flow, work.handover.place);
+    let reply = conntrack::reply_of(flow, pkt.args.place);
     let mut first = flow.sequence;
     if flags & (TcpFlags::SYN | TcpFlags::RST) == TcpFlags::SYN {
         first = acknowledgement.wrapping_add(if is_header { len } else { 0 });
@@ -298,26 +302,26 @@ fn hear(
         // Or it was lost, and made again.
         if !is_accepted || reply.sequence == 0 {
             reply.sequence = own;
-            reply.port = units(work.now);
+            reply.port = units(pkt.now);
         }
         let is_told = is_header && !flow.state.intersects(ConnState::PROXY_PENDING);
         let expected = if is_told { distance(own, first, len) } else { first };
         if flow.sequence != expected || reply.sequence != own {
             // Another connection: a SYN of its own begins it.
-            conntrack::forget(flow);
+            conntrack::delete(flow);
             return Err(Verdict::BeforeClientAddress);
         }
         // The client's first segment gets longer.
-        mss::lower(&mut work.frame, l4, len as u16);
+        mss::lower(&mut pkt.frame, l4, len as u16);
     }
     let missing = first.wrapping_sub(acknowledgement);
     if is_header && missing.wrapping_sub(1) < len {
-        return client_address::renumber(&mut work.frame, l4, ACKNOWLEDGEMENT, missing)
+        return proxy_protocol::renumber(&mut pkt.frame, l4, ACKNOWLEDGEMENT, missing)
             .ok_or(Verdict::Truncated);
     }
     // By a header it knows what it has acknowledged, by an option what has come with the first byte.
     let known = missing.wrapping_neg().wrapping_sub(if is_header { 0 } else { 1 });
-    let own = conntrack::reply_of(flow, work.handover.place)
+    let own = conntrack::reply_of(flow, pkt.args.place)
         .map(|reply| reply.sequence)
         .filter(|own| *own != 0 && sequence.wrapping_sub(*own) < MAX_SENT);
     if !flags.intersects(TcpFlags::SYN | TcpFlags::RST)
@@ -328,7 +332,7 @@ fn hear(
         if is_header {
             flow.sequence = distance(own, first, len);
         }
-        conntrack::establish(work.now, flow, work.handover.place, backend);
+        conntrack::establish(pkt.now, flow, pkt.args.place, backend);
     }
     Ok(())
 }

@@ -277,7 +277,7 @@ pub fn account(
     if is_v4 {
         let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
         let at = offset_of!(Ipv4Hdr, tot_len);
-        let before = ip.number(at);
+        let before = ip.get_be16(at);
         let after = before.wrapping_add(more);
         ip.set(at, after.to_be());
         let mut delta = Delta::default();
@@ -287,7 +287,7 @@ pub fn account(
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3)?;
         let at = offset_of!(Ipv6Hdr, payload_len);
-        let after = ip.number(at).wrapping_add(more);
+        let after = ip.get_be16(at).wrapping_add(more);
         ip.set(at, after.to_be());
     }
     // The length in the pseudo-header.

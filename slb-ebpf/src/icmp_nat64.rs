@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::bpf_xdp_adjust_tail;
 use slb_common::{
-    abi::{Ends, FLOW_FORWARD},
-    icmp, icmp_cross,
+    abi::{FLOW_ORIGINAL, NatTuple},
+    icmp, icmp_nat64,
     verdict::Verdict,
 };
 
@@ -16,30 +16,30 @@ use crate::{
 
 /// Makes an error into one of the other family.
 #[inline(always)]
-pub fn translate(work: &mut PacketCtx<'_>) -> Outcome {
-    let is_reply = work.handover.what != FLOW_FORWARD.into();
+pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let is_reply = pkt.args.what != FLOW_ORIGINAL.into();
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
-    write_ends(ends, work.handover.place, is_reply).ok_or(Verdict::Inconsistent)?;
-    let quote = icmp::quote(&work.frame).ok_or(Verdict::Inconsistent)?;
-    let mut error = icmp_cross::read(&work.frame, &quote).ok_or(Verdict::Untranslatable)?;
-    icmp_cross::translate(&mut error, &quote.packet.key, ends);
-    let after = icmp_cross::frame_len(ends.src.is_v4());
-    let before = work.bytes_left();
+    write_ends(ends, pkt.args.place, is_reply).ok_or(Verdict::Inconsistent)?;
+    let quote = icmp::quote(&pkt.frame).ok_or(Verdict::Inconsistent)?;
+    let mut error = icmp_nat64::read(&pkt.frame, &quote).ok_or(Verdict::Untranslatable)?;
+    icmp_nat64::translate(&mut error, &quote.packet.key, ends);
+    let after = icmp_nat64::frame_len(ends.src.is_v4());
+    let before = pkt.bytes_left();
     // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-    if unsafe { bpf_xdp_adjust_tail(work.ctx.ctx, after as i32 - before as i32) } != 0 {
+    if unsafe { bpf_xdp_adjust_tail(pkt.ctx.ctx, after as i32 - before as i32) } != 0 {
         return Err(Verdict::Inconsistent);
     }
-    work.frame = ctx::frame(work.ctx);
-    let hop = work.handover.hop;
-    icmp_cross::write(&mut work.frame, &error, ends, hop).ok_or(Verdict::Truncated)?;
+    pkt.frame = ctx::frame(pkt.ctx);
+    let hop = pkt.args.hop;
+    icmp_nat64::write(&mut pkt.frame, &error, ends, hop).ok_or(Verdict::Truncated)?;
     Ok(sent(is_reply, hop))
 }
 
 /// The ends of the packet that the error is about, as its sender has sent it: a client, or a backend if the
 /// error is no reply.
 #[inline(always)]
-fn write_ends(ends: &mut Ends, place: u32, is_reply: bool) -> Option<()> {
-    let flow = conntrack::at(place)?;
+fn write_ends(ends: &mut NatTuple, place: u32, is_reply: bool) -> Option<()> {
+    let flow = conntrack::get(place)?;
     if is_reply {
         (ends.src, ends.dst) = (flow.src.copied(), flow.dst.copied());
         (ends.sport, ends.dport) = (flow.sport, flow.dport);
