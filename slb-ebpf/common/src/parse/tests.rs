@@ -6,6 +6,8 @@ use etherparse::{
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 
+use crate::net::FlowKey;
+
 use super::{
     fixtures::{Sample, raw_extension, samples},
     *,
