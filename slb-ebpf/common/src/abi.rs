@@ -651,7 +651,8 @@ pub struct Flow {
     /// [`FLOW_FORWARD`]: how its backend is told who the client is: [`TOLD_NOT`], [`TOLD_HEADER`] or
     /// [`TOLD_OPTION`].
     pub told: u8,
-    /// [`FLOW_FORWARD`]: source port towards the backend.
+    /// [`FLOW_FORWARD`]: source port towards the backend. [`FLOW_REPLY`], if the backend is told by a header who the
+    /// client is: when its SYN-ACK was seen, in units of 256 jiffies.
     pub port: u16,
     /// [`FLOW_FORWARD`]: index into `SLB_SOURCES` of the source address towards the backend, or
     /// [`NO_SOURCE`]: the client's own.
@@ -660,7 +661,8 @@ pub struct Flow {
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
     /// [`FLOW_FORWARD`] and [`ANSWERED`]: what the client has to acknowledge. If its backend is told who the
-    /// client is: [`FLOW_FORWARD`]: number of the client's first byte; [`FLOW_REPLY`]: number of the backend's.
+    /// client is: [`FLOW_FORWARD`]: number of the client's first byte, and once the backend has got a header, how far
+    /// that of the backend's is ahead of the header's; [`FLOW_REPLY`]: number of the backend's first byte.
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);

@@ -13,7 +13,7 @@ use super::file_job::Wanted;
 use crate::config::{self, LoadError};
 
 /// Another text for a file, beside it.
-pub(super) struct Staged {
+pub(super) struct AtomicWrite {
     path: PathBuf,
     new: NamedTempFile,
     /// As it was when the text was made from it.
@@ -52,14 +52,14 @@ impl Opened {
     }
 
     /// Writes another text beside it, with the same permissions, and the same owner if this process may give files away.
-    pub fn stage(self, text: &str) -> io::Result<Staged> {
+    pub fn stage(self, text: &str) -> io::Result<AtomicWrite> {
         let Self { path, found, .. } = self;
         let mut new = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
         new.write_all(text.as_bytes())?;
         keep_owner(new.as_file(), &found)?;
         new.as_file().set_permissions(found.permissions())?;
         new.as_file().sync_all()?;
-        Ok(Staged { path, new, was: Version::of(&found) })
+        Ok(AtomicWrite { path, new, was: Version::of(&found) })
     }
 }
 
@@ -83,7 +83,7 @@ fn keep_owner(new: &File, old: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
-impl Staged {
+impl AtomicWrite {
     /// Replaces the file, unless somebody else has written to it meanwhile, or it is not `wanted` any more.
     pub fn commit(self, wanted: &Wanted) -> io::Result<()> {
         if Version::of(&fs::metadata(&self.path)?) != self.was {

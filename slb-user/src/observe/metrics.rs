@@ -3,7 +3,7 @@
 //! Counters are those of the maps, so they go on when the agent is started again. The labels are bounded by the
 //! configuration.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use prometheus_client::{
     collector::Collector,
@@ -12,7 +12,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::api::{BackendStatus, InstanceStatus, ListenerStatus, Status};
+use slb_api::{
+    BackendStatus, Health, InstanceStatus, ListenerStatus, MapStatus, ProblemName, Severity,
+    Status, VerdictCount,
+};
 
 /// What `GET /metrics` answers with.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -77,19 +80,19 @@ impl<T: Copy> Family<T> {
 
 fn counters(status: &Status) -> Vec<Family<u64>> {
     let family = |name, help, values| Family { name, help, unit: None, values };
-    let verdicts = |count: fn(&crate::api::VerdictCount) -> u64| {
+    let verdicts = |count: fn(&VerdictCount) -> u64| {
         let all = status.verdicts.iter();
         all.map(|(verdict, found)| (vec![("verdict", verdict.clone())], count(found))).collect()
     };
-    let listeners = |count: fn(&ListenerStatus) -> [u64; 2]| {
+    let listeners = |count: fn(&ListenerStatus) -> [Option<u64>; 2]| {
         let all = listeners(status).flat_map(|(instance, listener)| {
-            by_direction(&of_listener(instance, listener), count(listener))
+            by_direction(of_listener(instance, listener), count(listener))
         });
         all.collect()
     };
-    let backends = |count: fn(&BackendStatus) -> [u64; 2]| {
+    let backends = |count: fn(&BackendStatus) -> [Option<u64>; 2]| {
         let all = backends(status);
-        all.flat_map(|(labels, backend)| by_direction(&labels, count(backend))).collect()
+        all.flat_map(|(labels, backend)| by_direction(labels, count(backend))).collect()
     };
     vec![
         family("slb_verdicts", "Frames by what became of them.", verdicts(|count| count.packets)),
@@ -97,34 +100,38 @@ fn counters(status: &Status) -> Vec<Family<u64>> {
         family(
             "slb_listener_packets",
             "Frames forwarded for a listener; in: to backends, out: to clients.",
-            listeners(|listener| [listener.packets, listener.reply_packets]),
+            listeners(|listener| [Some(listener.packets), listener.reply_packets]),
         ),
         family(
             "slb_listener_bytes",
             "Bytes forwarded for a listener; in: to backends, out: to clients.",
-            listeners(|listener| [listener.bytes, listener.reply_bytes]),
+            listeners(|listener| [Some(listener.bytes), listener.reply_bytes]),
         ),
         family(
             "slb_listener_flows",
             "Flows given to a listener's backends.",
             self::listeners(status)
-                .map(|(instance, listener)| (of_listener(instance, listener), listener.flows))
+                .filter_map(|(instance, listener)| {
+                    Some((of_listener(instance, listener), listener.flows?))
+                })
                 .collect(),
         ),
         family(
             "slb_backend_packets",
             "Frames; in: to the backend, out: to its clients.",
-            backends(|backend| [backend.packets, backend.reply_packets]),
+            backends(|backend| [Some(backend.packets), backend.reply_packets]),
         ),
         family(
             "slb_backend_bytes",
             "Bytes; in: to the backend, out: to its clients.",
-            backends(|backend| [backend.bytes, backend.reply_bytes]),
+            backends(|backend| [Some(backend.bytes), backend.reply_bytes]),
         ),
         family(
             "slb_backend_flows",
             "Flows given to the backend.",
-            self::backends(status).map(|(labels, backend)| (labels, backend.flows)).collect(),
+            self::backends(status)
+                .filter_map(|(labels, backend)| Some((labels, backend.flows?)))
+                .collect(),
         ),
         family(
             "slb_health_transitions",
@@ -149,61 +156,12 @@ fn counters(status: &Status) -> Vec<Family<u64>> {
 
 fn gauges(status: &Status) -> Vec<Family<f64>> {
     let family = |name, help, values| Family { name, help, unit: None, values };
-    let backends = |value: fn(&BackendStatus) -> Option<f64>| {
-        let all = backends(status);
-        all.filter_map(|(labels, backend)| Some((labels, value(backend)?))).collect()
-    };
-    let maps = |value: fn(&crate::api::MapStatus) -> Option<u64>| {
+    let mut families = backend_gauges(status);
+    let maps = |value: fn(&MapStatus) -> Option<u64>| {
         let all = status.maps.iter();
         all.filter_map(|map| Some((vec![("map", map.name.clone())], value(map)? as f64))).collect()
     };
-    let mut shares = Vec::new();
-    for (instance, listener) in listeners(status) {
-        for backend in &listener.backends {
-            // Those of the other family share other flows.
-            let is_alike = |other: &&BackendStatus| other.is_v4() == backend.is_v4();
-            let all: u64 = listener.backends.iter().filter(is_alike).map(|other| other.flows).sum();
-            if all > 0 {
-                let share = backend.flows as f64 / all as f64;
-                shares.push((of_backend(instance, listener, backend), share));
-            }
-        }
-    }
-    let seconds = backends(|backend| backend.check_seconds);
-    vec![
-        family(
-            "slb_backend_up",
-            "Whether the backend gets new flows as far as its health goes.",
-            backends(|backend| {
-                let is_up = match backend.health.as_str() {
-                    "healthy" | "unchecked" => 1.0,
-                    _ => 0.0,
-                };
-                Some(is_up)
-            }),
-        ),
-        family(
-            "slb_backend_weight",
-            "Configured weight.",
-            backends(|backend| Some(backend.weight.into())),
-        ),
-        family(
-            "slb_backend_active_flows",
-            "Flows of the backend that have an entry and have not ended.",
-            backends(|backend| Some(backend.active_flows as f64)),
-        ),
-        family(
-            "slb_backend_expected_share",
-            "Part of new flows that the backend is to get now, 0 to 1.",
-            backends(|backend| Some(backend.expected_share)),
-        ),
-        family("slb_backend_share", "Part of all flows that the backend has got, 0 to 1.", shares),
-        Family {
-            name: "slb_health_check_duration",
-            help: "How long the last probe took.",
-            unit: Some(Unit::Seconds),
-            values: seconds,
-        },
+    families.extend([
         family("slb_map_entries", "Entries in use of a map.", maps(|map| map.entries)),
         family(
             "slb_map_capacity",
@@ -221,11 +179,69 @@ fn gauges(status: &Status) -> Vec<Family<f64>> {
             vec![(Vec::new(), status.problems.len() as f64)],
         ),
         family(
+            "slb_problem",
+            "Problems of one name; `slb status` has the texts.",
+            problems(status),
+        ),
+        family(
             "slb_build_info",
             "Constant.",
             vec![(vec![("version", status.version.clone())], 1.0)],
         ),
+    ]);
+    families
+}
+
+fn backend_gauges(status: &Status) -> Vec<Family<f64>> {
+    let family = |name, help, value: fn(&BackendStatus) -> Option<f64>| {
+        let all = backends(status);
+        let values = all.filter_map(|(labels, backend)| Some((labels, value(backend)?))).collect();
+        Family { name, help, unit: None, values }
+    };
+    vec![
+        family(
+            "slb_backend_up",
+            "Whether the backend gets new flows as far as its health goes.",
+            |backend| {
+                let is_up = matches!(backend.health, Health::Healthy | Health::Unchecked);
+                Some(f64::from(u8::from(is_up)))
+            },
+        ),
+        family("slb_backend_weight", "Configured weight.", |backend| backend.weight.map(f64::from)),
+        family(
+            "slb_backend_active_flows",
+            "Flows of the backend that have an entry and have not ended.",
+            |backend| Some(backend.active_flows as f64),
+        ),
+        family(
+            "slb_backend_expected_share",
+            "Part of new flows that the backend is to get now, 0 to 1.",
+            |backend| backend.expected_share,
+        ),
+        family(
+            "slb_backend_share",
+            "Part of all flows that the backend has got, 0 to 1; of packets where flows are not counted.",
+            |backend| backend.share,
+        ),
+        Family {
+            unit: Some(Unit::Seconds),
+            ..family("slb_health_check_duration", "How long the last probe took.", |backend| {
+                backend.last_probe.as_ref().map(|probe| probe.duration_seconds)
+            })
+        },
     ]
+}
+
+/// How many problems there are of each name.
+fn problems(status: &Status) -> Vec<(Labels, f64)> {
+    let mut counts = BTreeMap::<(ProblemName, Severity), f64>::new();
+    for problem in &status.problems {
+        *counts.entry((problem.name, problem.severity)).or_default() += 1.0;
+    }
+    let labels = |name: ProblemName, severity: Severity| {
+        vec![("name", name.to_string()), ("severity", severity.to_string())]
+    };
+    counts.into_iter().map(|((name, severity), count)| (labels(name, severity), count)).collect()
 }
 
 fn listeners(status: &Status) -> impl Iterator<Item = (&InstanceStatus, &ListenerStatus)> {
@@ -242,20 +258,18 @@ fn backends(status: &Status) -> impl Iterator<Item = (Labels, &BackendStatus)> {
     })
 }
 
-/// What went to backends, and what came from them.
-fn by_direction(labels: &Labels, [to, from]: [u64; 2]) -> [(Labels, u64); 2] {
-    [("in", to), ("out", from)].map(|(direction, count)| {
+/// What went to backends, and what came from them; what is not known is left out.
+fn by_direction(labels: Labels, counts: [Option<u64>; 2]) -> impl Iterator<Item = (Labels, u64)> {
+    let counts = ["in", "out"].into_iter().zip(counts);
+    counts.filter_map(move |(direction, count)| {
         let mut labels = labels.clone();
         labels.push(("direction", direction.to_owned()));
-        (labels, count)
+        Some((labels, count?))
     })
 }
 
 fn of_listener(instance: &InstanceStatus, listener: &ListenerStatus) -> Labels {
-    vec![
-        ("instance", instance.name.clone()),
-        ("listener", format!("{}/{}", listener.protocol, listener.port)),
-    ]
+    vec![("instance", instance.name.clone()), ("listener", listener.label())]
 }
 
 fn of_backend(
@@ -267,7 +281,7 @@ fn of_backend(
     labels.extend([
         ("group", listener.group.clone()),
         ("backend", backend.name.clone()),
-        ("address", backend.endpoint.clone()),
+        ("address", backend.endpoint.to_string()),
     ]);
     labels
 }
@@ -275,7 +289,7 @@ fn of_backend(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fixtures;
+    use crate::observe::fixtures;
 
     #[test]
     fn given_a_status_when_encoded_then_every_metric_is_there_by_its_name() {
@@ -305,10 +319,39 @@ mod tests {
             "slb_reload_failures_total 2".to_owned(),
             "slb_log_lines_dropped_total 5".to_owned(),
             "slb_problems 1.0".to_owned(),
+            "slb_problem{name=\"forwarding_off\",severity=\"critical\"} 1.0".to_owned(),
             "slb_build_info{version=\"1.2.3\"} 1.0".to_owned(),
         ];
         for line in lines {
             assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_is_not_known_is_absent() {
+        let mut status = fixtures::status();
+        let listener = &mut status.instances[0].listeners[0];
+        listener.flows = None;
+        listener.reply_packets = None;
+        listener.backends.truncate(1);
+        let backend = &mut listener.backends[0];
+        (backend.flows, backend.reply_packets, backend.reply_bytes) = (None, None, None);
+        (backend.weight, backend.share, backend.expected_share) = (None, None, None);
+        backend.last_probe = None;
+        let text = encode(status).unwrap();
+        let absent = [
+            "slb_listener_flows_total",
+            "slb_backend_flows_total",
+            "slb_backend_weight",
+            "slb_backend_share",
+            "slb_backend_expected_share",
+            "slb_health_check_duration_seconds",
+        ];
+        for name in absent {
+            assert!(!text.contains(name), "{name} is in\n{text}");
+        }
+        let packets = |line: &&str| line.starts_with("slb_backend_packets_total{");
+        let directions: Vec<_> = text.lines().filter(packets).collect();
+        assert!(matches!(directions[..], [one] if one.contains("direction=\"in\"")), "{text}");
     }
 }

@@ -2,12 +2,11 @@
 //! weight in it is not to wait for that.
 
 use std::{
-    fmt::Display,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::staged::{Opened, Staged};
+use super::atomic_write::{AtomicWrite, Opened};
 use crate::{
     api::Refusal,
     config::{self, Config, Edit, Mistake},
@@ -18,7 +17,7 @@ pub(super) type Parsed = (Config, Vec<Mistake>);
 
 /// The last text that was read, and what it says.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known(Arc<Mutex<Option<Text>>>);
+pub(super) struct ConfigCache(Arc<Mutex<Option<Text>>>);
 
 #[derive(Debug)]
 struct Text {
@@ -26,13 +25,13 @@ struct Text {
     parsed: Parsed,
 }
 
-impl Known {
+impl ConfigCache {
     /// Reads the file at `path`.
     pub fn read(&self, path: &Path) -> Result<Parsed, Refusal> {
-        let text = config::read(path).map_err(invalid)?;
+        let text = config::read(path)?;
         let known = match self.take(&text) {
             Some(known) => known,
-            None => Text { parsed: config::parse(path, &text).map_err(invalid)?, text },
+            None => Text { parsed: parse(path, &text)?, text },
         };
         let parsed = known.parsed.clone();
         self.put(known);
@@ -40,30 +39,34 @@ impl Known {
     }
 
     /// The file as it will be, written beside it; not if it stays as it is.
-    pub fn edited(&self, path: &Path, edit: &Edit) -> Result<(Parsed, Option<Staged>), Refusal> {
-        let file = Opened::read(path).map_err(invalid)?;
+    pub fn edited(
+        &self,
+        path: &Path,
+        edit: &Edit,
+    ) -> Result<(Parsed, Option<AtomicWrite>), Refusal> {
+        let file = Opened::read(path)?;
         let before = self.take(&file.text).map(|known| known.parsed);
-        let text = edit.apply(&file.text).map_err(invalid)?;
+        let text = config::apply(edit, &file.text)?;
         // Warnings name lines, which may be others by now.
         let quick = before
             .filter(|(_, warnings)| warnings.is_empty())
             .and_then(|(config, warnings)| Some((config.edited(edit)?, warnings)));
         let parsed = match quick {
             Some(parsed) => parsed,
-            None => match config::parse(path, &text) {
+            None => match parse(path, &text) {
                 Ok(parsed) => parsed,
                 // What was wrong with it before, by the lines that it has.
                 Err(error) => {
-                    config::parse(path, &file.text).map_err(invalid)?;
-                    return Err(invalid(error));
+                    parse(path, &file.text)?;
+                    return Err(error);
                 }
             },
         };
         let staged = if text == file.text {
             None
         } else {
-            let staged = file.stage(&text).map_err(|error| super::reload::unwritable(path, &error));
-            Some(staged?)
+            let staged = file.stage(&text);
+            Some(staged.map_err(|why| Refusal::Unwritable { path: path.to_owned(), why })?)
         };
         self.put(Text { text, parsed: parsed.clone() });
         Ok((parsed, staged))
@@ -80,6 +83,6 @@ impl Known {
     }
 }
 
-fn invalid(error: impl Display) -> Refusal {
-    Refusal::Invalid(error.to_string())
+fn parse(path: &Path, text: &str) -> Result<Parsed, Refusal> {
+    config::parse(path, text).map_err(|report| Refusal::File(config::LoadError::Invalid(report)))
 }
