@@ -466,7 +466,7 @@ impl<'a, 's> World<'a, 's> {
         crate::fixture::at(crate::fixture::SOURCES[family][number], flow.port)
     }
 
-    fn from_backend(&self, answer: &Answer) -> Frame {
+    fn frame_of_backend(&self, answer: &Answer) -> Frame {
         let Answer { to, seq, ack, flags, payload } = answer.clone();
         let transport = Transport::Tcp { flags, options: Vec::new() };
         let frame = Frame::tcp(self.inside, to);
@@ -503,7 +503,7 @@ impl<'a, 's> World<'a, 's> {
         if self.random.one_in(20) {
             return;
         }
-        let frame = self.from_backend(&answer);
+        let frame = self.frame_of_backend(&answer);
         let before = self.flow();
         let (verdict, bytes) = self.run(LAN, &frame);
         self.note(
