@@ -96,15 +96,15 @@ fn note_inserted_len(pkt: &mut PacketCtx<'_>, flow: &Flow, is_reply: bool) {
     let len = proxy_protocol::len(is_header, flow.src.is_v4());
     let is_known = !flow.state.intersects(ConnState::PROXY_PENDING)
         && !pkt.packet.flags.intersects(TcpFlags::SYN);
-    if !is_known || !is_reply && may_tell_otherwise(pkt, flow, is_header, len) {
+    if !is_known || !is_reply && may_tell_otherwise(pkt, flow, is_header) {
         pkt.args.inserted_len = len;
     }
 }
 
-/// Whether a segment of a connection whose backend has been told may tell it something else: it begins the
+/// Whether a segment of a connection whose backend has been told may tell it something else: it may begin the
 /// connection once more, or has options of its own.
 #[inline(always)]
-fn may_tell_otherwise(pkt: &PacketCtx<'_>, flow: &Flow, is_header: bool, len: u32) -> bool {
+fn may_tell_otherwise(pkt: &PacketCtx<'_>, flow: &Flow, is_header: bool) -> bool {
     /// Of a TCP header without options, and with as many as a timestamp takes.
     const PLAIN: u8 = 5;
     const STAMPED: u8 = 8;
@@ -112,14 +112,15 @@ fn may_tell_otherwise(pkt: &PacketCtx<'_>, flow: &Flow, is_header: bool, len: u3
     const STAMP: u32 = 0x0101_080a_u32.to_be();
     let l4 = pkt.packet.l4 as usize;
     let Some(tcp) = pkt.frame.header::<20>(l4) else { return true };
-    let behind = u32::from_be(tcp.get(proxy_protocol::SEQUENCE)).wrapping_sub(flow.sequence);
+    let sequence = u32::from_be(tcp.get(proxy_protocol::SEQUENCE));
     if is_header {
-        return behind == len.wrapping_neg();
+        let numbers = (sequence, u32::from_be(tcp.get(proxy_protocol::ACKNOWLEDGEMENT)));
+        return proxy_protocol::is_cookie(numbers, flow.sequence);
     }
     let words = tcp.get::<u8>(12) >> 4;
     let is_stamped = words == STAMPED
         && pkt.frame.header::<24>(l4).is_some_and(|tcp| tcp.get::<u32>(20) == STAMP);
-    behind == 0 || !(words == PLAIN || is_stamped)
+    sequence == flow.sequence || !(words == PLAIN || is_stamped)
 }
 
 /// From a backend.

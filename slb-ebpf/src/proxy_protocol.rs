@@ -9,7 +9,7 @@
 use core::{hint::black_box, ptr};
 
 use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
+    helpers::{bpf_get_prandom_u32, bpf_xdp_adjust_head, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
     programs::XdpContext,
 };
 use slb_common::{
@@ -36,6 +36,10 @@ const MAX_BEHIND: u32 = 1 << 16;
 const MAX_ACKNOWLEDGED: u32 = MAX_BEHIND + 1;
 /// As much as a backend may have sent on its own meanwhile.
 const MAX_SENT: u32 = 1 << 20;
+/// The age of a SYN-ACK is counted in units of 2 to the power of this many jiffies.
+const AGE_SHIFT: u32 = 8;
+/// By how much a segment's numbers are changed so that they are not those of a SYN cookie: the fewest bytes that do.
+const COOKIE_SHIFT: u32 = 2 * proxy_protocol::COOKIE_SPREAD + 1;
 
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
@@ -83,20 +87,28 @@ fn on_client_segment(
         if !pkt.packet.is_syn() || has_data {
             return Err(Verdict::BeforeClientAddress);
         }
+        let first = sequence.wrapping_add(1);
         if !flow.state.intersects(ConnState::ACCEPTED) {
-            flow.sequence = sequence.wrapping_add(1);
+            flow.sequence = first;
         }
         if is_header {
-            proxy_protocol::renumber(&mut pkt.frame, l4, SEQUENCE, len.wrapping_neg())
-                .ok_or(Verdict::Truncated)?;
+            // Another SYN than that of the connection may begin one at a backend that has forgotten this: at a
+            // number that the client does not know, until the SYN-ACK removes the entry.
+            let is_own = !is_told && flow.sequence == first;
+            // SAFETY: touches no memory of ours.
+            let by = if is_own { len.wrapping_neg() } else { unsafe { bpf_get_prandom_u32() } };
+            proxy_protocol::renumber(&mut pkt.frame, l4, SEQUENCE, by).ok_or(Verdict::Truncated)?;
         }
         return set_options(pkt, flow, l4, is_v4, options_end, 0);
     }
-    let answers = conntrack::reply_of(flow, pkt.args.place)
+    // Without its number the reply's entry was lost, and made again.
+    let reply = conntrack::reply_of(flow, pkt.args.place).filter(|reply| reply.sequence != 0);
+    let answers = reply
+        .as_ref()
         .filter(|_| flow.state.intersects(ConnState::ACCEPTED) && flags.intersects(TcpFlags::ACK))
         .map(|reply| acknowledgement.wrapping_sub(reply.sequence));
-    let behind = sequence.wrapping_sub(flow.sequence);
     if !is_header {
+        let behind = sequence.wrapping_sub(flow.sequence);
         if answers.is_some_and(|answers| answers < MAX_SENT) {
             flow.state |= ConnState::ESTABLISHED;
         }
@@ -104,23 +116,42 @@ fn on_client_segment(
         return set_options(pkt, flow, l4, is_v4, options_end, if is_to_tell { len } else { 0 });
     }
     let is_first_answer = answers == Some(0);
-    if flags.intersects(TcpFlags::RST) {
-        if is_told || behind != 0 {
+    if is_told {
+        let numbers = (sequence, acknowledgement);
+        let may_be_cookie = flags & (TcpFlags::ACK | TcpFlags::RST) == TcpFlags::ACK
+            && proxy_protocol::is_cookie(numbers, flow.sequence)
+            && reply.is_none_or(|reply| may_have_cookie(pkt.now, reply));
+        if !may_be_cookie {
             return Ok(());
         }
-    } else if is_told {
-        // The header has been sent with this number. To a backend that has forgotten the connection, this
-        // may be one that begins (SYN cookies).
-        return if is_first_answer { Err(Verdict::BeforeClientAddress) } else { Ok(()) };
+        if is_first_answer {
+            return Err(Verdict::BeforeClientAddress);
+        }
+        // A client may have sent and got just as much, so it may not be dropped. An acknowledgement alone counts from
+        // anywhere in the window; data cannot move, but may acknowledge less.
+        let (at, by) = if has_data || flags.intersects(TcpFlags::FIN) {
+            (ACKNOWLEDGEMENT, COOKIE_SHIFT.wrapping_neg())
+        } else {
+            (SEQUENCE, COOKIE_SHIFT)
+        };
+        return proxy_protocol::renumber(&mut pkt.frame, l4, at, by).ok_or(Verdict::Truncated);
+    }
+    let behind = sequence.wrapping_sub(flow.sequence);
+    if flags.intersects(TcpFlags::RST) {
+        if behind != 0 {
+            return Ok(());
+        }
     } else {
         if !flow.state.intersects(ConnState::ACCEPTED) {
             return Err(Verdict::BeforeClientAddress);
         }
         proxy_protocol::clear_urgent(&mut pkt.frame, l4).ok_or(Verdict::Truncated)?;
         if behind != 0 {
-            let is_next = behind < MAX_BEHIND && is_first_answer;
+            let is_next = behind < MAX_BEHIND;
             let is_probe = behind == u32::MAX && !has_data && !flags.intersects(TcpFlags::FIN);
-            return if is_next || is_probe { Ok(()) } else { Err(Verdict::BeforeClientAddress) };
+            // The numbers of a cookie have another distance.
+            let passes = is_first_answer && (is_next || is_probe);
+            return if passes { Ok(()) } else { Err(Verdict::BeforeClientAddress) };
         }
     }
     proxy_protocol::renumber(&mut pkt.frame, l4, SEQUENCE, len.wrapping_neg())
@@ -258,19 +289,24 @@ fn on_backend_segment(
         return Ok(());
     }
     let reply = conntrack::reply_of(flow, pkt.args.place);
+    let mut first = flow.sequence;
     if flags & (TcpFlags::SYN | TcpFlags::RST) == TcpFlags::SYN {
-        let first = acknowledgement.wrapping_add(if is_header { len } else { 0 });
+        first = acknowledgement.wrapping_add(if is_header { len } else { 0 });
         let own = sequence.wrapping_add(1);
         let Some(reply) = reply else { return Err(Verdict::BeforeClientAddress) };
-        if !flow.state.intersects(ConnState::ACCEPTED) {
+        let is_accepted = flow.state.intersects(ConnState::ACCEPTED);
+        if !is_accepted {
             flow.sequence = first;
             flow.state |= ConnState::ACCEPTED;
-            reply.sequence = own;
-        } else if reply.sequence == 0 {
-            // It was lost, and made again.
-            reply.sequence = own;
         }
-        if flow.sequence != first || reply.sequence != own {
+        // Or it was lost, and made again.
+        if !is_accepted || reply.sequence == 0 {
+            reply.sequence = own;
+            reply.port = units(pkt.now);
+        }
+        let is_told = is_header && !flow.state.intersects(ConnState::PROXY_PENDING);
+        let expected = if is_told { distance(own, first, len) } else { first };
+        if flow.sequence != expected || reply.sequence != own {
             // Another connection: a SYN of its own begins it.
             conntrack::delete(flow);
             return Err(Verdict::BeforeClientAddress);
@@ -278,21 +314,45 @@ fn on_backend_segment(
         // The client's first segment gets longer.
         mss::lower(&mut pkt.frame, l4, len as u16);
     }
-    let missing = flow.sequence.wrapping_sub(acknowledgement);
+    let missing = first.wrapping_sub(acknowledgement);
     if is_header && missing.wrapping_sub(1) < len {
         return proxy_protocol::renumber(&mut pkt.frame, l4, ACKNOWLEDGEMENT, missing)
             .ok_or(Verdict::Truncated);
     }
     // By a header it knows what it has acknowledged, by an option what has come with the first byte.
     let known = missing.wrapping_neg().wrapping_sub(if is_header { 0 } else { 1 });
-    let is_of_connection = conntrack::reply_of(flow, pkt.args.place)
-        .is_some_and(|reply| sequence.wrapping_sub(reply.sequence) < MAX_SENT);
+    let own = conntrack::reply_of(flow, pkt.args.place)
+        .map(|reply| reply.sequence)
+        .filter(|own| *own != 0 && sequence.wrapping_sub(*own) < MAX_SENT);
     if !flags.intersects(TcpFlags::SYN | TcpFlags::RST)
         && flow.state.contains(ConnState::ACCEPTED | ConnState::PROXY_PENDING)
         && known <= MAX_ACKNOWLEDGED
-        && is_of_connection
+        && let Some(own) = own
     {
+        if is_header {
+            flow.sequence = distance(own, first, len);
+        }
         conntrack::establish(pkt.now, flow, pkt.args.place, backend);
     }
     Ok(())
+}
+
+/// How far the backend's first number, `own`, is ahead of that of the header.
+#[inline(always)]
+const fn distance(own: u32, first: u32, len: u32) -> u32 {
+    own.wrapping_sub(first.wrapping_sub(len))
+}
+
+/// A time in units of [`AGE_SHIFT`].
+#[inline(always)]
+const fn units(jiffies: u32) -> u16 {
+    (jiffies >> AGE_SHIFT) as u16
+}
+
+/// Whether a SYN-ACK that a reply's entry stands for may have had a cookie that is still good: Linux takes one for two
+/// minutes, and a connection may be opening for one.
+#[inline(always)]
+fn may_have_cookie(now: u32, reply: &Flow) -> bool {
+    let minutes = units(maps::settings().opening_jiffies.wrapping_mul(2));
+    units(now).wrapping_sub(reply.port) <= minutes.wrapping_add(1)
 }

@@ -2,21 +2,14 @@
 
 mod client;
 mod connections;
-mod flows;
 mod http;
+mod refusal;
 mod server;
-mod status;
 
 pub use client::{ClientError, Connection};
-pub use flows::{Asked, Explained, FlowFilter, FlowStatus, Flows, Names};
 pub use http::{HttpError, serve_metrics};
-pub use server::{ApiError, Refusal, Request, Sight, description_of_api, serve};
-pub use status::{
-    BackendStatus, Event, EventFilter, File, FlowTableStatus, InstanceStatus, InterfaceStatus,
-    ListenerStatus, MapStatus, Reloaded, Status, VerdictCount,
-};
+pub use refusal::{Refusal, RefusalKind};
+pub use server::{Agent, ApiError, Request, description_of_api, serve};
 
-#[cfg(test)]
-pub(crate) mod fixtures;
 #[cfg(test)]
 mod tests;

@@ -15,9 +15,10 @@ use std::{
 use ipnet::IpNet;
 
 pub use changes::changes;
-pub use edit::{Edit, EditError, Place};
+pub use edit::{EditError, apply};
 pub use parse::{api, load, parse, read};
 pub use report::{LoadError, Mistake, Report};
+pub use slb_api::{Edit, Place, Protocol, Scheduler};
 
 mod changes;
 mod edit;
@@ -62,15 +63,6 @@ words!(Announce { Arp = "arp", None = "none" });
 words!(NoListener { Pass = "pass", Drop = "drop", Reset = "reset" });
 words!(Forwarding { Nat = "nat", FullNat = "full-nat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
 words!(ClientAddress { None = "none", ProxyV2 = "proxy-v2", TcpOption = "tcp-option" });
-words!(Protocol { Tcp = "tcp", Udp = "udp" });
-words!(Scheduler {
-    Tch = "tch",
-    Sch = "sch",
-    Qch = "qch",
-    Wrr = "wrr",
-    Rr = "rr",
-    Wlc = "wlc"
-});
 words!(AclMode { Allow = "allow", Deny = "deny" });
 words!(AllUnhealthy { FailClosed = "fail-closed", FailOpen = "fail-open" });
 words!(HttpMethod { Head = "HEAD", Get = "GET" });
@@ -271,15 +263,6 @@ pub struct Backend {
     pub region: Option<String>,
 }
 
-/// Transport protocol of a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// RFC 9293.
-    Tcp,
-    /// RFC 768.
-    Udp,
-}
-
 /// Protocol and port on the instance's VIPs, and where they lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
@@ -309,23 +292,6 @@ pub struct Listener {
     pub enabled: bool,
     /// `None`: switched off, every backend counts as healthy.
     pub health_check: Option<HealthCheck>,
-}
-
-/// How a backend is chosen for a new flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheduler {
-    /// Weighted consistent hash of the 4-tuple (Maglev).
-    Tch,
-    /// The same of the source address.
-    Sch,
-    /// The same of the QUIC connection ID, unless that names a backend.
-    Qch,
-    /// Weighted round robin.
-    Wrr,
-    /// Round robin, whatever the weights are; but a weight of 0 is none.
-    Rr,
-    /// Weighted least connections.
-    Wlc,
 }
 
 /// `[instance.listener.acl]`: access by client address.

@@ -1,6 +1,7 @@
 //! The kernel's side: loading, pinning and attaching the program, and writing its maps.
 
 mod bpffs;
+mod counters;
 mod decap;
 mod error;
 mod explain;
@@ -18,11 +19,12 @@ mod slots;
 mod trace;
 
 pub use bpffs::BpffsError;
+pub use counters::Counters;
 pub use decap::{Decap, Decapsulated};
 pub use error::LoadError;
 pub use explain::{Explainer, Explanation, Question, Step};
-pub use flow_table::{Errand, FlowTable, Found, Watched};
+pub use flow_table::{FlowTable, SweepReport, SweepRequest, Watched};
 pub use links::Attachment;
 pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE};
-pub use maps::{Maps, TableError};
+pub use maps::{Applied, Maps, TableError};
 pub use pins::{Pins, unload};

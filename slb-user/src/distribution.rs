@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use crate::api::{BackendStatus, ListenerStatus, Status};
+use slb_api::{BackendStatus, ListenerStatus, Scheduler, Status};
 
 /// One in some ten thousand backends is farther off by chance.
 const SIGMAS: f64 = 4.0;
@@ -21,7 +21,7 @@ pub struct Distribution {
     /// Such as `tcp/80`.
     pub listener: String,
     /// How a backend is chosen.
-    pub scheduler: String,
+    pub scheduler: Scheduler,
     /// `IPv4` or `IPv6`: of the backends' addresses.
     pub family: &'static str,
     /// `flows`, or `packets` where flows are not counted.
@@ -67,10 +67,10 @@ pub struct Part {
     pub backend: String,
     /// Its address and port.
     pub address: String,
-    /// Configured weight.
-    pub weight: u32,
-    /// 0 to 1.
-    pub expected_share: f64,
+    /// Configured weight; `None`: the configuration does not name the backend any more.
+    pub weight: Option<u32>,
+    /// 0 to 1; `None`: the listener has no schedule.
+    pub expected_share: Option<f64>,
     /// 0 to 1; `None`: there was nothing to share.
     pub share: Option<f64>,
     /// Flows, or packets.
@@ -91,7 +91,7 @@ pub fn between(before: &Status, after: &Status) -> Vec<Distribution> {
             let was = was.and_then(|was| {
                 was.listeners
                     .iter()
-                    .find(|was| (&was.protocol, was.port) == (&listener.protocol, listener.port))
+                    .find(|was| (was.protocol, was.port) == (listener.protocol, listener.port))
             });
             for family in ["IPv4", "IPv6"] {
                 let name = &instance.name;
@@ -117,11 +117,10 @@ fn of_family(
     if now.is_empty() {
         return None;
     }
-    // By hash nobody knows when a flow of UDP begins.
-    let counts_packets = listener.protocol == "udp" && is_by_hash(&listener.scheduler);
+    let counts_packets = now.iter().any(|backend| backend.flows.is_none());
     let count = |backend: &BackendStatus| match counts_packets {
         true => backend.packets,
-        false => backend.flows,
+        false => backend.flows.unwrap_or_default(),
     };
     let counts: Vec<u64> = now
         .iter()
@@ -151,12 +150,12 @@ fn of_family(
              busy ones weigh more"
                 .to_owned()
         }
-        None if differs && listener.scheduler == "wlc" => {
+        None if differs && listener.scheduler == Scheduler::Wlc => {
             "wlc evens out the flows that there are, not those that begin: a backend whose flows end \
              sooner gets more"
                 .to_owned()
         }
-        None if differs && listener.scheduler == "sch" => {
+        None if differs && listener.scheduler == Scheduler::Sch => {
             "sch gives all flows of a client to one backend: clients share as expected, and busy \
              ones weigh more"
                 .to_owned()
@@ -164,15 +163,15 @@ fn of_family(
         None if differs => "differs by more than chance allows, for no reason that is known here; \
                             SYNs that are sent again count twice"
             .to_owned(),
-        None if is_by_hash(&listener.scheduler) && is_few(&parts, total) => {
+        None if listener.scheduler.is_by_hash() && is_few(&parts, total) => {
             "too few flows to tell".to_owned()
         }
         None => "as expected".to_owned(),
     };
     Some(Distribution {
         instance: instance.to_owned(),
-        listener: format!("{}/{}", listener.protocol, listener.port),
-        scheduler: listener.scheduler.clone(),
+        listener: listener.label(),
+        scheduler: listener.scheduler,
         family,
         unit: unit(counts_packets),
         total,
@@ -184,7 +183,7 @@ fn of_family(
 }
 
 fn part(backend: &BackendStatus, count: u64, total: u64, counts_packets: bool) -> Part {
-    let (p, n) = (backend.expected_share, total as f64);
+    let (p, n) = (backend.expected_share.unwrap_or_default(), total as f64);
     let (expected, deviation) = (n * p, (n * p * (1.0 - p)).sqrt());
     let off = count as f64 - expected;
     // With none or all of the flows there is no chance, but a flow may have begun while nobody looked.
@@ -194,9 +193,9 @@ fn part(backend: &BackendStatus, count: u64, total: u64, counts_packets: bool) -
     let differs = total > 0 && !counts_packets && (is_off || is_certain && off.abs() > 1.0);
     Part {
         backend: backend.name.clone(),
-        address: backend.endpoint.clone(),
+        address: backend.endpoint.to_string(),
         weight: backend.weight,
-        expected_share: p,
+        expected_share: backend.expected_share,
         share: (total > 0).then(|| count as f64 / n),
         count,
         sigmas,
@@ -230,7 +229,9 @@ fn reason(
     if let Some((was, is)) = pairs().find(|(was, is)| was.weight != is.weight) {
         return Some(format!(
             "the weight of {} changed in between, from {} to {}",
-            is.name, was.weight, is.weight
+            is.name,
+            weight(was),
+            weight(is)
         ));
     }
     if now.len() != was.len() || pairs().count() != now.len() {
@@ -239,18 +240,17 @@ fn reason(
     if before.generation != after.generation {
         return Some("the configuration changed in between".to_owned());
     }
-    let is_moving =
-        pairs().any(|(was, is)| (was.expected_share - is.expected_share).abs() > f64::EPSILON);
+    let is_moving = pairs().any(|(was, is)| was.expected_share != is.expected_share);
     is_moving.then(|| "the schedule changed in between".to_owned())
 }
 
-fn is_by_hash(scheduler: &str) -> bool {
-    matches!(scheduler, "tch" | "sch")
+fn weight(backend: &BackendStatus) -> String {
+    backend.weight.map_or_else(|| "none".to_owned(), |weight| weight.to_string())
 }
 
 fn is_few(parts: &[Part], total: u64) -> bool {
     parts.iter().any(|part| {
-        let expected = part.expected_share * total as f64;
+        let expected = part.expected_share.unwrap_or_default() * total as f64;
         expected > 0.0 && expected < ENOUGH
     })
 }
@@ -261,25 +261,28 @@ const fn unit(counts_packets: bool) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use slb_api::Protocol;
+
     use super::*;
-    use crate::api::fixtures;
+    use crate::observe::fixtures;
 
     /// Backends with these shares and counts, of a listener by `scheduler`.
     fn status(protocol: &str, scheduler: &str, backends: &[(f64, u64)]) -> Status {
+        let mut words = Scheduler::WORDS.iter();
+        let scheduler = words.find(|(word, _)| *word == scheduler).unwrap().1;
+        let protocol = protocol.parse().unwrap();
+        let is_counted = protocol == Protocol::Tcp || !scheduler.is_by_hash();
         let backends =
             backends.iter().zip(1..).map(|(&(expected_share, flows), number)| BackendStatus {
-                endpoint: format!("10.0.0.{number}:8080"),
-                expected_share,
-                flows,
+                endpoint: format!("10.0.0.{number}:8080").parse().unwrap(),
+                expected_share: Some(expected_share),
+                flows: is_counted.then_some(flows),
                 packets: 10 * flows,
                 ..fixtures::backend(&format!("web-{number}"))
             });
         let mut status = fixtures::status();
-        status.instances[0].listeners = vec![ListenerStatus {
-            protocol: protocol.to_owned(),
-            scheduler: scheduler.to_owned(),
-            ..fixtures::listener(backends.collect())
-        }];
+        status.instances[0].listeners =
+            vec![ListenerStatus { protocol, scheduler, ..fixtures::listener(backends.collect()) }];
         status
     }
 
@@ -333,12 +336,12 @@ mod tests {
             (|status| second(status).drains = true, "web-2 began to be drained"),
             (|status| second(status).transitions += 2, "the health of web-2 changed"),
             (
-                |status| second(status).weight = 7,
+                |status| second(status).weight = Some(7),
                 "the weight of web-2 changed in between, from 100 to 7",
             ),
-            (|status| second(status).expected_share = 0.5, "the schedule changed"),
+            (|status| second(status).expected_share = Some(0.5), "the schedule changed"),
             (
-                |status| second(status).endpoint = "10.0.0.9:1".to_owned(),
+                |status| second(status).endpoint = "10.0.0.9:1".parse().unwrap(),
                 "backends were added or removed",
             ),
             (|status| status.generation += 1, "the configuration changed"),

@@ -5,10 +5,12 @@
 
 mod checker;
 mod machine;
+mod passive;
 mod probe;
 mod window;
 
-pub use checker::{Checkers, Event, LastFailure, Shortage, Status, Target};
+pub use checker::{Checkers, Event, LastFailure, LastProbe, Shortage, Status, Statuses, Target};
 pub use machine::{Health, Tracker};
+pub use passive::PassiveCheck;
 pub use probe::{Failure, probe};
 pub use window::Windows;

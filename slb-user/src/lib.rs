@@ -6,7 +6,8 @@
 //! net (next hops) ───┘
 //! ```
 //!
-//! [`agent`] turns that crank; [`api`] answers questions; [`cli`] asks them.
+//! [`agent`] turns that crank and publishes what it knows; [`observe`] reads that and the counters; [`api`] serves it;
+//! [`cli`] asks for it.
 
 // One write to a pipe that is not read would stop the agent: [`log`] and `cli::output` do what is safe.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -24,8 +25,8 @@ pub mod distribution;
 pub mod health;
 pub mod layout;
 pub mod log;
-pub mod metrics;
 pub mod net;
+pub mod observe;
 pub mod plan;
 pub mod planner;
 #[cfg(test)]

@@ -13,7 +13,11 @@ use std::{
 use clap::CommandFactory as _;
 use slb_common::verdict::{Action, Verdict};
 
-use crate::{api::fixtures, cli::Cli, datapath::OBJECT, metrics};
+use crate::{
+    cli::Cli,
+    datapath::OBJECT,
+    observe::{fixtures, metrics},
+};
 
 /// Set by `cargo xtask docs`.
 const WRITE: &str = "SLB_WRITE_REFERENCE";

@@ -114,6 +114,21 @@ pub const fn len(is_header: bool, is_v4: bool) -> u32 {
     }
 }
 
+/// By how much a segment that answers one SYN cookie may differ from one that answers another: a cookie has, beyond the
+/// number of the SYN, one of four maximum segment sizes in its lowest bits (Linux, `net/ipv4/syncookies.c`).
+pub const COOKIE_SPREAD: u32 = 3;
+
+/// Whether a backend without the connection may take a segment with these `numbers`, its own and the one that it
+/// acknowledges, for the answer to a SYN cookie. `distance` is that between both in the answer to a SYN-ACK.
+///
+/// A cookie is a distance: whoever has one cookie has those for all numbers.
+#[must_use]
+#[inline(always)]
+pub const fn is_cookie((sequence, acknowledgement): (u32, u32), distance: u32) -> bool {
+    let ahead = acknowledgement.wrapping_sub(sequence).wrapping_sub(distance);
+    ahead.wrapping_add(COOKIE_SPREAD) <= 2 * COOKIE_SPREAD
+}
+
 /// Writes what a backend is told about the client whose packets have `key`.
 #[inline(always)]
 pub fn write(words: &mut Words, is_header: bool, key: &FlowKey) {

@@ -1,36 +1,59 @@
-//! What went wrong and is tried again: told once in the log, and shown in the status until it is over.
+//! What went wrong and is tried again: told once in the log, and a problem in the status until it is over.
 
 use std::{collections::BTreeMap, error::Error};
 
+use slb_api::{Problem, ProblemName};
 use tracing::{error, info};
 
 use crate::causes::causes;
 
-/// By what was tried.
+/// The last error of each task that is tried again, by the problem that it makes.
 #[derive(Debug, Default)]
-pub(super) struct Failures(BTreeMap<&'static str, String>);
+pub(super) struct Failures(BTreeMap<ProblemName, String>);
 
 impl Failures {
-    /// Takes down how an attempt at `what` has ended.
-    pub fn note<E: Error + 'static>(&mut self, what: &'static str, result: Result<(), E>) {
+    /// Takes down how an attempt has ended; `problem` is what a failure of it means.
+    pub fn note<E: Error + 'static>(&mut self, problem: ProblemName, result: Result<(), E>) {
+        let task = task(problem);
         let Err(error) = result else {
-            if self.0.remove(what).is_some() {
-                info!("{what}: all right again");
+            if self.0.remove(&problem).is_some() {
+                info!(task, "recovered");
             }
             return;
         };
         let text = causes(&error);
-        if self.0.get(what) != Some(&text) {
-            error!("{what}: {text}; trying again");
+        if self.0.get(&problem) != Some(&text) {
+            error!(task, error = text, "failed; trying again");
         }
-        self.0.insert(what, text);
+        self.0.insert(problem, text);
     }
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub fn texts(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|(what, text)| format!("{what}: {text}"))
+    pub fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.0
+            .iter()
+            .map(|(&problem, text)| Problem::new(problem, format!("{}: {text}", task(problem))))
+    }
+}
+
+/// What is tried, in the log and in texts.
+const fn task(problem: ProblemName) -> &'static str {
+    match problem {
+        ProblemName::MapsNotWritten => "maps",
+        ProblemName::SettingsNotWritten => "settings",
+        ProblemName::XdpNotAttached => "XDP",
+        ProblemName::XdpNotDetached => "XDP elsewhere",
+        ProblemName::InterfacesUnknown => "interfaces",
+        ProblemName::NextHopsUnknown => "next hops",
+        ProblemName::AddressesUnknown => "addresses",
+        ProblemName::NeighboursNotKept => "neighbours",
+        ProblemName::VipsNotAnnounced => "VIPs",
+        ProblemName::RoutesOutdated => "route epoch",
+        ProblemName::ProbesShortOfResources => "health checks",
+        ProblemName::MetricsNotServed => "metrics",
+        other => other.as_str(),
     }
 }

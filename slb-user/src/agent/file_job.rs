@@ -2,7 +2,6 @@
 //! an end only when its writer says so.
 
 use std::{
-    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,33 +14,29 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{known::Parsed, staged::Staged};
-use crate::{api::Refusal, contained};
+use crate::contained;
 
 /// A command waits for ten seconds, and is to hear why.
 pub(super) const WITHIN: Duration = Duration::from_secs(8);
 /// So many threads may hang before no further one is tried.
 const HANGING: usize = 4;
 
-/// What has become of the work.
-pub(super) enum Outcome {
-    /// The file was read, and another text written beside it if that was asked for.
-    Read(Box<Result<(Parsed, Option<Staged>), Refusal>>),
-    /// The file was replaced.
-    Replaced(io::Result<()>),
+/// A job has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JobFailure {
     /// It takes too long. What it still reads is of no use; a file that is not replaced yet will not be.
     Late,
     /// It has panicked.
-    Broken,
+    Panicked,
 }
 
 /// Starts jobs.
 #[derive(Debug)]
 pub(super) struct FileJobs(Arc<Semaphore>);
 
-/// One that runs. Dropping it gives it up.
-pub(super) struct FileJob {
-    outcome: oneshot::Receiver<Outcome>,
+/// A running job. Dropping it gives it up.
+pub(super) struct FileJob<T> {
+    outcome: oneshot::Receiver<T>,
     until: Instant,
     wanted: Arc<AtomicBool>,
 }
@@ -71,7 +66,10 @@ impl Default for FileJobs {
 
 impl FileJobs {
     /// Runs `work` unless too many hang already.
-    pub fn start(&self, work: impl FnOnce(Wanted) -> Outcome + Send + 'static) -> Option<FileJob> {
+    pub fn start<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Wanted) -> T + Send + 'static,
+    ) -> Option<FileJob<T>> {
         let permit = Arc::clone(&self.0).try_acquire_owned().ok()?;
         let (done, outcome) = oneshot::channel();
         let wanted = Arc::new(AtomicBool::new(true));
@@ -85,17 +83,17 @@ impl FileJobs {
     }
 }
 
-impl FileJob {
+impl<T> FileJob<T> {
     /// Waits for its end. Cancel-safe.
-    pub async fn ended(&mut self) -> Outcome {
+    pub async fn ended(&mut self) -> Result<T, JobFailure> {
         match timeout_at(self.until, &mut self.outcome).await {
-            Ok(outcome) => outcome.unwrap_or(Outcome::Broken),
-            Err(_) => Outcome::Late,
+            Ok(outcome) => outcome.map_err(|_| JobFailure::Panicked),
+            Err(_) => Err(JobFailure::Late),
         }
     }
 }
 
-impl Drop for FileJob {
+impl<T> Drop for FileJob<T> {
     fn drop(&mut self) {
         self.wanted.store(false, Ordering::Release);
     }
@@ -108,13 +106,12 @@ mod tests {
     use super::*;
 
     /// A job that hangs until the sender is dropped, and then tells whether it is wanted.
-    fn hanging(jobs: &FileJobs) -> Option<(FileJob, mpsc::Sender<()>, mpsc::Receiver<bool>)> {
+    fn hanging(jobs: &FileJobs) -> Option<(FileJob<()>, mpsc::Sender<()>, mpsc::Receiver<bool>)> {
         let (go_on, goes_on) = mpsc::channel::<()>();
         let (tell, told) = mpsc::channel();
         let job = jobs.start(move |wanted| {
             let _ = goes_on.recv();
             let _ = tell.send(wanted.holds());
-            Outcome::Replaced(Ok(()))
         })?;
         Some((job, go_on, told))
     }
@@ -124,7 +121,7 @@ mod tests {
         let jobs = FileJobs::default();
         let (mut job, go_on, told) = hanging(&jobs).unwrap();
         job.until = Instant::now();
-        assert!(matches!(job.ended().await, Outcome::Late));
+        assert_eq!(job.ended().await, Err(JobFailure::Late));
         drop(job);
         drop(go_on);
         assert!(!told.recv().unwrap());
@@ -138,7 +135,7 @@ mod tests {
         let (mut job, go_on, told) = hang.pop().unwrap();
         drop(go_on);
         assert!(told.recv().unwrap());
-        assert!(matches!(job.ended().await, Outcome::Replaced(Ok(()))));
+        assert_eq!(job.ended().await, Ok(()));
         while jobs.0.available_permits() == 0 {
             tokio::task::yield_now().await;
         }
@@ -147,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn panicking_job_is_broken() {
-        let mut job = FileJobs::default().start(|_| panic!("a defect")).unwrap();
-        assert!(matches!(job.ended().await, Outcome::Broken));
+        let mut job = FileJobs::default().start(|_| -> () { panic!("a defect") }).unwrap();
+        assert_eq!(job.ended().await, Err(JobFailure::Panicked));
     }
 }

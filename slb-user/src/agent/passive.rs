@@ -1,152 +1,140 @@
-//! Passive health checks: what the packet path sees of a backend's answers to clients.
-//!
-//! A backend that refuses connections, or does not answer at all, is out of use long before probes have
-//! failed often enough. Whether it is back, only probes say: nobody else goes there.
+//! Passive checks, in a task of their own: it reads the counters of all backends that are watched in a few system calls,
+//! and tells the agent's loop only of those that clients cannot connect to.
 
 use std::{
     collections::HashMap,
-    ops::Range,
+    net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
+use tracing::warn;
+
 use super::Agent;
-use crate::health::Health;
+use crate::{
+    datapath::{Counters, TableError},
+    health::{Health, PassiveCheck},
+    observe::Snapshot,
+};
 
 /// How often the counters are read.
-pub(super) const PERIOD: Duration = Duration::from_millis(100);
-/// So many answers, or connections without one, count. Fewer may be a client's mistake.
-const ENOUGH: u64 = 3;
-/// For how long a connection may be without an answer: the first SYN is sent again after a second (RFC 6298,
-/// section 2.1), and a backend is a millisecond away.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PERIOD: Duration = Duration::from_millis(100);
 
-/// What a backend has done since it last accepted a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Suspicion {
-    /// All so far.
-    accepted: u64,
-    /// When it was last accepting, or nobody had asked.
-    refused: u64,
-    flows: u64,
-    /// When the first connection since then began.
-    since: Option<Instant>,
+/// A backend that clients cannot connect to.
+#[derive(Debug)]
+pub(super) struct Suspect {
+    /// Its [`crate::layout::Target::id`].
+    id: u32,
+    addr: SocketAddr,
+    reason: String,
 }
 
-impl Suspicion {
-    /// What the counters are now.
-    const fn new(accepted: u64, refused: u64, flows: u64) -> Self {
-        Self { accepted, refused, flows, since: None }
+/// The state of all passive checks.
+#[derive(Debug)]
+pub(super) struct PassiveChecks {
+    counters: Arc<Counters>,
+    /// By index into `SLB_BACKENDS` and address: an index may be another backend's later.
+    checks: HashMap<(u32, SocketAddr), PassiveCheck>,
+}
+
+impl PassiveChecks {
+    pub fn new(counters: Arc<Counters>) -> Self {
+        Self { counters, checks: HashMap::new() }
     }
 
-    /// Looks at the counters again. Says what is wrong with the backend.
-    fn look(&mut self, accepted: u64, refused: u64, flows: u64, now: Instant) -> Option<String> {
-        if accepted != self.accepted {
-            *self = Self::new(accepted, refused, flows);
-            return None;
+    /// Checks the backends of the latest snapshot until the agent ends; suspects go to `agent`.
+    pub async fn run(
+        mut self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        agent: mpsc::Sender<Vec<Suspect>>,
+    ) {
+        let mut turns = tokio::time::interval(PERIOD);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_readable = true;
+        loop {
+            // Not a turn for nothing where no backend is checked in this way.
+            let found = snapshots.wait_for(|snapshot| watched(snapshot).next().is_some()).await;
+            let Ok(snapshot) = found.map(|snapshot| Arc::clone(&snapshot)) else { return };
+            turns.tick().await;
+            let looked = tokio::task::spawn_blocking(move || {
+                let found = self.look(&snapshot, Instant::now());
+                (self, found)
+            });
+            let Ok((checks, found)) = looked.await else { return };
+            self = checks;
+            match found {
+                Ok(suspects) if suspects.is_empty() => is_readable = true,
+                Ok(suspects) => {
+                    is_readable = true;
+                    if agent.send(suspects).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) if is_readable => {
+                    is_readable = false;
+                    warn!(%error, "cannot read what clients see of backends; trying again");
+                }
+                Err(_) => {}
+            }
         }
-        let (refused, flows) = (refused.wrapping_sub(self.refused), flows.wrapping_sub(self.flows));
-        if flows == 0 && refused == 0 {
-            self.since = None;
-            return None;
-        }
-        let since = *self.since.get_or_insert(now);
-        if refused >= ENOUGH {
-            return Some(format!("refused the last {refused} connections of clients"));
-        }
-        let waits = now.duration_since(since);
-        (flows >= ENOUGH && refused == 0 && waits >= PATIENCE).then(|| {
-            format!("answered none of the last {flows} connections of clients in {waits:.1?}")
-        })
     }
+
+    /// Reads the counters again. Gives the backends that are found out.
+    fn look(&mut self, snapshot: &Snapshot, now: Instant) -> Result<Vec<Suspect>, TableError> {
+        let ids = watched(snapshot).map(|(id, _)| id);
+        let (first, end) =
+            ids.fold((u32::MAX, 0), |(first, end), id| (first.min(id), end.max(id + 1)));
+        let answers = self.counters.answers(first..end)?;
+        let traffic = self.counters.traffic(first..end)?;
+        let mut before = std::mem::take(&mut self.checks);
+        let mut suspects = Vec::new();
+        for (id, addr) in watched(snapshot) {
+            let at = (id - first) as usize;
+            let (Some(answers), Some(traffic)) = (answers.get(at), traffic.get(at)) else {
+                continue;
+            };
+            let (accepted, refused, flows) = (answers.accepted, answers.refused, traffic.flows);
+            let key = (id, addr);
+            let mut check =
+                before.remove(&key).unwrap_or(PassiveCheck::new(accepted, refused, flows));
+            if let Some(reason) = check.look(accepted, refused, flows, now) {
+                suspects.push(Suspect { id, addr, reason });
+            }
+            self.checks.insert(key, check);
+        }
+        Ok(suspects)
+    }
+}
+
+/// The backends that are checked in this way: those that get new flows, for others no client can try.
+fn watched(snapshot: &Snapshot) -> impl Iterator<Item = (u32, SocketAddr)> {
+    let targets = snapshot.layout.targets.iter().zip(snapshot.health.iter());
+    targets
+        .filter(|(target, health)| {
+            let is_passive = target.check.as_ref().is_some_and(|(check, _)| check.passive);
+            is_passive && **health != Health::Unhealthy
+        })
+        .map(|(target, _)| (target.id, target.addr))
 }
 
 impl Agent {
-    /// Whether any backend is looked at in this way.
-    pub(super) fn is_passive(&self) -> bool {
-        let mut checks = self.layout.targets.iter().filter_map(|target| target.check.as_ref());
-        checks.any(|(check, _)| check.passive)
-    }
-
     /// Takes out the backends that clients cannot connect to, except for the last one of a listener.
-    pub(super) fn look_at_answers(&mut self) {
-        let now = Instant::now();
-        let before = std::mem::take(&mut self.suspicions);
-        let mut suspicions = HashMap::new();
-        let mut found = Vec::new();
-        for service in &self.layout.services {
-            for index in service.targets.clone() {
-                let target = &self.layout.targets[index];
-                let is_watched = target.check.as_ref().is_some_and(|(check, _)| check.passive);
-                if !is_watched || self.health[index] == Health::Unhealthy {
-                    continue;
-                }
-                let maps = &self.datapath.maps;
-                let (Ok(answers), Ok(traffic)) = (maps.answers(target.id), maps.traffic(target.id))
-                else {
-                    continue;
-                };
-                let (accepted, refused) = (answers.accepted, answers.refused);
-                let known = before.get(&target.id).copied();
-                let mut suspicion =
-                    known.unwrap_or(Suspicion::new(accepted, refused, traffic.flows));
-                let wrong = suspicion.look(accepted, refused, traffic.flows, now);
-                suspicions.insert(target.id, suspicion);
-                if let Some(reason) = wrong {
-                    found.push((service.targets.clone(), index, reason));
-                }
-            }
-        }
-        self.suspicions = suspicions;
-        for (targets, index, reason) in found {
-            if self.has_another(targets, index) {
-                let id = self.layout.targets[index].id;
-                self.checkers.fail(&id, reason);
-                self.suspicions.remove(&id);
+    pub(super) fn suspect(&mut self, suspects: Vec<Suspect>) {
+        for Suspect { id, addr, reason } in suspects {
+            let Some(index) = self.backends.position(id) else { continue };
+            // The configuration may be another one by now.
+            let target = &self.backends.layout.targets[index];
+            let is_same = target.addr == addr
+                && target.check.as_ref().is_some_and(|(check, _)| check.passive)
+                && self.backends.health[index] != Health::Unhealthy;
+            if is_same && self.backends.has_another(index) {
                 // Ahead of the event, so that the next one knows.
-                self.health[index] = Health::Unhealthy;
+                self.backends.fail(index, reason);
             }
         }
-    }
-
-    /// Whether a service has another backend that gets new flows.
-    fn has_another(&self, mut targets: Range<usize>, than: usize) -> bool {
-        targets.any(|index| {
-            let target = &self.layout.targets[index];
-            let is_fit = target.check.is_none() || self.health[index] == Health::Healthy;
-            index != than && is_fit && target.weight > 0
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What is found wrong as the counters go through these: accepted, refused, flows, and milliseconds.
-    fn wrong(counters: &[(u64, u64, u64, u64)]) -> Option<String> {
-        let begin = Instant::now();
-        let mut suspicion = Suspicion::new(100, 10, 110);
-        counters
-            .iter()
-            .map(|&(accepted, refused, flows, at)| {
-                suspicion.look(accepted, refused, flows, begin + Duration::from_millis(at))
-            })
-            .fold(None, Option::or)
-    }
-
-    #[test]
-    fn given_answers_when_a_backend_only_refuses_then_it_is_found_out_at_once() {
-        let refused = wrong(&[(100, 11, 111, 0), (100, 13, 113, 100)]);
-        assert_eq!(refused.unwrap(), "refused the last 3 connections of clients");
-        assert_eq!(wrong(&[(100, 11, 111, 0), (101, 13, 114, 100), (102, 14, 116, 9_000)]), None);
-        assert_eq!(wrong(&[(100, 12, 112, 0), (100, 12, 112, 9_000)]), None, "two are too few");
-    }
-
-    #[test]
-    fn given_no_answers_when_it_takes_long_then_it_is_found_out() {
-        let silent = wrong(&[(100, 10, 111, 0), (100, 10, 113, 900), (100, 10, 113, 1_000)]);
-        assert_eq!(silent.unwrap(), "answered none of the last 3 connections of clients in 1.0s");
-        assert_eq!(wrong(&[(100, 10, 113, 0), (100, 10, 113, 900)]), None, "not long enough");
-        assert_eq!(wrong(&[(100, 10, 110, 0), (100, 10, 110, 9_000)]), None, "nobody has asked");
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    sync::Arc,
 };
 
 use axum::{
@@ -12,10 +13,16 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::task::AbortHandle;
 
-use super::{Request, connections, server::ask};
-use crate::{descriptors::MostConnections, metrics};
+use super::{
+    connections,
+    server::{failed, observe},
+};
+use crate::{
+    descriptors::MostConnections,
+    observe::{Observer, metrics},
+};
 
 /// The address cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -25,15 +32,14 @@ pub struct HttpError {
     source: io::Error,
 }
 
-/// Listens on `addr` until the task is aborted, and answers with what `agent` says; `most` is how many connections may
-/// be open.
+/// Listens on `addr` until the task is aborted, and serves what `observer` sees; at most `most` connections are open.
 ///
 /// # Errors
 ///
 /// [`HttpError`].
 pub fn serve_metrics(
     addr: SocketAddr,
-    agent: mpsc::Sender<Request>,
+    observer: Arc<dyn Observer>,
     most: MostConnections,
 ) -> Result<AbortHandle, HttpError> {
     let listener = TcpListener::bind(addr)
@@ -42,15 +48,18 @@ pub fn serve_metrics(
             tokio::net::TcpListener::from_std(listener)
         })
         .map_err(|source| HttpError { addr, source })?;
-    let router = Router::new().route("/metrics", get(metrics)).with_state(agent);
+    let router = Router::new().route("/metrics", get(metrics)).with_state(observer);
     Ok(tokio::spawn(connections::serve(listener, router, most)).abort_handle())
 }
 
 async fn metrics(
-    State(agent): State<mpsc::Sender<Request>>,
+    State(observer): State<Arc<dyn Observer>>,
 ) -> Result<impl IntoResponse, (StatusCode, String)> {
-    let failed = |why: String| (StatusCode::INTERNAL_SERVER_ERROR, why);
-    let status = ask(&agent, Request::Status).await?.map_err(failed)?;
-    let text = metrics::encode(status).map_err(|error| failed(error.to_string()))?;
+    // Both take time with thousands of backends.
+    let encode = |observer: &dyn Observer| {
+        let status = observer.status().map_err(|error| failed(&error))?;
+        metrics::encode(status).map_err(|error| failed(&error))
+    };
+    let text = observe(&observer, encode).await??;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }

@@ -2,45 +2,79 @@ use std::{
     fs,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::PathBuf,
+    sync::Arc,
 };
 
 use hyper::StatusCode;
+use slb_api::{Event, ExplainRequest, ExplainResponse, FlowFilter, Flows, Reloaded, Status};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::{fixtures::status, *};
-use crate::descriptors::MostConnections;
+use super::*;
+use crate::{
+    datapath::TableError,
+    descriptors::MostConnections,
+    observe::{
+        ExplainError, Observer, ReadError,
+        fixtures::{self, status},
+    },
+};
 
-/// A socket in a directory of its own, and the agent's end of the questions.
+/// Sees the fixture, or maps that cannot be read.
+struct Fixture {
+    is_readable: bool,
+}
+
+impl Observer for Fixture {
+    fn status(&self) -> Result<Status, ReadError> {
+        if self.is_readable { Ok(status()) } else { Err(unreadable()) }
+    }
+
+    fn flows(&self, _: &FlowFilter) -> Result<Flows, ReadError> {
+        Ok(Flows { total: 0, flows: Vec::new(), busiest: None })
+    }
+
+    fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, ExplainError> {
+        Err(ExplainError::Families { src: request.src, dst: request.dst })
+    }
+
+    fn events(&self, _: u64) -> Vec<Event> {
+        Vec::new()
+    }
+}
+
+fn unreadable() -> ReadError {
+    let source = std::io::Error::from_raw_os_error(libc::EPERM);
+    ReadError::Table(TableError::Batch { map: "SLB_VERDICTS", source })
+}
+
+/// A socket in a directory of its own, and the agent's end of the requests.
 struct Served {
     socket: PathBuf,
-    questions: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Request>,
     _directory: TempDir,
 }
 
-fn serve_somewhere() -> Served {
-    let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("api.sock");
-    let (agent, questions) = mpsc::channel(4);
-    serve(&socket, agent, MostConnections::default()).unwrap();
-    Served { socket, questions, _directory: directory }
+fn agent(is_readable: bool) -> (Agent, mpsc::Receiver<Request>) {
+    let (requests, received) = mpsc::channel(4);
+    (Agent { requests, observer: Arc::new(Fixture { is_readable }) }, received)
 }
 
-impl Served {
-    /// Answers every question in the same way.
-    fn answering(mut self, answer: Result<Status, String>) -> (PathBuf, TempDir) {
-        tokio::spawn(async move {
-            while let Some(Request::Status(asked)) = self.questions.recv().await {
-                asked.send(answer.clone()).unwrap();
-            }
-        });
-        (self.socket, self._directory)
-    }
+fn serve_somewhere() -> Served {
+    serve_maps(true)
+}
+
+fn serve_maps(is_readable: bool) -> Served {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let (agent, requests) = agent(is_readable);
+    serve(&socket, agent, MostConnections::default()).unwrap();
+    Served { socket, requests, _directory: directory }
 }
 
 #[tokio::test]
 async fn given_a_running_agent_when_asked_for_its_status_then_the_answer_arrives_whole() {
-    let (socket, _directory) = serve_somewhere().answering(Ok(status()));
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
     let mut connection = Connection::open(&socket).await.unwrap();
 
     assert_eq!(connection.get::<Status>("/v1/status").await.unwrap(), status());
@@ -50,7 +84,7 @@ async fn given_a_running_agent_when_asked_for_its_status_then_the_answer_arrives
 
 #[tokio::test]
 async fn given_several_clients_when_they_ask_at_once_then_each_gets_its_answer() {
-    let (socket, _directory) = serve_somewhere().answering(Ok(status()));
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
     let clients: Vec<_> = (0..16)
         .map(|_| {
             let socket = socket.clone();
@@ -66,25 +100,26 @@ async fn given_several_clients_when_they_ask_at_once_then_each_gets_its_answer()
 
 #[tokio::test]
 async fn given_an_agent_with_a_failure_when_asked_then_the_client_learns_why() {
-    let why = "map SLB_VERDICTS";
-    let (socket, _directory) = serve_somewhere().answering(Err(why.to_owned()));
+    let Served { socket, requests: _requests, _directory } = serve_maps(false);
     let mut connection = Connection::open(&socket).await.unwrap();
 
     match connection.get::<Status>("/v1/status").await {
         Err(ClientError::Refused { status, reason }) => {
-            assert_eq!((status, &*reason), (StatusCode::INTERNAL_SERVER_ERROR, why));
+            assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+            let cause = "map SLB_VERDICTS: reading its elements: Operation not permitted";
+            assert!(reason.starts_with(cause), "{reason}");
         }
         other => panic!("{other:?}"),
     }
 }
 
 #[tokio::test]
-async fn given_an_agent_that_is_stopping_when_asked_then_the_client_is_told_so() {
-    let Served { socket, questions, _directory } = serve_somewhere();
-    drop(questions);
+async fn given_an_agent_that_is_stopping_when_told_to_reload_then_the_client_is_told_so() {
+    let Served { socket, requests, _directory } = serve_somewhere();
+    drop(requests);
     let mut connection = Connection::open(&socket).await.unwrap();
 
-    match connection.get::<Status>("/v1/status").await {
+    match connection.post::<Reloaded>("/v1/reload", &()).await {
         Err(ClientError::Refused { status, .. }) => {
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         }
@@ -93,18 +128,50 @@ async fn given_an_agent_that_is_stopping_when_asked_then_the_client_is_told_so()
 }
 
 #[tokio::test]
-async fn given_an_agent_that_drops_a_question_when_asked_then_the_client_is_not_left_waiting() {
-    let Served { socket, mut questions, _directory } = serve_somewhere();
-    tokio::spawn(async move { drop(questions.recv().await) });
+async fn given_an_agent_that_drops_a_request_when_told_to_reload_then_the_client_is_not_left_waiting()
+ {
+    let Served { socket, mut requests, _directory } = serve_somewhere();
+    tokio::spawn(async move { drop(requests.recv().await) });
     let mut connection = Connection::open(&socket).await.unwrap();
 
-    let answer = connection.get::<Status>("/v1/status").await;
+    let answer = connection.post::<Reloaded>("/v1/reload", &()).await;
     assert!(matches!(answer, Err(ClientError::Refused { .. })), "{answer:?}");
 }
 
 #[tokio::test]
+async fn status_is_served_while_the_loop_is_busy() {
+    // Nothing takes requests off the channel.
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
+    let mut busy = Connection::open(&socket).await.unwrap();
+    let reload = tokio::spawn(async move { busy.post::<Reloaded>("/v1/reload", &()).await });
+
+    let mut connection = Connection::open(&socket).await.unwrap();
+    assert_eq!(connection.get::<Status>("/v1/status").await.unwrap(), status());
+    assert!(!reload.is_finished());
+}
+
+#[tokio::test]
+async fn wrong_question_is_unprocessable_and_says_why() {
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
+    let mut connection = Connection::open(&socket).await.unwrap();
+    let request = ExplainRequest {
+        protocol: slb_api::Protocol::Tcp,
+        src: "198.51.100.7:4000".parse().unwrap(),
+        dst: "[2001:db8::1]:80".parse().unwrap(),
+        established: false,
+    };
+    match connection.get_with::<ExplainResponse>("/v1/explain", &request).await {
+        Err(ClientError::Refused { status, reason }) => {
+            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+            assert!(reason.contains("different families"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn given_a_path_that_is_not_there_when_asked_for_then_it_is_not_found() {
-    let (socket, _directory) = serve_somewhere().answering(Ok(status()));
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
     let mut connection = Connection::open(&socket).await.unwrap();
 
     match connection.get::<Status>("/v9/anything").await {
@@ -115,7 +182,7 @@ async fn given_a_path_that_is_not_there_when_asked_for_then_it_is_not_found() {
 
 #[tokio::test]
 async fn given_an_agent_of_another_version_when_asked_then_the_client_says_so() {
-    let (socket, _directory) = serve_somewhere().answering(Ok(status()));
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
     let mut connection = Connection::open(&socket).await.unwrap();
 
     let answer = connection.get::<Vec<u64>>("/v1/status").await;
@@ -136,12 +203,10 @@ async fn given_no_agent_when_a_client_connects_then_it_learns_where_it_looked() 
 
 #[tokio::test]
 async fn given_a_socket_that_was_left_over_when_served_then_it_is_replaced() {
-    let Served { socket, questions, _directory } = serve_somewhere();
-    drop(questions);
-    let (agent, questions) = mpsc::channel(4);
+    let Served { socket, requests, _directory } = serve_somewhere();
+    drop(requests);
+    let (agent, _requests) = agent(true);
     serve(&socket, agent, MostConnections::default()).unwrap();
-    let next = Served { socket, questions, _directory };
-    let (socket, _directory) = next.answering(Ok(status()));
 
     let mut connection = Connection::open(&socket).await.unwrap();
     assert_eq!(connection.get::<Status>("/v1/status").await.unwrap(), status());
@@ -160,7 +225,7 @@ async fn given_a_served_socket_when_looked_at_then_only_its_owner_may_open_it() 
 async fn given_a_directory_that_is_not_there_when_served_then_the_error_names_the_socket() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("absent").join("api.sock");
-    let error = serve(&socket, mpsc::channel(1).0, MostConnections::default()).unwrap_err();
+    let error = serve(&socket, agent(true).0, MostConnections::default()).unwrap_err();
 
     assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
     assert!(std::error::Error::source(&error).is_some());

@@ -2,16 +2,15 @@
 
 use std::{io::IsTerminal as _, time::Duration};
 
+use slb_api::{BusiestClient, FlowFilter, Flows, Status};
+
 use super::{
     Exit,
     ask::{Agent, Asked},
     output::{print, print_error, print_json},
-    status::{align, lines, table},
+    status::{align, lines, percent, table},
 };
-use crate::{
-    api::{FlowFilter, Flows, Status},
-    distribution::{self, Distribution},
-};
+use crate::distribution::{self, Distribution};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -56,8 +55,8 @@ pub(super) fn distribution(arguments: &Arguments) -> anyhow::Result<Exit> {
             let filter =
                 FlowFilter { listener: Some(listener), limit: Some(0), ..FlowFilter::default() };
             let flows: Flows = agent.get_with("/v1/flows", &filter).await?;
-            if let Some((client, count)) = flows.busiest {
-                distribution.note_busiest(&client, count, flows.total);
+            if let Some(BusiestClient { client, flows: count }) = flows.busiest {
+                distribution.note_busiest(&client.to_string(), count, flows.total);
             }
         }
         Ok(found)
@@ -86,9 +85,9 @@ fn render(distribution: &Distribution) -> String {
         table.add_row([
             part.backend.clone(),
             part.address.clone(),
-            part.weight.to_string(),
-            format!("{:.1} %", part.expected_share * 100.0),
-            part.share.map_or_else(String::new, |share| format!("{:.1} %", share * 100.0)),
+            part.weight.map_or_else(|| "-".to_owned(), |weight| weight.to_string()),
+            percent(part.expected_share),
+            percent(part.share),
             part.count.to_string(),
             match (part.differs, part.sigmas) {
                 (true, Some(sigmas)) => format!("{sigmas:+.1} sigma"),
@@ -108,7 +107,7 @@ fn render(distribution: &Distribution) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fixtures;
+    use crate::observe::fixtures;
 
     #[test]
     fn given_a_distribution_when_rendered_then_it_reads_like_this() {
@@ -116,7 +115,7 @@ mod tests {
         let after = fixtures::status();
         let backends = &mut before.instances[0].listeners[0].backends;
         backends.truncate(1);
-        backends[0].flows = 2;
+        backends[0].flows = Some(2);
         let found = distribution::between(&before, &after);
         let expected = "\
 shop tcp/80 by tch, IPv4: 10 new flows

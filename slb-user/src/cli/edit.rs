@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
+use slb_api::{Edit, Place, Protocol};
+
 use super::{Exit, ask::Asking, reload::tell};
-use crate::config::{Edit, Place};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Backend {
@@ -65,7 +66,7 @@ pub(super) struct ListenerArguments {
     instance: String,
     /// Its protocol and port, such as tcp/80.
     #[arg(value_name = "PROTOCOL/PORT", value_parser = listener)]
-    listener: (String, u16),
+    listener: (Protocol, u16),
     #[command(flatten)]
     asking: Asking,
 }
@@ -81,13 +82,11 @@ pub(super) struct PlaceArguments {
     group: Option<String>,
 }
 
-fn listener(text: &str) -> Result<(String, u16), String> {
+fn listener(text: &str) -> Result<(Protocol, u16), String> {
     let wrong = || "write tcp/PORT or udp/PORT, such as tcp/80".to_owned();
     let (protocol, port) = text.split_once('/').ok_or_else(wrong)?;
-    if !matches!(protocol, "tcp" | "udp") {
-        return Err(wrong());
-    }
-    Ok((protocol.to_owned(), port.parse().map_err(|_| wrong())?))
+    let protocol = protocol.parse().map_err(|_| wrong())?;
+    Ok((protocol, port.parse().map_err(|_| wrong())?))
 }
 
 impl From<PlaceArguments> for Place {

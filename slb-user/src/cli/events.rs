@@ -2,12 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
+use slb_api::{Event, EventFilter};
+
 use super::{
     Exit,
     ask::{Asked, Asking},
     output::print,
 };
-use crate::api::{Event, EventFilter};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -57,12 +58,14 @@ fn tell(event: &Event) -> String {
 
 #[cfg(test)]
 mod tests {
+    use slb_api::EventKind;
+
     use super::*;
 
     #[test]
     fn given_an_event_when_told_then_it_reads_like_this() {
         let text = "shop tcp/80: web-1 10.0.0.1:8080 is healthy".to_owned();
-        let event = Event { number: 1, at_seconds: 1.5, kind: "health".to_owned(), text };
+        let event = Event { number: 1, at_seconds: 1.5, kind: EventKind::Health, text };
         let expected =
             "1970-01-01T00:00:01.500Z  health  shop tcp/80: web-1 10.0.0.1:8080 is healthy";
         assert_eq!(tell(&event), expected);

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use slb_api::{ExplainRequest, ExplainResponse, FlowFilter, FlowStatus, Flows, Protocol};
+
 use super::{
     Exit,
     ask::Asking,
     status::{align, lines, table},
 };
-use crate::api::{self, Explained, FlowFilter, FlowStatus, Flows};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -39,7 +40,15 @@ fn render(found: &Flows) -> String {
         for flow in flows {
             let FlowStatus { listener, client, vip, backend, to, state, .. } = flow.clone();
             let expires = format!("{} s", flow.expires_seconds);
-            table.add_row([listener, client, vip, backend, to, state, expires]);
+            table.add_row([
+                listener.unwrap_or_default(),
+                client.to_string(),
+                vip.to_string(),
+                backend,
+                to.map(|to| to.to_string()).unwrap_or_default(),
+                state.to_string(),
+                expires,
+            ]);
         }
         align(&mut table, &[6]);
         text += &lines(&table, "");
@@ -52,7 +61,7 @@ fn render(found: &Flows) -> String {
 #[derive(Debug, clap::Args)]
 pub(super) struct ExplainArguments {
     /// tcp or udp.
-    protocol: String,
+    protocol: Protocol,
     /// The client's address and port, such as 198.51.100.7:40000; an IPv6 address is in brackets.
     #[arg(value_name = "SRC:PORT")]
     src: SocketAddr,
@@ -68,15 +77,16 @@ pub(super) struct ExplainArguments {
 
 pub(super) fn explain(arguments: ExplainArguments) -> anyhow::Result<Exit> {
     let ExplainArguments { protocol, src, dst, established, asking } = arguments;
-    let question = api::Asked { protocol, src, dst, established };
+    let question = ExplainRequest { protocol, src, dst, established };
     asking.show(async |agent| agent.get_with("/v1/explain", &question).await, tell)
 }
 
-fn tell(explained: &Explained) -> String {
+fn tell(explained: &ExplainResponse) -> String {
     let width = explained.steps.iter().map(|[what, _]| what.len()).max().unwrap_or(0);
     let steps = explained.steps.iter().map(|[what, found]| format!("{what:width$}  {found}\n"));
     let mut text: String = steps.collect();
-    let Explained { verdict, backend, to, from, .. } = explained;
+    let ExplainResponse { verdict, backend, to, from, .. } = explained;
+    let verdict = verdict.as_deref().unwrap_or("cannot be told");
     text += &format!("{:width$}  {verdict}", "verdict");
     if let (Some(backend), Some(to)) = (backend, to) {
         text += &format!(": to {backend}, {to}");
@@ -89,14 +99,16 @@ fn tell(explained: &Explained) -> String {
 
 #[cfg(test)]
 mod tests {
+    use slb_api::FlowState;
+
     use super::*;
 
     #[test]
     fn given_an_explanation_when_told_then_it_reads_like_this() {
         let step = |what: &str, found: &str| [what.to_owned(), found.to_owned()];
-        let explained = Explained {
+        let explained = ExplainResponse {
             steps: vec![step("address", "a VIP"), step("slot", "7 of 16381: web-1; settled")],
-            verdict: "forwarded".to_owned(),
+            verdict: Some("forwarded".to_owned()),
             backend: Some("web-1".to_owned()),
             to: Some("10.0.0.1:8080".to_owned()),
             from: Some("198.51.100.7:4000".to_owned()),
@@ -107,9 +119,9 @@ slot     7 of 16381: web-1; settled
 verdict  forwarded: to web-1, 10.0.0.1:8080, which sees 198.51.100.7:4000
 ";
         assert_eq!(tell(&explained), expected);
-        let denied = Explained {
+        let denied = ExplainResponse {
             steps: Vec::new(),
-            verdict: "denied".to_owned(),
+            verdict: Some("denied".to_owned()),
             backend: None,
             to: None,
             from: None,
@@ -120,13 +132,13 @@ verdict  forwarded: to web-1, 10.0.0.1:8080, which sees 198.51.100.7:4000
     #[test]
     fn given_flows_when_rendered_then_it_says_how_many_there_are() {
         let flow = FlowStatus {
-            listener: "shop tcp/80".to_owned(),
-            client: "198.51.100.7:4000".to_owned(),
-            vip: "192.0.2.1:80".to_owned(),
+            listener: Some("shop tcp/80".to_owned()),
+            client: "198.51.100.7:4000".parse().unwrap(),
+            vip: "192.0.2.1:80".parse().unwrap(),
             backend: "web-1".to_owned(),
-            to: "10.0.0.1:8080".to_owned(),
+            to: Some("10.0.0.1:8080".parse().unwrap()),
             port: 4_000,
-            state: "established".to_owned(),
+            state: FlowState::Established,
             expires_seconds: 899,
         };
         let text = render(&Flows { total: 9, flows: vec![flow], busiest: None });

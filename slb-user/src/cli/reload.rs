@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 
+use slb_api::{ConfigFile, Reloaded};
+
 use super::{
     Exit,
     ask::{Agent, Asked, Asking},
     output::{print, print_error, print_json},
 };
-use crate::{
-    api::{File, Reloaded},
-    config::DEFAULT_PATH,
-};
+use crate::config::DEFAULT_PATH;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PlanArguments {
@@ -39,7 +38,7 @@ pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<Exit> {
             return Ok(Exit::Invalid);
         }
     };
-    let file = File { path: arguments.file.clone(), text };
+    let file = ConfigFile { path: arguments.file.clone(), text };
     let answer = agent.ask(async |agent| agent.post("/v1/plan", &file).await)?;
     tell(answer, arguments.json, |_| "nothing was done".to_owned())
 }

@@ -1,9 +1,9 @@
 //! `slb status`.
 
 use comfy_table::{CellAlignment, Table, presets};
+use slb_api::{BackendStatus, ListenerStatus, Role, Status};
 
 use super::{Exit, ask::Asking};
-use crate::api::{BackendStatus, ListenerStatus, Status};
 
 pub(super) fn status(arguments: &Asking) -> anyhow::Result<Exit> {
     arguments.show(async |agent| agent.get("/v1/status").await, render)
@@ -33,15 +33,15 @@ fn render(status: &Status) -> String {
         status.flow_table.bytes >> 20
     );
     for problem in &status.problems {
-        text += &format!("PROBLEM: {problem}\n");
+        text += &format!("PROBLEM ({}): {}\n", problem.severity, problem.text);
     }
     for instance in &status.instances {
-        text += &format!("\ninstance {}: {}\n", instance.name, instance.vips.join(", "));
+        let vips: Vec<String> = instance.vips.iter().map(ToString::to_string).collect();
+        text += &format!("\ninstance {}: {}\n", instance.name, vips.join(", "));
         for listener in &instance.listeners {
             text += &format!(
-                "\n  {}/{} to group {} by {}{}\n",
-                listener.protocol,
-                listener.port,
+                "\n  {} to group {} by {}{}\n",
+                listener.label(),
                 listener.group,
                 listener.scheduler,
                 if listener.enabled { "" } else { " (disabled)" }
@@ -63,33 +63,47 @@ fn render(status: &Status) -> String {
 }
 
 fn backends(listener: &ListenerStatus) -> Table {
-    let mut table =
-        table(&["backend", "address", "weight", "health", "share", "flows", "active", "packets"]);
+    let mut table = table(&[
+        "backend", "address", "weight", "health", "expected", "share", "flows", "active", "packets",
+    ]);
     for backend in &listener.backends {
         table.add_row([
             name(backend),
-            backend.endpoint.clone(),
-            backend.weight.to_string(),
+            backend.endpoint.to_string(),
+            number(backend.weight),
             health(backend),
-            format!("{:.1} %", backend.expected_share * 100.0),
-            backend.flows.to_string(),
+            percent(backend.expected_share),
+            percent(backend.share),
+            number(backend.flows),
             backend.active_flows.to_string(),
             backend.packets.to_string(),
         ]);
     }
-    align(&mut table, &[2, 4, 5, 6, 7]);
+    align(&mut table, &[2, 4, 5, 6, 7, 8]);
     table
 }
 
 fn name(backend: &BackendStatus) -> String {
-    match &backend.role {
-        Some(role) => format!("{} ({role})", backend.name),
-        None => backend.name.clone(),
+    match backend.role {
+        Role::Member => backend.name.clone(),
+        role => format!("{} ({role})", backend.name),
     }
 }
 
+/// In place of what is not known.
+const UNKNOWN: &str = "-";
+
+fn number(number: Option<impl ToString>) -> String {
+    number.map_or_else(|| UNKNOWN.to_owned(), |number| number.to_string())
+}
+
+/// A share as a percentage.
+pub(super) fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| UNKNOWN.to_owned(), |share| format!("{:.1} %", share * 100.0))
+}
+
 fn health(backend: &BackendStatus) -> String {
-    let mut text = backend.health.clone();
+    let mut text = backend.health.to_string();
     if let Some(reason) = &backend.reason {
         text += &format!(": {reason}");
     }
@@ -125,7 +139,7 @@ pub(super) fn lines(table: &Table, indent: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fixtures;
+    use crate::observe::fixtures;
 
     #[test]
     fn given_a_status_when_rendered_then_it_reads_like_this() {
@@ -134,14 +148,14 @@ slb 1.2.3 (pid 4711), up 1h 2m 3s, configuration /etc/slb/slb.toml (generation 3
 XDP on wan0: native
 XDP on lan0: generic (no XDP in the driver)
 flow table: 1048576 flows, 251 MiB
-PROBLEM: net.ipv4.ip_forward is 0
+PROBLEM (critical): net.ipv4.ip_forward is 0
 
 instance shop: 203.0.113.10, 2001:db8:113::10
 
   tcp/80 to group default by tch
-     backend            address             weight  health                          share  flows  active  packets
-     web-1              10.0.0.1:8080          100  healthy                        87.5 %     12       4      120
-     web-2 (secondary)  [2001:db8::2]:8080       7  unhealthy: connection refused  12.5 %      0       4        0
+     backend            address             weight  health                         expected    share  flows  active  packets
+     web-1              10.0.0.1:8080          100  healthy                          87.5 %  100.0 %     12       4      120
+     web-2 (secondary)  [2001:db8::2]:8080       7  unhealthy: connection refused    12.5 %        -      0       4        0
 
  verdict    packets  bytes
  forwarded      120  34567
@@ -170,10 +184,14 @@ instance shop: 203.0.113.10, 2001:db8:113::10
 
     #[test]
     fn given_shares_when_rendered_then_they_are_percentages() {
-        for (share, expected) in [(0.0, "0.0 %"), (1.0 / 3.0, "33.3 %"), (1.0, "100.0 %")] {
-            let backend = BackendStatus { expected_share: share, ..fixtures::backend("web-1") };
-            let text = backends(&fixtures::listener(vec![backend])).to_string();
-            assert!(text.contains(expected), "{share}: {text}");
+        let cases = [
+            (Some(0.0), "0.0 %"),
+            (Some(1.0 / 3.0), "33.3 %"),
+            (Some(1.0), "100.0 %"),
+            (None, "-"),
+        ];
+        for (share, expected) in cases {
+            assert_eq!(percent(share), expected);
         }
     }
 

@@ -35,9 +35,9 @@ pub struct FlowTable {
 /// Listeners some of whose slots may be settled, by where clients connect to: id and schedule.
 pub type Watched = HashMap<Endpoint, (u32, Arc<Schedule>)>;
 
-/// What a look through the table is for.
+/// What a sweep of the table is for.
 #[derive(Debug)]
-pub struct Errand {
+pub struct SweepRequest {
     /// Whose entries may say nothing.
     pub watched: Watched,
     /// Backends that may have no flow left.
@@ -52,12 +52,12 @@ pub struct Errand {
     pub closing: u32,
 }
 
-/// What came of it.
+/// What a sweep has found.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct SweepReport {
     /// The slots of watched listeners whose flows have entries that differ from them, by the listener's id.
     pub pinned: HashMap<u32, HashSet<usize>>,
-    /// Backends of [`Errand::leaving`] that have no flow left.
+    /// Backends of [`SweepRequest::leaving`] that have no flow left.
     pub left: HashSet<u32>,
     /// TCP connections that were ended: both sides are to be told.
     pub ended: Vec<Flow>,
@@ -113,32 +113,32 @@ impl FlowTable {
 
     /// Reads the whole table: not for a task that must not wait.
     ///
-    /// Ends the flows that nobody has used for too long, and those of [`Errand::closed`]; removes the entries of
+    /// Ends the flows that nobody has used for too long, and those of [`SweepRequest::closed`]; removes the entries of
     /// watched slots that say what the slot says as well; and corrects the counts of active flows.
     #[must_use]
-    pub fn sweep(&self, mut errand: Errand) -> Found {
-        let pinned = errand.watched.values().map(|(id, _)| (*id, HashSet::new())).collect();
-        let mut found = Found { pinned, ..Found::default() };
+    pub fn sweep(&self, mut request: SweepRequest) -> SweepReport {
+        let pinned = request.watched.values().map(|(id, _)| (*id, HashSet::new())).collect();
+        let mut found = SweepReport { pinned, ..SweepReport::default() };
         let before = self.counters();
         let mut counted = vec![0_i64; before.len()];
         for words in self.entries() {
             let Some(flow) = read(words).filter(|flow| flow.kind == FLOW_ORIGINAL) else {
                 continue;
             };
-            let is_over = abi::age(errand.now, flow.expires) > 0;
+            let is_over = abi::age(request.now, flow.expires) > 0;
             let is_active = !flow.state.has_ended();
-            let is_closed = is_active && errand.closed.contains(&flow.backend);
+            let is_closed = is_active && request.closed.contains(&flow.backend);
             let is_out = is_over || is_closed;
             // One that was given up before it was established has nobody at its ends.
             let is_connection = is_active
                 && u32::from(flow.proto) == TCP
                 && (is_closed || flow.state.intersects(ConnState::ESTABLISHED));
             let key = flow.key();
-            let is_connection = is_connection && errand.listeners.contains(&key.destination());
+            let is_connection = is_connection && request.listeners.contains(&key.destination());
             if is_out && is_connection && found.ended.len() < MOST_ENDED {
                 // It is still to be answered for.
-                errand.leaving.remove(&flow.backend);
-                if self.end(words, &flow, &errand) {
+                request.leaving.remove(&flow.backend);
+                if self.end(words, &flow, &request) {
                     found.ended.push(flow);
                 }
                 continue;
@@ -148,7 +148,7 @@ impl FlowTable {
                 continue;
             }
             if is_active || flow.state.intersects(ConnState::RST_PENDING) {
-                errand.leaving.remove(&flow.backend);
+                request.leaving.remove(&flow.backend);
             }
             if !is_active {
                 continue;
@@ -156,7 +156,7 @@ impl FlowTable {
             if let Some(count) = counted.get_mut(flow.backend as usize) {
                 *count += 1;
             }
-            let Some((id, schedule)) = errand.watched.get(&key.destination()) else { continue };
+            let Some((id, schedule)) = request.watched.get(&key.destination()) else { continue };
             let choice = hash::choice_by(schedule.scheduler, &key, hash::flow(&key));
             let slot = hash::slot(choice, schedule.slots.len() as u32) as usize;
             if schedule.slots[slot] & SLOT_KEEP != 0 {
@@ -172,12 +172,12 @@ impl FlowTable {
             }
         }
         self.correct(&before, &counted);
-        found.left = errand.leaving;
+        found.left = request.leaving;
         found
     }
 
     /// Has a connection's packets answered with resets from now on; `false` if it is another's place by now.
-    fn end(&self, words: &[AtomicU32; WORDS], flow: &Flow, errand: &Errand) -> bool {
+    fn end(&self, words: &[AtomicU32; WORDS], flow: &Flow, request: &SweepRequest) -> bool {
         const STATE: usize = offset_of!(Flow, state);
         let taken =
             words[0].compare_exchange(flow.tag, TAG_LOCKED, Ordering::AcqRel, Ordering::Relaxed);
@@ -187,7 +187,7 @@ impl FlowTable {
         let mut bits = [0; WORD];
         bits[STATE % WORD] = ConnState::RST_PENDING.bits();
         words[STATE / WORD].fetch_or(u32::from_ne_bytes(bits), Ordering::Relaxed);
-        let until = errand.now.wrapping_add(errand.closing);
+        let until = request.now.wrapping_add(request.closing);
         words[offset_of!(Flow, expires) / WORD].store(until, Ordering::Relaxed);
         words[0].store(flow.tag, Ordering::Release);
         self.count_off(flow);

@@ -7,11 +7,10 @@ use std::{
     io,
     ops::Range,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
         self, Address, BACKEND_IN_USE, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_LEARNED,
@@ -22,7 +21,7 @@ use slb_common::{
     verdict::Verdict,
 };
 
-use super::{Pins, filter::RoleFilter, index::Indexed, memory::Memory, slots::Chunks};
+use super::{Counters, Pins, filter::RoleFilter, index::Indexed, memory::Memory, slots::Chunks};
 use crate::{
     plan::Step,
     state::{Acl, Policy, Schedule, Service, State},
@@ -50,6 +49,14 @@ pub enum TableError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel does not read many elements at once.
+    #[error("map {map}: reading its elements")]
+    Batch {
+        /// Which one.
+        map: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// Too many schedules for the capacity that the map was made with.
     #[error(
         "SLB_SLOTS has no room for a schedule of {slots} slots; to make it larger, run `slb unload` and start the agent again"
@@ -58,6 +65,15 @@ pub enum TableError {
         /// What was wanted.
         slots: usize,
     },
+}
+
+/// What has become of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It is carried out.
+    Done,
+    /// A packet that is under way may need what it removes; it is to be planned again at this time.
+    Later(Instant),
 }
 
 /// The maps that the agent reads and writes.
@@ -75,14 +91,14 @@ pub struct Maps {
     acls: LpmTrie<MapData, Listed, u32>,
     quic: HashMap<MapData, QuicKey, u32>,
     limits: Array<MapData, Limits>,
-    answers: PerCpuArray<MapData, SynAnswers>,
     settings: Array<MapData, Settings>,
-    verdicts: PerCpuArray<MapData, Counter>,
-    traffic: PerCpuArray<MapData, Traffic>,
+    counters: Counters,
     installed: State,
     chunks: Chunks,
     /// Where each listener's schedule is in `slots`.
     ranges: BTreeMap<Endpoint, Range<u32>>,
+    /// Counts the steps that were carried out.
+    revision: u64,
     /// When a listener's record was last replaced or removed.
     listeners_changed: Option<Instant>,
 }
@@ -120,16 +136,15 @@ impl Maps {
             acls: open(pins, "SLB_ACL")?,
             quic: open(pins, "SLB_QUIC")?,
             limits: open(pins, "SLB_LIMITS")?,
-            answers: open(pins, "SLB_PASSIVE_HC")?,
             filter: RoleFilter::open(pins)?,
             listener_index: Indexed::open(pins, "SLB_LISTENER_INDEX")?,
             endpoint_index: Indexed::open(pins, "SLB_REVNAT_INDEX")?,
             settings: open(pins, "SLB_SETTINGS")?,
-            verdicts: open(pins, "SLB_VERDICTS")?,
-            traffic: open(pins, "SLB_TRAFFIC")?,
+            counters: Counters::open(pins)?,
             installed: State::default(),
             chunks: Chunks::new(0),
             ranges: BTreeMap::new(),
+            revision: 0,
             listeners_changed: None,
         };
         maps.read(pins)?;
@@ -140,6 +155,12 @@ impl Maps {
     #[must_use]
     pub const fn installed(&self) -> &State {
         &self.installed
+    }
+
+    /// Another number whenever [`Maps::installed`] may have changed.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
     }
 
     fn read(&mut self, pins: &Pins) -> Result<(), TableError> {
@@ -218,7 +239,8 @@ impl Maps {
     /// # Errors
     ///
     /// [`TableError`]; the maps are then as they were before the step.
-    pub fn apply(&mut self, step: Step) -> Result<(), TableError> {
+    pub fn apply(&mut self, step: Step) -> Result<Applied, TableError> {
+        self.revision += 1;
         match step {
             Step::PutInterface(index, interface) => {
                 self.interfaces.insert(index, interface, 0).map_err(at("SLB_INTERFACES"))?;
@@ -252,9 +274,10 @@ impl Maps {
                 self.installed.acls.insert(acl, list);
             }
             Step::RemoveAcl(acl, list) => {
-                // A packet may have read the listener's old record. Many lists may go at once, after one wait.
-                if let Some(changed) = self.listeners_changed.take() {
-                    thread::sleep(PACKET.saturating_sub(changed.elapsed()));
+                // A packet may have read the listener's old record. The list stays installed until that is over.
+                let due = self.listeners_changed.map(|changed| changed + PACKET);
+                if let Some(due) = due.filter(|due| *due > Instant::now()) {
+                    return Ok(Applied::Later(due));
                 }
                 self.remove_prefixes(acl, list.iter())?;
                 self.installed.acls.remove(&acl);
@@ -306,7 +329,7 @@ impl Maps {
                 self.filter.set(addr, &self.installed.addresses);
             }
         }
-        Ok(())
+        Ok(Applied::Done)
     }
 
     fn remove_prefixes<'a>(
@@ -395,12 +418,7 @@ impl Maps {
     ///
     /// [`TableError`].
     pub fn answers(&self, id: u32) -> Result<SynAnswers, TableError> {
-        let mut sum = SynAnswers::default();
-        for answers in self.answers.get(&id, 0).map_err(at("SLB_PASSIVE_HC"))?.iter() {
-            sum.accepted += answers.accepted;
-            sum.refused += answers.refused;
-        }
-        Ok(sum)
+        Ok(self.counters.answers(id..id + 1)?.pop().unwrap_or_default())
     }
 
     /// Makes the program look up the way to every client anew.
@@ -479,18 +497,7 @@ impl Maps {
     ///
     /// [`TableError`].
     pub fn verdicts(&self) -> Result<Vec<(Verdict, Counter)>, TableError> {
-        Verdict::ALL
-            .iter()
-            .map(|&verdict| {
-                let per_cpu =
-                    self.verdicts.get(&(verdict as u32), 0).map_err(at("SLB_VERDICTS"))?;
-                let sum = per_cpu.iter().fold(Counter::default(), |sum, cpu| Counter {
-                    packets: sum.packets + cpu.packets,
-                    bytes: sum.bytes + cpu.bytes,
-                });
-                Ok((verdict, sum))
-            })
-            .collect()
+        self.counters.verdicts()
     }
 
     /// What a backend has got.
@@ -499,10 +506,7 @@ impl Maps {
     ///
     /// [`TableError`].
     pub fn traffic(&self, backend: u32) -> Result<Traffic, TableError> {
-        let per_cpu = self.traffic.get(&backend, 0).map_err(at("SLB_TRAFFIC"))?;
-        let mut sum = Traffic::default();
-        per_cpu.iter().for_each(|cpu| sum += *cpu);
-        Ok(sum)
+        Ok(self.counters.traffic(backend..backend + 1)?.pop().unwrap_or_default())
     }
 }
 

@@ -56,12 +56,23 @@ pub struct Event<K> {
 pub struct Status {
     /// The state after all probes so far.
     pub health: Health,
-    /// How long the last probe took; `None` before the first.
-    pub duration: Option<Duration>,
+    /// `None` before the first probe.
+    pub last: Option<LastProbe>,
     /// Kept when later probes succeed.
     pub last_failure: Option<LastFailure>,
     /// What the gateway lacked for the last probe, which says nothing about the backend then.
     pub shortage: Option<String>,
+}
+
+/// The last probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastProbe {
+    /// When it ended.
+    pub at: SystemTime,
+    /// How long it took.
+    pub duration: Duration,
+    /// [`Failure`], in words; `None`: it succeeded.
+    pub failure: Option<String>,
 }
 
 /// When and why a probe failed.
@@ -151,10 +162,35 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
         found.map_or(Ok(()), |lacked| Err(Shortage(lacked)))
     }
 
+    /// The latest about all targets that are checked now, for any thread.
+    #[must_use]
+    pub fn statuses(&self) -> Statuses<K> {
+        let shared = self.running.iter().map(|(key, it)| (key.clone(), Arc::clone(&it.shared)));
+        Statuses(Arc::new(shared.collect()))
+    }
+}
+
+/// What the checkers of some targets have found; it goes on with what they find. Clones share it.
+#[derive(Debug)]
+pub struct Statuses<K>(Arc<HashMap<K, Arc<Shared>>>);
+
+impl<K> Clone for Statuses<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K> Default for Statuses<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: Eq + Hash> Statuses<K> {
     /// The latest about one target; `None` if it is not checked.
     #[must_use]
-    pub fn status(&self, key: &K) -> Option<Status> {
-        self.running.get(key).map(|checker| checker.shared.lock().status.clone())
+    pub fn get(&self, key: &K) -> Option<Status> {
+        self.0.get(key).map(|shared| shared.lock().status.clone())
     }
 }
 
@@ -214,7 +250,7 @@ struct State {
 impl Shared {
     const fn new(tracker: Tracker) -> Self {
         let health = tracker.health();
-        let status = Status { health, duration: None, last_failure: None, shortage: None };
+        let status = Status { health, last: None, last_failure: None, shortage: None };
         Self(Mutex::new(State { status, tracker, stopped: false }))
     }
 
@@ -269,7 +305,7 @@ impl<K: Clone> Task<K> {
         let reason = outcome.err().map(|failure| failure.to_string());
         state.status.shortage = reason.clone().filter(|_| is_local);
         state.status.health = state.tracker.health();
-        state.status.duration = Some(duration);
+        state.status.last = Some(LastProbe { at, duration, failure: reason.clone() });
         if let Some(reason) = &reason {
             state.status.last_failure = Some(LastFailure { at, reason: reason.clone() });
         }
@@ -344,10 +380,10 @@ mod tests {
         let down = events.recv().await.unwrap();
         let reason = Some("connection refused".to_owned());
         assert_eq!((down.key, down.health, &down.reason), (7, Health::Unhealthy, &reason));
-        let status = checkers.status(&7).unwrap();
+        let status = checkers.statuses().get(&7).unwrap();
         assert_eq!(status.health, Health::Unhealthy);
-        assert_eq!(status.last_failure.map(|failure| failure.reason), reason);
-        assert!(status.duration.is_some());
+        assert_eq!(status.last_failure.map(|failure| failure.reason), reason.clone());
+        assert_eq!(status.last.map(|probe| probe.failure), Some(reason));
 
         let _listener = TcpListener::bind(addr).await.unwrap();
         assert_eq!(transition(&mut events).await, (7, Health::Healthy));
@@ -362,7 +398,7 @@ mod tests {
             listener.accept().await.unwrap();
         }
         assert_eq!(events.try_recv(), Err(TryRecvError::Empty));
-        assert_eq!(checkers.status(&1).unwrap().health, Health::Healthy);
+        assert_eq!(checkers.statuses().get(&1).unwrap().health, Health::Healthy);
     }
 
     #[tokio::test]
@@ -381,8 +417,8 @@ mod tests {
         drop(gone_listener);
 
         assert_eq!(transition(&mut events).await, (3, Health::Healthy), "the only news");
-        assert_eq!(checkers.status(&1).unwrap().health, Health::Healthy, "kept");
-        assert_eq!(checkers.status(&2), None, "stopped");
+        assert_eq!(checkers.statuses().get(&1).unwrap().health, Health::Healthy, "kept");
+        assert_eq!(checkers.statuses().get(&2), None, "stopped");
         assert_eq!(events.try_recv(), Err(TryRecvError::Empty));
     }
 
@@ -396,7 +432,11 @@ mod tests {
         let (listener, addr) = listen().await;
         drop(listener);
         checkers.set([(1, Target { initial: Health::Healthy, ..target(addr) })]);
-        assert_eq!(checkers.status(&1).unwrap().health, Health::Healthy, "until probes say else");
+        assert_eq!(
+            checkers.statuses().get(&1).unwrap().health,
+            Health::Healthy,
+            "until probes say else"
+        );
         assert_eq!(transition(&mut events).await, (1, Health::Unhealthy));
     }
 

@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use serde_json::Value;
-use slb_tests::{Topology, gateway::binary, topology};
+use slb_lab::{Topology, gateway::binary, topology};
 
 use crate::support::{
     Lab,
@@ -322,6 +322,9 @@ fn given_the_socket_when_curl_asks_then_the_api_answers_its_owner_and_nobody_els
     let code = ["--output", "/dev/null", "--write-out", "%{http_code}"];
     let refused = [&code[..], &["--json", wrong, "http://slb/v1/edit"]].concat();
     assert_eq!(curl(&refused), "422");
+    let status = lab.gateway.status().unwrap();
+    assert_eq!(status["reload_failures"], 0, "an edit that is refused is no failed reload");
+    assert_eq!(status["problems"], Value::Array(vec![]), "nor a problem");
     let described: Value = serde_json::from_str(&curl(&["http://slb/v1/openapi.json"])).unwrap();
     assert!(described["openapi"].as_str().unwrap().starts_with("3."), "{described:#}");
 

@@ -18,7 +18,7 @@ use slb_common::{
     hash,
     verdict::{Action, Verdict},
 };
-use slb_tests::Netns;
+use slb_lab::Netns;
 use slb_user::{
     clock::Jiffies,
     datapath::{Capacities, FlowTable, Maps, Pins},

@@ -1,7 +1,7 @@
 //! A gateway without neighbours: its interfaces and routes, in a namespace of their own.
 
 use slb_common::abi::NextHop;
-use slb_tests::Netns;
+use slb_lab::Netns;
 
 /// Index of the interface towards the clients.
 pub const WAN: u32 = 11;

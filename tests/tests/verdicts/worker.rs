@@ -13,7 +13,7 @@ use std::{
 use aya::{maps::MapType, programs::Xdp};
 use aya_obj::programs::XdpAttachType;
 use slb_common::abi::ABI_VERSION;
-use slb_tests::workers;
+use slb_lab::workers;
 use slb_user::datapath::{Capacities, Loaded, OBJECT, Pins};
 
 use raw::Raw;

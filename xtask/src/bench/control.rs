@@ -1,10 +1,15 @@
 //! What the agent takes for a large configuration: to start with it, and to change one weight in it.
 
-use std::{fmt::Write as _, time::Instant};
+use std::{
+    fmt::Write as _,
+    fs,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use slb_tests::{Gateway, Topology};
+use slb_lab::{Gateway, Netns, Topology};
 
 const INSTANCES: u32 = 50;
 /// Of each instance; each has a group of its own.
@@ -13,6 +18,8 @@ const LISTENERS: u32 = 50;
 const BACKENDS: u32 = 4;
 const STARTS: usize = 3;
 const CHANGES: usize = 31;
+const READS: usize = 15;
+const METRICS: &str = "127.0.0.1:9470";
 
 /// What something took.
 #[derive(Debug, Serialize)]
@@ -25,7 +32,7 @@ pub struct Row {
     pub longest: f64,
 }
 
-/// Measures both, by the clock of who runs the commands.
+/// Measures them, by a clock outside of the commands.
 ///
 /// # Errors
 ///
@@ -41,7 +48,14 @@ pub fn measure() -> Result<Vec<Row>> {
         eprintln!("start {start} of {STARTS}");
     }
     let mut gateway = Gateway::new(&topology, &instances())?;
+    let file = fs::read_to_string(gateway.config())?;
+    let with_metrics = file.replacen("[gateway]\n", &format!("[gateway]\nhttp = {METRICS:?}\n"), 1);
+    fs::write(gateway.config(), with_metrics)?;
     starts.push(milliseconds(|| gateway.start())?);
+    let statuses = (0..READS).map(|_| milliseconds(|| status(&gateway)));
+    let statuses = statuses.collect::<Result<_>>()?;
+    let scrapes = (0..READS).map(|_| milliseconds(|| scrape(&topology.gateway)));
+    let scrapes = scrapes.collect::<Result<_>>()?;
     // The agent reads the file ahead of the first edit; that is not what is measured.
     weight(&gateway, 0)?;
     let changes = (1..=CHANGES).map(|change| milliseconds(|| weight(&gateway, change)));
@@ -50,6 +64,8 @@ pub fn measure() -> Result<Vec<Row>> {
     Ok(vec![
         row(&format!("start with {backends} backends, until `slb status` has answered"), starts),
         row("`slb backend weight` there, from its start to its end", changes),
+        row("`slb status` there, from its start to its end", statuses),
+        row("a scrape of its metrics there, by curl", scrapes),
     ])
 }
 
@@ -63,6 +79,24 @@ fn milliseconds(run: impl FnOnce() -> Result<()>) -> Result<f64> {
     let began = Instant::now();
     run()?;
     Ok(began.elapsed().as_secs_f64() * 1_000.0)
+}
+
+fn status(gateway: &Gateway) -> Result<()> {
+    let output = gateway.slb(&["status"])?;
+    if !output.status.success() {
+        bail!("slb status: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+fn scrape(netns: &Netns) -> Result<()> {
+    let url = format!("http://{METRICS}/metrics");
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--fail", &url]).stdout(Stdio::null());
+    if !netns.spawn(&mut curl)?.wait()?.success() {
+        bail!("curl {url}");
+    }
+    Ok(())
 }
 
 /// Another weight for a backend in the middle; the command ends when the maps hold it.

@@ -40,7 +40,8 @@ pub struct Flow {
     /// [`FLOW_ORIGINAL`]: how its backend is told who the client is: [`PROXY_NONE`], [`PROXY_V2`] or
     /// [`PROXY_OPTION`].
     pub proxy: u8,
-    /// [`FLOW_ORIGINAL`]: source port towards the backend.
+    /// [`FLOW_ORIGINAL`]: source port towards the backend. [`FLOW_REPLY`], if the backend is told by a header who the
+    /// client is: when its SYN-ACK was seen, in units of 256 jiffies.
     pub port: u16,
     /// [`FLOW_ORIGINAL`]: index into `SLB_SOURCES` of the source address towards the backend, or
     /// [`super::NO_SOURCE`]: the client's own.
@@ -49,7 +50,8 @@ pub struct Flow {
     /// [`FLOW_REPLY`]: place of the client's.
     pub peer: u32,
     /// [`FLOW_ORIGINAL`] and [`ConnState::SYN_ACK_SEEN`]: what the client has to acknowledge. If its backend is told who the
-    /// client is: [`FLOW_ORIGINAL`]: number of the client's first byte; [`FLOW_REPLY`]: number of the backend's.
+    /// client is: [`FLOW_ORIGINAL`]: number of the client's first byte, and once the backend has got a header, how far
+    /// that of the backend's is ahead of the header's; [`FLOW_REPLY`]: number of the backend's first byte.
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);

@@ -21,8 +21,7 @@ impl Config {
                 let mut instances = config.instances.iter_mut();
                 let instance = instances.find(|known| known.name == *instance)?;
                 let mut listeners = instance.listeners.iter_mut();
-                let is_it =
-                    |it: &&mut Listener| it.protocol.as_str() == protocol && it.port == *port;
+                let is_it = |it: &&mut Listener| it.protocol == *protocol && it.port == *port;
                 listeners.find(is_it)?.enabled = *enabled;
             }
             Edit::AddBackend { .. } | Edit::RemoveBackend { .. } => return None,

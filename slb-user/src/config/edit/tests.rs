@@ -60,8 +60,8 @@ fn place(instance: &str, group: Option<&str>, backend: &str) -> Place {
 
 /// In the part that it concerns and, so that both are the same, in the whole.
 fn edit(text: &str, edit: &Edit) -> Result<String, EditError> {
-    let found = edit.apply(text);
-    let whole = edit.apply(&format!("{text}# No string of several lines: \"\"\"\n"));
+    let found = apply(edit, text);
+    let whole = apply(edit, &format!("{text}# No string of several lines: \"\"\"\n"));
     if let (Ok(found), Ok(whole)) = (&found, &whole) {
         // `toml_edit` drops the mark.
         assert!(
@@ -109,7 +109,7 @@ fn weight(place: Place, weight: u32) -> Edit {
 }
 
 fn enable(instance: &str, protocol: &str, port: u16, enabled: bool) -> Edit {
-    let (instance, protocol) = (instance.to_owned(), protocol.to_owned());
+    let (instance, protocol) = (instance.to_owned(), protocol.parse().unwrap());
     Edit::EnableListener { instance, protocol, port, enabled }
 }
 

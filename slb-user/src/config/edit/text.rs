@@ -1,6 +1,6 @@
 //! An edit of the file's text, whose comments and order stay.
 
-use std::{fmt::Display, net::IpAddr};
+use std::net::IpAddr;
 
 use toml_edit::{
     ArrayOfTables, Decor, DocumentMut, InlineTable, Item, Table, TableLike, Value, value,
@@ -20,11 +20,11 @@ pub(super) fn change(file: &mut DocumentMut, edit: &Edit) -> Result<(), EditErro
         }
         Edit::RemoveBackend { place } => remove(file, place)?,
         Edit::SetWeight { place, weight } => {
-            let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
             set(find_backend(tables(found), place)?, "weight", i64::from(*weight));
         }
         Edit::DrainBackend { place, drain } => {
-            let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+            let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
             let found = find_backend(tables(found), place)?;
             // What it is without.
             if *drain || found.contains_key("drain") {
@@ -77,7 +77,7 @@ fn add(file: &mut DocumentMut, place: &Place, record: &InlineTable) -> Result<()
                 array.push(record.clone());
                 Ok(())
             }
-            _ => Err(EditError("'backend' is no array of tables".to_owned())),
+            _ => Err(EditError::NoArray),
         };
     }
     let mut tables = ArrayOfTables::new();
@@ -113,13 +113,13 @@ fn indent(decor: &Decor) -> String {
 }
 
 fn remove(file: &mut DocumentMut, place: &Place) -> Result<(), EditError> {
-    let found = backends(file, place)?.ok_or_else(|| no_backend(place, &[]))?;
+    let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
     let all = tables(found);
     let names: Vec<Option<String>> = all.iter().map(|table| name(&**table)).collect();
     let is_it = |name: &Option<String>| name.as_ref() == Some(&place.backend);
     let index = names.iter().position(is_it).ok_or_else(|| {
         let names: Vec<String> = names.iter().flatten().cloned().collect();
-        no_backend(place, &names)
+        no_backend(place, names)
     })?;
     match found {
         Item::ArrayOfTables(tables) => {
@@ -173,10 +173,7 @@ fn parent<'a>(
     let groups = instance.get_mut("group").map(tables).unwrap_or_default();
     let group = find(groups, "group", wanted, name)?;
     if group.contains_key("primary") || group.contains_key("secondary") {
-        return Err(EditError(format!(
-            "group {wanted:?} has a primary and a secondary, which the file names; edit it, and \
-             `slb reload`"
-        )));
+        return Err(EditError::PrimarySecondary { group: wanted.clone() });
     }
     Ok(group)
 }
@@ -216,23 +213,19 @@ fn name(table: &dyn TableLike) -> Option<String> {
 /// The one of `all` that `label` calls `wanted`.
 fn find<'a>(
     all: Vec<&'a mut dyn TableLike>,
-    what: &str,
+    kind: &'static str,
     wanted: &str,
     label: impl Fn(&dyn TableLike) -> Option<String>,
 ) -> Result<&'a mut dyn TableLike, EditError> {
     let names: Vec<String> = all.iter().filter_map(|table| label(&**table)).collect();
     let found = all.into_iter().find(|table| label(&**table).as_deref() == Some(wanted));
-    found.ok_or_else(|| unknown(what, wanted, &names))
+    found.ok_or_else(|| unknown(kind, wanted, names))
 }
 
-fn no_backend(place: &Place, names: &[String]) -> EditError {
+fn no_backend(place: &Place, names: Vec<String>) -> EditError {
     unknown("backend", &place.backend, names)
 }
 
-fn unknown(what: &str, wanted: impl Display, names: &[String]) -> EditError {
-    let there = match names {
-        [] => "there is none".to_owned(),
-        names => format!("there is {}", names.join(", ")),
-    };
-    EditError(format!("there is no {what} '{wanted}' in the file; {there}"))
+fn unknown(kind: &'static str, wanted: &str, known: Vec<String>) -> EditError {
+    EditError::NotFound { kind, wanted: wanted.to_owned(), known }
 }

@@ -17,7 +17,7 @@ use slb_common::abi::{
     ABI_VERSION, Address, Backend, Chunk, Endpoint, Interface, Listener, RevNat, Roles,
     SLOT_BACKEND,
 };
-use slb_tests::{Gateway, topology};
+use slb_lab::{Gateway, topology};
 
 /// Everything that an agent writes because of its configuration and of the network.
 #[derive(PartialEq)]

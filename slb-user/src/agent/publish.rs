@@ -1,0 +1,182 @@
+//! Publishes what the agent knows, for readers that do not wait for its loop.
+
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+
+use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem, ProblemName, XdpMode};
+use slb_common::abi::{BACKEND_IN_USE, Backend, MAX_SOURCES, MODE_FULL};
+use tokio::sync::watch;
+
+use super::Agent;
+use crate::{
+    config::Announce,
+    datapath::Maps,
+    net::GENERIC,
+    observe::{Installed, ProblemLog, Snapshot},
+    state::Schedule,
+};
+
+/// Makes snapshots, and remembers what is the same in the next one.
+pub(super) struct Publisher {
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    problems: ProblemLog,
+    /// What the maps hold, and [`Maps::revision`] then.
+    installed: (u64, Arc<Installed>),
+    schedules: Schedules,
+}
+
+/// The schedule of each listener, by its id, and the shares that it gives.
+type Schedules = HashMap<u32, (Arc<Schedule>, Arc<std::collections::BTreeMap<u32, f64>>)>;
+
+impl Publisher {
+    pub fn new(first: Snapshot) -> Self {
+        Self {
+            snapshots: watch::Sender::new(Arc::new(first)),
+            problems: ProblemLog::default(),
+            // No maps have this revision.
+            installed: (u64::MAX, Arc::default()),
+            schedules: HashMap::new(),
+        }
+    }
+
+    /// Where the latest snapshot is.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.subscribe()
+    }
+
+    fn installed(&mut self, maps: &Maps) -> Arc<Installed> {
+        if self.installed.0 != maps.revision() {
+            let before = std::mem::take(&mut self.schedules);
+            self.schedules = schedules(maps, &before);
+            self.installed = (maps.revision(), Arc::new(installed(maps, &self.schedules)));
+        }
+        Arc::clone(&self.installed.1)
+    }
+}
+
+/// Adds up the slots of those schedules only that have changed: there may be millions.
+fn schedules(maps: &Maps, before: &Schedules) -> Schedules {
+    let mut schedules = Schedules::new();
+    for service in maps.installed().listeners.values() {
+        if schedules.contains_key(&service.id) {
+            continue;
+        }
+        let known = before.get(&service.id);
+        let known = known.filter(|(schedule, _)| Arc::ptr_eq(schedule, &service.schedule));
+        let shares = match known {
+            Some((_, shares)) => Arc::clone(shares),
+            None => Arc::new(service.schedule.shares()),
+        };
+        schedules.insert(service.id, (Arc::clone(&service.schedule), shares));
+    }
+    schedules
+}
+
+fn installed(maps: &Maps, schedules: &Schedules) -> Installed {
+    let backends = &maps.installed().backends;
+    let usage = maps.usage().into_iter().map(|(name, used, capacity)| MapStatus {
+        name: name.to_owned(),
+        entries: Some(used as u64),
+        capacity: capacity as u64,
+    });
+    Installed {
+        listeners: backends.iter().map(|(&id, it)| (id, it.listener.into())).collect(),
+        closes: backends
+            .iter()
+            .filter(|(_, backend)| backend.closes != 0)
+            .map(|(&id, backend)| (id, backend.closes))
+            .collect(),
+        shares: schedules.iter().map(|(&id, (_, shares))| (id, Arc::clone(shares))).collect(),
+        usage: usage.collect(),
+    }
+}
+
+impl Agent {
+    /// Publishes the present state. Answers to commands are sent after that, so that who has one sees what it did.
+    pub(super) fn publish(&mut self) {
+        let problems = self.problems();
+        let problems = self.publisher.problems.update(problems, SystemTime::now());
+        let installed = self.publisher.installed(&self.datapath.maps);
+        let (capacity, bytes) = self.datapath.flow_table();
+        let snapshot = Snapshot {
+            config: Arc::clone(&self.config),
+            path: Arc::clone(&self.path),
+            layout: Arc::clone(&self.backends.layout),
+            started: self.started,
+            generation: self.reloader.generation,
+            reload_failures: self.reloader.failures,
+            interfaces: self.interfaces(),
+            reply_interfaces: self.reply_interfaces(),
+            flow_table: FlowTableStatus { capacity, bytes },
+            health: Arc::clone(&self.backends.health),
+            history: Arc::clone(&self.backends.history),
+            installed,
+            probes: self.backends.probes.clone(),
+            problems,
+        };
+        self.publisher.snapshots.send_replace(Arc::new(snapshot));
+    }
+
+    fn interfaces(&self) -> Vec<InterfaceStatus> {
+        let attached =
+            self.attacher.attached().iter().map(|(interface, attachment)| InterfaceStatus {
+                name: interface.name.clone(),
+                index: interface.index,
+                mode: if attachment.mode == GENERIC { XdpMode::Generic } else { XdpMode::Native },
+                reason: attachment.reason.clone(),
+            });
+        attached.collect()
+    }
+
+    /// Those that replies come in by; none if the VIPs are not this host's.
+    fn reply_interfaces(&self) -> Vec<String> {
+        if self.config.gateway.announce == Announce::None {
+            return Vec::new();
+        }
+        let interfaces = self.network.interfaces.iter().filter(|(interface, _)| {
+            self.network.ways.values().any(|way| way.hop.ifindex == interface.index)
+        });
+        interfaces.map(|(interface, _)| interface.name.clone()).collect()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.network.problems.clone();
+        let warning = self.datapath.warning().cloned();
+        problems.extend(warning.map(|text| Problem::new(ProblemName::PinsNotKept, text)));
+        problems.extend(self.flow_table_problem());
+        problems.extend(self.sourceless());
+        let short = self.descriptors.problem();
+        problems.extend(short.map(|text| Problem::new(ProblemName::TooFewDescriptors, text)));
+        problems.extend(self.failures.problems());
+        let refused = self.reloader.refused.clone();
+        problems.extend(refused.map(|text| Problem::new(ProblemName::ReloadRefused, text)));
+        problems
+    }
+
+    pub(super) fn flow_table_problem(&self) -> Option<Problem> {
+        let (made, wanted) = (self.datapath.flow_table().0, self.config.gateway.flows);
+        // Rounded up to whole buckets.
+        (made != wanted.next_multiple_of(2)).then(|| {
+            let text = format!(
+                "the flow table was made for {made} flows; gateway.flows = {wanted} takes effect after `slb unload`"
+            );
+            Problem::new(ProblemName::FlowTableSize, text)
+        })
+    }
+
+    /// Without an address of the gateway as source nothing goes to a backend of full NAT.
+    fn sourceless(&self) -> Option<Problem> {
+        let installed = &self.datapath.maps.installed().backends;
+        let is_sourceless = |backend: &&Backend| {
+            backend.flags & BACKEND_IN_USE != 0 && backend.mode == MODE_FULL && backend.sources == 0
+        };
+        let count = installed.values().filter(is_sourceless).count();
+        (count > 0).then(|| {
+            let text = format!(
+                "{count} backends behind full NAT get no new flows (no_port): the kernel knows no address to reach them \
+                 from, so look at its routes; or {MAX_SOURCES} sources are in the maps already, those of former \
+                 configurations among them, which `slb unload` removes"
+            );
+            Problem::new(ProblemName::NoSourceAddress, text)
+        })
+    }
+}

@@ -1,0 +1,191 @@
+//! Brings the maps in line with the configuration, health and network.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slb_common::abi::{
+    self, BACKEND_CLOSED, BACKEND_IN_USE, CHUNK_SLOTS, DEFAULT_CHUNKS, Flow, NO_LISTENER_DROP,
+    NO_LISTENER_PASS, NO_LISTENER_RESET,
+};
+use tracing::debug;
+
+use super::{SWEEP_SLACK, backends::Backends, watcher::NetworkSnapshot};
+use crate::{
+    clock::Jiffies,
+    config::{Config, Gateway, NoListener, Scheduler},
+    datapath::{Applied, Capacities, Maps, TableError},
+    layout::Layout,
+    plan::plan,
+    planner::{Inputs, Planner},
+    schedule::maglev,
+    state::Schedule,
+};
+
+/// For how long the packets of a connection that was ended are answered with resets.
+pub(super) const CLOSING: Duration = Duration::from_secs(5);
+
+/// Plans what the maps are to hold, and writes what differs.
+pub(super) struct Reconciler {
+    planner: Planner,
+    jiffies: Jiffies,
+    /// Backends of which some connections are being reset, and until when.
+    closing: HashMap<u32, Instant>,
+    /// When the maps take what they did not take yet.
+    later: Option<Instant>,
+}
+
+impl Reconciler {
+    pub fn new(jiffies: Jiffies) -> Self {
+        Self { planner: Planner::default(), jiffies, closing: HashMap::new(), later: None }
+    }
+
+    /// Writes what the program is told besides its tables.
+    pub fn set(
+        maps: &mut Maps,
+        config: &Config,
+        network: &NetworkSnapshot,
+        is_generic: bool,
+    ) -> Result<(), TableError> {
+        let Gateway { no_listener, tunnel_source, .. } = &config.gateway;
+        let veth = network.interfaces.iter().any(|(interface, _)| interface.is_veth);
+        maps.set(|settings| {
+            settings.no_listener = match no_listener {
+                NoListener::Pass => NO_LISTENER_PASS,
+                NoListener::Drop => NO_LISTENER_DROP,
+                NoListener::Reset => NO_LISTENER_RESET,
+            };
+            settings.tunnel_v4 = IpAddr::from(tunnel_source.v4).into();
+            settings.tunnel_v6 = IpAddr::from(tunnel_source.v6).into();
+            settings.generic = is_generic.into();
+            settings.veth = veth.into();
+        })
+    }
+
+    /// Brings the maps in line.
+    pub fn apply(
+        &mut self,
+        maps: &mut Maps,
+        backends: &Backends,
+        network: &NetworkSnapshot,
+        is_generic: bool,
+    ) -> Result<(), TableError> {
+        let interfaces = network.interfaces.iter();
+        let interfaces =
+            interfaces.map(|(found, _)| (found.index, abi::Interface { redirect: 1 })).collect();
+        let closing = self.closing.keys().copied().collect();
+        let inputs = Inputs {
+            health: &backends.health,
+            trusted: &backends.trusted,
+            ways: &network.ways,
+            generic: is_generic,
+            interfaces: &interfaces,
+            locals: &network.addresses,
+            jiffies: self.jiffies,
+            installed: maps.installed(),
+            now: Instant::now(),
+            moment: self.jiffies.now().unwrap_or_default(),
+            closing: &closing,
+        };
+        let desired = self.planner.desired(&backends.layout, inputs);
+        let steps = plan(&desired, maps.installed());
+        let writes = steps.len();
+        self.later = None;
+        for step in steps {
+            if let Applied::Later(at) = maps.apply(step)? {
+                self.later = self.later.max(Some(at));
+            }
+        }
+        if writes > 0 {
+            debug!(writes, "maps changed");
+        }
+        Ok(())
+    }
+
+    /// When the maps have to be brought in line again although nothing else changes.
+    pub fn due(&self) -> Option<Instant> {
+        self.planner.due().into_iter().chain(self.later).min()
+    }
+
+    /// Forgets the schedules of listeners that a new layout does not have.
+    pub fn keep(&mut self, layout: &Layout) {
+        self.planner.keep(layout);
+    }
+
+    /// The schedules of which slots may be settled, by the id of their listener.
+    pub fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
+        self.planner.watched()
+    }
+
+    /// Settles the slots of a listener that no entry differs from.
+    pub fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
+        self.planner.settle(id, schedule, pinned);
+    }
+
+    /// From now on the packets of these connections are answered with resets, for [`CLOSING`].
+    pub fn close(&mut self, ended: &[Flow]) {
+        let until = Instant::now() + CLOSING;
+        self.closing.extend(ended.iter().map(|flow| (flow.backend, until)));
+    }
+
+    /// Whether a backend's connections need no answer any more.
+    pub fn end_closing(&mut self) -> bool {
+        let (now, known) = (Instant::now(), self.closing.len());
+        self.closing.retain(|_, until| *until > now);
+        self.closing.len() != known
+    }
+
+    /// The backends that were removed so long ago that all flows that they still have left an entry.
+    pub fn leaving(maps: &Maps, backends: &Backends) -> HashSet<u32> {
+        let Backends { layout, orphaned, .. } = backends;
+        let targets = layout.services.iter().flat_map(|service| {
+            let targets = layout.targets[service.targets.clone()].iter();
+            targets.map(move |target| (target.id, service.idle_timeout + SWEEP_SLACK))
+        });
+        targets
+            .filter(|(id, idle)| orphaned.get(id).is_some_and(|since| since.elapsed() > *idle))
+            .map(|(id, _)| id)
+            .chain(Self::closed(maps).into_iter().filter(|id| orphaned.contains_key(id)))
+            .collect()
+    }
+
+    /// The backends that are drained, and whose time is up.
+    pub fn closed(maps: &Maps) -> HashSet<u32> {
+        const CLOSED: u32 = BACKEND_CLOSED | BACKEND_IN_USE;
+        let backends = maps.installed().backends.iter();
+        backends
+            .filter(|(_, backend)| backend.flags & CLOSED == CLOSED)
+            .map(|(&id, _)| id)
+            .collect()
+    }
+}
+
+/// What the maps are made for, if this agent is the first.
+pub(super) fn capacities(config: &Config) -> Capacities {
+    // Twice for the schedule before, twice for the swap, and as much again for what the file may grow
+    // to.
+    let chunks = (6 * chunks(config)).next_power_of_two().max(DEFAULT_CHUNKS);
+    Capacities { flows: config.gateway.flows, chunks: chunks as u32 }
+}
+
+/// How many chunks of `SLB_SLOTS` the schedules take.
+pub(super) fn chunks(config: &Config) -> usize {
+    let mut chunks = 0;
+    for instance in &config.instances {
+        let families = [true, false].map(|v4| instance.vips.iter().any(|vip| vip.is_ipv4() == v4));
+        let families = families.into_iter().filter(|used| *used).count();
+        for listener in &instance.listeners {
+            let backends = instance.groups[listener.group].backends.len();
+            let slots = match listener.scheduler {
+                Scheduler::Tch | Scheduler::Sch | Scheduler::Qch => maglev::size_for(backends),
+                Scheduler::Wrr => backends * 100,
+                Scheduler::Rr | Scheduler::Wlc => backends,
+            };
+            chunks += families * slots.div_ceil(CHUNK_SLOTS);
+        }
+    }
+    chunks
+}

@@ -1,0 +1,306 @@
+//! Watches the kernel's network on behalf of the agent, in a task of its own: asking the kernel for
+//! the way to thousands of backends takes longer than a failed backend may wait.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+};
+
+use slb_api::{Problem, ProblemName};
+use slb_common::abi::NextHop;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info, warn};
+
+use super::{RETRY, failures::Failures};
+use crate::{
+    config::{Announce, Config},
+    datapath::LoadError,
+    layout::Layout,
+    net::{
+        self, Announcer, AttachedXdp, Interface, KEEP_INTERVAL, Keeper, Network, NetworkChange,
+        NextHop, forwarding_problems,
+    },
+    planner::NextWay,
+};
+
+/// The network as it was a moment ago.
+#[derive(Debug, Default)]
+pub(super) struct NetworkSnapshot {
+    /// Those of the configured interfaces that are there, and the XDP program on each, whoever put
+    /// it there.
+    pub interfaces: Vec<(Interface, Option<AttachedXdp>)>,
+    /// The way to each backend, where the kernel knows it.
+    pub ways: HashMap<IpAddr, NextWay>,
+    /// Addresses of this host.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the program may remember ways to clients that are wrong now.
+    pub outdates_clients: bool,
+    /// What an operator should see to.
+    pub problems: Vec<Problem>,
+    /// Sent to when the maps say the same: the VIPs are announced after that. Dropped: they are not.
+    pub taken: Option<oneshot::Sender<()>>,
+}
+
+impl NetworkSnapshot {
+    /// One of the interfaces.
+    pub fn interface(&self, name: &str) -> Result<&(Interface, Option<AttachedXdp>), LoadError> {
+        let found = self.interfaces.iter().find(|(found, _)| found.name == name);
+        found.ok_or_else(|| LoadError::NoInterface(name.to_owned()))
+    }
+
+    /// The watcher goes on with the VIPs.
+    pub fn take(&mut self) {
+        if let Some(taken) = self.taken.take() {
+            // It is gone only when the agent ends.
+            let _ = taken.send(());
+        }
+    }
+}
+
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct WatchSpec {
+    /// Of the interfaces.
+    names: Vec<String>,
+    /// Addresses.
+    backends: Vec<IpAddr>,
+    /// Those that the agent holds.
+    vips: Vec<IpAddr>,
+}
+
+impl WatchSpec {
+    pub fn new(config: &Config, layout: &Layout) -> Self {
+        // In order, so that two can be compared.
+        let backends: BTreeSet<IpAddr> =
+            layout.targets.iter().map(|target| target.addr.ip()).collect();
+        let vips = match config.gateway.announce {
+            Announce::Arp => {
+                let groups = config.instances.iter().flat_map(|instance| &instance.groups);
+                let sources = groups.flat_map(|group| group.sources.clone());
+                let vips = config.instances.iter().flat_map(|instance| instance.vips.clone());
+                let held: BTreeSet<IpAddr> = vips.chain(sources).collect();
+                held.into_iter().collect()
+            }
+            Announce::None => Vec::new(),
+        };
+        Self {
+            names: config.gateway.interfaces.clone(),
+            backends: backends.into_iter().collect(),
+            vips,
+        }
+    }
+}
+
+/// Has the watcher watch something else.
+pub(super) struct WatchOrder {
+    pub spec: WatchSpec,
+    /// Who waits for the first look; `None`: it goes where all changes go.
+    pub found: Option<oneshot::Sender<NetworkSnapshot>>,
+}
+
+/// Knows the way to the backends, keeps it known, and holds the VIPs.
+pub(super) struct NetworkWatcher {
+    network: Network,
+    keeper: Keeper,
+    announcer: Announcer,
+    spec: WatchSpec,
+    ways: HashMap<IpAddr, NextWay>,
+    /// Next hops on our interfaces.
+    neighbours: HashSet<(u32, IpAddr)>,
+    addresses: Vec<IpAddr>,
+    /// Backends whose replies cannot come back through XDP.
+    unreachable_backends: Vec<Problem>,
+    /// Of the kernel's settings and routes.
+    problems: Vec<Problem>,
+    /// Those of them that the log has been told of.
+    told: Vec<Problem>,
+    failures: Failures,
+}
+
+impl NetworkWatcher {
+    pub async fn open(spec: WatchSpec) -> Result<Self, net::Error> {
+        let network = Network::open().await?;
+        Ok(Self {
+            keeper: Keeper::new(&network),
+            announcer: Announcer::new(&network),
+            network,
+            spec,
+            ways: HashMap::new(),
+            neighbours: HashSet::new(),
+            addresses: Vec::new(),
+            unreachable_backends: Vec::new(),
+            problems: Vec::new(),
+            told: Vec::new(),
+            failures: Failures::default(),
+        })
+    }
+
+    /// Reports every change to `agent`, until that is gone, and watches something else when it says so.
+    pub async fn run(
+        mut self,
+        agent: mpsc::Sender<NetworkSnapshot>,
+        mut orders: mpsc::UnboundedReceiver<WatchOrder>,
+    ) {
+        let mut change = NetworkChange::default();
+        let mut asked = None::<oneshot::Sender<NetworkSnapshot>>;
+        loop {
+            let (taken, is_taken) = oneshot::channel();
+            let found = NetworkSnapshot { taken: Some(taken), ..self.look(change).await };
+            match asked.take() {
+                // Who asked for it has given up: the next order follows.
+                Some(asked) => drop(asked.send(found)),
+                None if agent.send(found).await.is_err() => return,
+                None => {}
+            }
+            // Either way, it has been looked at.
+            let is_taken = is_taken.await.is_ok();
+            self.report();
+            // A VIP is not to be ours before there are listeners, and not if its file is refused.
+            if is_taken {
+                self.announce().await;
+            }
+            // Last: thousands of them take seconds, and what is known already is of use before.
+            let kept = self.keeper.keep(&self.neighbours).await;
+            self.failures.note(ProblemName::NeighboursNotKept, kept);
+            let pause = if self.failures.is_empty() { KEEP_INTERVAL } else { RETRY };
+            change = NetworkChange::default();
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(WatchOrder { spec, found }) => (self.spec, asked) = (spec, found),
+                    None => return,
+                },
+                found = self.network.changed() => change = found,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if change.any() {
+                debug!(?change, "the kernel's network has changed");
+            }
+        }
+    }
+
+    /// Asks the kernel for the way to every backend.
+    pub async fn look(&mut self, change: NetworkChange) -> NetworkSnapshot {
+        let interfaces = self.interfaces();
+        match self.network.resolve_all(&self.spec.backends).await {
+            Ok(answers) => {
+                self.failures.note(ProblemName::NextHopsUnknown, Ok::<_, net::Error>(()));
+                self.ways =
+                    answers.iter().filter_map(|(&addr, hop)| Some((addr, way(hop)?))).collect();
+                let ours = |index| interfaces.iter().any(|interface| interface.index == index);
+                self.unreachable_backends =
+                    unreachable_backends(&self.network, &answers, &interfaces);
+                let neighbours = answers.values().filter_map(NextHop::neighbour);
+                self.neighbours = neighbours.filter(|(index, _)| ours(*index)).collect();
+            }
+            Err(error) => self.failures.note(ProblemName::NextHopsUnknown, Err(error)),
+        }
+        let addresses = self.network.addresses().await.map(|found| self.addresses = found);
+        self.failures.note(ProblemName::AddressesUnknown, addresses);
+        let forwarding = forwarding_problems(&interfaces).into_iter();
+        let forwarding = forwarding.map(|text| Problem::new(ProblemName::ForwardingOff, text));
+        let mut problems: Vec<Problem> = forwarding.collect();
+        problems.extend(self.unreachable_backends.clone());
+        self.problems.clone_from(&problems);
+        let interfaces = self.with_xdp(interfaces).await;
+        problems.extend(self.failures.problems());
+        NetworkSnapshot {
+            interfaces,
+            ways: self.ways.clone(),
+            addresses: self.addresses.clone(),
+            outdates_clients: change.outdates_answers(),
+            problems,
+            taken: None,
+        }
+    }
+
+    /// Logs new problems, after the agent has acted on the same look.
+    pub fn report(&mut self) {
+        for problem in self.problems.iter().filter(|problem| !self.told.contains(problem)) {
+            warn!("{}", problem.text);
+        }
+        self.told.clone_from(&self.problems);
+    }
+
+    /// Makes this host hold the VIPs, and tells its neighbours.
+    pub async fn announce(&mut self) {
+        let result = self.announcer.set(&self.spec.vips, &self.interfaces()).await;
+        if let Ok(done) = &result
+            && !done.announced.is_empty()
+        {
+            info!(vips = ?done.announced, "announced");
+        }
+        self.failures.note(ProblemName::VipsNotAnnounced, result.map(drop));
+    }
+
+    async fn with_xdp(
+        &mut self,
+        interfaces: Vec<Interface>,
+    ) -> Vec<(Interface, Option<AttachedXdp>)> {
+        let mut with_xdp = Vec::new();
+        let mut result = Ok(());
+        for interface in interfaces {
+            match self.network.xdp(interface.index).await {
+                Ok(xdp) => with_xdp.push((interface, xdp)),
+                Err(error) => {
+                    // It is there all the same.
+                    with_xdp.push((interface, None));
+                    result = Err(error);
+                }
+            }
+        }
+        self.failures.note(ProblemName::InterfacesUnknown, result);
+        with_xdp
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        self.spec.names.iter().filter_map(|name| self.network.interface(name)).collect()
+    }
+}
+
+fn way(hop: &NextHop) -> Option<NextWay> {
+    match *hop {
+        NextHop::Resolved { ifindex, dst_mac, src_mac, mtu, source, .. } => {
+            Some(NextWay { hop: NextHop { ifindex, dst_mac, src_mac }, mtu, source })
+        }
+        _ => None,
+    }
+}
+
+/// How many backends with the same trouble are told of.
+const SHOWN: usize = 5;
+
+/// The backends that the kernel reaches in a way that XDP does not see the replies of. Their health
+/// checks succeed all the same, so this is a problem of its own.
+fn unreachable_backends(
+    network: &Network,
+    answers: &HashMap<IpAddr, NextHop>,
+    interfaces: &[Interface],
+) -> Vec<Problem> {
+    let outside = |hop: &NextHop| match hop {
+        NextHop::Local => Some("it is an address of this host".to_owned()),
+        NextHop::Unreachable(why) => Some(why.to_string()),
+        NextHop::Resolved { ifindex, .. } | NextHop::Unresolved { ifindex, .. } => {
+            if interfaces.iter().any(|interface| interface.index == *ifindex) {
+                return None;
+            }
+            let name = network.interface_by_index(*ifindex).map(|interface| interface.name);
+            let name = name.unwrap_or_else(|| ifindex.to_string());
+            Some(format!("its interface, {name}, is not in gateway.interfaces"))
+        }
+    };
+    let problem = |text| Problem::new(ProblemName::BackendBypassesXdp, text);
+    let mut found: Vec<Problem> = answers
+        .iter()
+        .filter_map(|(addr, hop)| {
+            let text = format!("backend {addr} gets no traffic by XDP: {}", outside(hop)?);
+            Some(problem(text).of(addr.to_string()))
+        })
+        .collect();
+    found.sort_by(|one, other| one.text.cmp(&other.text));
+    let more = found.len().saturating_sub(SHOWN);
+    found.truncate(SHOWN);
+    if more > 0 {
+        found.push(problem(format!("and {more} more backends")));
+    }
+    found
+}

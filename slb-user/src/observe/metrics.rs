@@ -1,0 +1,357 @@
+//! A status as Prometheus reads it (text exposition format, version 0.0.4).
+//!
+//! Counters are those of the maps, so they go on when the agent is started again. The labels are bounded by the
+//! configuration.
+
+use std::{collections::BTreeMap, fmt};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, prometheus_text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+
+use slb_api::{
+    BackendStatus, Health, InstanceStatus, ListenerStatus, MapStatus, ProblemName, Severity,
+    Status, VerdictCount,
+};
+
+/// What `GET /metrics` answers with.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// All metrics.
+///
+/// # Errors
+///
+/// None that a [`String`] has.
+pub fn encode(status: Status) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Metrics(status)));
+    let mut text = String::new();
+    prometheus_text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Metrics(Status);
+
+type Labels = Vec<(&'static str, String)>;
+
+/// The values of one metric.
+struct Family<T> {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    values: Vec<(Labels, T)>,
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let status = &self.0;
+        for family in counters(status) {
+            family.encode(&mut encoder, MetricType::Counter, ConstCounter::new)?;
+        }
+        for family in gauges(status) {
+            family.encode(&mut encoder, MetricType::Gauge, ConstGauge::new)?;
+        }
+        Ok(())
+    }
+}
+
+impl<T: Copy> Family<T> {
+    fn encode<M: EncodeMetric>(
+        self,
+        encoder: &mut DescriptorEncoder<'_>,
+        kind: MetricType,
+        metric: impl Fn(T) -> M,
+    ) -> fmt::Result {
+        let Self { name, help, unit, values } = self;
+        if values.is_empty() {
+            return Ok(());
+        }
+        let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+        for (labels, value) in values {
+            metric(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn counters(status: &Status) -> Vec<Family<u64>> {
+    let family = |name, help, values| Family { name, help, unit: None, values };
+    let verdicts = |count: fn(&VerdictCount) -> u64| {
+        let all = status.verdicts.iter();
+        all.map(|(verdict, found)| (vec![("verdict", verdict.clone())], count(found))).collect()
+    };
+    let listeners = |count: fn(&ListenerStatus) -> [Option<u64>; 2]| {
+        let all = listeners(status).flat_map(|(instance, listener)| {
+            by_direction(of_listener(instance, listener), count(listener))
+        });
+        all.collect()
+    };
+    let backends = |count: fn(&BackendStatus) -> [Option<u64>; 2]| {
+        let all = backends(status);
+        all.flat_map(|(labels, backend)| by_direction(labels, count(backend))).collect()
+    };
+    vec![
+        family("slb_verdicts", "Frames by what became of them.", verdicts(|count| count.packets)),
+        family("slb_verdict_bytes", "Bytes by what became of them.", verdicts(|count| count.bytes)),
+        family(
+            "slb_listener_packets",
+            "Frames forwarded for a listener; in: to backends, out: to clients.",
+            listeners(|listener| [Some(listener.packets), listener.reply_packets]),
+        ),
+        family(
+            "slb_listener_bytes",
+            "Bytes forwarded for a listener; in: to backends, out: to clients.",
+            listeners(|listener| [Some(listener.bytes), listener.reply_bytes]),
+        ),
+        family(
+            "slb_listener_flows",
+            "Flows given to a listener's backends.",
+            self::listeners(status)
+                .filter_map(|(instance, listener)| {
+                    Some((of_listener(instance, listener), listener.flows?))
+                })
+                .collect(),
+        ),
+        family(
+            "slb_backend_packets",
+            "Frames; in: to the backend, out: to its clients.",
+            backends(|backend| [Some(backend.packets), backend.reply_packets]),
+        ),
+        family(
+            "slb_backend_bytes",
+            "Bytes; in: to the backend, out: to its clients.",
+            backends(|backend| [Some(backend.bytes), backend.reply_bytes]),
+        ),
+        family(
+            "slb_backend_flows",
+            "Flows given to the backend.",
+            self::backends(status)
+                .filter_map(|(labels, backend)| Some((labels, backend.flows?)))
+                .collect(),
+        ),
+        family(
+            "slb_health_transitions",
+            "How often the backend became healthy or unhealthy, since the agent started.",
+            self::backends(status)
+                .filter(|(_, backend)| backend.is_checked())
+                .map(|(labels, backend)| (labels, backend.transitions))
+                .collect(),
+        ),
+        family(
+            "slb_reload_failures",
+            "Configurations that were refused, since the agent started.",
+            vec![(Vec::new(), status.reload_failures)],
+        ),
+        family(
+            "slb_log_lines_dropped",
+            "Lines of the log that could not be written, or not fast enough, since the agent started.",
+            vec![(Vec::new(), status.log_lines_dropped)],
+        ),
+    ]
+}
+
+fn gauges(status: &Status) -> Vec<Family<f64>> {
+    let family = |name, help, values| Family { name, help, unit: None, values };
+    let mut families = backend_gauges(status);
+    let maps = |value: fn(&MapStatus) -> Option<u64>| {
+        let all = status.maps.iter();
+        all.filter_map(|map| Some((vec![("map", map.name.clone())], value(map)? as f64))).collect()
+    };
+    families.extend([
+        family("slb_map_entries", "Entries in use of a map.", maps(|map| map.entries)),
+        family(
+            "slb_map_capacity",
+            "Entries that a map has room for.",
+            maps(|map| Some(map.capacity)),
+        ),
+        family(
+            "slb_config_generation",
+            "Counts the configurations that the agent has gone by.",
+            vec![(Vec::new(), status.generation as f64)],
+        ),
+        family(
+            "slb_problems",
+            "What an operator should see to; `slb status` has the texts.",
+            vec![(Vec::new(), status.problems.len() as f64)],
+        ),
+        family(
+            "slb_problem",
+            "Problems of one name; `slb status` has the texts.",
+            problems(status),
+        ),
+        family(
+            "slb_build_info",
+            "Constant.",
+            vec![(vec![("version", status.version.clone())], 1.0)],
+        ),
+    ]);
+    families
+}
+
+fn backend_gauges(status: &Status) -> Vec<Family<f64>> {
+    let family = |name, help, value: fn(&BackendStatus) -> Option<f64>| {
+        let all = backends(status);
+        let values = all.filter_map(|(labels, backend)| Some((labels, value(backend)?))).collect();
+        Family { name, help, unit: None, values }
+    };
+    vec![
+        family(
+            "slb_backend_up",
+            "Whether the backend gets new flows as far as its health goes.",
+            |backend| {
+                let is_up = matches!(backend.health, Health::Healthy | Health::Unchecked);
+                Some(f64::from(u8::from(is_up)))
+            },
+        ),
+        family("slb_backend_weight", "Configured weight.", |backend| backend.weight.map(f64::from)),
+        family(
+            "slb_backend_active_flows",
+            "Flows of the backend that have an entry and have not ended.",
+            |backend| Some(backend.active_flows as f64),
+        ),
+        family(
+            "slb_backend_expected_share",
+            "Part of new flows that the backend is to get now, 0 to 1.",
+            |backend| backend.expected_share,
+        ),
+        family(
+            "slb_backend_share",
+            "Part of all flows that the backend has got, 0 to 1; of packets where flows are not counted.",
+            |backend| backend.share,
+        ),
+        Family {
+            unit: Some(Unit::Seconds),
+            ..family("slb_health_check_duration", "How long the last probe took.", |backend| {
+                backend.last_probe.as_ref().map(|probe| probe.duration_seconds)
+            })
+        },
+    ]
+}
+
+/// How many problems there are of each name.
+fn problems(status: &Status) -> Vec<(Labels, f64)> {
+    let mut counts = BTreeMap::<(ProblemName, Severity), f64>::new();
+    for problem in &status.problems {
+        *counts.entry((problem.name, problem.severity)).or_default() += 1.0;
+    }
+    let labels = |name: ProblemName, severity: Severity| {
+        vec![("name", name.to_string()), ("severity", severity.to_string())]
+    };
+    counts.into_iter().map(|((name, severity), count)| (labels(name, severity), count)).collect()
+}
+
+fn listeners(status: &Status) -> impl Iterator<Item = (&InstanceStatus, &ListenerStatus)> {
+    status
+        .instances
+        .iter()
+        .flat_map(|instance| instance.listeners.iter().map(move |listener| (instance, listener)))
+}
+
+fn backends(status: &Status) -> impl Iterator<Item = (Labels, &BackendStatus)> {
+    listeners(status).flat_map(|(instance, listener)| {
+        let backends = listener.backends.iter();
+        backends.map(move |backend| (of_backend(instance, listener, backend), backend))
+    })
+}
+
+/// What went to backends, and what came from them; what is not known is left out.
+fn by_direction(labels: Labels, counts: [Option<u64>; 2]) -> impl Iterator<Item = (Labels, u64)> {
+    let counts = ["in", "out"].into_iter().zip(counts);
+    counts.filter_map(move |(direction, count)| {
+        let mut labels = labels.clone();
+        labels.push(("direction", direction.to_owned()));
+        Some((labels, count?))
+    })
+}
+
+fn of_listener(instance: &InstanceStatus, listener: &ListenerStatus) -> Labels {
+    vec![("instance", instance.name.clone()), ("listener", listener.label())]
+}
+
+fn of_backend(
+    instance: &InstanceStatus,
+    listener: &ListenerStatus,
+    backend: &BackendStatus,
+) -> Labels {
+    let mut labels = of_listener(instance, listener);
+    labels.extend([
+        ("group", listener.group.clone()),
+        ("backend", backend.name.clone()),
+        ("address", backend.endpoint.to_string()),
+    ]);
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::fixtures;
+
+    #[test]
+    fn given_a_status_when_encoded_then_every_metric_is_there_by_its_name() {
+        let text = encode(fixtures::status()).unwrap();
+        let web_1 = "instance=\"shop\",listener=\"tcp/80\",group=\"default\",backend=\"web-1\",\
+                     address=\"10.0.0.1:8080\"";
+        let web_2 = "instance=\"shop\",listener=\"tcp/80\",group=\"default\",backend=\"web-2\",\
+                     address=\"[2001:db8::2]:8080\"";
+        let lines = [
+            "# TYPE slb_verdicts_total counter".to_owned(),
+            "slb_verdicts_total{verdict=\"forwarded\"} 120".to_owned(),
+            "slb_verdict_bytes_total{verdict=\"not_ours\"} 600".to_owned(),
+            "slb_listener_packets_total{instance=\"shop\",listener=\"tcp/80\",direction=\"in\"} 120".to_owned(),
+            "slb_listener_flows_total{instance=\"shop\",listener=\"tcp/80\"} 12".to_owned(),
+            format!("slb_backend_packets_total{{{web_1},direction=\"in\"}} 120"),
+            format!("slb_backend_flows_total{{{web_1}}} 12"),
+            format!("slb_backend_up{{{web_1}}} 1.0"),
+            format!("slb_backend_up{{{web_2}}} 0.0"),
+            format!("slb_backend_weight{{{web_2}}} 7.0"),
+            format!("slb_backend_expected_share{{{web_2}}} 0.125"),
+            format!("slb_backend_share{{{web_1}}} 1.0"),
+            format!("slb_health_check_duration_seconds{{{web_1}}} 0.002"),
+            format!("slb_health_transitions_total{{{web_1}}} 3"),
+            "slb_map_entries{map=\"SLB_BACKENDS\"} 8.0".to_owned(),
+            "slb_map_capacity{map=\"SLB_BACKENDS\"} 65536.0".to_owned(),
+            "slb_config_generation 3.0".to_owned(),
+            "slb_reload_failures_total 2".to_owned(),
+            "slb_log_lines_dropped_total 5".to_owned(),
+            "slb_problems 1.0".to_owned(),
+            "slb_problem{name=\"forwarding_off\",severity=\"critical\"} 1.0".to_owned(),
+            "slb_build_info{version=\"1.2.3\"} 1.0".to_owned(),
+        ];
+        for line in lines {
+            assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_absent() {
+        let mut status = fixtures::status();
+        let listener = &mut status.instances[0].listeners[0];
+        listener.flows = None;
+        listener.reply_packets = None;
+        listener.backends.truncate(1);
+        let backend = &mut listener.backends[0];
+        (backend.flows, backend.reply_packets, backend.reply_bytes) = (None, None, None);
+        (backend.weight, backend.share, backend.expected_share) = (None, None, None);
+        backend.last_probe = None;
+        let text = encode(status).unwrap();
+        let absent = [
+            "slb_listener_flows_total",
+            "slb_backend_flows_total",
+            "slb_backend_weight",
+            "slb_backend_share",
+            "slb_backend_expected_share",
+            "slb_health_check_duration_seconds",
+        ];
+        for name in absent {
+            assert!(!text.contains(name), "{name} is in\n{text}");
+        }
+        let packets = |line: &&str| line.starts_with("slb_backend_packets_total{");
+        let directions: Vec<_> = text.lines().filter(packets).collect();
+        assert!(matches!(directions[..], [one] if one.contains("direction=\"in\"")), "{text}");
+    }
+}

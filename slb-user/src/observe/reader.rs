@@ -1,0 +1,216 @@
+//! Reads the latest snapshot and the datapath's maps. For threads that may wait.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use slb_api::{
+    Event, ExplainRequest, ExplainResponse, FlowFilter, Flows, Problem, ProblemName, Protocol,
+    Status,
+};
+use slb_common::{
+    abi::{Counter, TCP, UDP},
+    verdict::Verdict,
+};
+use tokio::sync::watch;
+
+use super::{
+    EventLog, Names, ProblemLog, Snapshot,
+    rates::{Sample, Samples},
+    status::{self, Measured},
+};
+use crate::{
+    clock::Jiffies,
+    datapath::{Counters, Explainer, Explanation, FlowTable, Pins, Question, TableError},
+    net::local_source_problems,
+};
+
+/// Something could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A map.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A map that an explanation looks into.
+    #[error("cannot read the maps of the datapath")]
+    Map(#[from] aya::maps::MapError),
+    /// The kernel's clock.
+    #[error("cannot read the kernel's clock")]
+    Clock(#[from] io::Error),
+}
+
+/// A packet cannot be explained.
+#[derive(Debug, thiserror::Error)]
+pub enum ExplainError {
+    /// No packet has such addresses.
+    #[error("{src} and {dst} are of different families")]
+    Families {
+        /// The source.
+        src: SocketAddr,
+        /// The destination.
+        dst: SocketAddr,
+    },
+    /// The maps could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// What operators can look at. Its functions wait for the kernel.
+pub trait Observer: Send + Sync + 'static {
+    /// How things are.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    fn status(&self) -> Result<Status, ReadError>;
+
+    /// The flows that have entries.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    fn flows(&self, filter: &FlowFilter) -> Result<Flows, ReadError>;
+
+    /// What would become of a packet.
+    ///
+    /// # Errors
+    ///
+    /// [`ExplainError`].
+    fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, ExplainError>;
+
+    /// The events after a number, the oldest first.
+    fn events(&self, after: u64) -> Vec<Event>;
+}
+
+/// Reads the snapshots and the maps of a running agent.
+pub struct StatusReader {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    events: EventLog,
+    counters: Arc<Counters>,
+    table: FlowTable,
+    explainer: Explainer,
+    jiffies: Jiffies,
+    samples: Mutex<Samples>,
+    problems: Mutex<ProblemLog>,
+}
+
+impl StatusReader {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn open(
+        pins: &Pins,
+        jiffies: Jiffies,
+        counters: Arc<Counters>,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        events: EventLog,
+    ) -> Result<Self, TableError> {
+        Ok(Self {
+            snapshots,
+            events,
+            counters,
+            table: FlowTable::open(pins)?,
+            explainer: Explainer::open(pins)?,
+            jiffies,
+            samples: Mutex::default(),
+            problems: Mutex::default(),
+        })
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+
+    /// The problems that the snapshot has, and those that only the counters tell of.
+    fn all_problems(&self, snapshot: &Snapshot, verdicts: &[(Verdict, Counter)]) -> Vec<Problem> {
+        let found = lost_replies(snapshot, verdicts);
+        let mut log = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut problems = log.update(found, SystemTime::now());
+        problems.extend(snapshot.problems.iter().cloned());
+        Problem::sort(&mut problems);
+        problems
+    }
+}
+
+/// A reply that is left to the kernel has the VIP as its source: if that is an address of this host, IPv4 takes the
+/// packet for a forgery, unless it is set otherwise.
+fn lost_replies(snapshot: &Snapshot, verdicts: &[(Verdict, Counter)]) -> Vec<Problem> {
+    let is_left = |(verdict, count): &(Verdict, Counter)| {
+        *verdict == Verdict::RepliedByKernel && count.packets > 0
+    };
+    if !verdicts.iter().any(is_left) {
+        return Vec::new();
+    }
+    let interfaces = snapshot.reply_interfaces.iter();
+    let texts = local_source_problems(interfaces.map(String::as_str)).into_iter();
+    texts.map(|text| Problem::new(ProblemName::RepliesDroppedByKernel, text)).collect()
+}
+
+impl Observer for StatusReader {
+    fn status(&self) -> Result<Status, ReadError> {
+        let snapshot = self.snapshot();
+        let at = Instant::now();
+        let traffic = Arc::new(self.counters.traffic(0..snapshot.installed.backends())?);
+        let verdicts = self.counters.verdicts()?;
+        let sample = Sample { at, traffic };
+        let before = self.samples.lock().unwrap_or_else(PoisonError::into_inner).add(&sample);
+        let problems = self.all_problems(&snapshot, &verdicts);
+        let measured = Measured {
+            sample,
+            before,
+            verdicts,
+            active_flows: self.table.active_flows(),
+            active: &|backend| self.table.active(backend),
+            jiffies: self.jiffies,
+            now: self.jiffies.now().ok(),
+        };
+        Ok(status::status(&snapshot, &measured, problems))
+    }
+
+    fn flows(&self, filter: &FlowFilter) -> Result<Flows, ReadError> {
+        let (names, now) = (Names::new(&self.snapshot()), self.jiffies.now()?);
+        Ok(names.select(self.table.flows(), filter, now, self.jiffies.per(1)))
+    }
+
+    fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, ExplainError> {
+        let ExplainRequest { protocol, src, dst, established } = *request;
+        if src.is_ipv4() != dst.is_ipv4() {
+            return Err(ExplainError::Families { src, dst });
+        }
+        let question = Question {
+            proto: match protocol {
+                Protocol::Tcp => TCP,
+                Protocol::Udp => UDP,
+            },
+            src: canonical(src),
+            dst: canonical(dst),
+            is_established: established,
+            ingress: 0,
+        };
+        let now = self.jiffies.now().map_err(ReadError::from)?;
+        let explained = self.explainer.explain(&question, now).map_err(ReadError::from)?;
+        let Explanation { steps, verdict, backend, to, from } = explained;
+        let names = Names::new(&self.snapshot());
+        let steps = steps.into_iter().map(|step| [step.what.to_owned(), names.put(&step.found)]);
+        Ok(ExplainResponse {
+            steps: steps.collect(),
+            verdict: verdict.map(|verdict| verdict.label().to_owned()),
+            backend: backend.map(|id| names.backend(id)),
+            to: to.map(|to| to.to_string()),
+            from: from.map(|from| from.to_string()),
+        })
+    }
+
+    fn events(&self, after: u64) -> Vec<Event> {
+        self.events.after(after)
+    }
+}
+
+fn canonical(at: SocketAddr) -> SocketAddr {
+    SocketAddr::new(at.ip().to_canonical(), at.port())
+}

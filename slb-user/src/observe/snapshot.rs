@@ -1,0 +1,108 @@
+//! What the agent's loop publishes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem};
+
+use crate::{
+    config::Config,
+    health::{self, Health},
+    layout::Layout,
+};
+
+/// Everything that the agent's loop knows and readers need, as it was when something last changed. Never changed: the
+/// next state is another snapshot.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The configuration in force.
+    pub config: Arc<Config>,
+    /// Its file.
+    pub path: Arc<PathBuf>,
+    /// Its indices into the maps.
+    pub layout: Arc<Layout>,
+    /// When the agent was started.
+    pub started: Instant,
+    /// Counts configurations; the first is 1.
+    pub generation: u64,
+    /// Configurations that were refused.
+    pub reload_failures: u64,
+    /// Where XDP is attached.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Interfaces by which replies of backends come in that the kernel may have to forward; empty: its settings make no
+    /// difference.
+    pub reply_interfaces: Vec<String>,
+    /// The flow table.
+    pub flow_table: FlowTableStatus,
+    /// One per target of the layout.
+    pub health: Arc<Vec<Health>>,
+    /// By [`crate::layout::Target::id`]; targets whose health has not changed are left out.
+    pub history: Arc<HashMap<u32, History>>,
+    /// What the maps hold.
+    pub installed: Arc<Installed>,
+    /// What the probes have found, by [`crate::layout::Target::id`].
+    pub probes: health::Statuses<u32>,
+    /// What an operator should see to, the worst first.
+    pub problems: Vec<Problem>,
+}
+
+impl Snapshot {
+    /// An agent that has only read its configuration so far.
+    #[must_use]
+    pub fn new(config: Arc<Config>, path: Arc<PathBuf>, layout: Arc<Layout>) -> Self {
+        Self {
+            health: Arc::new(vec![Health::Unknown; layout.targets.len()]),
+            config,
+            path,
+            layout,
+            started: Instant::now(),
+            generation: 1,
+            reload_failures: 0,
+            interfaces: Vec::new(),
+            reply_interfaces: Vec::new(),
+            flow_table: FlowTableStatus { capacity: 0, bytes: 0 },
+            history: Arc::default(),
+            installed: Arc::default(),
+            probes: health::Statuses::default(),
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// How the health of a target has changed since the agent started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct History {
+    /// When it last did.
+    pub since: SystemTime,
+    /// How often it did.
+    pub transitions: u64,
+}
+
+/// Part of new flows that backends are to get, by index into `SLB_BACKENDS`.
+pub type Shares = BTreeMap<u32, f64>;
+
+/// What the maps hold, as far as readers need it.
+#[derive(Clone, Debug, Default)]
+pub struct Installed {
+    /// The listener of every backend that the maps have, those without a flow among them:
+    /// [`slb_common::abi::Listener::id`] by index into `SLB_BACKENDS`, in ascending order.
+    pub listeners: Vec<(u32, u32)>,
+    /// When the flows of drained backends are ended, in jiffies; others are left out.
+    pub closes: HashMap<u32, u32>,
+    /// What each schedule gives to backends, by [`crate::layout::Service::id`].
+    pub shares: HashMap<u32, Arc<Shares>>,
+    /// How full the maps are.
+    pub usage: Vec<MapStatus>,
+}
+
+impl Installed {
+    /// One more than the highest index into `SLB_BACKENDS`.
+    #[must_use]
+    pub fn backends(&self) -> u32 {
+        self.listeners.last().map_or(0, |(id, _)| id + 1)
+    }
+}
