@@ -7,7 +7,7 @@ use std::{
 };
 
 use slb_api::{Problem, ProblemName};
-use slb_common::abi::NextHop;
+use slb_common::abi;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -260,7 +260,7 @@ impl NetworkWatcher {
 fn way(hop: &NextHop) -> Option<NextWay> {
     match *hop {
         NextHop::Resolved { ifindex, dst_mac, src_mac, mtu, source, .. } => {
-            Some(NextWay { hop: NextHop { ifindex, dst_mac, src_mac }, mtu, source })
+            Some(NextWay { hop: abi::NextHop { ifindex, dst_mac, src_mac }, mtu, source })
         }
         _ => None,
     }
