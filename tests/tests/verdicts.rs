@@ -17,6 +17,8 @@ mod worker;
 
 #[path = "verdicts/answers.rs"]
 mod answers;
+#[path = "verdicts/counters.rs"]
+mod counters;
 #[path = "verdicts/cuts.rs"]
 mod cuts;
 #[path = "verdicts/direct.rs"]
