@@ -277,7 +277,11 @@ fn compare(
     let case = format!("{form:?} {frame:?}: {:#?}", told.steps);
     let run = slb.run(ingress, &form.bytes(frame));
     let plain = told.verdict.expect("a verdict");
-    assert!(form.verdicts(plain).contains(&run.verdict), "{:?} and not {plain:?}: {case}", run.verdict);
+    assert!(
+        form.verdicts(plain).contains(&run.verdict),
+        "{:?} and not {plain:?}: {case}",
+        run.verdict
+    );
     let family = usize::from(frame.src.is_ipv6());
     let is_sent = matches!(run.verdict, Verdict::Forwarded | Verdict::ForwardedByKernel);
     if is_sent {
