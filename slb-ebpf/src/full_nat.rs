@@ -57,17 +57,17 @@ pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
         fragments::note_ends(pkt, ends, hop, mtu, is_reply);
     }
     rewrite::translate_ends(&mut pkt.frame, pkt.packet, ends, hop)?;
-    finish(pkt, is_reply, hop)
+    Ok(finish(pkt, is_reply, hop))
 }
 
 /// Sends a translated packet, unless its backend is to be told something.
 #[inline(always)]
-fn finish(pkt: &mut PacketCtx<'_>, is_reply: bool, hop: NextHop) -> Outcome {
+fn finish(pkt: &mut PacketCtx<'_>, is_reply: bool, hop: NextHop) -> Next {
     if pkt.args.inserted_len == 0 {
-        return Ok(sent(is_reply, hop));
+        return sent(is_reply, hop);
     }
     pkt.args.hop = hop;
-    Ok(Next::TailCall(Program::Proxy))
+    Next::TailCall(Program::Proxy)
 }
 
 /// From a client.
@@ -170,5 +170,5 @@ fn cross(
     }
     pkt.frame = ctx::frame(pkt.ctx);
     nat64::write(&mut pkt.frame, pkt.packet, &packet, ends, hop)?;
-    finish(pkt, is_reply, hop)
+    Ok(finish(pkt, is_reply, hop))
 }
