@@ -44,7 +44,11 @@ fn main() -> Result<()> {
     let lock = File::create(cache.join("lock")).context("the lock of the kept objects")?;
     lock.lock().context("the lock of the kept objects")?;
     if !kept.exists() {
-        let made = cache.join("building");
+        // One per clone: cargo names what it builds by paths within the workspace, so that in a common folder it would
+        // take a package of one clone for that of another, if it is newer than the sources.
+        let mut clone = DefaultHasher::new();
+        root.hash(&mut clone);
+        let made = cache.join(format!("building-{:016x}", clone.finish()));
         build_in(&made, toolchain)?;
         let fresh = cache.join("fresh");
         let _ = fs::remove_dir_all(&fresh);

@@ -27,13 +27,13 @@ pub unsafe fn fetch_add(counter: *mut u64, value: u64) -> u64 {
     }
 }
 
-/// [`exchange`] of 64 bits.
+/// [`compare_exchange`] of 64 bits.
 ///
 /// # Safety
 ///
 /// `word` must be valid and aligned to 8 bytes.
 #[inline(always)]
-pub unsafe fn exchange64(word: *mut u64, old: u64, new: u64) -> bool {
+pub unsafe fn compare_exchange64(word: *mut u64, old: u64, new: u64) -> bool {
     #[cfg(target_arch = "bpf")]
     {
         let mut found = old;
@@ -61,7 +61,7 @@ pub unsafe fn exchange64(word: *mut u64, old: u64, new: u64) -> bool {
 ///
 /// `word` must be valid and aligned to 4 bytes.
 #[inline(always)]
-pub unsafe fn exchange(word: *mut u32, old: u32, new: u32) -> bool {
+pub unsafe fn compare_exchange(word: *mut u32, old: u32, new: u32) -> bool {
     #[cfg(target_arch = "bpf")]
     {
         let mut found = u64::from(old);

@@ -3,17 +3,20 @@
 use aya_ebpf::bindings::BPF_ANY;
 use slb_common::{
     abi::{
-        Ends, FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Fragment, FragmentKey, Hop, Keys, MODE_DSR,
-        MODE_NAT, ROLE_VIP, STAGE_TUNNEL, TCP, UDP,
+        FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Fragment, FragmentKey, Keys, MODE_DSR, MODE_NAT,
+        NatTuple, NextHop, ROLE_VIP, TCP, UDP, is_over,
     },
     parse::{FRAGMENT_FIRST, Packet},
+    programs::Program,
     rewrite,
     verdict::{Action, Verdict},
 };
 
 use crate::{
-    flows, guard, maps, stats,
-    work::{Exit, Route, Sent, Work, exceeds, sent},
+    ctx::PacketCtx,
+    maps,
+    outcome::{Delivery, Next, Outcome, Stop, deliver, exceeds, sent, too_big},
+    policy, stats,
 };
 
 /// Fragments of IPv4 packets belong together by their protocol as well (RFC 791, section 3.2); those of
@@ -28,61 +31,65 @@ fn key_of(packet: &Packet) -> FragmentKey {
     }
 }
 
-/// Sends a packet, and the other fragments after it, if it is a first one.
+/// Carries out a decision. If the packet is a first fragment, notes where it goes, or that the kernel gets it, for the
+/// other fragments.
 #[inline(always)]
-pub fn lead(work: &mut Work<'_>, route: Route) -> Result<Sent, Exit> {
-    if work.packet.fragment == FRAGMENT_FIRST {
-        note(work, Some(&route));
+pub fn lead(pkt: &mut PacketCtx<'_>, decision: Result<Delivery, Stop>) -> Outcome {
+    match decision {
+        Ok(delivery) => {
+            if pkt.packet.fragment == FRAGMENT_FIRST {
+                note(pkt, Some(&delivery));
+            }
+            deliver(pkt, delivery)
+        }
+        Err(Stop::TailCall(program)) => Ok(Next::TailCall(program)),
+        Err(Stop::End(verdict)) => {
+            if matches!(verdict.action(), Action::Pass) && pkt.packet.fragment == FRAGMENT_FIRST {
+                note(pkt, None);
+            }
+            Err(verdict)
+        }
     }
-    work.send(route)
-}
-
-/// A packet that is not sent. If it is left to the kernel, so are the other fragments after it.
-#[inline(always)]
-pub fn leave(work: &Work<'_>, exit: Exit) -> Exit {
-    if let Exit::Verdict(verdict) = exit
-        && matches!(verdict.action(), Action::Pass)
-        && work.packet.fragment == FRAGMENT_FIRST
-    {
-        note(work, None);
-    }
-    exit
 }
 
 /// A function of its own: most packets have no need of its part of the stack.
 #[inline(never)]
-fn note(work: &Work<'_>, route: Option<&Route>) {
+fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
     let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
-    *key = key_of(work.packet);
-    // Left to the kernel, both ends stay as they are.
-    let (mut src, mut dst) = (key.src.copied(), key.dst.copied());
-    // Word by word: zeros in one piece become a call.
-    let mut hop = Hop::from_mac_words(0, [0; 3]);
-    let (mut kind, mut mode, mut mtu) = (FLOW_DIRECT.into(), MODE_NAT, 0);
-    if let Some(route) = route {
-        (kind, hop, mode, mtu) = (route.to.kind, route.hop, route.mode, route.mtu);
-        *(if route.to.is_reply() { &mut src } else { &mut dst }) = route.to.addr.copied();
+    *key = key_of(pkt.packet);
+    // In place, field by field: a record on the stack would take more of that than all else.
+    (fragment.src, fragment.dst) = (key.src.copied(), key.dst.copied());
+    (fragment.hash, fragment.backend) = (pkt.args.hash, pkt.args.backend);
+    fragment.expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies);
+    if let Some(delivery) = delivery {
+        let end = if delivery.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
+        *end = delivery.to.addr.copied();
+        fragment.kind = delivery.to.kind;
+        fragment.hop = NextHop::from_mac_words(delivery.hop.ifindex, delivery.hop.mac_words());
+        (fragment.mode, fragment.mtu) = (delivery.mode, delivery.mtu);
+    } else {
+        // Left to the kernel, both ends stay as they are.
+        fragment.kind = FLOW_BYPASS.into();
+        fragment.hop = NextHop::from_mac_words(0, [0; 3]);
+        (fragment.mode, fragment.mtu) = (MODE_NAT, 0);
     }
-    let (hash, backend) = (work.handover.hash, work.handover.backend);
-    let expires = work.now.wrapping_add(maps::settings().fragment_jiffies);
-    *fragment = Fragment { src, dst, hop, hash, backend, mode, kind, mtu, expires, spare: 0 };
     put(key, fragment);
 }
 
 /// Notes where a first fragment goes, both of whose ends are replaced.
 #[inline(never)]
-pub fn note_ends(work: &Work<'_>, ends: &Ends, hop: Hop, mtu: u32, is_reply: bool) {
+pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, is_reply: bool) {
     let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
-    *key = key_of(work.packet);
+    *key = key_of(pkt.packet);
     *fragment = Fragment {
         src: ends.src,
         dst: ends.dst,
         hop,
-        backend: work.handover.backend,
+        backend: pkt.args.backend,
         mode: MODE_NAT,
-        kind: if is_reply { FLOW_REPLY.into() } else { FLOW_FORWARD.into() },
+        kind: if is_reply { FLOW_REPLY.into() } else { FLOW_ORIGINAL.into() },
         mtu,
-        expires: work.now.wrapping_add(maps::settings().fragment_jiffies),
+        expires: pkt.now.wrapping_add(maps::settings().fragment_jiffies),
         ..Fragment::default()
     };
     put(key, fragment);
@@ -96,52 +103,53 @@ fn put(key: &FragmentKey, fragment: &Fragment) {
 
 /// A later fragment.
 #[inline(always)]
-pub fn follow(work: &mut Work<'_>) -> Result<Sent, Exit> {
-    let is_vip = maps::roles(&work.packet.key.dst) & ROLE_VIP != 0;
-    if !matches!(work.packet.key.proto, TCP | UDP) && work.packet.is_v4() {
-        return Err(if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs }.into());
+pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let is_vip = maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0;
+    if !matches!(pkt.packet.key.proto, TCP | UDP) && pkt.packet.is_v4() {
+        return Err(if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs });
     }
     let Some(Keys { fragments: key, .. }) = maps::keys() else {
-        return Err(Verdict::Inconsistent.into());
+        return Err(Verdict::Inconsistent);
     };
-    *key = key_of(work.packet);
+    *key = key_of(pkt.packet);
     let key: &FragmentKey = key;
     // SAFETY: read once; an entry that becomes another's meanwhile was the oldest of all.
     let known = unsafe { maps::SLB_FRAGMENTS.get(key) };
-    let Some(first) = known.filter(|first| !flows::is_over(work.now, first.expires)) else {
-        return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs }.into());
+    let Some(first) = known.filter(|first| !is_over(pkt.now, first.expires)) else {
+        return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs });
     };
-    if first.kind == FLOW_DIRECT.into() {
-        return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs }.into());
+    if first.kind == FLOW_BYPASS.into() {
+        return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs });
     }
     let mut hop = first.hop;
-    if work.expires(hop) {
-        return Err(Verdict::TtlExpired.into());
-    }
-    if exceeds(work.packet.len, first.mtu) {
-        hop = work.too_big(first.mode, first.mtu)?;
+    pkt.check_ttl(hop)?;
+    if exceeds(pkt.packet.len, first.mtu) {
+        match too_big(pkt, first.mode, first.mtu)? {
+            Some(other) => hop = other,
+            None => return Ok(Next::TailCall(Program::Respond)),
+        }
     }
     let is_reply = first.kind == FLOW_REPLY.into();
     if is_reply {
-        guard::take_reply(first.backend, work.bytes)?;
-        stats::reply(first.backend, work.bytes);
+        policy::police_reply(first.backend, pkt.bytes)?;
+        stats::reply(first.backend, pkt.bytes);
     } else {
-        guard::take_forward(first.backend, work.bytes)?;
-        stats::forward(first.backend, work.bytes);
+        policy::police_original(first.backend, pkt.bytes)?;
+        stats::forward(first.backend, pkt.bytes);
     }
     match first.mode {
         MODE_NAT => {
             let ends = [first.src, first.dst];
-            rewrite::translate_later(&mut work.frame, work.packet, ends, hop)?;
+            rewrite::translate_later(&mut pkt.frame, pkt.packet, ends, hop)?;
             Ok(sent(is_reply, hop))
         }
         MODE_DSR => {
-            rewrite::pass_on(&mut work.frame, work.packet, hop)?;
-            Ok((Verdict::Forwarded, hop.ifindex))
+            rewrite::rewrite_l2(&mut pkt.frame, pkt.packet, hop)?;
+            Ok(Next::Send { verdict: Verdict::Forwarded, egress: hop.ifindex })
         }
         _ => {
-            (work.handover.hash, work.handover.backend) = (first.hash, first.backend);
-            Err(Exit::Stage(STAGE_TUNNEL))
+            (pkt.args.hash, pkt.args.backend) = (first.hash, first.backend);
+            Ok(Next::TailCall(Program::Tunnel))
         }
     }
 }

@@ -3,175 +3,192 @@
 
 use slb_common::{
     abi::{
-        FLOW_DIRECT, FLOW_FORWARD, FLOW_REPLY, Hop, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP,
-        MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, ORIGIN_SHARED, ROLE_VIP, SLOT_BACKEND,
-        STAGE_ERROR, STAGE_TUNNEL, TOLD_HEADER, Translation, UNTOLD,
+        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Keys, MODE_DSR, MODE_FULL, MODE_GUE,
+        MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2,
+        REVNAT_SHARED, ROLE_VIP, SLOT_BACKEND,
     },
-    client_address,
     icmp::{self, Quote},
     parse::FRAGMENT_NONE,
-    rewrite,
+    programs::Program,
+    proxy_protocol, rewrite,
     verdict::Verdict,
 };
 
 use crate::{
-    flows, forward,
-    hops::{self, Way},
-    maps, stats,
-    work::{Exit, Sent, Work, sent},
+    conntrack,
+    ctx::PacketCtx,
+    forward, maps,
+    neigh::{self, ClientRoute},
+    outcome::{Next, Outcome, sent},
+    scheduler, stats,
 };
 
 /// An ICMP message to anybody.
 #[inline(always)]
-pub fn message(work: &mut Work<'_>) -> Result<Sent, Exit> {
-    let is_vip = maps::roles(&work.packet.key.dst) & ROLE_VIP != 0;
+pub fn message(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let is_vip = maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0;
     let otherwise = if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs };
-    if work.packet.fragment != FRAGMENT_NONE {
-        return Err(otherwise.into());
+    if pkt.packet.fragment != FRAGMENT_NONE {
+        return Err(otherwise);
     }
-    if let Some(quote) = icmp::quote(&work.frame) {
-        return match about(work, &quote) {
-            Err(Exit::Verdict(Verdict::NotOurs)) => Err(otherwise.into()),
+    if let Some(quote) = icmp::quote(&pkt.frame) {
+        return match about(pkt, &quote) {
+            Err(Verdict::NotOurs) => Err(otherwise),
             outcome => outcome,
         };
     }
     if !is_vip {
-        return Err(Verdict::NotOurs.into());
+        return Err(Verdict::NotOurs);
     }
-    if forward::is_martian(work.packet) || maps::roles(&work.packet.key.src) & ROLE_VIP != 0 {
-        return Err(Verdict::Martian.into());
+    if forward::is_martian(pkt.packet) || maps::roles(&pkt.packet.key.src) & ROLE_VIP != 0 {
+        return Err(Verdict::Martian);
     }
-    icmp::answer_echo(&mut work.frame).ok_or(Verdict::OtherProtocol)?;
-    Ok((Verdict::Echo, work.ctx.ingress_ifindex() as u32))
+    icmp::answer_echo(&mut pkt.frame).ok_or(Verdict::OtherProtocol)?;
+    let egress = pkt.ctx.ingress_ifindex() as u32;
+    Ok(Next::Send { verdict: Verdict::Echo, egress })
 }
 
 /// An error about a packet. [`Verdict::NotOurs`]: it was none of a listener's.
 #[inline(always)]
-fn about(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
+fn about(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
     if maps::roles(&quoted.src) & ROLE_VIP != 0 {
-        return if work.packet.key.dst.same(quoted.src) {
-            to_backend(work, quote)
+        return if pkt.packet.key.dst.same(quoted.src) {
+            to_backend(pkt, quote)
         } else {
-            Err(Verdict::NotOurs.into())
+            Err(Verdict::NotOurs)
         };
     }
-    if work.packet.key.dst.same(quoted.src) {
-        return to_client(work, quote);
+    if pkt.packet.key.dst.same(quoted.src) {
+        return Ok(Next::TailCall(Program::IcmpClient));
     }
-    Err(Verdict::NotOurs.into())
+    Err(Verdict::NotOurs)
 }
 
 /// Somebody could not deliver what a VIP has sent: its backend wants to know.
 #[inline(always)]
-fn to_backend(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
+fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let key = quote.packet.key.reversed();
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NotOurs)?;
-    let hash = flows::hash(&key);
+    let hash = conntrack::hash(&key);
     let (mut id, mut port, mut source) = (NO_BACKEND, key.sport, NO_SOURCE);
-    let place = flows::position(&key);
-    if let Some(flow) = flows::at(place) {
+    let place = conntrack::index_of(&key);
+    if let Some(flow) = conntrack::get(place) {
         (id, port, source) = (flow.backend, flow.port, flow.source);
-    } else if let Ok(slot) = forward::choose(listener, &key, hash, false) {
+    } else if let Ok(slot) = scheduler::by_schedule(listener, &key, hash, false) {
         id = slot & SLOT_BACKEND;
     }
     if id == NO_BACKEND {
-        return Err(Verdict::NotOurs.into());
+        return Err(Verdict::NotOurs);
     }
     let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
-    if work.expires(backend.hop) {
-        return Err(Verdict::TtlExpired.into());
-    }
+    pkt.check_ttl(backend.hop)?;
     if backend.mode != MODE_NAT && !backend.hop.is_known() {
-        return Err(Verdict::NoNeighbour.into());
+        return Err(Verdict::NoNeighbour);
     }
     match backend.mode {
-        MODE_FULL if source == NO_SOURCE => Err(Verdict::NotOurs.into()),
+        MODE_FULL if source == NO_SOURCE => Err(Verdict::NotOurs),
         MODE_FULL if backend.addr.is_v4() != key.src.is_v4() => {
-            stats::forward(id, work.bytes);
-            Err(cross(work, place, backend.hop, FLOW_FORWARD))
+            stats::forward(id, pkt.bytes);
+            Ok(cross(pkt, place, backend.hop, FLOW_ORIGINAL))
         }
         MODE_NAT | MODE_FULL => {
-            stats::forward(id, work.bytes);
-            let kind = FLOW_FORWARD.into();
+            stats::forward(id, pkt.bytes);
+            let kind = FLOW_ORIGINAL.into();
             let sport = backend.port as u16;
-            let to = Translation { addr: backend.addr, sport, dport: port, kind };
+            let to = NatRewrite { addr: backend.addr, sport, dport: port, kind };
             let peer = match source {
                 NO_SOURCE => key.src,
                 _ => *maps::source(source).ok_or(Verdict::Inconsistent)?,
             };
-            icmp::translate_error(&mut work.frame, quote, &to, peer, backend.hop)?;
+            icmp::translate_error(&mut pkt.frame, quote, &to, peer, backend.hop)?;
             Ok(sent(false, backend.hop))
         }
         MODE_DSR => {
-            stats::forward(id, work.bytes);
-            rewrite::pass_on(&mut work.frame, work.packet, backend.hop)?;
-            Ok((Verdict::Forwarded, backend.hop.ifindex))
+            stats::forward(id, pkt.bytes);
+            rewrite::rewrite_l2(&mut pkt.frame, pkt.packet, backend.hop)?;
+            Ok(Next::Send { verdict: Verdict::Forwarded, egress: backend.hop.ifindex })
         }
         MODE_IPIP | MODE_GUE => {
-            stats::forward(id, work.bytes);
-            (work.handover.hash, work.handover.backend) = (hash, id);
-            Err(Exit::Stage(STAGE_TUNNEL))
+            stats::forward(id, pkt.bytes);
+            (pkt.args.hash, pkt.args.backend) = (hash, id);
+            Ok(Next::TailCall(Program::Tunnel))
         }
-        _ => Err(Verdict::Inconsistent.into()),
+        _ => Err(Verdict::Inconsistent),
     }
 }
 
 /// Has the error made into one of the other family, about the flow at `place`.
 #[inline(always)]
-fn cross(work: &mut Work<'_>, place: u32, hop: Hop, kind: u8) -> Exit {
-    work.handover.place = place;
-    (work.handover.hop, work.handover.what) = (hop, kind.into());
-    Exit::Stage(STAGE_ERROR)
+fn cross(pkt: &mut PacketCtx<'_>, place: u32, hop: NextHop, kind: u8) -> Next {
+    pkt.args.place = place;
+    (pkt.args.hop, pkt.args.what) = (hop, kind.into());
+    Next::TailCall(Program::IcmpNat64)
 }
 
 /// Takes out of an error what the backend was told about the client, whose entry is at `place`.
 #[inline(never)]
-fn recount(work: &mut Work<'_>, quote: &Quote, place: u32) {
-    let Some(flow) = flows::at(place) else { return };
-    if flow.state & UNTOLD != 0 {
-        let is_header = flow.told == TOLD_HEADER;
-        let len = client_address::len(is_header, flow.src.is_v4());
+fn recount(pkt: &mut PacketCtx<'_>, quote: &Quote, place: u32) {
+    let Some(flow) = conntrack::get(place) else { return };
+    if flow.state.intersects(ConnState::PROXY_PENDING) {
+        let is_header = flow.proxy == PROXY_V2;
+        let len = proxy_protocol::len(is_header, flow.src.is_v4());
         let first = is_header.then_some(flow.sequence);
-        let _ = icmp::recount(&mut work.frame, quote, first, len);
+        let _ = icmp::recount(&mut pkt.frame, quote, first, len);
     }
 }
 
-/// A backend, or somebody on the way there, could not take what a client has sent to a VIP.
+/// A backend, or a router on the way there, could not take what a client has sent to a VIP.
 #[inline(always)]
-fn to_client(work: &mut Work<'_>, quote: &Quote) -> Result<Sent, Exit> {
+pub fn for_client(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let quote = icmp::quote(&pkt.frame).ok_or(Verdict::Inconsistent)?;
+    match to_client(pkt, &quote) {
+        Err(Verdict::NotOurs) => Err(otherwise(pkt)),
+        outcome => outcome,
+    }
+}
+
+/// The verdict on a message that is about no flow of a listener.
+#[inline(always)]
+fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
+    let is_vip = maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0;
+    if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs }
+}
+
+#[inline(always)]
+fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
-    let origin = maps::origin(&quoted.destination()).ok_or(Verdict::NotOurs)?;
+    let origin = maps::revnat(&quoted.destination()).ok_or(Verdict::NotOurs)?;
     let kind = FLOW_REPLY.into();
     let mut id = origin.backend;
     let mut to =
-        Translation { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
-    let reply_key = quoted.reversed();
-    let mut client = work.packet.key.dst;
+        NatRewrite { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
+    let Keys { reply: reply_key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    *reply_key = quoted.reversed();
+    let mut client = pkt.packet.key.dst;
     let mut place = NO_PLACE;
-    match flows::seek(&reply_key) {
-        Some(reply) if reply.kind == FLOW_DIRECT => return Err(Verdict::NotOurs.into()),
+    match conntrack::slow_lookup(reply_key) {
+        Some(reply) if reply.kind == FLOW_BYPASS => return Err(Verdict::NotOurs),
         Some(reply) => {
-            let flow = flows::peer(reply, &reply_key).ok_or(Verdict::NotOurs)?;
+            let flow = conntrack::reverse(reply, reply_key).ok_or(Verdict::NotOurs)?;
             place = reply.peer;
             id = flow.backend;
-            to = Translation { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
+            to = NatRewrite { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
             if flow.source != NO_SOURCE {
                 client = flow.src;
             }
         }
-        None if origin.flags & ORIGIN_SHARED != 0 => return Err(Verdict::NotOurs.into()),
+        None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs),
         None => {}
     }
-    let Way { hop, .. } = hops::to_client(work, &to.addr, &client)?.ok_or(Verdict::NotOurs)?;
-    if work.expires(hop) {
-        return Err(Verdict::TtlExpired.into());
-    }
-    stats::reply(id, work.bytes);
-    recount(work, quote, place);
+    let ClientRoute { hop, .. } =
+        neigh::client_route(pkt, &to.addr, &client)?.ok_or(Verdict::NotOurs)?;
+    pkt.check_ttl(hop)?;
+    stats::reply(id, pkt.bytes);
+    recount(pkt, quote, place);
     if client.is_v4() != quoted.src.is_v4() {
-        return Err(cross(work, place, hop, FLOW_REPLY));
+        return Ok(cross(pkt, place, hop, FLOW_REPLY));
     }
-    icmp::translate_error(&mut work.frame, quote, &to, client, hop)?;
+    icmp::translate_error(&mut pkt.frame, quote, &to, client, hop)?;
     Ok(sent(true, hop))
 }

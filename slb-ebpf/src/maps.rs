@@ -9,16 +9,17 @@ use aya_ebpf::{
 };
 use slb_common::{
     abi::{
-        self, Address, Admitted, Answers, Backend, Bucket, Chunk, Client, Counter, DEFAULT_BUCKETS,
-        DEFAULT_CHUNKS, Endpoint, EndpointIndex, Ends, FILTER_PER_BYTE, Filter, Fragment,
-        FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Keys, Limits, Listed, Listener,
-        ListenerIndex, MAX_ADMITTED, MAX_BACKENDS, MAX_CLIENTS, MAX_ENDPOINTS, MAX_FRAGMENTS,
-        MAX_INTERFACES, MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Meters,
-        Origin, QuicKey, ROLE_BACKEND, ROLE_VIP, Roles, STAGES, Scratch, Settings, Sticky,
-        StickyKey, Traffic,
+        self, AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop, Counter,
+        DEFAULT_BUCKETS, DEFAULT_CHUNKS, Endpoint, FILTER_PER_BYTE, Filter, Fragment, FragmentKey,
+        INDEX_MANY, INDEX_NONE, Index, Interface, Keys, Limits, Listed, Listener, ListenerIndex,
+        MAX_ACL_CACHE, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS,
+        MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, NatTuple, Policers,
+        QuicKey, ROLE_BACKEND, ROLE_VIP, RevNat, RevNatIndex, Roles, Scratch, Settings, Sticky,
+        StickyKey, SynAnswers, Traffic,
     },
-    client_address::{Head, Options, Words},
     hash,
+    programs::Program,
+    proxy_protocol::{Head, Options, Words},
     verdict::MAX_VERDICTS,
 };
 
@@ -36,9 +37,9 @@ pub static SLB_LISTENERS: HashMap<Endpoint, Listener, MAX_LISTENERS, NO_PREALLOC
 #[btf_map]
 pub static SLB_LISTENER_INDEX: Array<ListenerIndex, 1, MMAPABLE> = Array::new();
 
-/// Written by the agent: spares the program the look-up in `SLB_ENDPOINTS`.
+/// Written by the agent: spares the program the look-up in `SLB_REVNAT`.
 #[btf_map]
-pub static SLB_ENDPOINT_INDEX: Array<EndpointIndex, 1, MMAPABLE> = Array::new();
+pub static SLB_REVNAT_INDEX: Array<RevNatIndex, 1, MMAPABLE> = Array::new();
 
 /// Written by the agent; only chunks that no listener refers to are written.
 #[btf_map]
@@ -46,7 +47,7 @@ pub static SLB_SLOTS: Array<Chunk, DEFAULT_CHUNKS> = Array::new();
 
 /// Written by the program: how many flows each listener has given out in turn.
 #[btf_map]
-pub static SLB_CURSORS: Array<u64, MAX_LISTENERS> = Array::new();
+pub static SLB_RR_CURSORS: Array<u64, MAX_LISTENERS> = Array::new();
 
 /// Written by the agent.
 #[btf_map]
@@ -62,7 +63,7 @@ pub static SLB_ADDRESSES: HashMap<Address, Roles, MAX_ENDPOINTS, NO_PREALLOC> = 
 
 /// Written by the agent. Missing: nobody balances to that address and port.
 #[btf_map]
-pub static SLB_ENDPOINTS: HashMap<Endpoint, Origin, MAX_ENDPOINTS, NO_PREALLOC> = HashMap::new();
+pub static SLB_REVNAT: HashMap<Endpoint, RevNat, MAX_ENDPOINTS, NO_PREALLOC> = HashMap::new();
 
 /// Written by the agent. Missing: XDP cannot send there, the kernel has to.
 #[btf_map]
@@ -74,7 +75,7 @@ pub static SLB_SETTINGS: Array<Settings, 1> = Array::new();
 
 /// Written by the program: the ways to clients, one per [`hash::address`].
 #[btf_map]
-pub static SLB_CLIENTS: Array<Client, MAX_CLIENTS> = Array::new();
+pub static SLB_NEXT_HOPS: Array<ClientNextHop, MAX_NEXT_HOPS> = Array::new();
 
 /// Written by the program; the agent frees places.
 #[btf_map]
@@ -83,7 +84,7 @@ pub static SLB_FLOWS: Array<Bucket, DEFAULT_BUCKETS, MMAPABLE> = Array::new();
 /// Written by the program, indexed like `SLB_BACKENDS`: when somebody last talked to the backend's
 /// address and port directly, in jiffies; 0: never. The last place is all backends'.
 #[btf_map]
-pub static SLB_DIRECT: Array<u32, MAX_BACKENDS> = Array::new();
+pub static SLB_BYPASS: Array<u32, MAX_BACKENDS> = Array::new();
 
 /// Written by the program; the index is [`slb_common::verdict::Verdict`].
 #[btf_map]
@@ -100,7 +101,7 @@ pub static SLB_ACTIVE: Array<u64, MAX_BACKENDS, MMAPABLE> = Array::new();
 
 /// Written by the program, indexed like `SLB_BACKENDS`: what passive health checks know.
 #[btf_map]
-pub static SLB_ANSWERS: PerCpuArray<Answers, MAX_BACKENDS> = PerCpuArray::new();
+pub static SLB_PASSIVE_HC: PerCpuArray<SynAnswers, MAX_BACKENDS> = PerCpuArray::new();
 
 /// Written by the program: which backend a client's flows are kept with.
 #[btf_map]
@@ -112,7 +113,7 @@ pub static SLB_ACL: LpmTrie<Listed, u32, MAX_PREFIXES> = LpmTrie::new();
 
 /// Written by the program: what it has found in `SLB_ACL`, one per hash of list and client.
 #[btf_map]
-pub static SLB_ADMITTED: Array<Admitted, MAX_ADMITTED> = Array::new();
+pub static SLB_ACL_CACHE: Array<AclCacheEntry, MAX_ACL_CACHE> = Array::new();
 
 /// Written by the agent. Missing: no backend of the listener has that server ID.
 #[btf_map]
@@ -124,7 +125,7 @@ pub static SLB_LIMITS: Array<Limits, MAX_LISTENERS> = Array::new();
 
 /// Written by the program; indexed like `SLB_LIMITS`.
 #[btf_map]
-pub static SLB_METERS: Array<Meters, MAX_LISTENERS> = Array::new();
+pub static SLB_POLICERS: Array<Policers, MAX_LISTENERS> = Array::new();
 
 /// Written by the agent: source addresses towards backends. Number 0 is none.
 #[btf_map]
@@ -136,13 +137,13 @@ pub static SLB_FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = Lru
 
 /// Written by the agent: the programs behind the first.
 #[btf_map]
-pub static SLB_STAGES: ProgramArray<{ STAGES.len() }> = ProgramArray::new();
+pub static SLB_PROGRAMS: ProgramArray<{ Program::ALL.len() }> = ProgramArray::new();
 
 /// Written and read by the program.
 #[btf_map]
 pub static SLB_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// This CPU's place for the packet, and for what one program tells the next. For [`crate::work::Work`] only:
+/// This CPU's place for the packet, and for what one program tells the next. For [`crate::ctx::PacketCtx`] only:
 /// there is one.
 #[inline(always)]
 pub fn scratch() -> Option<&'static mut Scratch> {
@@ -157,17 +158,17 @@ pub fn keys() -> Option<&'static mut Keys> {
     SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys })
 }
 
-/// This CPU's place for the ends of a packet. For [`crate::full`].
+/// This CPU's place for the ends of a packet. For [`crate::full_nat`].
 #[inline(always)]
-pub fn ends() -> Option<&'static mut Ends> {
+pub fn ends() -> Option<&'static mut NatTuple> {
     // SAFETY: as above.
     SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys.ends })
 }
 
 /// This CPU's place for what is put into a packet, for what stands before it, and for its options. For
-/// [`crate::tell`].
+/// [`crate::proxy_protocol`].
 #[inline(always)]
-pub fn told() -> Option<(&'static mut Words, &'static mut Head, &'static mut Options)> {
+pub fn proxy_buffers() -> Option<(&'static mut Words, &'static mut Head, &'static mut Options)> {
     let scratch = SLB_SCRATCH.get_ptr_mut(0)?;
     // SAFETY: as above.
     unsafe { Some((&mut (*scratch).words, &mut (*scratch).head, &mut (*scratch).options)) }
@@ -185,26 +186,26 @@ pub struct Known {
     pub from: u32,
     /// Roles of the destination.
     pub to: u32,
-    /// [`Filter::direct_until`].
-    pub direct_until: u32,
+    /// [`Filter::bypass_until`].
+    pub bypass_until: u32,
 }
 
 /// What the addresses of a packet may be to us.
 #[inline(always)]
 pub fn filter(src: &Address, dst: &Address) -> Known {
-    let Some(filter) = SLB_FILTER.get(0) else { return Known { from: 0, to: 0, direct_until: 0 } };
+    let Some(filter) = SLB_FILTER.get(0) else { return Known { from: 0, to: 0, bypass_until: 0 } };
     let roles = |addr: &Address| {
         let hash = hash::filter(*addr);
         let byte = u32::from(filter.roles[hash / FILTER_PER_BYTE]);
         byte >> (2 * (hash % FILTER_PER_BYTE)) & (ROLE_VIP | ROLE_BACKEND)
     };
-    Known { from: roles(src), to: roles(dst), direct_until: filter.direct_until }
+    Known { from: roles(src), to: roles(dst), bypass_until: filter.bypass_until }
 }
 
-/// [`Filter::direct_until`].
+/// [`Filter::bypass_until`].
 #[inline(always)]
-pub fn direct_until() -> u32 {
-    SLB_FILTER.get(0).map_or(0, |filter| filter.direct_until)
+pub fn bypass_until() -> u32 {
+    SLB_FILTER.get(0).map_or(0, |filter| filter.bypass_until)
 }
 
 /// What an index has of an endpoint: its record's value, or nothing, if it knows for certain.
@@ -248,11 +249,11 @@ pub fn listener(at: &Endpoint) -> Option<&'static Listener> {
 
 /// Whom a backend's address and port answer for.
 #[inline(always)]
-pub fn origin(at: &Endpoint) -> Option<&'static Origin> {
-    match indexed(SLB_ENDPOINT_INDEX.get(0), at) {
+pub fn revnat(at: &Endpoint) -> Option<&'static RevNat> {
+    match indexed(SLB_REVNAT_INDEX.get(0), at) {
         Some(known) => known,
         // SAFETY: as above.
-        None => unsafe { SLB_ENDPOINTS.get(*at) },
+        None => unsafe { SLB_REVNAT.get(*at) },
     }
 }
 

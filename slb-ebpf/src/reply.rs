@@ -5,142 +5,178 @@
 
 use slb_common::{
     abi::{
-        BACKEND_CLOSED, CLOSED, Endpoint, FIN_REPLY, FLOW_DIRECT, FLOW_REPLY, FlowKey, Keys,
-        MODE_FULL, MODE_NAT, NO_PLACE, NO_SOURCE, ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED,
-        ORIGIN_TRACKED, ORIGIN_WATCHED, Origin, ROLE_LOCAL, STAGE_FULL, STAGE_GUARD, TCP,
-        Translation,
+        BACKEND_CLOSED, ConnState, Endpoint, FLOW_BYPASS, FLOW_REPLY, FlowKey, Keys, MODE_FULL,
+        MODE_NAT, NO_PLACE, NO_SOURCE, NatRewrite, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED,
+        REVNAT_TRACKED, REVNAT_WATCHED, ROLE_LOCAL, RevNat, TCP,
     },
-    parse::{ACK, FIN, RST, SYN},
+    parse::TcpFlags,
+    programs::Program,
     verdict::Verdict,
 };
 
 use crate::{
-    direct, flows,
-    hops::{self, Way},
-    maps, stats,
-    work::{self, Exit, Facts, Route, Work},
+    bypass, conntrack,
+    ctx::{self, PacketCtx, PacketView},
+    maps,
+    neigh::{self, ClientRoute},
+    outcome::{Delivery, Stop, respond},
+    stats,
 };
 
-/// A packet whose source, `from`, may be a backend; `direct_until` is until when somebody may be talking to backends
+/// A packet whose source, `from`, may be a backend; `bypass_until` is until when somebody may be talking to backends
 /// directly. `None`: nobody balances to that address and port.
 #[inline(always)]
 pub fn from_backend<const REST: bool>(
-    work: &mut Work<'_>,
+    pkt: &mut PacketCtx<'_>,
     from: &Endpoint,
-    direct_until: u32,
-) -> Result<Option<Route>, Exit> {
-    let key = &work.packet.key;
-    let Some(origin) = maps::origin(from) else { return Ok(None) };
+    bypass_until: u32,
+) -> Result<Option<Delivery>, Stop> {
+    let key = &pkt.packet.key;
+    let Some(origin) = maps::revnat(from) else { return Ok(None) };
     let kind = FLOW_REPLY.into();
     if origin.flags & RARE != 0 {
-        if !REST && origin.flags & ORIGIN_LIMITED != 0 {
-            return Err(Exit::Stage(STAGE_GUARD));
+        if !REST && origin.flags & REVNAT_LIMITED != 0 {
+            return Err(Stop::TailCall(Program::Policy));
         }
-        if look(&work.facts(), origin) {
-            return Err(work.answer(Verdict::Closed));
+        if look(&pkt.view(), origin) {
+            return Err(Stop::TailCall(respond(pkt, Verdict::Closed)));
         }
     }
     let mut id = origin.backend;
-    let mut to =
-        Translation { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
-    if origin.flags & ORIGIN_SHARED != 0 || direct::is_recent(direct_until, id, work.now) {
-        let place = remembered(&work.facts());
-        if place == DIRECT {
-            return Err(Verdict::Direct.into());
-        }
-        if place == IS_CLOSED {
-            return Err(work.answer(Verdict::Closed));
-        }
-        if let Some(flow) = flows::at(place) {
+    let mut to = NatRewrite { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
+    if origin.flags & REVNAT_SHARED != 0 || bypass::is_recent(bypass_until, id, pkt.now) {
+        let place = match Remembered::unpack(remembered(&pkt.view())) {
+            Remembered::Direct => return Err(Verdict::Bypass.into()),
+            Remembered::Closed => return Err(Stop::TailCall(respond(pkt, Verdict::Closed))),
+            Remembered::Place(place) => place,
+        };
+        if let Some(flow) = conntrack::get(place) {
             if flow.source != NO_SOURCE {
-                return Err(to_source(work, place));
+                return Err(Stop::TailCall(to_source(pkt, place)));
             }
             id = flow.backend;
-            to = Translation { addr: flow.dst, sport: flow.dport, dport: flow.sport, kind };
+            to = NatRewrite { addr: flow.dst, sport: flow.dport, dport: flow.sport, kind };
         } else if maps::backend(id).is_some_and(|backend| backend.mode == MODE_FULL) {
             // Whose answer it would be, only an entry says.
             return Err(Verdict::NotOurs.into());
         }
-    } else if origin.flags & ORIGIN_TRACKED != 0 && work.packet.flags & (SYN | FIN | RST) != 0 {
-        track(&work.facts(), origin);
+    } else if origin.flags & REVNAT_TRACKED != 0
+        && pkt.packet.flags.intersects(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
+    {
+        track(&pkt.view(), origin);
     }
-    let Some(Way { hop, mtu }) = hops::to_client(work, &to.addr, &work.packet.key.dst)? else {
-        // To the gateway itself: for its own ears, or for a client that is a backend as well.
-        let place = remembered(&work.facts());
-        let is_own = flows::at(place).is_some_and(|flow| flow.source != NO_SOURCE);
-        return Err(if is_own { to_source(work, place) } else { Verdict::NotOurs.into() });
+    let Some(ClientRoute { hop, mtu }) = neigh::client_route(pkt, &to.addr, &pkt.packet.key.dst)?
+    else {
+        // To the gateway itself: to a socket of its own, or to a client that is a backend as well.
+        let Remembered::Place(place) = Remembered::unpack(remembered(&pkt.view())) else {
+            return Err(Verdict::NotOurs.into());
+        };
+        let is_own = conntrack::get(place).is_some_and(|flow| flow.source != NO_SOURCE);
+        return if is_own {
+            Err(Stop::TailCall(to_source(pkt, place)))
+        } else {
+            Err(Verdict::NotOurs.into())
+        };
     };
-    if work.expires(hop) {
-        return Err(Verdict::TtlExpired.into());
-    }
-    stats::reply(id, work.bytes);
+    pkt.check_ttl(hop)?;
+    stats::reply(id, pkt.bytes);
     if REST {
-        work.handover.backend = id;
+        pkt.args.backend = id;
     }
-    Ok(Some(Route { to, hop, mode: MODE_NAT, mtu }))
+    Ok(Some(Delivery { to, hop, mode: MODE_NAT, mtu }))
 }
 
-/// An answer to a source of ours, which the client at `place` stands behind.
+/// An answer to a source address of ours, which stands for the client at `place`.
 #[inline(always)]
-fn to_source(work: &mut Work<'_>, place: u32) -> Exit {
-    (work.handover.place, work.handover.what) = (place, FLOW_REPLY.into());
-    Exit::Stage(STAGE_FULL)
+fn to_source(pkt: &mut PacketCtx<'_>, place: u32) -> Program {
+    (pkt.args.place, pkt.args.what) = (place, FLOW_REPLY.into());
+    Program::FullNat
 }
 
-/// In place of a place: it is no reply to a flow through a listener.
-const DIRECT: u32 = NO_PLACE - 1;
-/// In place of a place: the agent has ended it.
-const IS_CLOSED: u32 = NO_PLACE - 2;
+/// What the flow table says about a reply.
+enum Remembered {
+    /// It is none to a flow through a listener.
+    Direct,
+    /// The agent has ended the flow.
+    Closed,
+    /// Place of the client's entry, or [`NO_PLACE`].
+    Place(u32),
+}
+
+impl Remembered {
+    /// Into one register: functions that are called have no other.
+    #[inline(always)]
+    const fn pack(self) -> u32 {
+        match self {
+            Self::Direct => NO_PLACE - 1,
+            Self::Closed => NO_PLACE - 2,
+            Self::Place(place) => place,
+        }
+    }
+
+    #[inline(always)]
+    const fn unpack(packed: u32) -> Self {
+        const DIRECT: u32 = Remembered::Direct.pack();
+        const CLOSED: u32 = Remembered::Closed.pack();
+        match packed {
+            DIRECT => Self::Direct,
+            CLOSED => Self::Closed,
+            place => Self::Place(place),
+        }
+    }
+}
 
 /// What few backends have.
-const RARE: u32 = ORIGIN_WATCHED | ORIGIN_CLOSING | ORIGIN_LIMITED;
+const RARE: u32 = REVNAT_WATCHED | REVNAT_CLOSING | REVNAT_LIMITED;
 
 /// Looks after what is [`RARE`]. Says whether the packet belongs to a connection that the agent has ended.
 #[inline(never)]
-fn look(facts: &Facts<'_>, origin: &Origin) -> bool {
-    let key = &facts.packet.key;
+fn look(view: &PacketView<'_>, origin: &RevNat) -> bool {
+    let key = &view.packet.key;
     if key.proto != TCP {
         return false;
     }
-    if origin.flags & ORIGIN_WATCHED != 0 && facts.packet.flags & (SYN | RST) != 0 {
+    if origin.flags & REVNAT_WATCHED != 0
+        && view.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST)
+    {
         // Of several that have this address and port, an entry says which.
-        let reply = flows::seek(key).filter(|reply| reply.kind == FLOW_REPLY);
+        let reply = conntrack::slow_lookup(key).filter(|reply| reply.kind == FLOW_REPLY);
         match reply {
-            Some(reply) => watch(facts, reply.backend),
-            None if origin.flags & ORIGIN_SHARED == 0 => watch(facts, origin.backend),
+            Some(reply) => watch(view, reply.backend),
+            None if origin.flags & REVNAT_SHARED == 0 => watch(view, origin.backend),
             None => {}
         }
     }
-    if origin.flags & ORIGIN_CLOSING == 0 || facts.packet.flags & RST != 0 {
+    if origin.flags & REVNAT_CLOSING == 0 || view.packet.flags.intersects(TcpFlags::RST) {
         return false;
     }
     // Whose it is, an entry of its own says: `remembered` looks.
-    if origin.flags & ORIGIN_SHARED != 0 {
+    if origin.flags & REVNAT_SHARED != 0 {
         return false;
     }
     let Some(Keys { forward, .. }) = maps::keys() else { return false };
     *forward = client_key(key, origin);
-    match flows::seek(forward) {
-        Some(flow) => flow.state & CLOSED != 0,
+    match conntrack::slow_lookup(forward) {
+        Some(flow) => flow.state.intersects(ConnState::RST_PENDING),
         // Unless it is for the gateway itself, or for somebody who talks to the backend directly.
         None => {
             maps::backend(origin.backend).is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0)
                 && maps::roles(&key.dst) & ROLE_LOCAL == 0
-                && flows::seek(key).is_none()
+                && conntrack::slow_lookup(key).is_none()
         }
     }
 }
 
 /// Counts an answer to a SYN (RFC 9293, section 3.10.7.1: a reset that answers one has the number 0).
 #[inline(always)]
-fn watch(facts: &Facts<'_>, backend: u32) {
-    let Some(answers) = maps::SLB_ANSWERS.get_ptr_mut(backend) else { return };
+fn watch(view: &PacketView<'_>, backend: u32) {
+    let Some(answers) = maps::SLB_PASSIVE_HC.get_ptr_mut(backend) else { return };
     // SAFETY: this CPU's own copy, and a program is not interrupted by another on its CPU.
     let answers = unsafe { &mut *answers };
-    if facts.packet.flags & (SYN | ACK) == SYN | ACK {
+    if view.packet.flags.contains(TcpFlags::SYN | TcpFlags::ACK) {
         answers.accepted += 1;
-    } else if work::frame(facts.ctx)
-        .header::<8>(facts.packet.l4 as usize)
+    } else if ctx::frame(view.ctx)
+        .header::<8>(view.packet.l4 as usize)
         .is_some_and(|tcp| tcp.get::<u32>(4) == 0)
     {
         answers.refused += 1;
@@ -149,7 +185,7 @@ fn watch(facts: &Facts<'_>, backend: u32) {
 
 /// What the client of a packet sends, if its backend answers for one listener only.
 #[inline(always)]
-fn client_key(key: &FlowKey, origin: &Origin) -> FlowKey {
+fn client_key(key: &FlowKey, origin: &RevNat) -> FlowKey {
     FlowKey {
         src: key.dst,
         dst: origin.vip,
@@ -159,30 +195,36 @@ fn client_key(key: &FlowKey, origin: &Origin) -> FlowKey {
     }
 }
 
-/// The place of the client's entry of a reply, by the reply's own.
+/// Looks for the client's entry of a reply by the reply's own, and updates both. Gives a [`Remembered`], packed.
 #[inline(never)]
-fn remembered(facts: &Facts<'_>) -> u32 {
-    let key = &facts.packet.key;
-    let Some(reply) = flows::seek(key) else { return NO_PLACE };
-    if reply.kind == FLOW_DIRECT {
-        flows::note_direct(facts, reply, FIN_REPLY);
-        return DIRECT;
+fn remembered(view: &PacketView<'_>) -> u32 {
+    let key = &view.packet.key;
+    let Some(reply) = conntrack::slow_lookup(key) else {
+        return Remembered::Place(NO_PLACE).pack();
+    };
+    if reply.kind == FLOW_BYPASS {
+        conntrack::update_bypass(view, reply, ConnState::FIN_REPLY);
+        return Remembered::Direct.pack();
     }
     let place = reply.peer;
-    let Some(forward) = flows::peer(reply, key) else { return NO_PLACE };
-    flows::note_reply(facts, forward);
-    flows::keep_with(reply, forward);
-    if forward.state & CLOSED != 0 && facts.packet.flags & RST == 0 {
-        return IS_CLOSED;
+    let Some(forward) = conntrack::reverse(reply, key) else {
+        return Remembered::Place(NO_PLACE).pack();
+    };
+    conntrack::update_reply(view, forward);
+    conntrack::follow(reply, forward);
+    if forward.state.intersects(ConnState::RST_PENDING)
+        && !view.packet.flags.intersects(TcpFlags::RST)
+    {
+        return Remembered::Closed.pack();
     }
-    place
+    Remembered::Place(place).pack()
 }
 
 /// Takes down what a reply says about its flow, which has an entry for the client's packets only.
 #[inline(never)]
-fn track(facts: &Facts<'_>, origin: &Origin) {
-    let forward = client_key(&facts.packet.key, origin);
-    if let Some(flow) = flows::seek(&forward) {
-        flows::note_reply(facts, flow);
+fn track(view: &PacketView<'_>, origin: &RevNat) {
+    let forward = client_key(&view.packet.key, origin);
+    if let Some(flow) = conntrack::slow_lookup(&forward) {
+        conntrack::update_reply(view, flow);
     }
 }

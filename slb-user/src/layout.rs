@@ -38,7 +38,7 @@ pub struct Layout {
 /// A listener, as far as its VIPs of one family are concerned.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// Index into `SLB_CURSORS`, and [`abi::Listener::id`].
+    /// Index into `SLB_RR_CURSORS`, and [`abi::Listener::id`].
     pub id: u32,
     /// Index into [`Config::instances`].
     pub instance: usize,

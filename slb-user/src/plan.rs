@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use slb_common::abi::{
-    Address, Backend, Endpoint, Hop, Interface, Limits, MODE_NAT, Origin, QuicKey, Roles,
+    Address, Backend, Endpoint, Interface, Limits, MODE_NAT, NextHop, QuicKey, RevNat, Roles,
 };
 
 use crate::state::{Acl, Service, State};
@@ -39,9 +39,9 @@ pub enum Step {
     PutListener(Endpoint, Service),
     /// From `SLB_LISTENERS`.
     RemoveListener(Endpoint),
-    /// To `SLB_ENDPOINTS`.
-    PutEndpoint(Endpoint, Origin),
-    /// From `SLB_ENDPOINTS`.
+    /// To `SLB_REVNAT`.
+    PutEndpoint(Endpoint, RevNat),
+    /// From `SLB_REVNAT`.
     RemoveEndpoint(Endpoint),
     /// To `SLB_ADDRESSES`.
     PutAddress(Address, Roles),
@@ -56,7 +56,7 @@ pub enum Step {
 /// that was the last.
 #[must_use]
 pub fn retire(backend: Backend) -> Backend {
-    let hop = if backend.mode == MODE_NAT { Hop::KERNEL } else { backend.hop };
+    let hop = if backend.mode == MODE_NAT { NextHop::UNRESOLVED } else { backend.hop };
     Backend { flags: 0, hop, closes: 0, ..backend }
 }
 

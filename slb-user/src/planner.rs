@@ -22,9 +22,9 @@ use std::{
 };
 
 use slb_common::abi::{
-    Address, BACKEND_CLOSED, BACKEND_SHARED, Backend, Endpoint, Hop, Interface, LISTENER_LIMITED,
-    MODE_FULL, ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED, ORIGIN_TRACKED, ORIGIN_WATCHED,
-    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles,
+    Address, BACKEND_CLOSED, BACKEND_SHARED, Backend, Endpoint, Interface, LISTENER_LIMITED,
+    MODE_FULL, NextHop, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED,
+    REVNAT_WATCHED, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles,
 };
 
 use self::{
@@ -51,7 +51,7 @@ pub struct Planner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextWay {
     /// The neighbour.
-    pub hop: Hop,
+    pub hop: NextHop,
     /// Largest packet that can be sent, from its IP header on, in bytes.
     pub mtu: u32,
     /// The source address of packets that this host itself sends there.
@@ -299,11 +299,11 @@ impl<'a> Draft<'a> {
             backend.flags & BACKEND_CLOSED != 0 || self.inputs.closing.contains(&target.id);
         let is_watched = target.check.as_ref().is_some_and(|(check, _)| check.passive);
         let flags = [
-            (is_closing, ORIGIN_CLOSING),
-            (is_watched, ORIGIN_WATCHED),
-            (of_replies.limited, ORIGIN_LIMITED),
-            (of_replies.tracked, ORIGIN_TRACKED),
-            (backend.mode == MODE_FULL, ORIGIN_SHARED),
+            (is_closing, REVNAT_CLOSING),
+            (is_watched, REVNAT_WATCHED),
+            (of_replies.limited, REVNAT_LIMITED),
+            (of_replies.tracked, REVNAT_TRACKED),
+            (backend.mode == MODE_FULL, REVNAT_SHARED),
         ];
         flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)
     }

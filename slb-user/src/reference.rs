@@ -218,7 +218,7 @@ fn flags() -> String {
         `bpftool map dump` shows their values. Those of one table belong to one field.\n"
             .to_owned();
     for file in sources("slb-ebpf/common/src/abi") {
-        let source = read(&file);
+        let source = unnested(&read(&file));
         let mut groups: Vec<Vec<Flag>> = Vec::new();
         for Item { docs, text, follows } in items(&source, "pub const ") {
             let Some((name, value)) = integer(&text) else {
@@ -241,6 +241,18 @@ fn flags() -> String {
         }
     }
     text
+}
+
+/// The constants of `bitflags!` as those outside of it.
+fn unnested(source: &str) -> String {
+    let line = |line: &str| match line.strip_prefix("        ") {
+        Some(rest) if rest.starts_with("///") => format!("{rest}\n"),
+        Some(rest) if rest.starts_with("const ") => {
+            format!("pub {}\n", rest.replacen(" = ", ": u8 = ", 1))
+        }
+        _ => format!("{line}\n"),
+    };
+    source.lines().map(line).collect()
 }
 
 /// Name and value of `pub const NAME: u32 = 1 << 3;`.

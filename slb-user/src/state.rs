@@ -6,7 +6,7 @@ use std::{
 };
 
 use slb_common::abi::{
-    Address, Backend, Endpoint, Interface, Limits, NO_BACKEND, Origin, QuicKey, Roles,
+    Address, Backend, Endpoint, Interface, Limits, NO_BACKEND, QuicKey, RevNat, Roles,
     SCHEDULER_HASH, SLOT_BACKEND,
 };
 
@@ -22,8 +22,8 @@ pub struct State {
     pub backends: BTreeMap<u32, Backend>,
     /// `SLB_ADDRESSES`.
     pub addresses: BTreeMap<Address, Roles>,
-    /// `SLB_ENDPOINTS`.
-    pub endpoints: BTreeMap<Endpoint, Origin>,
+    /// `SLB_REVNAT`.
+    pub endpoints: BTreeMap<Endpoint, RevNat>,
     /// `SLB_INTERFACES`.
     pub interfaces: BTreeMap<u32, Interface>,
     /// `SLB_SOURCES`. Flows remember indices, so that an address keeps its own for ever.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use slb_tests::gateway;
+use slb_lab::gateway;
 
 use crate::{process, setup};
 

@@ -69,7 +69,7 @@ fn clippy() -> Result<()> {
     process::run(as_host_code(&mut ebpf).args(["--", "-D", "warnings"]))
 }
 
-/// The pages are for who works on the code, so private items are in them and may be linked.
+/// The pages are for those who work on the code, so private items are in them and may be linked.
 fn documentation() -> Result<()> {
     let packages: [&[&str]; 2] =
         [&["--workspace", "--exclude", "slb-ebpf"], &["--package", "slb-ebpf"]];

@@ -121,7 +121,7 @@ pub fn text(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(key, value)| {
         value.map(|value| format!("{}={}", key.display(), value.display()))
     });
-    // `CARGO` is an absolute path, which nobody types.
+    // `CARGO` is an absolute path, which users do not type.
     let program = PathBuf::from(command.get_program());
     let program = program.file_name().unwrap_or_default().display().to_string();
     let args = command.get_args().map(|arg| arg.display().to_string());

@@ -1,16 +1,15 @@
 //! `cargo xtask run`: the lab, with real traffic through the balancer.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use slb_tests::{Client, Gateway, Server, Service, Topology, gateway, interrupt};
+use slb_lab::{Lab, Topology, gateway, interrupt, plan};
 
 use crate::{process, setup};
 use report::Report;
 
 mod failover;
-mod plan;
 mod report;
 mod shares;
 
@@ -27,14 +26,6 @@ pub struct Options {
 
 /// Bound on what the agent notices: a start, a backend that is down, one that is up again.
 const NOTICED: Duration = Duration::from_secs(10);
-
-/// Everything that runs. The order of the fields is the order in which it ends.
-struct Lab {
-    gateway: Gateway,
-    servers: Vec<Server>,
-    client: Client,
-    topology: Topology,
-}
 
 /// Sets up, builds, and shows.
 ///
@@ -81,23 +72,15 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn build(report: &mut Report) -> Result<Lab> {
     report.step("Building the lab: 2 clients, a gateway, 4 backends, each a network namespace");
-    let topology = Topology::build()?;
+    let mut lab = Lab::prepare()?;
     report.seen(
         "clients 192.0.2.0/24 and 2001:db8:1::/64 on wan0, backends 10.0.0.0/24 and \
                  2001:db8:10::/64 on lan0",
     );
-    let mut servers = Vec::new();
-    for host in &topology.backends {
-        for service in plan::SERVICES {
-            servers.push(Server::start(host, service)?);
-        }
-    }
-    let last = topology.backends.last().context("the lab has backends")?;
-    servers.push(Server::start_as(last, Service::Http(plan::SPARE_PORT), plan::SPARE)?);
-    report.seen(&format!("{} servers: HTTP and UDP, on IPv4 and IPv6", servers.len()));
+    report.seen(&format!("{} servers: HTTP and UDP, on IPv4 and IPv6", lab.servers.len()));
 
     report.step("Starting slb on the gateway");
-    let mut gateway = Gateway::new(&topology, &plan::instances(&topology))?;
+    let gateway = &mut lab.gateway;
     report.seen(&format!(
         "{} run --config {}",
         gateway.binary().display(),
@@ -113,35 +96,9 @@ fn build(report: &mut Report) -> Result<Lab> {
             interface["reason"].as_str().map(|why| format!(" ({why})")).unwrap_or_default()
         ));
     }
-    let took = gateway.wait("all backends healthy", NOTICED, plan::all_healthy)?;
+    let took = lab.wait_all_healthy(NOTICED)?;
     report.seen(&format!("all backends healthy after {} ms", took.as_millis()));
-    let client = Client::new(topology.clients.first().context("the lab has clients")?);
-    Ok(Lab { gateway, servers, client, topology })
-}
-
-impl Lab {
-    /// The server of `service` that answers as `name`.
-    fn server(&mut self, name: &str, service: Service) -> Result<&mut Server> {
-        self.servers
-            .iter_mut()
-            .find(|server| server.name() == name && server.service() == service)
-            .with_context(|| format!("no {service:?} at {name}"))
-    }
-
-    /// Waits until the backend `name` of a TCP listener has `health`, at all its addresses.
-    fn wait_health(&self, port: u16, name: &str, health: &str) -> Result<Duration> {
-        let host = self
-            .topology
-            .backends
-            .iter()
-            .find(|host| host.name == name)
-            .with_context(|| format!("no backend {name}"))?;
-        self.gateway.wait(&format!("{name} {health} on tcp/{port}"), NOTICED, |status| {
-            host.addresses()
-                .into_iter()
-                .all(|address| gateway::health(status, "tcp", port, name, address) == Some(health))
-        })
-    }
+    Ok(lab)
 }
 
 /// How to look into the lab while it is up.
@@ -152,7 +109,7 @@ fn explain(lab: &Lab) {
     let slb = format!("{on_gateway} {}", lab.gateway.binary().display());
     let config = lab.gateway.config();
     let config = config.display();
-    let [v4, v6] = plan::vips().map(|vip| SocketAddr::new(vip, plan::WEB_PORT));
+    let [v4, v6] = plan::vips(plan::WEB_PORT);
     let client = clients.first().map(|host| inside(host.netns.path())).unwrap_or_default();
     println!("\nThe lab stays up until Ctrl-C. To look into it, as root in another terminal:");
     let hints = [

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use anyhow::Result;
 use clap::Args;
-use slb_tests::{gateway::BINARY_VARIABLE, workers};
+use slb_lab::{gateway::BINARY_VARIABLE, workers};
 
 use crate::{deb, process, setup, times::Times, verify};
 

@@ -32,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(1_800);
 const SHELL: &str = "/bin/busybox";
 /// Where the machine has all programs but busybox.
 const PROGRAMS: &str = "/slb/bin";
-/// Nobody else prints this at the beginning of a line.
+/// No other program prints this at the beginning of a line.
 const MARK: &str = "slb-vm:";
 
 /// A command in the machine.

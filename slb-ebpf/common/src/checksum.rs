@@ -88,7 +88,7 @@ pub const fn fold(sum: u64) -> u16 {
 /// makes small (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994, section 9).
 #[must_use]
 #[inline(always)]
-pub const fn holds(sum: u64) -> bool {
+pub const fn is_valid(sum: u64) -> bool {
     const MODULUS: u64 = 0xffff;
     // (2^16 - 1) (2^48 + 2^32 + 2^16 + 1) = 2^64 - 1
     const INVERSE: u64 = 0x0001_0001_0001_0001_u64.wrapping_neg();
@@ -147,7 +147,7 @@ mod tests {
                 words.iter().flat_map(|&word| [(word >> 16) as u16, word as u16]).collect();
             let sum = words.iter().map(|&word| u64::from(word)).sum();
             prop_assert_eq!(fold(sum), !naive(&halves));
-            prop_assert_eq!(holds(sum), naive(&halves) == 0);
+            prop_assert_eq!(is_valid(sum), naive(&halves) == 0);
         }
 
         #[test]
@@ -183,7 +183,7 @@ mod tests {
         ];
         for (sum, expected) in cases {
             assert_eq!(fold(sum), expected, "{sum:#x}");
-            assert_eq!(holds(sum), expected == 0xffff, "{sum:#x}");
+            assert_eq!(is_valid(sum), expected == 0xffff, "{sum:#x}");
         }
     }
 

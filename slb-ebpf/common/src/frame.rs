@@ -97,7 +97,7 @@ impl<const N: usize> Header<'_, N> {
     /// The 16-bit number at `at`.
     #[must_use]
     #[inline(always)]
-    pub fn number(&self, at: usize) -> u16 {
+    pub fn get_be16(&self, at: usize) -> u16 {
         u16::from_be(self.get(at))
     }
 
@@ -196,7 +196,7 @@ mod tests {
                 assert_eq!(header.get::<u16>(at), u16::from_ne_bytes([a, b]));
                 assert_eq!(header.get::<u32>(at), u32::from_ne_bytes([a, b, c, d]));
                 assert_eq!(header.get::<u64>(at), u64::from_ne_bytes(eight));
-                assert_eq!(header.number(at), u16::from_be_bytes([a, b]));
+                assert_eq!(header.get_be16(at), u16::from_be_bytes([a, b]));
             }
         }
     }

@@ -109,7 +109,7 @@ pub const fn endpoint(at: &Endpoint) -> usize {
     ((low.to_le() ^ mixed).wrapping_mul(SEED) >> 48) as usize
 }
 
-/// Hash of an address: an index into `SLB_CLIENTS`.
+/// Hash of an address: an index into `SLB_NEXT_HOPS`.
 #[must_use]
 #[inline(always)]
 pub const fn address(addr: Address) -> usize {
@@ -245,14 +245,14 @@ mod tests {
     #[test]
     fn given_clients_ports_and_vips_when_combined_then_each_flow_has_a_hash_and_slots_fill_evenly()
     {
-        type Client = fn(u8, u8) -> IpAddr;
+        type ClientNextHop = fn(u8, u8) -> IpAddr;
         let v4 = |network: u8, host: u8| IpAddr::from([198, 51, network, host]);
         let low = |network: u8, host: u8| v6(network.into(), host.into()).into();
         let high = |network: u8, host: u8| {
             let [network, host] = [network, host].map(|byte| u16::from(byte) << 8);
             IpAddr::from([0x2001, 0xdb8, network, 0, host, 0, 0, 0])
         };
-        let families: [(_, Client); 3] =
+        let families: [(_, ClientNextHop); 3] =
             [("IPv4", v4), ("IPv6, low bits", low), ("IPv6, high bits", high)];
         // Of 2^18 flows: how many bits say the port, the host, the network, and the VIP.
         for (case, client) in families {

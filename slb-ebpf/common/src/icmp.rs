@@ -14,11 +14,11 @@ use network_types::{
 };
 
 use crate::{
-    abi::{self, Address, FlowKey, Hop, TCP, Translation, UDP},
+    abi::{self, Address, FlowKey, NatRewrite, NextHop, TCP, UDP},
     checksum::Delta,
-    client_address::SEQUENCE,
     frame::Frame,
     parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT, L3, Packet, v6_address},
+    proxy_protocol::SEQUENCE,
     rewrite,
     verdict::Verdict,
 };
@@ -60,14 +60,14 @@ pub struct Quote {
 #[inline(always)]
 fn message(frame: &Frame<'_>) -> Option<Message> {
     let eth = frame.header::<{ EthHdr::LEN }>(0)?;
-    let (is_v4, at, end) = match eth.number(offset_of!(EthHdr, ether_type)) {
+    let (is_v4, at, end) = match eth.get_be16(offset_of!(EthHdr, ether_type)) {
         ETHERTYPE_IPV4 => {
             let ip = frame.header::<{ Ipv4Hdr::LEN }>(L3)?;
             if ip.get::<u8>(offset_of!(Ipv4Hdr, proto)) != ICMP {
                 return None;
             }
             let len = usize::from(ip.get::<u8>(offset_of!(Ipv4Hdr, vihl)) & 0x0f) * 4;
-            (true, L3 + len, L3 + usize::from(ip.number(offset_of!(Ipv4Hdr, tot_len))))
+            (true, L3 + len, L3 + usize::from(ip.get_be16(offset_of!(Ipv4Hdr, tot_len))))
         }
         ETHERTYPE_IPV6 => {
             let ip = frame.header::<{ Ipv6Hdr::LEN }>(L3)?;
@@ -75,7 +75,7 @@ fn message(frame: &Frame<'_>) -> Option<Message> {
                 return None;
             }
             let at = L3 + Ipv6Hdr::LEN;
-            (false, at, at + usize::from(ip.number(offset_of!(Ipv6Hdr, payload_len))))
+            (false, at, at + usize::from(ip.get_be16(offset_of!(Ipv6Hdr, payload_len))))
         }
         _ => return None,
     };
@@ -97,11 +97,11 @@ pub fn answer_echo(frame: &mut Frame<'_>) -> Option<()> {
     }
     if is_v4 {
         let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
-        rewrite::turn_v4(&mut ip, Delta::default());
+        rewrite::reverse_v4(&mut ip, Delta::default());
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3)?;
         // ICMPv6 sums the addresses up, too: in either order.
-        rewrite::turn_v6(&mut ip);
+        rewrite::reverse_v6(&mut ip);
     }
     rewrite::swap_macs(frame)?;
     let mut icmp = frame.header_mut::<LEN>(at)?;
@@ -133,7 +133,7 @@ pub fn quote(frame: &Frame<'_>) -> Option<Quote> {
         let fragment_offset = 0x1fff;
         if version_and_length >> 4 != 4
             || header_len < Ipv4Hdr::LEN
-            || ip.number(offset_of!(Ipv4Hdr, frags)) & fragment_offset != 0
+            || ip.get_be16(offset_of!(Ipv4Hdr, frags)) & fragment_offset != 0
         {
             return None;
         }
@@ -152,7 +152,7 @@ pub fn quote(frame: &Frame<'_>) -> Option<Quote> {
         if proto == FRAGMENT {
             let fragment = frame.header::<8>(l4)?;
             let fragment_offset = 0xfff8;
-            if fragment.number(2) & fragment_offset != 0 {
+            if fragment.get_be16(2) & fragment_offset != 0 {
                 return None;
             }
             proto = fragment.get(0);
@@ -165,7 +165,7 @@ pub fn quote(frame: &Frame<'_>) -> Option<Quote> {
         return None;
     }
     let ports = frame.header::<4>(l4)?;
-    let key = FlowKey { src, dst, sport: ports.number(0), dport: ports.number(2), proto };
+    let key = FlowKey { src, dst, sport: ports.get_be16(0), dport: ports.get_be16(2), proto };
     let packet = Packet { key, l4: l4 as u32, v4: is_v4.into(), ..Packet::default() };
     Some(Quote { packet, at: at as u32, end: end as u32 })
 }
@@ -196,9 +196,9 @@ const fn is_error(kind: u8, is_v4: bool) -> bool {
 pub fn translate_error(
     frame: &mut Frame<'_>,
     quote: &Quote,
-    to: &Translation,
+    to: &NatRewrite,
     peer: Address,
-    hop: Hop,
+    hop: NextHop,
 ) -> Result<(), Verdict> {
     let mut icmp = Delta::default();
     let receiver = if to.is_reply() { peer } else { to.addr };
@@ -217,7 +217,7 @@ pub fn translate_error(
     Ok(())
 }
 
-/// Makes an error about one of the packets that `len` bytes were put into ([`crate::client_address`]) one
+/// Makes an error about one of the packets that `len` bytes were put into ([`crate::proxy_protocol`]) one
 /// about what the client has sent: how much of it fits, and its sequence number if a header was put before
 /// `first`, the number of the client's first byte. Others are left alone.
 #[inline(always)]
@@ -242,8 +242,8 @@ pub fn recount(frame: &mut Frame<'_>, quote: &Quote, first: Option<u32>, len: u3
     let mut icmp = frame.header_mut::<LEN>(at)?;
     // An MTU stands at the end of the ICMP header in either family: nothing is wider than 16 bits.
     let is_too_big =
-        if quote.packet.is_v4() { icmp.number(0) == 0x0304 } else { icmp.number(0) == 0x0200 };
-    let mtu = icmp.number(6);
+        if quote.packet.is_v4() { icmp.get_be16(0) == 0x0304 } else { icmp.get_be16(0) == 0x0200 };
+    let mtu = icmp.get_be16(6);
     if is_too_big && u32::from(mtu) > len {
         let less = (mtu - len as u16).to_be();
         icmp.set(6, less);
@@ -258,14 +258,14 @@ pub fn recount(frame: &mut Frame<'_>, quote: &Quote, first: Option<u32>, len: u3
 fn outer_v4(
     frame: &mut Frame<'_>,
     quote: &Quote,
-    to: &Translation,
+    to: &NatRewrite,
     receiver: Address,
     is_sent: bool,
 ) -> Result<(), Verdict> {
     let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
     let mut header = Delta::default();
     if is_sent {
-        rewrite::shorten_v4(&mut ip, &mut header)?;
+        rewrite::decrement_ttl_v4(&mut ip, &mut header)?;
     }
     let (src, dst) = (offset_of!(Ipv4Hdr, src_addr), offset_of!(Ipv4Hdr, dst_addr));
     let [_, _, _, backend] = quote.packet.key.dst.words();
@@ -286,14 +286,14 @@ fn outer_v4(
 fn outer_v6(
     frame: &mut Frame<'_>,
     quote: &Quote,
-    to: &Translation,
+    to: &NatRewrite,
     receiver: Address,
     is_sent: bool,
     icmp: &mut Delta,
 ) -> Result<(), Verdict> {
     let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
     if is_sent {
-        rewrite::shorten_v6(&mut ip)?;
+        rewrite::decrement_ttl_v6(&mut ip)?;
     }
     // ICMPv6 sums the addresses up, too (RFC 4443, section 2.3).
     let src = offset_of!(Ipv6Hdr, src_addr);
@@ -309,7 +309,7 @@ fn outer_v6(
 fn quoted(
     frame: &mut Frame<'_>,
     quote: &Quote,
-    to: &Translation,
+    to: &NatRewrite,
     peer: Address,
     icmp: &mut Delta,
 ) -> Result<(), Verdict> {

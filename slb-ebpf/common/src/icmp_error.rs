@@ -62,9 +62,9 @@ impl Problem {
 #[inline(always)]
 pub fn is_to_be_told(frame: &Frame<'_>, packet: &Packet) -> bool {
     !packet.is_v4()
-        || frame
-            .header::<{ Ipv4Hdr::LEN }>(L3)
-            .is_some_and(|ip| u32::from(ip.number(offset_of!(Ipv4Hdr, frags))) & DONT_FRAGMENT != 0)
+        || frame.header::<{ Ipv4Hdr::LEN }>(L3).is_some_and(|ip| {
+            u32::from(ip.get_be16(offset_of!(Ipv4Hdr, frags))) & DONT_FRAGMENT != 0
+        })
 }
 
 /// The length that the frame of a packet has to be cut to. A multiple of 4 is quoted, so that nothing is

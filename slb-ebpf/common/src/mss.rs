@@ -8,7 +8,7 @@ use crate::{
     abi::TCP,
     checksum::Delta,
     frame::Frame,
-    parse::{Packet, SYN},
+    parse::{Packet, TcpFlags},
 };
 
 /// Kinds of options (RFC 9293, section 3.2).
@@ -21,7 +21,7 @@ const MSS_LEN: usize = 4;
 /// Lowers the maximum segment size that `packet` states to `max`, if it is a SYN and states a larger one.
 #[inline(always)]
 pub fn clamp(frame: &mut Frame<'_>, packet: &Packet, max: u16) {
-    if packet.key.proto == TCP && packet.flags & SYN != 0 {
+    if packet.key.proto == TCP && packet.flags.intersects(TcpFlags::SYN) {
         let _ = change(frame, packet.l4 as usize, |stated| stated.min(max));
     }
 }
@@ -60,7 +60,7 @@ fn change(frame: &mut Frame<'_>, l4: usize, to: impl Fn(u16) -> u16) -> Option<(
 #[inline(always)]
 fn write(frame: &mut Frame<'_>, l4: usize, at: usize, to: impl Fn(u16) -> u16) -> Option<()> {
     let mut option = frame.header_mut::<MSS_LEN>(l4 + at)?;
-    let stated = option.number(2);
+    let stated = option.get_be16(2);
     let written = to(stated);
     if stated == written {
         return None;
@@ -91,6 +91,8 @@ mod tests {
         self,
         fixtures::{Sample, samples},
     };
+
+    const SYN: u8 = TcpFlags::SYN.bits();
 
     /// Options, the place of a MSS option in them, and its value.
     fn options() -> impl Strategy<Value = (Vec<u8>, Option<usize>)> {

@@ -9,10 +9,11 @@ use network_types::{
     udp::UdpHdr,
 };
 
+pub use crate::packet::{FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_NONE, Packet, TcpFlags};
 use crate::{
-    abi::{Address, FlowKey, TCP, UDP},
     checksum,
     frame::{Frame, Header},
+    net::{Address, TCP, UDP},
     verdict::Verdict,
 };
 
@@ -37,69 +38,8 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// packet, one of which (AH) rules out translation.
 const MAX_EXTENSION_HEADERS: usize = 6;
 
-/// Offset of the flags in a TCP header, and the flags (RFC 9293, section 3.1).
+/// Offset of the flags in a TCP header.
 const TCP_FLAGS: usize = 13;
-/// No more data from the sender.
-pub const FIN: u8 = 0x01;
-/// Synchronise sequence numbers.
-pub const SYN: u8 = 0x02;
-/// Reset the connection.
-pub const RST: u8 = 0x04;
-/// The acknowledgement number is valid.
-pub const ACK: u8 = 0x10;
-
-/// What later stages need to know of a packet.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Packet {
-    /// Addresses, ports and protocol.
-    pub key: FlowKey,
-    /// Offset of the transport header.
-    pub l4: u32,
-    /// TCP's flags; 0 for UDP.
-    pub flags: u8,
-    /// 1: IPv4, otherwise IPv6.
-    pub v4: u8,
-    /// [`FRAGMENT_NONE`], [`FRAGMENT_FIRST`] or [`FRAGMENT_LATER`], which has no ports.
-    pub fragment: u16,
-    /// Length in bytes from the IP header on.
-    pub len: u32,
-    /// What its fragments have in common, as it stands in the header.
-    pub fragment_id: u32,
-}
-
-/// The packet is whole.
-pub const FRAGMENT_NONE: u16 = 0;
-/// It begins here: the transport header is there.
-pub const FRAGMENT_FIRST: u16 = 1;
-/// It has begun before.
-pub const FRAGMENT_LATER: u16 = 2;
-
-impl Packet {
-    /// Whether this is IPv4, and not IPv6.
-    #[must_use]
-    #[inline(always)]
-    pub const fn is_v4(&self) -> bool {
-        self.v4 != 0
-    }
-
-    /// Copies field by field. In one piece it would be copied from memory, and so not be in registers.
-    #[inline(always)]
-    pub const fn copy_to(&self, to: &mut Self) {
-        (to.key.src, to.key.dst) = (self.key.src.copied(), self.key.dst.copied());
-        (to.key.sport, to.key.dport) = (self.key.sport, self.key.dport);
-        to.key.proto = self.key.proto;
-        (to.l4, to.flags, to.v4) = (self.l4, self.flags, self.v4);
-        (to.fragment, to.len, to.fragment_id) = (self.fragment, self.len, self.fragment_id);
-    }
-
-    /// Whether this asks for a new connection: SYN and none of ACK, FIN, RST.
-    #[must_use]
-    #[inline(always)]
-    pub const fn is_syn(&self) -> bool {
-        self.flags & (SYN | ACK | FIN | RST) == SYN
-    }
-}
 
 /// Why a frame is no [`Packet`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +76,7 @@ pub fn family(frame: &Frame<'_>) -> Result<Family, Reject> {
     if is_group {
         return Err(Reject::NotIp);
     }
-    match eth.number(offset_of!(EthHdr, ether_type)) {
+    match eth.get_be16(offset_of!(EthHdr, ether_type)) {
         ETHERTYPE_IPV4 => Ok(Family::V4),
         ETHERTYPE_IPV6 => Ok(Family::V6),
         ethertype if is_tag(ethertype) => Err(Reject::Rest),
@@ -176,7 +116,8 @@ pub fn rest(frame: &Frame<'_>, packet: &mut Packet, len: usize) -> Result<(), Re
 #[must_use]
 #[inline(always)]
 pub fn tags(frame: &Frame<'_>) -> usize {
-    let is_tag = |at| frame.header::<{ TAG_LEN + 2 }>(at).is_some_and(|tag| is_tag(tag.number(0)));
+    let is_tag =
+        |at| frame.header::<{ TAG_LEN + 2 }>(at).is_some_and(|tag| is_tag(tag.get_be16(0)));
     let at = offset_of!(EthHdr, ether_type);
     match (is_tag(at), is_tag(at + TAG_LEN)) {
         (true, true) => 2,
@@ -204,7 +145,7 @@ fn v4<const REST: bool>(
 
     let version_and_length = ip.get::<u8>(offset_of!(Ipv4Hdr, vihl));
     let header_len = usize::from(version_and_length & 0x0f) * 4;
-    let total_len = usize::from(ip.number(offset_of!(Ipv4Hdr, tot_len)));
+    let total_len = usize::from(ip.get_be16(offset_of!(Ipv4Hdr, tot_len)));
     if version_and_length >> 4 != 4 || header_len < Ipv4Hdr::LEN || total_len < header_len {
         return Err(reject(Verdict::Malformed));
     }
@@ -215,7 +156,7 @@ fn v4<const REST: bool>(
         return Err(reject(Verdict::BadChecksum));
     }
     let more_or_later_fragments = 0x3fff;
-    let fragmentation = ip.number(offset_of!(Ipv4Hdr, frags));
+    let fragmentation = ip.get_be16(offset_of!(Ipv4Hdr, frags));
     let mut fragment = FRAGMENT_NONE;
     if fragmentation & more_or_later_fragments != 0 {
         if !REST {
@@ -245,7 +186,7 @@ const fn later(packet: &mut Packet, proto: u8, l4: usize) {
     packet.key.proto = proto as u32;
     (packet.key.sport, packet.key.dport) = (0, 0);
     packet.l4 = l4 as u32;
-    packet.flags = 0;
+    packet.flags = TcpFlags::empty();
 }
 
 /// RFC 1812, section 5.2.2: a router must verify the header checksum. Were it only updated, a
@@ -273,7 +214,7 @@ fn v4_checksum_holds(
             at += 4;
         }
     }
-    checksum::holds(sum)
+    checksum::is_valid(sum)
 }
 
 #[inline(always)]
@@ -294,7 +235,7 @@ fn v6<const REST: bool>(
     if ip.get::<u8>(0) >> 4 != 6 {
         return Err(reject(Verdict::Malformed));
     }
-    let end = L3 + Ipv6Hdr::LEN + usize::from(ip.number(offset_of!(Ipv6Hdr, payload_len)));
+    let end = L3 + Ipv6Hdr::LEN + usize::from(ip.get_be16(offset_of!(Ipv6Hdr, payload_len)));
     if end > frame_len {
         return Err(if REST { reject(Verdict::Truncated) } else { Reject::Rest });
     }
@@ -314,7 +255,7 @@ fn v6<const REST: bool>(
         if proto == FRAGMENT {
             // A fragment header of a whole packet is allowed (RFC 6946); its length is fixed.
             let more_or_later_fragments = 0xfff9;
-            let fragmentation = extension.number(2);
+            let fragmentation = extension.get_be16(2);
             if fragmentation & more_or_later_fragments != 0 {
                 if !REST {
                     return Err(Reject::Rest);
@@ -368,24 +309,24 @@ fn transport(
             if header_len < TcpHdr::LEN || header_len > len {
                 return Err(reject(Verdict::Malformed));
             }
-            tcp.get::<u8>(TCP_FLAGS)
+            TcpFlags::from_bits_retain(tcp.get::<u8>(TCP_FLAGS))
         }
         UDP => {
             let udp = frame.header::<{ UdpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
-            let stated = usize::from(udp.number(offset_of!(UdpHdr, len)));
+            let stated = usize::from(udp.get_be16(offset_of!(UdpHdr, len)));
             // A first fragment has a part of what is stated.
             let is_too_long = stated > len && packet.fragment == FRAGMENT_NONE;
             if stated < UdpHdr::LEN || is_too_long {
                 return Err(reject(Verdict::Malformed));
             }
-            0
+            TcpFlags::empty()
         }
         _ if proto == if packet.v4 != 0 { ICMP } else { ICMPV6 } => return Err(Reject::Icmp),
         _ => return Err(reject(Verdict::OtherProtocol)),
     };
     // Both transports begin with their ports.
     let ports = frame.header::<4>(l4).ok_or(reject(Verdict::Truncated))?;
-    (packet.key.sport, packet.key.dport) = (ports.number(0), ports.number(2));
+    (packet.key.sport, packet.key.dport) = (ports.get_be16(0), ports.get_be16(2));
     Ok(())
 }
 

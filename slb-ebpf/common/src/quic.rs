@@ -49,7 +49,7 @@ pub fn connection_id(frame: &Frame<'_>, packet: &Packet) -> Option<ConnectionId>
     let header = frame.header::<{ 1 + LEN }>(at)?;
     let id = [header.get(1), header.get(5)];
     let configuration = header.get::<u8>(1) & CONFIGURATION;
-    let server = (configuration == 0).then(|| header.number(2).into());
+    let server = (configuration == 0).then(|| header.get_be16(2).into());
     Some(ConnectionId { choice: choice(id), server })
 }
 

@@ -11,7 +11,7 @@ use crate::{
     abi::TCP,
     checksum::{self, Delta},
     frame::Frame,
-    parse::{ACK, FIN, L3, Packet, RST, SYN},
+    parse::{L3, Packet, TcpFlags},
     rewrite,
 };
 
@@ -27,7 +27,7 @@ const DATA_OFFSET: u8 = 5 << 4;
 #[inline(always)]
 pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
     let l4 = packet.l4 as usize;
-    if packet.key.proto != TCP || packet.flags & RST != 0 {
+    if packet.key.proto != TCP || packet.flags.intersects(TcpFlags::RST) {
         return None;
     }
     if !packet.is_v4() && l4 != L3 + Ipv6Hdr::LEN {
@@ -40,29 +40,32 @@ pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
     let len = if packet.is_v4() {
         let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
         let at = offset_of!(Ipv4Hdr, tot_len);
-        let total = usize::from(ip.number(at));
+        let total = usize::from(ip.get_be16(at));
         let mut header = Delta::default();
         let new = ((l4 - L3) as u16 + TCP_LEN).to_be();
         header.replace16(ip.get(at), new);
         ip.set(at, new);
-        rewrite::turn_v4(&mut ip, header);
+        rewrite::reverse_v4(&mut ip, header);
         total.wrapping_sub(l4 - L3)
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3)?;
         let at = offset_of!(Ipv6Hdr, payload_len);
-        let payload = usize::from(ip.number(at));
+        let payload = usize::from(ip.get_be16(at));
         ip.set(at, TCP_LEN.to_be());
-        rewrite::turn_v6(&mut ip);
+        rewrite::reverse_v6(&mut ip);
         payload
     };
     rewrite::swap_macs(frame)?;
 
-    let has_ack = packet.flags & ACK != 0;
-    let flags = if has_ack { RST } else { RST | ACK };
+    let has_ack = packet.flags.intersects(TcpFlags::ACK);
+    let flags = if has_ack { TcpFlags::RST } else { TcpFlags::RST | TcpFlags::ACK };
     // SYN and FIN count as a byte each.
-    let counted = |flag: u8| u32::from(packet.flags & flag != 0);
+    let counted = |flag: TcpFlags| u32::from(packet.flags.intersects(flag));
     let data = len.wrapping_sub(data_offset) as u32;
-    let end = seq.wrapping_add(data).wrapping_add(counted(SYN)).wrapping_add(counted(FIN));
+    let end = seq
+        .wrapping_add(data)
+        .wrapping_add(counted(TcpFlags::SYN))
+        .wrapping_add(counted(TcpFlags::FIN));
     let (seq, ack) = if has_ack { (ack, 0) } else { (0, end.to_be()) };
     let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(l4)?;
     let (sport, dport): (u16, u16) = (tcp.get(0), tcp.get(2));
@@ -71,7 +74,7 @@ pub fn write(frame: &mut Frame<'_>, packet: &Packet) -> Option<usize> {
     tcp.set(4, seq);
     tcp.set(8, ack);
     tcp.set(12, DATA_OFFSET);
-    tcp.set(13, flags);
+    tcp.set(13, flags.bits());
     // Window, checksum, urgent pointer.
     tcp.set(14, 0_u16);
     tcp.set(16, 0_u32);
@@ -114,7 +117,7 @@ mod tests {
             prop_assert_eq!(parsed, Ok(()));
             let has_extensions = !packet.is_v4() && packet.l4 as usize != L3 + 40;
             let written = write(&mut Frame::from_slice(&mut after), &packet);
-            if packet.key.proto != TCP || packet.flags & RST != 0 || has_extensions {
+            if packet.key.proto != TCP || packet.flags.intersects(TcpFlags::RST) || has_extensions {
                 prop_assert_eq!((written, after), (None, before));
                 return Ok(());
             }

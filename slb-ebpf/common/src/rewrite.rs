@@ -10,7 +10,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{self, Address, Ends, Hop, TCP, Translation},
+    abi::{self, Address, NatRewrite, NatTuple, NextHop, TCP},
     checksum::{self, Delta},
     frame::{Frame, Header},
     parse::{L3, Packet},
@@ -31,8 +31,8 @@ pub(crate) const TTL: u8 = 64;
 pub fn translate(
     frame: &mut Frame<'_>,
     packet: &Packet,
-    to: &Translation,
-    hop: Hop,
+    to: &NatRewrite,
+    hop: NextHop,
 ) -> Result<(), Verdict> {
     let mut transport = Delta::default();
     if packet.is_v4() {
@@ -56,8 +56,8 @@ pub fn translate(
 pub fn translate_ends(
     frame: &mut Frame<'_>,
     packet: &Packet,
-    ends: &Ends,
-    hop: Hop,
+    ends: &NatTuple,
+    hop: NextHop,
 ) -> Result<(), Verdict> {
     let mut delta = Delta::default();
     if packet.is_v4() {
@@ -83,14 +83,14 @@ pub fn translate_later(
     frame: &mut Frame<'_>,
     packet: &Packet,
     [src, dst]: [Address; 2],
-    hop: Hop,
+    hop: NextHop,
 ) -> Result<(), Verdict> {
     let is_sent = hop.is_known();
     if packet.is_v4() {
         let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
         let mut header = Delta::default();
         if is_sent {
-            shorten_v4(&mut ip, &mut header)?;
+            decrement_ttl_v4(&mut ip, &mut header)?;
         }
         let ends = [(offset_of!(Ipv4Hdr, src_addr), src), (offset_of!(Ipv4Hdr, dst_addr), dst)];
         for (at, addr) in ends {
@@ -103,7 +103,7 @@ pub fn translate_later(
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
         if is_sent {
-            shorten_v6(&mut ip)?;
+            decrement_ttl_v6(&mut ip)?;
         }
         let mut nowhere = Delta::default();
         replace_v6(&mut ip, offset_of!(Ipv6Hdr, src_addr), src, &mut nowhere);
@@ -122,16 +122,16 @@ pub fn translate_later(
 ///
 /// As those of [`translate`].
 #[inline(always)]
-pub fn pass_on(frame: &mut Frame<'_>, packet: &Packet, hop: Hop) -> Result<(), Verdict> {
+pub fn rewrite_l2(frame: &mut Frame<'_>, packet: &Packet, hop: NextHop) -> Result<(), Verdict> {
     if packet.is_v4() {
         let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
         let mut header = Delta::default();
-        shorten_v4(&mut ip, &mut header)?;
+        decrement_ttl_v4(&mut ip, &mut header)?;
         let checksum = ip.get(offset_of!(Ipv4Hdr, check));
         ip.set(offset_of!(Ipv4Hdr, check), header.apply(checksum));
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
-        shorten_v6(&mut ip)?;
+        decrement_ttl_v6(&mut ip)?;
     }
     address(frame, hop)
 }
@@ -150,7 +150,7 @@ pub(crate) fn swap_macs(frame: &mut Frame<'_>) -> Option<()> {
 
 /// Makes an answer's header of a question's: addresses swapped, [`TTL`], `delta` noted.
 #[inline(always)]
-pub(crate) fn turn_v4(ip: &mut Header<'_, { Ipv4Hdr::LEN }>, mut delta: Delta) {
+pub(crate) fn reverse_v4(ip: &mut Header<'_, { Ipv4Hdr::LEN }>, mut delta: Delta) {
     let at = offset_of!(Ipv4Hdr, ttl);
     let before = ip.get(at);
     ip.set(at, TTL);
@@ -164,9 +164,9 @@ pub(crate) fn turn_v4(ip: &mut Header<'_, { Ipv4Hdr::LEN }>, mut delta: Delta) {
     ip.set(offset_of!(Ipv4Hdr, check), delta.apply(checksum));
 }
 
-/// As [`turn_v4`].
+/// As [`reverse_v4`].
 #[inline(always)]
-pub(crate) fn turn_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) {
+pub(crate) fn reverse_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) {
     ip.set(offset_of!(Ipv6Hdr, hop_limit), TTL);
     let (src, dst) = (offset_of!(Ipv6Hdr, src_addr), offset_of!(Ipv6Hdr, dst_addr));
     for word in [0, 4, 8, 12] {
@@ -178,7 +178,7 @@ pub(crate) fn turn_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) {
 
 /// Writes the MAC addresses.
 #[inline(always)]
-pub(crate) fn address(frame: &mut Frame<'_>, hop: Hop) -> Result<(), Verdict> {
+pub(crate) fn address(frame: &mut Frame<'_>, hop: NextHop) -> Result<(), Verdict> {
     let mut eth = frame.header_mut::<12>(0).ok_or(Verdict::Truncated)?;
     let [a, b, c] = hop.mac_words();
     eth.set(0, a);
@@ -189,7 +189,7 @@ pub(crate) fn address(frame: &mut Frame<'_>, hop: Hop) -> Result<(), Verdict> {
 
 /// One hop less to go, noted in the header's `delta`.
 #[inline(always)]
-pub(crate) fn shorten_v4(
+pub(crate) fn decrement_ttl_v4(
     ip: &mut Header<'_, { Ipv4Hdr::LEN }>,
     delta: &mut Delta,
 ) -> Result<(), Verdict> {
@@ -206,7 +206,7 @@ pub(crate) fn shorten_v4(
 }
 
 #[inline(always)]
-pub(crate) fn shorten_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) -> Result<(), Verdict> {
+pub(crate) fn decrement_ttl_v6(ip: &mut Header<'_, { Ipv6Hdr::LEN }>) -> Result<(), Verdict> {
     let hop_limit = ip.get::<u8>(offset_of!(Ipv6Hdr, hop_limit));
     if hop_limit <= 1 {
         return Err(Verdict::TtlExpired);
@@ -226,14 +226,14 @@ pub fn expires(frame: &Frame<'_>, packet: &Packet) -> bool {
 #[inline(always)]
 fn network_v4(
     frame: &mut Frame<'_>,
-    to: &Translation,
+    to: &NatRewrite,
     is_sent: bool,
     transport: &mut Delta,
 ) -> Result<(), Verdict> {
     let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
     let mut header = Delta::default();
     if is_sent {
-        shorten_v4(&mut ip, &mut header)?;
+        decrement_ttl_v4(&mut ip, &mut header)?;
     }
     let at =
         if to.is_reply() { offset_of!(Ipv4Hdr, src_addr) } else { offset_of!(Ipv4Hdr, dst_addr) };
@@ -250,13 +250,13 @@ fn network_v4(
 #[inline(always)]
 fn network_v6(
     frame: &mut Frame<'_>,
-    to: &Translation,
+    to: &NatRewrite,
     is_sent: bool,
     transport: &mut Delta,
 ) -> Result<(), Verdict> {
     let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3).ok_or(Verdict::Truncated)?;
     if is_sent {
-        shorten_v6(&mut ip)?;
+        decrement_ttl_v6(&mut ip)?;
     }
     let at =
         if to.is_reply() { offset_of!(Ipv6Hdr, src_addr) } else { offset_of!(Ipv6Hdr, dst_addr) };
@@ -283,7 +283,7 @@ pub(crate) fn replace_v6(
 fn ports(
     frame: &mut Frame<'_>,
     packet: &Packet,
-    to: &Translation,
+    to: &NatRewrite,
     delta: Delta,
 ) -> Result<(), Verdict> {
     write_ports(frame, packet, abi::port_word(to.sport, to.dport), delta)

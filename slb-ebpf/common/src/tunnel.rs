@@ -13,7 +13,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Address, Hop, UDP},
+    abi::{Address, NextHop, UDP},
     checksum::{self, Delta},
     frame::Frame,
     parse::{DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3},
@@ -40,7 +40,7 @@ pub struct Tunnel {
     /// hash fills.
     pub src: Address,
     /// The neighbour on the way there; it has to be known.
-    pub hop: Hop,
+    pub hop: NextHop,
     /// [`crate::hash::flow`] of the packet.
     pub hash: u64,
     /// Destination port of GUE; 0: IP in IP.
@@ -156,11 +156,11 @@ fn shorten(frame: &mut Frame<'_>, is_v4: bool, l3: usize) -> Result<Inner, Verdi
     if is_v4 {
         let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(l3).ok_or(Verdict::Truncated)?;
         let mut header = Delta::default();
-        rewrite::shorten_v4(&mut ip, &mut header)?;
+        rewrite::decrement_ttl_v4(&mut ip, &mut header)?;
         let checksum = ip.get(offset_of!(Ipv4Hdr, check));
         ip.set(offset_of!(Ipv4Hdr, check), header.apply(checksum));
         Ok(Inner {
-            len: ip.number(offset_of!(Ipv4Hdr, tot_len)),
+            len: ip.get_be16(offset_of!(Ipv4Hdr, tot_len)),
             tos: ip.get(offset_of!(Ipv4Hdr, tos)),
             // What may be fragmented is as unique as its sender has made it (RFC 6864).
             fragmentation: u32::from_be(ip.get(offset_of!(Ipv4Hdr, id)))
@@ -169,10 +169,10 @@ fn shorten(frame: &mut Frame<'_>, is_v4: bool, l3: usize) -> Result<Inner, Verdi
         })
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(l3).ok_or(Verdict::Truncated)?;
-        rewrite::shorten_v6(&mut ip)?;
+        rewrite::decrement_ttl_v6(&mut ip)?;
         Ok(Inner {
-            len: (Ipv6Hdr::LEN as u16).wrapping_add(ip.number(offset_of!(Ipv6Hdr, payload_len))),
-            tos: (ip.number(0) >> 4) as u8,
+            len: (Ipv6Hdr::LEN as u16).wrapping_add(ip.get_be16(offset_of!(Ipv6Hdr, payload_len))),
+            tos: (ip.get_be16(0) >> 4) as u8,
             fragmentation: DONT_FRAGMENT,
             proto: IPV6,
         })
@@ -194,7 +194,7 @@ fn gue(frame: &mut Frame<'_>, at: usize, inner: &Inner, tunnel: &Tunnel) -> Resu
 }
 
 #[inline(always)]
-fn ethernet(frame: &mut Frame<'_>, ethertype: u16, hop: Hop) -> Result<(), Verdict> {
+fn ethernet(frame: &mut Frame<'_>, ethertype: u16, hop: NextHop) -> Result<(), Verdict> {
     let mut eth = frame.header_mut::<{ EthHdr::LEN }>(0).ok_or(Verdict::Truncated)?;
     eth.set(offset_of!(EthHdr, ether_type), ethertype.to_be());
     rewrite::address(frame, hop)
@@ -218,7 +218,7 @@ pub struct Decap {
 #[inline(always)]
 pub fn inner(frame: &Frame<'_>, port: u16) -> Option<Decap> {
     let eth = frame.header::<{ EthHdr::LEN }>(0)?;
-    let (proto, len, tos) = match eth.number(offset_of!(EthHdr, ether_type)) {
+    let (proto, len, tos) = match eth.get_be16(offset_of!(EthHdr, ether_type)) {
         ETHERTYPE_IPV4 => {
             let ip = frame.header::<{ Ipv4Hdr::LEN }>(L3)?;
             let sum = u64::from(ip.get::<u32>(0))
@@ -228,8 +228,8 @@ pub fn inner(frame: &Frame<'_>, port: u16) -> Option<Decap> {
                 + u64::from(ip.get::<u32>(16));
             let more_or_later_fragments = 0x3fff;
             if ip.get::<u8>(0) != 0x45
-                || ip.number(offset_of!(Ipv4Hdr, frags)) & more_or_later_fragments != 0
-                || !checksum::holds(sum)
+                || ip.get_be16(offset_of!(Ipv4Hdr, frags)) & more_or_later_fragments != 0
+                || !checksum::is_valid(sum)
             {
                 return None;
             }
@@ -240,7 +240,7 @@ pub fn inner(frame: &Frame<'_>, port: u16) -> Option<Decap> {
             if ip.get::<u8>(0) >> 4 != 6 {
                 return None;
             }
-            let tos = (ip.number(0) >> 4) as u8;
+            let tos = (ip.get_be16(0) >> 4) as u8;
             (ip.get(offset_of!(Ipv6Hdr, next_hdr)), Ipv6Hdr::LEN, tos)
         }
         _ => return None,
@@ -250,7 +250,7 @@ pub fn inner(frame: &Frame<'_>, port: u16) -> Option<Decap> {
         let checksum: u16 = udp.get(offset_of!(UdpHdr, check));
         let gue = u32::from_be(udp.get(UdpHdr::LEN));
         let but_protocol = 0xff00_ffff;
-        if udp.number(2) != port || checksum != 0 || gue & but_protocol != 0 {
+        if udp.get_be16(2) != port || checksum != 0 || gue & but_protocol != 0 {
             return None;
         }
         ((gue >> 16) as u8, len + UdpHdr::LEN + GUE_LEN)
@@ -303,7 +303,7 @@ fn mark(frame: &mut Frame<'_>, decap: &Decap) -> Option<()> {
     } else {
         let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(l3)?;
         let marks = u16::from(CE) << 4;
-        let before = ip.number(0);
+        let before = ip.get_be16(0);
         if before & marks == 0 {
             return None;
         }

@@ -63,7 +63,7 @@ verdicts! {
     /// Neither to nor from a listener.
     NotOurs = 4, Pass, "not_ours";
     /// Between a client and a backend without a listener.
-    Direct = 5, Pass, "direct";
+    Bypass = 5, Pass, "bypass";
     /// To a VIP, on a port without a listener.
     NoListener = 6, Pass, "no_listener";
     /// To a VIP, but neither TCP nor UDP.

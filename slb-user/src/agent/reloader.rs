@@ -94,7 +94,7 @@ enum State {
 /// A step of a reload has ended.
 pub(super) enum ReloadEvent {
     /// The file was read.
-    Parsed(Origin, Result<Read, JobFailure>),
+    Parsed(Origin, Box<Result<Read, JobFailure>>),
     /// This is what the kernel knows about the configuration.
     NetworkFound(Box<Candidate>),
     /// The file was replaced.
@@ -145,7 +145,7 @@ impl Reloader {
             State::Parsing(_, job) => {
                 let read = job.ended().await;
                 if let State::Parsing(origin, _) = mem::replace(&mut self.state, State::Idle) {
-                    return ReloadEvent::Parsed(origin, read);
+                    return ReloadEvent::Parsed(origin, Box::new(read));
                 }
             }
             State::AwaitingNetwork(candidate, found) => {
@@ -253,7 +253,7 @@ impl Agent {
         let path = self.path.to_path_buf();
         let seconds = WITHIN.as_secs();
         match event {
-            ReloadEvent::Parsed(origin, read) => match read {
+            ReloadEvent::Parsed(origin, read) => match *read {
                 Ok(Ok((parsed, write))) => self.consider(parsed, write, origin),
                 Ok(Err(refusal)) => self.refuse(origin, refusal),
                 Err(JobFailure::Late) => self.refuse(origin, Refusal::FileSlow { path, seconds }),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use slb_api::{Problem, ProblemName};
-use slb_common::abi::Hop;
+use slb_common::abi;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -259,7 +259,7 @@ impl NetworkWatcher {
 fn way(hop: &NextHop) -> Option<NextWay> {
     match *hop {
         NextHop::Resolved { ifindex, dst_mac, src_mac, mtu, source, .. } => {
-            Some(NextWay { hop: Hop { ifindex, dst_mac, src_mac }, mtu, source })
+            Some(NextWay { hop: abi::NextHop { ifindex, dst_mac, src_mac }, mtu, source })
         }
         _ => None,
     }

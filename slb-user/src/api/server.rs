@@ -119,7 +119,7 @@ struct Description;
     (status = INTERNAL_SERVER_ERROR, body = String, description = "the maps cannot be read"),
 ))]
 async fn status(State(agent): State<Agent>) -> Answer<Status> {
-    let status = observe(&agent.observer, |observer| observer.status()).await?;
+    let status = observe(&agent.observer, Observer::status).await?;
     status.map(Json).map_err(|error| failed(&error))
 }
 

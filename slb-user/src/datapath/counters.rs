@@ -12,7 +12,7 @@ use std::{
 
 use aya::{Pod, maps::MapData, util::nr_cpus};
 use slb_common::{
-    abi::{Answers, Counter, Traffic},
+    abi::{Counter, SynAnswers, Traffic},
     verdict::Verdict,
 };
 
@@ -27,7 +27,7 @@ const BUFFER: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Counters {
     traffic: PerCpu<Traffic>,
-    answers: PerCpu<Answers>,
+    answers: PerCpu<SynAnswers>,
     verdicts: PerCpu<Counter>,
 }
 
@@ -40,7 +40,7 @@ impl Counters {
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
         Ok(Self {
             traffic: PerCpu::open(pins, "SLB_TRAFFIC")?,
-            answers: PerCpu::open(pins, "SLB_ANSWERS")?,
+            answers: PerCpu::open(pins, "SLB_PASSIVE_HC")?,
             verdicts: PerCpu::open(pins, "SLB_VERDICTS")?,
         })
     }
@@ -59,7 +59,7 @@ impl Counters {
     /// # Errors
     ///
     /// [`TableError`].
-    pub fn answers(&self, backends: Range<u32>) -> Result<Vec<Answers>, TableError> {
+    pub fn answers(&self, backends: Range<u32>) -> Result<Vec<SynAnswers>, TableError> {
         self.answers.sums(backends)
     }
 
@@ -110,7 +110,7 @@ impl Summed for Traffic {
     }
 }
 
-impl Summed for Answers {
+impl Summed for SynAnswers {
     fn add(&mut self, other: Self) {
         self.accepted += other.accepted;
         self.refused += other.refused;

@@ -1,23 +1,24 @@
 //! What the packet path would do with a packet now, and why: its steps, taken with the values that are in the maps.
 //!
-//! The code is that of `slb-ebpf` (`forward.rs`, `guard.rs`, `choose.rs`) once more, for one packet and in words; what
+//! The code is that of `slb-ebpf` (`forward.rs`, `policy.rs`, `scheduler.rs`) once more, for one packet and in words; what
 //! is computed is shared with it in `slb-common`. A test runs both on ten thousand flows.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ptr::NonNull,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
-        self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_PROXY,
-        BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, CHUNK_SLOTS, CLOSED, Chunk,
-        ESTABLISHED, Endpoint, FIN_FORWARD, FLOW_FORWARD, Filter, Flow, FlowKey, LEAST_CANDIDATES,
+        self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_OPTION,
+        BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, CHUNK_SLOTS,
+        Chunk, ConnState, Endpoint, FLOW_ORIGINAL, Filter, Flow, FlowKey, LEAST_CANDIDATES,
         LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, Listed, Listener, MODE_DSR,
-        MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, Meters, NO_BACKEND, NO_LISTENER_DROP,
-        NO_LISTENER_RESET, NO_SOURCE, Origin, ROLE_BACKEND, ROLE_VIP, RST, Roles, SCHEDULER_HASH,
+        MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP, NO_LISTENER_RESET,
+        NO_SOURCE, Policers, ROLE_BACKEND, ROLE_VIP, RevNat, Roles, SCHEDULER_HASH,
         SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_SOURCE, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
         Settings, Sticky, StickyKey, TCP, UDP,
     },
@@ -38,7 +39,8 @@ pub struct Question {
     pub dst: SocketAddr,
     /// TCP: whether it is in the middle of a connection, and not its first.
     pub is_established: bool,
-    /// The interface that it comes in by; 0: one that no backend is behind.
+    /// The interface that it comes in by; 0: if a backend sends it, the one towards that backend, otherwise one that no
+    /// backend is behind.
     pub ingress: u32,
 }
 
@@ -72,8 +74,9 @@ pub struct Explainer {
     slots: Array<MapData, Chunk>,
     cursors: Array<MapData, u64>,
     backends: Array<MapData, Backend>,
+    records: Memory<Backend>,
     addresses: HashMap<MapData, Address, Roles>,
-    endpoints: HashMap<MapData, Endpoint, Origin>,
+    endpoints: HashMap<MapData, Endpoint, RevNat>,
     settings: Array<MapData, Settings>,
     filter: Memory<Filter>,
     direct: Array<MapData, u32>,
@@ -81,7 +84,7 @@ pub struct Explainer {
     acls: LpmTrie<MapData, Listed, u32>,
     sticky: HashMap<MapData, StickyKey, Sticky>,
     limits: Array<MapData, Limits>,
-    meters: Array<MapData, Meters>,
+    meters: Array<MapData, Policers>,
     table: FlowTable,
 }
 
@@ -95,18 +98,19 @@ impl Explainer {
         Ok(Self {
             listeners: open(pins, "SLB_LISTENERS")?,
             slots: open(pins, "SLB_SLOTS")?,
-            cursors: open(pins, "SLB_CURSORS")?,
+            cursors: open(pins, "SLB_RR_CURSORS")?,
             backends: open(pins, "SLB_BACKENDS")?,
+            records: Memory::open(pins, "SLB_BACKENDS")?,
             addresses: open(pins, "SLB_ADDRESSES")?,
-            endpoints: open(pins, "SLB_ENDPOINTS")?,
+            endpoints: open(pins, "SLB_REVNAT")?,
             settings: open(pins, "SLB_SETTINGS")?,
             filter: Memory::open(pins, "SLB_FILTER")?,
-            direct: open(pins, "SLB_DIRECT")?,
+            direct: open(pins, "SLB_BYPASS")?,
             sources: open(pins, "SLB_SOURCES")?,
             acls: open(pins, "SLB_ACL")?,
             sticky: open(pins, "SLB_STICKY")?,
             limits: open(pins, "SLB_LIMITS")?,
-            meters: open(pins, "SLB_METERS")?,
+            meters: open(pins, "SLB_POLICERS")?,
             table: FlowTable::open(pins)?,
         })
     }
@@ -235,13 +239,13 @@ impl Way<'_> {
     fn elsewhere(&mut self) -> Result<Verdict, End> {
         if absent(self.maps.endpoints.get(&self.key.destination(), 0))?.is_some() {
             self.say("backend", "the address and port of one: passed as it is");
-            return Ok(Verdict::Direct);
+            return Ok(Verdict::Bypass);
         }
         self.say("backend", "nobody balances to that address and port");
         Ok(Verdict::NotOurs)
     }
 
-    /// `guard.rs`.
+    /// `policy.rs`.
     fn admit(&mut self, listener: &Listener) -> Result<(), End> {
         if listener.flags & (ACL_ALLOW | ACL_DENY) != 0 {
             let bits = abi::listed_bits(u128::BITS);
@@ -312,15 +316,18 @@ impl Way<'_> {
         } else {
             backend.flags & BACKEND_USABLE == 0
         };
-        let begins_anew = flow.kind == FLOW_FORWARD
+        let begins_anew = flow.kind == FLOW_ORIGINAL
             && self.begins
             && (is_out
                 || abi::age(self.now, flow.expires) > 0
-                || self.is_syn && flow.state & (FIN_FORWARD | RST | CLOSED) != 0);
+                || self.is_syn
+                    && flow.state.intersects(
+                        ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING,
+                    ));
         if !fits || begins_anew {
             let text = format!("an entry for {} that does not count any more", name(flow.backend));
             self.say("flow table", text);
-            self.forgotten = (!abi::has_ended(flow.state)).then_some(flow.backend);
+            self.forgotten = (!flow.state.has_ended()).then_some(flow.backend);
             return Ok(None);
         }
         Ok(Some(flow))
@@ -328,13 +335,13 @@ impl Way<'_> {
 
     fn remembered(&mut self, flow: &Flow) -> Result<Verdict, End> {
         let state = match flow.state {
-            state if state & CLOSED != 0 => "ended by the agent",
-            state if abi::has_ended(state) => "ended",
-            state if state & ESTABLISHED != 0 => "established",
+            state if state.intersects(ConnState::RST_PENDING) => "ended by the agent",
+            state if state.has_ended() => "ended",
+            state if state.intersects(ConnState::ESTABLISHED) => "established",
             _ => "opening",
         };
         self.say("flow table", format!("an entry, {state}: {}", name(flow.backend)));
-        if flow.state & CLOSED != 0 {
+        if flow.state.intersects(ConnState::RST_PENDING) {
             return Ok(Verdict::Closed);
         }
         if flow.source != NO_SOURCE {
@@ -343,7 +350,7 @@ impl Way<'_> {
         self.arrive(flow.backend, flow.port)
     }
 
-    /// `forward::begin`, and `choose.rs` before it.
+    /// `forward::begin`, and `scheduler.rs` before it.
     fn begin(&mut self, listener: &Listener, src: u32) -> Result<Verdict, End> {
         let slot = if self.begins && listener.flags & LISTENER_CHOOSES != 0 {
             self.choose(listener)?
@@ -360,16 +367,26 @@ impl Way<'_> {
             self.say("backend", format!("{}, drained: its time is up", name(id)));
             return Ok(Verdict::Closed);
         }
-        if backend.flags & BACKEND_PROXY != 0 && !self.begins {
-            self.say("backend", format!("{} waits for a PROXY header first", name(id)));
+        if backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0 && !self.begins {
+            self.say(
+                "backend",
+                format!("{} is told the client's address only as a connection begins", name(id)),
+            );
             return Ok(Verdict::Reset);
         }
-        let is_hairpin = backend.mode == MODE_NAT
-            && backend.hop.ifindex == self.ingress
-            && self.ingress != 0
-            && src & ROLE_BACKEND != 0;
-        if backend.mode == MODE_FULL || is_hairpin {
+        if backend.mode == MODE_FULL {
             return self.full(id, None);
+        }
+        if backend.mode == MODE_NAT && src & ROLE_BACKEND != 0 {
+            let ingress = self.ingress();
+            if ingress != 0 && backend.hop.ifindex == ingress {
+                let text = format!(
+                    "a backend, behind interface {ingress} like {}: sees an address of the gateway",
+                    name(id)
+                );
+                self.say("source", text);
+                return self.full(id, None);
+            }
         }
         let is_hash = abi::is_by_hash(listener.scheduler)
             && !(self.begins && listener.flags & LISTENER_CHOOSES != 0);
@@ -395,7 +412,7 @@ impl Way<'_> {
         self.arrive(id, self.key.sport)
     }
 
-    /// `forward::choose`.
+    /// `scheduler::by_schedule`.
     fn by_schedule(&mut self, listener: &Listener) -> Result<u32, End> {
         if !self.begins && listener.previous_slots != 0 {
             let by = listener.previous_scheduler;
@@ -447,7 +464,7 @@ impl Way<'_> {
         Ok((turn % u64::from(listener.slots)) as u32)
     }
 
-    /// `choose.rs`.
+    /// `scheduler.rs`.
     fn choose(&mut self, listener: &Listener) -> Result<u32, End> {
         if listener.sticky_jiffies != 0 {
             let key = StickyKey { client: self.key.src, listener: listener.id, spare: 0 };
@@ -534,7 +551,7 @@ impl Way<'_> {
         Ok(if is_known { Verdict::Forwarded } else { Verdict::ForwardedByKernel })
     }
 
-    /// `full.rs`.
+    /// `full_nat.rs`.
     fn full(&mut self, id: u32, flow: Option<&Flow>) -> Result<Verdict, End> {
         let backend = self.maps.backends.get(&id, 0)?;
         let to = addr(&backend);
@@ -555,6 +572,27 @@ impl Way<'_> {
         (self.told.backend, self.told.to) = (Some(id), Some(to));
         self.told.from = flow.map(|flow| SocketAddr::new(source, flow.port));
         Ok(Verdict::Forwarded)
+    }
+
+    /// The interface that the packet comes in by, if its source is a backend's address.
+    fn ingress(&self) -> u32 {
+        if self.ingress != 0 {
+            return self.ingress;
+        }
+        let records = (0..self.maps.records.len()).filter_map(|id| self.maps.records.element(id));
+        let hop_of = |record: NonNull<Backend>| {
+            let record = record.as_ptr();
+            // SAFETY: in the mapping, which lives as long as the map. The agent may write to it meanwhile: the words are
+            // read one by one, and any bytes are a valid address.
+            let (addr, ifindex) = unsafe {
+                (
+                    (&raw const (*record).addr).read_volatile(),
+                    (&raw const (*record).hop.ifindex).read_volatile(),
+                )
+            };
+            (addr == self.key.src && ifindex != 0).then_some(ifindex)
+        };
+        records.into_iter().find_map(hop_of).unwrap_or(0)
     }
 
     fn roles(&self, addr: Address) -> Result<u32, MapError> {
@@ -581,7 +619,7 @@ impl Way<'_> {
         }
         let filter = self.maps.filter.first().as_ptr();
         // SAFETY: a word of the mapping, which lives as long as the map and is accessed by atomics only.
-        let any = unsafe { AtomicU32::from_ptr(&raw mut (*filter).direct_until) };
+        let any = unsafe { AtomicU32::from_ptr(&raw mut (*filter).bypass_until) };
         Ok(is_until(any.load(Ordering::Relaxed)) && is_until(self.maps.direct.get(&backend, 0)?))
     }
 }

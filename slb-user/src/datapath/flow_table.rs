@@ -12,8 +12,8 @@ use std::{
 
 use slb_common::{
     abi::{
-        self, BUCKET_FLOWS, Bucket, CLOSED, ESTABLISHED, Endpoint, FLOW_FORWARD, Flow, FlowKey,
-        NO_PLACE, SLOT_BACKEND, SLOT_KEEP, TAG_FREE, TAG_TAKEN, TCP,
+        self, BUCKET_FLOWS, Bucket, ConnState, Endpoint, FLOW_ORIGINAL, Flow, FlowKey, NO_PLACE,
+        SLOT_BACKEND, SLOT_KEEP, TAG_FREE, TAG_LOCKED, TCP,
     },
     hash,
 };
@@ -122,15 +122,17 @@ impl FlowTable {
         let before = self.counters();
         let mut counted = vec![0_i64; before.len()];
         for words in self.entries() {
-            let Some(flow) = read(words).filter(|flow| flow.kind == FLOW_FORWARD) else { continue };
+            let Some(flow) = read(words).filter(|flow| flow.kind == FLOW_ORIGINAL) else {
+                continue;
+            };
             let is_over = abi::age(request.now, flow.expires) > 0;
-            let is_active = !abi::has_ended(flow.state);
+            let is_active = !flow.state.has_ended();
             let is_closed = is_active && request.closed.contains(&flow.backend);
             let is_out = is_over || is_closed;
             // One that was given up before it was established has nobody at its ends.
             let is_connection = is_active
                 && u32::from(flow.proto) == TCP
-                && (is_closed || flow.state & ESTABLISHED != 0);
+                && (is_closed || flow.state.intersects(ConnState::ESTABLISHED));
             let key = flow.key();
             let is_connection = is_connection && request.listeners.contains(&key.destination());
             if is_out && is_connection && found.ended.len() < MOST_ENDED {
@@ -145,7 +147,7 @@ impl FlowTable {
                 self.free(words, &flow);
                 continue;
             }
-            if is_active || flow.state & CLOSED != 0 {
+            if is_active || flow.state.intersects(ConnState::RST_PENDING) {
                 request.leaving.remove(&flow.backend);
             }
             if !is_active {
@@ -178,12 +180,12 @@ impl FlowTable {
     fn end(&self, words: &[AtomicU32; WORDS], flow: &Flow, request: &SweepRequest) -> bool {
         const STATE: usize = offset_of!(Flow, state);
         let taken =
-            words[0].compare_exchange(flow.tag, TAG_TAKEN, Ordering::AcqRel, Ordering::Relaxed);
+            words[0].compare_exchange(flow.tag, TAG_LOCKED, Ordering::AcqRel, Ordering::Relaxed);
         if taken.is_err() {
             return false;
         }
         let mut bits = [0; WORD];
-        bits[STATE % WORD] = CLOSED;
+        bits[STATE % WORD] = ConnState::RST_PENDING.bits();
         words[STATE / WORD].fetch_or(u32::from_ne_bytes(bits), Ordering::Relaxed);
         let until = request.now.wrapping_add(request.closing);
         words[offset_of!(Flow, expires) / WORD].store(until, Ordering::Relaxed);
@@ -197,7 +199,7 @@ impl FlowTable {
         let is_freed = words[0]
             .compare_exchange(flow.tag, TAG_FREE, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
-        if is_freed && !abi::has_ended(flow.state) {
+        if is_freed && !flow.state.has_ended() {
             self.count_off(flow);
         }
     }
@@ -236,10 +238,10 @@ impl FlowTable {
         let Some(bucket) = self.bucket(key, buckets) else { return true };
         bucket.iter().all(|words| match words[0].load(Ordering::Acquire) {
             TAG_FREE => false,
-            TAG_TAKEN => true,
+            TAG_LOCKED => true,
             _ => read(words).is_some_and(|flow| {
                 let is_over = abi::age(now, flow.expires) > 0;
-                !is_over && flow.state & ESTABLISHED != 0 && !abi::has_ended(flow.state)
+                !is_over && flow.state.intersects(ConnState::ESTABLISHED) && !flow.state.has_ended()
             }),
         })
     }
@@ -253,7 +255,7 @@ impl FlowTable {
     /// Every entry of a client's packets that has not ended.
     pub fn flows(&self) -> impl Iterator<Item = Flow> {
         let flows = self.entries().filter_map(read);
-        flows.filter(|flow| flow.kind == FLOW_FORWARD && !abi::has_ended(flow.state))
+        flows.filter(|flow| flow.kind == FLOW_ORIGINAL && !flow.state.has_ended())
     }
 
     fn entries(&self) -> impl Iterator<Item = &[AtomicU32; WORDS]> {
@@ -268,7 +270,7 @@ impl FlowTable {
 /// An entry, if there is one.
 fn read(words: &[AtomicU32; WORDS]) -> Option<Flow> {
     // The tag is its first word.
-    if words[0].load(Ordering::Acquire) <= TAG_TAKEN {
+    if words[0].load(Ordering::Acquire) <= TAG_LOCKED {
         return None;
     }
     let words: [u32; WORDS] = std::array::from_fn(|word| words[word].load(Ordering::Relaxed));

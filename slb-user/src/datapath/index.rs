@@ -1,4 +1,4 @@
-//! `SLB_LISTENER_INDEX` and `SLB_ENDPOINT_INDEX`: copies of the hash maps, which cost the program a fifth of what
+//! `SLB_LISTENER_INDEX` and `SLB_REVNAT_INDEX`: copies of the hash maps, which cost the program a fifth of what
 //! those do.
 //!
 //! A record is written while no index names it, and the index is then replaced by one atomic store; so a

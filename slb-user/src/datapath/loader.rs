@@ -12,7 +12,10 @@ use aya::{
     programs::Xdp,
 };
 use aya_obj::programs::XdpAttachType;
-use slb_common::abi::{BUCKET_FLOWS, EPOCH_MET, PLACES_PER_FLOW, STAGES};
+use slb_common::{
+    abi::{BUCKET_FLOWS, EPOCH_LEARNED, PLACES_PER_FLOW},
+    programs::Program,
+};
 
 use super::{FlowTable, LoadError, Maps, Pins, bpffs, layouts, pins::remove};
 use crate::clock::Jiffies;
@@ -74,7 +77,7 @@ impl Loaded {
             settings.opening_jiffies = jiffies.from_duration(OPENING);
             settings.closing_jiffies = jiffies.from_duration(CLOSING);
             settings.fragment_jiffies = jiffies.from_duration(FRAGMENTS);
-            settings.route_epoch = settings.route_epoch.max(EPOCH_MET + 1);
+            settings.route_epoch = settings.route_epoch.max(EPOCH_LEARNED + 1);
             settings.acl_epoch = settings.acl_epoch.max(1);
         })?;
         Ok(Self { maps, table: FlowTable::open(&pins)?, programs, pins, flows, warning })
@@ -143,14 +146,15 @@ impl Programs {
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         #[cfg(feature = "trace")]
         super::trace::start(&mut ebpf);
-        for name in STAGES.into_iter().chain([PROGRAM]) {
+        let symbols = Program::ALL.iter().map(|program| program.symbol());
+        for name in symbols.chain([PROGRAM]) {
             let loaded = program(&mut ebpf, name)?.load();
             loaded.map_err(|error| LoadError::Program(Box::new(error)))?;
         }
         for pin in pins.programs_of_objects()? {
             remove(&pin)?;
         }
-        put_stages(&mut ebpf)?;
+        put_programs(&mut ebpf)?;
         let pin = pins.program_of(OBJECT);
         program(&mut ebpf, PROGRAM)?
             .pin(&pin)
@@ -173,17 +177,18 @@ const fn buckets_for(flows: u32) -> u32 {
     flows.div_ceil(FLOWS_PER_BUCKET)
 }
 
-/// Puts the programs behind the first into their places. An older one that is attached goes on with
-/// newer ones there: what they tell each other is part of the ABI.
-fn put_stages(ebpf: &mut Ebpf) -> Result<(), LoadError> {
-    let name = "SLB_STAGES";
+/// Puts the programs behind the first into their slots. An older first program that is attached tail-calls the
+/// newer ones there: what they hand over is part of the ABI.
+fn put_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let name = "SLB_PROGRAMS";
     let refused = |error: MapError| LoadError::Map { name, source: Box::new(error) };
     // No program is loaded after this, so that none misses the map.
     let map = ebpf.take_map(name).ok_or(LoadError::NoProgram)?;
-    let mut stages = ProgramArray::try_from(map).map_err(refused)?;
-    for (index, stage) in (0..).zip(STAGES) {
-        let fd = program(ebpf, stage)?.fd().map_err(|error| LoadError::Program(Box::new(error)))?;
-        stages.set(index, fd, 0).map_err(refused)?;
+    let mut programs = ProgramArray::try_from(map).map_err(refused)?;
+    for &slot in Program::ALL {
+        let loaded = program(ebpf, slot.symbol())?;
+        let fd = loaded.fd().map_err(|error| LoadError::Program(Box::new(error)))?;
+        programs.set(slot as u32, fd, 0).map_err(refused)?;
     }
     Ok(())
 }

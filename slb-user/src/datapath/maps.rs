@@ -13,10 +13,10 @@ use std::{
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
-        self, Address, Answers, BACKEND_IN_USE, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_MET,
-        EPOCH_TAKEN, Endpoint, Interface, Limits, Listed, Listener, MAX_BACKENDS,
+        self, Address, BACKEND_IN_USE, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_LEARNED,
+        EPOCH_LOCKED, Endpoint, Interface, Limits, Listed, Listener, MAX_BACKENDS,
         MAX_ENDPOINT_RECORDS, MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS,
-        MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, Origin, QuicKey, Roles, Settings, Traffic,
+        MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, QuicKey, RevNat, Roles, Settings, SynAnswers, Traffic,
     },
     verdict::Verdict,
 };
@@ -82,10 +82,10 @@ pub struct Maps {
     slots: Array<MapData, Chunk>,
     backends: Array<MapData, Backend>,
     addresses: HashMap<MapData, Address, Roles>,
-    endpoints: HashMap<MapData, Endpoint, Origin>,
+    endpoints: HashMap<MapData, Endpoint, RevNat>,
     filter: RoleFilter,
     listener_index: Indexed<Listener, MAX_LISTENER_RECORDS>,
-    endpoint_index: Indexed<Origin, MAX_ENDPOINT_RECORDS>,
+    endpoint_index: Indexed<RevNat, MAX_ENDPOINT_RECORDS>,
     interfaces: HashMap<MapData, u32, Interface>,
     sources: Array<MapData, Address>,
     acls: LpmTrie<MapData, Listed, u32>,
@@ -130,7 +130,7 @@ impl Maps {
             slots: open(pins, "SLB_SLOTS")?,
             backends: open(pins, "SLB_BACKENDS")?,
             addresses: open(pins, "SLB_ADDRESSES")?,
-            endpoints: open(pins, "SLB_ENDPOINTS")?,
+            endpoints: open(pins, "SLB_REVNAT")?,
             interfaces: open(pins, "SLB_INTERFACES")?,
             sources: open(pins, "SLB_SOURCES")?,
             acls: open(pins, "SLB_ACL")?,
@@ -138,7 +138,7 @@ impl Maps {
             limits: open(pins, "SLB_LIMITS")?,
             filter: RoleFilter::open(pins)?,
             listener_index: Indexed::open(pins, "SLB_LISTENER_INDEX")?,
-            endpoint_index: Indexed::open(pins, "SLB_ENDPOINT_INDEX")?,
+            endpoint_index: Indexed::open(pins, "SLB_REVNAT_INDEX")?,
             settings: open(pins, "SLB_SETTINGS")?,
             counters: Counters::open(pins)?,
             installed: State::default(),
@@ -207,7 +207,7 @@ impl Maps {
             }
         }
         self.installed.addresses = contents(&self.addresses).map_err(at("SLB_ADDRESSES"))?;
-        self.installed.endpoints = contents(&self.endpoints).map_err(at("SLB_ENDPOINTS"))?;
+        self.installed.endpoints = contents(&self.endpoints).map_err(at("SLB_REVNAT"))?;
         self.installed.interfaces = contents(&self.interfaces).map_err(at("SLB_INTERFACES"))?;
         self.filter.fill(&self.installed.addresses);
         let listeners = contents(&self.listeners).map_err(at("SLB_LISTENERS"))?;
@@ -309,12 +309,12 @@ impl Maps {
                 }
             }
             Step::PutEndpoint(endpoint, value) => {
-                self.endpoints.insert(endpoint, value, 0).map_err(at("SLB_ENDPOINTS"))?;
+                self.endpoints.insert(endpoint, value, 0).map_err(at("SLB_REVNAT"))?;
                 self.endpoint_index.put(endpoint, value);
                 self.installed.endpoints.insert(endpoint, value);
             }
             Step::RemoveEndpoint(endpoint) => {
-                absent_is_fine(self.endpoints.remove(&endpoint)).map_err(at("SLB_ENDPOINTS"))?;
+                absent_is_fine(self.endpoints.remove(&endpoint)).map_err(at("SLB_REVNAT"))?;
                 self.endpoint_index.remove(&endpoint);
                 self.installed.endpoints.remove(&endpoint);
             }
@@ -417,7 +417,7 @@ impl Maps {
     /// # Errors
     ///
     /// [`TableError`].
-    pub fn answers(&self, id: u32) -> Result<Answers, TableError> {
+    pub fn answers(&self, id: u32) -> Result<SynAnswers, TableError> {
         Ok(self.counters.answers(id..id + 1)?.pop().unwrap_or_default())
     }
 
@@ -429,8 +429,8 @@ impl Maps {
     pub fn next_route_epoch(&mut self) -> Result<(), TableError> {
         self.set(|settings| {
             settings.route_epoch = settings.route_epoch.wrapping_add(1);
-            if matches!(settings.route_epoch, EPOCH_MET | EPOCH_TAKEN) {
-                settings.route_epoch = EPOCH_MET + 1;
+            if matches!(settings.route_epoch, EPOCH_LEARNED | EPOCH_LOCKED) {
+                settings.route_epoch = EPOCH_LEARNED + 1;
             }
         })
     }
@@ -477,7 +477,7 @@ impl Maps {
             ("SLB_SLOTS", used_chunks, self.chunks()),
             ("SLB_BACKENDS", in_use, MAX_BACKENDS),
             ("SLB_ADDRESSES", addresses.len(), MAX_ENDPOINTS),
-            ("SLB_ENDPOINTS", endpoints.len(), MAX_ENDPOINTS),
+            ("SLB_REVNAT", endpoints.len(), MAX_ENDPOINTS),
             ("SLB_INTERFACES", interfaces.len(), MAX_INTERFACES),
             ("SLB_SOURCES", sources.len(), MAX_SOURCES),
             ("SLB_ACL", acls.values().map(|list| list.len()).sum(), MAX_PREFIXES),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use slb_api::{BusiestClient, FlowFilter, FlowState, FlowStatus, Flows};
-use slb_common::abi::{self, Address, ESTABLISHED, Endpoint, Flow, TCP};
+use slb_common::abi::{self, Address, ConnState, Endpoint, Flow, TCP};
 
 use super::Snapshot;
 
@@ -48,7 +48,7 @@ impl Names {
 
     fn flow(&self, flow: &Flow, now: u32, per_second: u32) -> FlowStatus {
         let vip = flow.key().destination();
-        let is_open = u32::from(flow.proto) != TCP || flow.state & ESTABLISHED != 0;
+        let is_open = u32::from(flow.proto) != TCP || flow.state.intersects(ConnState::ESTABLISHED);
         FlowStatus {
             listener: self.listeners.get(&vip).cloned(),
             client: SocketAddr::new(flow.src.into(), flow.sport),
@@ -138,9 +138,9 @@ mod tests {
             dport,
             backend,
             proto: TCP as u8,
-            kind: abi::FLOW_FORWARD,
-            state: ESTABLISHED,
-            told: 0,
+            kind: abi::FLOW_ORIGINAL,
+            state: ConnState::ESTABLISHED,
+            proxy: 0,
             port: 4_000,
             source: 0,
             peer: 0,

@@ -9,8 +9,8 @@ use proptest::{
     prelude::*,
 };
 use slb_common::abi::{
-    BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_USABLE, Hop, ROLE_BACKEND, ROLE_VIP, SCHEDULER_HASH,
-    TCP,
+    BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_USABLE, NextHop, ROLE_BACKEND, ROLE_VIP,
+    SCHEDULER_HASH, TCP,
 };
 
 use super::{fixtures::apply, *};
@@ -32,7 +32,7 @@ fn endpoint(addr: Address, port: u32) -> Endpoint {
 fn outcome(desired: &State, installed: &State) -> State {
     let mut state = desired.clone();
     for (&id, &backend) in &installed.backends {
-        let retired = Backend { flags: 0, hop: Hop::KERNEL, ..backend };
+        let retired = Backend { flags: 0, hop: NextHop::UNRESOLVED, ..backend };
         let kept = if backend.flags == 0 { backend } else { retired };
         state.backends.entry(id).or_insert(kept);
     }
@@ -56,11 +56,11 @@ fn states() -> impl Strategy<Value = State> {
                     | flag(healthy, BACKEND_HEALTHY),
                 idle_jiffies: 100,
                 listener: 0,
-                hop: Hop { ifindex, ..Hop::KERNEL },
+                hop: NextHop { ifindex, ..NextHop::UNRESOLVED },
                 ..Backend::default()
             };
             state.backends.insert(id, backend);
-            let direct = Origin { backend: id, ..Origin::default() };
+            let direct = RevNat { backend: id, ..RevNat::default() };
             state.endpoints.insert(endpoint(backend.addr, backend.port), direct);
             state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
             if ifindex != 0 {
@@ -117,7 +117,7 @@ fn any_states() -> impl Strategy<Value = State> {
             endpoints: endpoints
                 .into_iter()
                 .map(|((n, port), backend)| {
-                    (endpoint(host(n), port), Origin { backend, ..Origin::default() })
+                    (endpoint(host(n), port), RevNat { backend, ..RevNat::default() })
                 })
                 .collect(),
             interfaces: interfaces
@@ -286,7 +286,10 @@ fn given_a_backend_that_is_gone_when_planned_twice_then_it_is_retired_once() {
     let mut state = State { backends: [(4, backend)].into(), ..State::default() };
 
     let steps = plan(&State::default(), &state);
-    assert_eq!(steps, [Step::PutBackend(4, Backend { flags: 0, hop: Hop::KERNEL, ..backend })]);
+    assert_eq!(
+        steps,
+        [Step::PutBackend(4, Backend { flags: 0, hop: NextHop::UNRESOLVED, ..backend })]
+    );
     apply(&mut state, steps[0].clone());
     assert_eq!(plan(&State::default(), &state), []);
 }

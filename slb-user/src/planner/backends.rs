@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use slb_common::{
     abi::{
         self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY,
-        BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, Hop, MAX_SOURCES, MODE_DSR, MODE_FULL,
-        MODE_GUE, MODE_IPIP, MODE_NAT, NO_SOURCE, QuicKey,
+        BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, MAX_SOURCES, MODE_DSR, MODE_FULL, MODE_GUE,
+        MODE_IPIP, MODE_NAT, NO_SOURCE, NextHop, QuicKey,
     },
     tunnel,
 };
@@ -166,7 +166,7 @@ pub(super) fn backend(
         flags: BACKEND_IN_USE | health | told(target) | if usable { BACKEND_USABLE } else { 0 },
         idle_jiffies: inputs.jiffies.from_duration(service.idle_timeout),
         listener: service.id as u16,
-        hop: way.map_or(Hop::KERNEL, |way| way.hop),
+        hop: way.map_or(NextHop::UNRESOLVED, |way| way.hop),
         mtu: way.filter(|_| !inputs.generic).map_or(0, |way| inner_mtu(target, way.mtu)),
         mode: service.mode(target),
         ..Backend::default()

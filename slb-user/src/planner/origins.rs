@@ -1,7 +1,7 @@
 //! For which listener a backend's address and port answer.
 
 use slb_common::abi::{
-    Endpoint, ORIGIN_CLOSING, ORIGIN_LIMITED, ORIGIN_SHARED, ORIGIN_WATCHED, Origin,
+    Endpoint, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_WATCHED, RevNat,
 };
 
 use crate::{
@@ -50,19 +50,19 @@ pub(super) fn origin(
     layout: &Layout,
     flags: &[u32],
     installed: &State,
-) -> (Endpoint, Origin) {
+) -> (Endpoint, RevNat) {
     let before = installed.endpoints.get(&owners[0].at);
     let is_before = |owner: &&Owner| {
         before.is_some_and(|origin| (origin.vip, origin.port) == (owner.vip.addr, owner.vip.port))
     };
     // Whoever was there first has flows without entries.
     let Owner { at, vip, target } = owners.iter().find(is_before).unwrap_or(&owners[0]);
-    let of_all = ORIGIN_CLOSING | ORIGIN_WATCHED | ORIGIN_LIMITED;
+    let of_all = REVNAT_CLOSING | REVNAT_WATCHED | REVNAT_LIMITED;
     let of_others = owners.iter().fold(0, |all, owner| all | flags[owner.target] & of_all);
-    let shared = if owners.len() > 1 { ORIGIN_SHARED } else { 0 };
+    let shared = if owners.len() > 1 { REVNAT_SHARED } else { 0 };
     let flags = flags[*target] | of_others | shared;
     let backend = layout.targets[*target].id;
-    (*at, Origin { vip: vip.addr, port: vip.port, backend, flags, spare: 0 })
+    (*at, RevNat { vip: vip.addr, port: vip.port, backend, flags, spare: 0 })
 }
 
 impl Target {

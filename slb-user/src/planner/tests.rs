@@ -339,7 +339,7 @@ fn given_nothing_new_when_planned_again_then_the_schedule_is_the_same_object() {
 
     world.ways.insert(
         addr("10.0.0.1"),
-        NextWay { hop: Hop { ifindex: 2, ..Hop::KERNEL }, mtu: 1_500, source: None },
+        NextWay { hop: NextHop { ifindex: 2, ..NextHop::UNRESOLVED }, mtu: 1_500, source: None },
     );
     world.interfaces.insert(2, Interface::default());
     assert!(Arc::ptr_eq(&first, &world.schedule()), "a hop is no matter of the schedule");
@@ -380,14 +380,18 @@ fn given_vips_of_one_family_when_planned_then_they_share_one_schedule() {
 #[test]
 fn given_next_hops_when_planned_then_only_ways_through_our_interfaces_are_used() {
     let mut world = World::new(&config([three()]));
-    let hop = |ifindex| Hop { ifindex, dst_mac: [2; 6], src_mac: [4; 6] };
+    let hop = |ifindex| NextHop { ifindex, dst_mac: [2; 6], src_mac: [4; 6] };
     world.interfaces.insert(2, Interface { redirect: 1 });
     let way = |ifindex| NextWay { hop: hop(ifindex), mtu: 1_500, source: None };
     world.ways = [(addr("10.0.0.1"), way(2)), (addr("10.0.0.2"), way(3))].into();
     let state = world.desired();
 
-    let hops: Vec<Hop> = state.backends.values().map(|backend| backend.hop).collect();
-    assert_eq!(hops, [hop(2), Hop::KERNEL, Hop::KERNEL], "ours, another's, unknown");
+    let hops: Vec<NextHop> = state.backends.values().map(|backend| backend.hop).collect();
+    assert_eq!(
+        hops,
+        [hop(2), NextHop::UNRESOLVED, NextHop::UNRESOLVED],
+        "ours, another's, unknown"
+    );
     assert_eq!(state.interfaces, world.interfaces);
 }
 
@@ -447,7 +451,7 @@ fn given_a_backend_of_two_listeners_when_planned_then_its_flows_have_entries() {
         let backend = state.backends[&origin.backend];
         assert_eq!((backend.addr, backend.port), (endpoint.addr, endpoint.port), "{endpoint:?}");
         let is_shared = endpoint.proto == abi::TCP;
-        assert_eq!(origin.flags & ORIGIN_SHARED != 0, is_shared, "{endpoint:?}");
+        assert_eq!(origin.flags & REVNAT_SHARED != 0, is_shared, "{endpoint:?}");
     }
     for (at, service) in &state.listeners {
         let is_shared = at.proto == abi::TCP;
@@ -471,7 +475,7 @@ fn given_owners_that_differ_when_planned_then_an_endpoint_goes_by_the_one_that_i
         for origin in state.endpoints.values() {
             let at = Endpoint { addr: origin.vip, port: origin.port, proto: abi::TCP };
             let scheduler = state.listeners[&at].schedule.scheduler;
-            let is_tracked = origin.flags & ORIGIN_TRACKED != 0;
+            let is_tracked = origin.flags & REVNAT_TRACKED != 0;
             assert_eq!(is_tracked, scheduler == abi::SCHEDULER_RING, "{in_turn}: {at:?}");
         }
     }
@@ -501,7 +505,7 @@ fn given_two_vips_when_planned_then_an_answer_does_not_tell_which_it_is_for() {
     shop.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
     let state = World::new(&config([shop])).desired();
 
-    assert!(state.endpoints.values().all(|origin| origin.flags & ORIGIN_SHARED != 0));
+    assert!(state.endpoints.values().all(|origin| origin.flags & REVNAT_SHARED != 0));
 }
 
 #[test]
@@ -514,7 +518,7 @@ fn given_a_backend_that_comes_to_be_shared_when_planned_then_it_answers_for_whom
     world.installed = before;
 
     for origin in world.desired().endpoints.values() {
-        assert_eq!((origin.port, origin.flags & ORIGIN_SHARED), (81, ORIGIN_SHARED));
+        assert_eq!((origin.port, origin.flags & REVNAT_SHARED), (81, REVNAT_SHARED));
     }
 }
 
@@ -522,7 +526,7 @@ fn given_a_backend_that_comes_to_be_shared_when_planned_then_it_answers_for_whom
 fn given_flows_with_entries_when_planned_then_their_ends_are_tracked() {
     let is_tracked = |state: &State| {
         let flags: Vec<bool> =
-            state.endpoints.values().map(|origin| origin.flags & ORIGIN_TRACKED != 0).collect();
+            state.endpoints.values().map(|origin| origin.flags & REVNAT_TRACKED != 0).collect();
         assert!(flags.windows(2).all(|pair| pair[0] == pair[1]));
         flags[0]
     };

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use slb_common::{
     abi::{
-        self, BACKEND_IN_USE, BACKEND_USABLE, Backend, Origin, ROLE_BACKEND, Roles, SCHEDULER_HASH,
+        self, BACKEND_IN_USE, BACKEND_USABLE, Backend, ROLE_BACKEND, RevNat, Roles, SCHEDULER_HASH,
     },
     hash,
     verdict::Verdict,
@@ -301,7 +301,7 @@ pub fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
             };
             state.backends.insert(id, record);
             state.addresses.insert(at.ip().into(), Roles { roles: ROLE_BACKEND });
-            let origin = Origin {
+            let origin = RevNat {
                 vip: vip(0, to).ip().into(),
                 port: to.into(),
                 backend: id,

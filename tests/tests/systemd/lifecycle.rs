@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use slb_tests::topology::INTERFACES;
+use slb_lab::topology::INTERFACES;
 use slb_user::datapath::OBJECT;
 
 use crate::site::{BINARY, CONFIG, Site, expect_no_failure, goes_on, vips, wait_until};
@@ -185,7 +185,7 @@ fn interface_that_comes_late_is_waited_for() {
 fn another_build(mut binary: Vec<u8>) -> Vec<u8> {
     let at = binary.windows(OBJECT.len()).position(|part| part == OBJECT);
     let at = at.expect("the binary and this test contain the same object");
-    let object = slb_tests::ebpf::another_build(OBJECT).unwrap();
+    let object = slb_lab::ebpf::another_build(OBJECT).unwrap();
     binary[at..at + object.len()].copy_from_slice(&object);
     binary
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::Value;
-use slb_tests::{
+use slb_lab::{
     Client, Load, Machine, Outcome, Server, Service, Topology, gateway,
     topology::{INTERFACES, VIP_V4, VIP_V6},
 };

@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
-use slb_tests::{Client, Gateway, Host, Server, Service, Topology, gateway::backends, topology};
+use slb_lab::{Client, Gateway, Host, Server, Service, Topology, gateway::backends, topology};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{

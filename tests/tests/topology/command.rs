@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use serde_json::Value;
-use slb_tests::{Topology, gateway::binary, topology};
+use slb_lab::{Topology, gateway::binary, topology};
 
 use crate::support::{
     Lab,

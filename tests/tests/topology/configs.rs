@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use slb_tests::gateway::binary;
+use slb_lab::gateway::binary;
 
 fn files(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(folder);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use slb_tests::{Host, Load};
+use slb_lab::{Host, Load};
 
 use crate::support::{
     AT_ONCE, Lab, answers_more,

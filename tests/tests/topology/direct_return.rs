@@ -8,7 +8,7 @@ use std::{
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
-use slb_tests::{Client, Gateway, Host, Server, Service, Topology, topology};
+use slb_lab::{Client, Gateway, Host, Server, Service, Topology, topology};
 use tempfile::TempDir;
 
 use crate::support::{NOTICED, make_generic};
@@ -141,7 +141,7 @@ fn serves(mode: &str, is_generic: bool) {
     gateway
         .wait("all backends healthy", NOTICED, |status| {
             let listeners = ["tcp", "udp"].map(|protocol| {
-                slb_tests::gateway::backends(
+                slb_lab::gateway::backends(
                     status,
                     protocol,
                     if protocol == "tcp" { 80 } else { 53 },

@@ -3,7 +3,7 @@
 use std::thread;
 
 use serde_json::Value;
-use slb_tests::Load;
+use slb_lab::Load;
 
 use crate::support::{
     Lab, answers_more, expect_unscathed,

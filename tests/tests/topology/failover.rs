@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slb_tests::{Exchange, Failure, Load, Sessions, gateway};
+use slb_lab::{Exchange, Failure, Load, Sessions, gateway};
 
 use crate::support::{
     AT_ONCE, Lab, NOTICED, answers_more, flows,

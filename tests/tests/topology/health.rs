@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use slb_tests::Load;
+use slb_lab::Load;
 
 use crate::support::{
     Lab, answers_more, expect_unscathed,

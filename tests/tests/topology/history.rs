@@ -16,7 +16,7 @@ use proptest::{
 };
 use serde_json::Value;
 use slb_common::abi::{Address, Endpoint, NO_BACKEND, SCHEDULER_RING, SLOT_BACKEND, SLOT_KEEP};
-use slb_tests::{Load, Sessions};
+use slb_lab::{Load, Sessions};
 
 use crate::support::{
     Lab, NOTICED, answers_more, expect_unscathed,

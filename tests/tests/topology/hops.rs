@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use slb_common::abi::Address;
-use slb_tests::{Client, Gateway, Host, Server, Sessions, Topology};
+use slb_lab::{Client, Gateway, Host, Server, Sessions, Topology};
 
 use crate::support::{
     Lab, NOTICED, maps, output,
@@ -122,8 +122,8 @@ fn given_a_backend_behind_a_router_when_the_route_changes_then_new_flows_take_th
              \"far\"\naddress = {FAR:?}\n[[instance.listener]]\nprotocol = \"tcp\"\nport = \
              {}\nbackend_port = {}\nhealth_check.interval = \"500ms\"\nhealth_check.timeout = \
              \"200ms\"\n",
-            slb_tests::topology::VIP_V4,
-            slb_tests::topology::VIP_V6,
+            slb_lab::topology::VIP_V4,
+            slb_lab::topology::VIP_V6,
             plan::WEB_PORT,
             plan::WEB.port(),
         ),
@@ -131,7 +131,7 @@ fn given_a_backend_behind_a_router_when_the_route_changes_then_new_flows_take_th
     .unwrap();
     gateway.start().unwrap();
     let healthy = |status: &serde_json::Value| {
-        let backends = slb_tests::gateway::backends(status, "tcp", plan::WEB_PORT);
+        let backends = slb_lab::gateway::backends(status, "tcp", plan::WEB_PORT);
         backends.len() == 2 && backends.iter().all(|backend| backend["health"] == "healthy")
     };
     gateway.wait("the far backend is healthy", NOTICED, healthy).unwrap();

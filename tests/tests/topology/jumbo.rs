@@ -1,6 +1,6 @@
 //! Frames that take several buffers.
 
-use slb_tests::Netns;
+use slb_lab::Netns;
 
 use crate::support::{
     Lab, output,

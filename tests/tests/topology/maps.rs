@@ -14,7 +14,7 @@ use crate::support::{
 
 /// What `bpftool` shows of an element's key and value: no names where it is a plain number.
 /// Those that hold what bpftool has no fields for, or nothing without fragments, lists, QUIC and persistence.
-const OTHERS: [&str; 5] = ["SLB_FRAGMENTS", "SLB_STAGES", "SLB_ACL", "SLB_QUIC", "SLB_STICKY"];
+const OTHERS: [&str; 5] = ["SLB_FRAGMENTS", "SLB_PROGRAMS", "SLB_ACL", "SLB_QUIC", "SLB_STICKY"];
 
 const FIELDS: [(&str, &[&str], &[&str]); 23] = [
     (
@@ -35,9 +35,9 @@ const FIELDS: [(&str, &[&str], &[&str]); 23] = [
         ],
     ),
     ("SLB_LISTENER_INDEX", &[], &["places", "records"]),
-    ("SLB_ENDPOINT_INDEX", &[], &["places", "records"]),
+    ("SLB_REVNAT_INDEX", &[], &["places", "records"]),
     ("SLB_SLOTS", &[], &["slots"]),
-    ("SLB_CURSORS", &[], &[]),
+    ("SLB_RR_CURSORS", &[], &[]),
     (
         "SLB_BACKENDS",
         &[],
@@ -56,9 +56,9 @@ const FIELDS: [(&str, &[&str], &[&str]); 23] = [
             "closes",
         ],
     ),
-    ("SLB_FILTER", &[], &["direct_until", "roles"]),
+    ("SLB_FILTER", &[], &["bypass_until", "roles"]),
     ("SLB_ADDRESSES", &["bytes"], &["roles"]),
-    ("SLB_ENDPOINTS", &["addr", "port", "proto"], &["vip", "port", "backend", "flags", "spare"]),
+    ("SLB_REVNAT", &["addr", "port", "proto"], &["vip", "port", "backend", "flags", "spare"]),
     ("SLB_INTERFACES", &[], &["redirect"]),
     (
         "SLB_SETTINGS",
@@ -79,19 +79,19 @@ const FIELDS: [(&str, &[&str], &[&str]); 23] = [
         ],
     ),
     ("SLB_SOURCES", &[], &["bytes"]),
-    ("SLB_CLIENTS", &[], &["addr", "vip", "hop", "epoch", "flags", "mtu", "spare"]),
+    ("SLB_NEXT_HOPS", &[], &["addr", "vip", "hop", "epoch", "flags", "mtu", "spare"]),
     ("SLB_FLOWS", &[], &["flows"]),
-    ("SLB_DIRECT", &[], &[]),
+    ("SLB_BYPASS", &[], &[]),
     (
         "SLB_SCRATCH",
         &[],
         &["packet", "keys", "handover", "words", "spare", "head", "errors_at", "errors", "options"],
     ),
     ("SLB_ACTIVE", &[], &[]),
-    ("SLB_ANSWERS", &[], &["accepted", "refused"]),
-    ("SLB_ADMITTED", &[], &["addr", "acl", "epoch", "is_listed", "write"]),
+    ("SLB_PASSIVE_HC", &[], &["accepted", "refused"]),
+    ("SLB_ACL_CACHE", &[], &["addr", "acl", "epoch", "is_listed", "write"]),
     ("SLB_LIMITS", &[], &["flow_ns", "flow_burst", "byte_ns", "byte_burst"]),
-    ("SLB_METERS", &[], &["flows", "forward", "reply"]),
+    ("SLB_POLICERS", &[], &["flows", "forward", "reply"]),
     ("SLB_VERDICTS", &[], &["packets", "bytes"]),
     ("SLB_TRAFFIC", &[], &["flows", "packets", "bytes", "reply_packets", "reply_bytes"]),
 ];

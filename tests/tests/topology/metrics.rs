@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use slb_tests::{Host, Netns, gateway::backends};
+use slb_lab::{Host, Netns, gateway::backends};
 
 use crate::support::{
     Lab, NOTICED, edit, flows, output,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use slb_tests::{Load, gateway::backends};
+use slb_lab::{Load, gateway::backends};
 
 use crate::support::{
     Lab, answers_more, edit, expect_unscathed, output,

@@ -8,7 +8,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use slb_tests::{Load, Sessions, gateway::backends, topology};
+use slb_lab::{Load, Sessions, gateway::backends, topology};
 
 use crate::support::{
     Lab, answers_more, edit, expect_unscathed, flows,

@@ -5,7 +5,7 @@ use std::{
     thread,
 };
 
-use slb_tests::{Client, Load, Sessions};
+use slb_lab::{Client, Load, Sessions};
 
 use crate::support::{
     Lab, answers_more, expect_unscathed,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use etherparse::{IpNumber, Ipv4Header, TcpHeader};
-use slb_tests::{
+use slb_lab::{
     Client, Gateway, Host, Server, Service, Sessions, Topology, gateway::backends, topology,
 };
 use socket2::{Domain, Protocol, Socket, Type};

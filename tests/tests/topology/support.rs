@@ -3,20 +3,21 @@
 pub mod attack;
 pub mod foreign;
 pub mod maps;
-pub mod plan;
 pub mod proxies;
 pub mod raw;
 pub mod talk;
 
 use std::{
     net::SocketAddr,
+    ops::{Deref, DerefMut},
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use slb_tests::{Client, Gateway, Host, Load, Netns, Outcome, Server, Topology, gateway};
+pub use slb_lab::plan;
+use slb_lab::{Gateway, Host, Load, Netns, Outcome, Server, gateway};
 
 /// Bound on what the agent notices, and on what a loaded machine takes.
 pub const NOTICED: Duration = Duration::from_secs(15);
@@ -25,12 +26,21 @@ pub const AT_ONCE: Duration = Duration::from_millis(900);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Everything that runs. The order of the fields is the order in which it ends.
-pub struct Lab {
-    pub gateway: Gateway,
-    pub servers: Vec<Server>,
-    pub client: Client,
-    pub topology: Topology,
+/// A [`slb_lab::Lab`] whose methods panic.
+pub struct Lab(slb_lab::Lab);
+
+impl Deref for Lab {
+    type Target = slb_lab::Lab;
+
+    fn deref(&self) -> &slb_lab::Lab {
+        &self.0
+    }
+}
+
+impl DerefMut for Lab {
+    fn deref_mut(&mut self) -> &mut slb_lab::Lab {
+        &mut self.0
+    }
 }
 
 impl Lab {
@@ -44,45 +54,26 @@ impl Lab {
 
     /// All of [`plan`], but the agent does not run yet.
     pub fn prepare() -> Self {
-        let topology = Topology::build().unwrap();
-        let gateway = Gateway::new(&topology, &plan::instances(&topology, plan::HEALTHY)).unwrap();
-        let mut servers = Vec::new();
-        for host in &topology.backends {
-            for service in plan::SERVICES {
-                servers.push(Server::start(host, service).unwrap());
-            }
-        }
-        let last = topology.backends.last().unwrap();
-        servers.push(Server::start_as(last, plan::SPARE_SERVICE, plan::SPARE).unwrap());
-        let client = Client::new(&topology.clients[0]);
-        Self { gateway, servers, client, topology }
+        Self(slb_lab::Lab::prepare().unwrap())
     }
 
     /// The server of `service` on the host `name`.
-    pub fn server(&mut self, name: &str, service: slb_tests::Service) -> &mut Server {
-        let mut servers = self.servers.iter_mut();
-        servers.find(|server| server.name() == name && server.service() == service).unwrap()
+    pub fn server(&mut self, name: &str, service: slb_lab::Service) -> &mut Server {
+        self.0.server(name, service).unwrap()
     }
 
     /// The host `name`.
     pub fn host(&self, name: &str) -> &Host {
-        self.topology.backends.iter().find(|host| host.name == name).unwrap()
+        self.0.host(name).unwrap()
     }
 
     pub fn wait_all_healthy(&self) {
-        self.gateway.wait("all backends healthy", NOTICED, plan::all_healthy).unwrap();
+        self.0.wait_all_healthy(NOTICED).unwrap();
     }
 
     /// Waits until the backend `name` has `health`, at both of its addresses.
     pub fn wait_health(&self, protocol: &str, port: u16, name: &str, health: &str) {
-        let addresses = self.host(name).addresses();
-        let what = format!("{name} {health} on {protocol}/{port}");
-        let has = |status: &Value| {
-            addresses.into_iter().all(|address| {
-                gateway::health(status, protocol, port, name, address) == Some(health)
-            })
-        };
-        self.gateway.wait(&what, NOTICED, has).unwrap();
+        self.0.wait_health((protocol, port), name, health, NOTICED).unwrap();
     }
 
     /// Replaces a part of the configuration file, which has to be there.

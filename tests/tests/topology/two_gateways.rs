@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slb_tests::{Client, Gateway, Netns, Server, Service, Sessions, Topology, gateway::backends};
+use slb_lab::{Client, Gateway, Netns, Server, Service, Sessions, Topology, gateway::backends};
 
 use crate::support::NOTICED;
 

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use slb_tests::{Client, Failure, Host, Server};
+use slb_lab::{Client, Failure, Host, Server};
 
 use crate::support::{
     AT_ONCE, Lab, output,

@@ -10,7 +10,7 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use slb_tests::{Gateway, Load, Sessions, ebpf::another_build};
+use slb_lab::{Gateway, Load, Sessions, ebpf::another_build};
 
 use crate::support::{
     Lab, answers_more, expect_unscathed,

@@ -13,7 +13,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use slb_tests::{Gateway, Topology};
+use slb_lab::{Gateway, Topology};
 use tempfile::TempDir;
 
 use crate::support::{NOTICED, plan};

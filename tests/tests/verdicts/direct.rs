@@ -2,7 +2,7 @@
 
 use etherparse::SlicedPacket;
 use slb_common::{
-    abi::{self, FLOW_DIRECT},
+    abi::{self, FLOW_BYPASS},
     verdict::Verdict,
 };
 
@@ -30,7 +30,7 @@ pub fn replaced_port(slb: &mut Slb<'_>, frame: &Frame, verdict: Verdict) -> u16 
     port
 }
 
-const UNTOUCHED: Outcome = Outcome::Untouched(Verdict::Direct);
+const UNTOUCHED: Outcome = Outcome::Untouched(Verdict::Bypass);
 
 /// A client's first frame to a listener whose flows have entries, and to its backend, from the same
 /// port.
@@ -64,7 +64,7 @@ fn given_a_direct_connection_when_its_client_port_goes_through_a_listener_then_t
             for (balanced, direct) in pairs(family, 1_000) {
                 slb.client_sends("direct", &direct, &UNTOUCHED);
                 let marker = slb.flow(&answer(&direct)).expect("it is remembered");
-                assert_eq!(marker.kind, FLOW_DIRECT);
+                assert_eq!(marker.kind, FLOW_BYPASS);
                 slb.backend_sends("its answer", &answer(&direct), &UNTOUCHED);
 
                 let port = replaced_port(slb, &balanced, Verdict::Forwarded);

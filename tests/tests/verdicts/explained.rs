@@ -10,9 +10,9 @@ use proptest::{
 use slb_common::{
     abi::{
         self, ACL_ALLOW, ACL_DENY, Address, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_SHARED,
-        BACKEND_USABLE, Backend, Hop, LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
-        MODE_DSR, MODE_FULL, MODE_NAT, NO_BACKEND, Origin, SCHEDULER_HASH, SCHEDULER_LEAST,
-        SCHEDULER_QUIC, SCHEDULER_RING, SCHEDULER_SOURCE, SLOT_KEEP, SLOT_LOOK,
+        BACKEND_USABLE, Backend, LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
+        MODE_DSR, MODE_FULL, MODE_NAT, NO_BACKEND, NextHop, RevNat, SCHEDULER_HASH,
+        SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_RING, SCHEDULER_SOURCE, SLOT_KEEP, SLOT_LOOK,
     },
     verdict::Verdict,
 };
@@ -22,9 +22,13 @@ use slb_user::{
 };
 
 use crate::{
-    fixture::{Slb, at, client_of, datagram, endpoint, sender, syn, vip, with_capacities},
-    frame::{ACK, Frame, L3},
-    lab::{FIRST, SECOND, WAN},
+    fixture::{
+        FAMILIES, Slb, at, backend, client_of, datagram, endpoint, id, port, sender, syn, vip,
+        with_capacities, with_slb,
+    },
+    fragments::fragments,
+    frame::{ACK, Frame, L3, SYN, Transport, tagged},
+    lab::{FIRST, LAN, SECOND, WAN},
 };
 
 const LISTENERS: u16 = 16;
@@ -98,7 +102,7 @@ fn install(state: &mut State, number: u16, family: usize, drawn: &Drawn) {
             flags: flags | if is_full { BACKEND_SHARED } else { 0 },
             idle_jiffies: 1_000_000,
             hop: match (is_known, index % 2) {
-                (false, _) => Hop::KERNEL,
+                (false, _) => NextHop::UNRESOLVED,
                 (true, 0) => FIRST,
                 _ => SECOND,
             },
@@ -110,11 +114,11 @@ fn install(state: &mut State, number: u16, family: usize, drawn: &Drawn) {
             ..Backend::default()
         };
         state.backends.insert(backend_id, record);
-        let origin = Origin {
+        let origin = RevNat {
             vip: listener.addr,
             port: listener.port,
             backend: backend_id,
-            ..Origin::default()
+            ..RevNat::default()
         };
         state.endpoints.insert(endpoint(inside, proto), origin);
         ids.push(backend_id);
@@ -162,6 +166,23 @@ fn packet() -> impl Strategy<Value = (usize, u16, u16, u32, bool, bool)> {
     (0..2_usize, port, 0..60_u16, 100..104_u32, any::<bool>(), prop::bool::weighted(0.97))
 }
 
+/// Most are plain.
+fn form() -> impl Strategy<Value = Form> {
+    prop_oneof![
+        16 => Just(Form::Plain),
+        2 => Just(Form::Tagged),
+        1 => Just(Form::FirstFragment),
+        1 => Just(Form::LastHop),
+    ]
+}
+
+/// Long enough to be sent in fragments. For QUIC it is a long header without a connection ID.
+fn long(frame: &Frame) -> Frame {
+    let mut payload = vec![0; 700];
+    payload[0] = 0x80;
+    Frame { payload, ..frame.clone() }
+}
+
 /// Where a frame went, and from where as its receiver sees it.
 fn arrived(bytes: &[u8], family: usize) -> (SocketAddr, SocketAddr) {
     let l4 = L3 + if family == 0 { 20 } else { 40 };
@@ -178,36 +199,137 @@ fn draw<T>(runner: &mut TestRunner, strategy: &impl Strategy<Value = T>) -> T {
     strategy.new_tree(runner).expect("a value").current()
 }
 
-/// Explains what a frame would meet, sends it, and compares.
+/// In which form a frame is sent. What becomes of it is the same, but for its TTL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Plain,
+    /// With a VLAN tag, which is taken off and put back.
+    Tagged,
+    /// As the first fragment of a larger packet.
+    FirstFragment,
+    /// It may not be sent any further.
+    LastHop,
+}
+
+impl Form {
+    const TAG: (u16, u16) = (0x8100, 7);
+
+    fn bytes(self, frame: &Frame) -> Vec<u8> {
+        match self {
+            Self::Plain => frame.bytes(),
+            Self::Tagged => tagged(&frame.bytes(), &[Self::TAG]),
+            Self::FirstFragment => fragments(&long(frame), 0x77)[0].clone(),
+            Self::LastHop => frame.clone().ttl(1).bytes(),
+        }
+    }
+
+    /// What arrived, without what only this form has.
+    fn plain(self, mut bytes: Vec<u8>, family: usize) -> Vec<u8> {
+        match self {
+            Self::Tagged => {
+                assert_eq!(bytes[12..16], [0x81, 0, 0, 7], "the tag is put back");
+                bytes.drain(12..16);
+            }
+            Self::FirstFragment if family == 1 => {
+                bytes.drain(L3 + 40..L3 + 48);
+            }
+            _ => {}
+        }
+        bytes
+    }
+
+    /// What becomes of it, given the verdict on a plain frame.
+    fn verdict(self, plain: Verdict) -> Verdict {
+        match (self, plain) {
+            (Self::LastHop, Verdict::Forwarded) => Verdict::TtlExpired,
+            // No reset answers a fragment.
+            (Self::FirstFragment, Verdict::Reset) => Verdict::NoFlow,
+            (Self::FirstFragment, Verdict::Closed) => Verdict::ClosedDropped,
+            _ => plain,
+        }
+    }
+}
+
+/// Explains what a frame would meet, sends it by an interface, and compares. `asked` is the interface that the question
+/// names.
 fn compare(
     slb: &mut Slb<'_>,
     explainer: &Explainer,
     frame: &Frame,
-    is_established: bool,
+    form: Form,
+    [ingress, asked]: [u32; 2],
 ) -> Verdict {
     let key = frame.key();
-    let question =
-        Question { proto: key.proto, src: frame.src, dst: frame.dst, is_established, ingress: WAN };
+    let is_established =
+        matches!(&frame.transport, Transport::Tcp { flags, .. } if flags & SYN == 0);
+    let question = Question {
+        proto: key.proto,
+        src: frame.src,
+        dst: frame.dst,
+        is_established,
+        ingress: asked,
+    };
     let now = slb.now();
     let told = explainer.explain(&question, now).expect("the maps");
-    let run = slb.run(WAN, &frame.bytes());
-    // What a reset answers is another verdict where none can be sent.
-    assert_eq!(told.verdict, Some(run.verdict), "{frame:?}: {:#?}", told.steps);
+    let case = format!("{form:?} {frame:?}: {:#?}", told.steps);
+    let run = slb.run(ingress, &form.bytes(frame));
+    let plain = told.verdict.expect("a verdict");
+    assert_eq!(run.verdict, form.verdict(plain), "{case}");
     let family = usize::from(frame.src.is_ipv6());
     let is_sent = matches!(run.verdict, Verdict::Forwarded | Verdict::ForwardedByKernel);
     if is_sent {
-        let (to, from) = arrived(&run.bytes, family);
+        let (to, from) = arrived(&form.plain(run.bytes, family), family);
         let is_direct =
             told.backend.is_some_and(|id| slb.maps.installed().backends[&id].mode == MODE_DSR);
         let expected = if is_direct { Some(frame.dst) } else { told.to };
-        assert_eq!(expected, Some(to), "{frame:?}: {:#?}", told.steps);
+        assert_eq!(expected, Some(to), "{case}");
         if let Some(said) = told.from {
-            assert_eq!(said, from, "{frame:?}: {:#?}", told.steps);
+            assert_eq!(said, from, "{case}");
         }
-    } else {
-        assert_eq!(told.backend, None, "{frame:?}: {:#?}", told.steps);
+    } else if run.verdict == plain {
+        assert_eq!(told.backend, None, "{case}");
     }
     run.verdict
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_backend_as_client_when_its_flows_are_explained_then_its_side_of_the_gateway_counts() {
+    with_slb(|slb| {
+        let explainer = Explainer::open(&slb.pins()).expect("the maps");
+        for family in FAMILIES {
+            let number = id::HTTP + family as u32;
+            slb.backend(number, |backend| {
+                backend.source = 1 + 2 * family as u16;
+                backend.sources = 2;
+            });
+            let to = vip(family, port::HTTP);
+            let host = backend(0, family, 5_000);
+            for ack in [false, true] {
+                let frame = if ack { syn(host, to).flags(ACK) } else { syn(host, to) };
+                // The agent's maps know the interface of a backend; 0 asks them.
+                for asked in [0, LAN] {
+                    let verdict = compare(slb, &explainer, &frame, Form::Plain, [LAN, asked]);
+                    assert_eq!(verdict, Verdict::Forwarded);
+                }
+            }
+            let question = Question {
+                proto: abi::TCP,
+                src: backend(0, family, 5_001),
+                dst: to,
+                is_established: false,
+                ingress: 0,
+            };
+            let told = explainer.explain(&question, slb.now()).expect("the maps");
+            let says = |text: &str| told.steps.iter().any(|step| step.found.contains(text));
+            assert!(says("sees an address of the gateway"), "{:#?}", told.steps);
+            assert_eq!(told.from, None, "the port is drawn later");
+            // By another interface it is a client like any other.
+            let other = syn(backend(0, family, 6_000), to);
+            let verdict = compare(slb, &explainer, &other, Form::Plain, [WAN, WAN]);
+            assert_eq!(verdict, Verdict::Forwarded);
+        }
+    });
 }
 
 #[test]
@@ -253,7 +375,8 @@ fn given_a_random_configuration_when_flows_are_explained_then_that_is_what_becom
                     (true, false) => syn(from, to).flags(ACK),
                     (false, _) => datagram(from, to),
                 };
-                let verdict = compare(slb, &explainer, &frame, is_tcp && !begins);
+                let form = draw(&mut runner, &form());
+                let verdict = compare(slb, &explainer, &frame, form, [WAN; 2]);
                 *seen.entry(verdict.label()).or_default() += 1;
             }
         }
@@ -267,6 +390,7 @@ fn given_a_random_configuration_when_flows_are_explained_then_that_is_what_becom
             Verdict::Denied,
             Verdict::FlowLimit,
             Verdict::Closed,
+            Verdict::TtlExpired,
         ] {
             assert!(seen.contains_key(verdict.label()), "{verdict:?} is not among {seen:?}");
         }

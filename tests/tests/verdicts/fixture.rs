@@ -11,14 +11,14 @@ use aya::{
 use slb_common::{
     abi::{
         self, ABI_VERSION, Address, BACKEND_IN_USE, BACKEND_SHARED, BACKEND_USABLE, Backend,
-        Bucket, Counter, Endpoint, Flow, FlowKey, Hop, Interface, ORIGIN_SHARED, ORIGIN_TRACKED,
-        Origin, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles, SCHEDULER_HASH, SCHEDULER_RING,
-        SLOT_KEEP, SLOT_LOOK, Scratch, Settings, TAG_FREE, TAG_TAKEN,
+        Bucket, Counter, Endpoint, Flow, FlowKey, Interface, NextHop, REVNAT_SHARED,
+        REVNAT_TRACKED, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, RevNat, Roles, SCHEDULER_HASH,
+        SCHEDULER_RING, SLOT_KEEP, SLOT_LOOK, Scratch, Settings, TAG_FREE, TAG_LOCKED,
     },
     hash,
     verdict::{Action, Verdict},
 };
-use slb_tests::Netns;
+use slb_lab::Netns;
 use slb_user::{
     clock::Jiffies,
     datapath::{Capacities, FlowTable, Maps, Pins},
@@ -213,7 +213,7 @@ pub fn reset(frame: &Frame) -> Outcome {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// Sent through the hop, with its MAC addresses and one hop less to go.
-    Sent(Verdict, Frame, Hop),
+    Sent(Verdict, Frame, NextHop),
     /// Translated, and left to the kernel.
     Translated(Verdict, Frame),
     /// Not a byte of it changed.
@@ -236,11 +236,11 @@ pub fn sender(bytes: &[u8], family: usize) -> SocketAddr {
     }
 }
 
-pub fn forwarded(frame: Frame, hop: Hop) -> Outcome {
+pub fn forwarded(frame: Frame, hop: NextHop) -> Outcome {
     Outcome::Sent(Verdict::Forwarded, frame, hop)
 }
 
-pub fn replied(frame: Frame, hop: Hop) -> Outcome {
+pub fn replied(frame: Frame, hop: NextHop) -> Outcome {
     Outcome::Sent(Verdict::Replied, frame, hop)
 }
 
@@ -290,14 +290,14 @@ impl Flows {
 
     pub fn get(&self, key: &FlowKey) -> Option<Flow> {
         let (_, bucket) = self.bucket(key);
-        bucket.flows.into_iter().find(|flow| flow.tag > TAG_TAKEN && flow.is_of(key))
+        bucket.flows.into_iter().find(|flow| flow.tag > TAG_LOCKED && flow.is_of(key))
     }
 
     /// Changes an entry behind the program's back.
     pub fn change(&mut self, key: &FlowKey, change: impl FnOnce(&mut Flow)) {
         let (index, mut bucket) = self.bucket(key);
         let mut flows = bucket.flows.iter_mut();
-        change(flows.find(|flow| flow.tag > TAG_TAKEN && flow.is_of(key)).expect("an entry"));
+        change(flows.find(|flow| flow.tag > TAG_LOCKED && flow.is_of(key)).expect("an entry"));
         self.0.set(index, bucket, 0).expect("a bucket");
     }
 
@@ -317,7 +317,7 @@ impl Flows {
     /// How many entries there are.
     pub fn count(&self) -> usize {
         let buckets = self.0.iter().map(|bucket| bucket.expect("a bucket"));
-        buckets.flat_map(|bucket| bucket.flows).filter(|flow| flow.tag > TAG_TAKEN).count()
+        buckets.flat_map(|bucket| bucket.flows).filter(|flow| flow.tag > TAG_LOCKED).count()
     }
 
     pub fn clear(&mut self) {
@@ -420,8 +420,8 @@ impl<'a> Slb<'a> {
             for origin in state.endpoints.values_mut() {
                 let is_ours = (origin.vip, origin.port) == key_of(listener);
                 if is_ours && scheduler == SCHEDULER_HASH {
-                    origin.flags &= !ORIGIN_TRACKED;
-                    origin.flags |= if looks { ORIGIN_TRACKED } else { 0 };
+                    origin.flags &= !REVNAT_TRACKED;
+                    origin.flags |= if looks { REVNAT_TRACKED } else { 0 };
                 }
             }
         });
@@ -596,7 +596,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
-/// What an [`Origin`] of this listener says.
+/// What an [`RevNat`] of this listener says.
 fn key_of(listener: SocketAddr) -> (Address, u32) {
     (listener.ip().into(), listener.port().into())
 }
@@ -629,7 +629,7 @@ fn small() -> State {
 
 fn backends(state: &mut State, family: usize) {
     let (tcp, udp, usable) = (abi::TCP, abi::UDP, BACKEND_IN_USE | BACKEND_USABLE);
-    let (shared, tracked) = (usable | BACKEND_SHARED, ORIGIN_TRACKED);
+    let (shared, tracked) = (usable | BACKEND_SHARED, REVNAT_TRACKED);
     let rows = [
         (id::HTTP, 0, port::HTTP_BACKEND, tcp, usable, FIRST, port::HTTP, 0),
         (id::HTTP_SECOND, 1, port::HTTP_BACKEND, tcp, usable, SECOND, port::HTTP, 0),
@@ -638,9 +638,9 @@ fn backends(state: &mut State, family: usize) {
         (id::RING_SECOND, 1, port::RING_BACKEND, tcp, usable, SECOND, port::RING, tracked),
         (id::TURN, 0, port::TURN_BACKEND, tcp, usable, FIRST, port::TURN, tracked),
         (id::SIP, 0, port::SIP_BACKEND, udp, usable, FIRST, port::SIP, tracked),
-        (id::SLOW, 0, port::SLOW_BACKEND, tcp, usable, Hop::KERNEL, port::SLOW, 0),
-        (id::TWIN, 0, port::SHARED_BACKEND, tcp, shared, FIRST, port::TWIN, ORIGIN_SHARED),
-        (id::SHARED, 0, port::SHARED_BACKEND, tcp, shared, FIRST, port::SHARED, ORIGIN_SHARED),
+        (id::SLOW, 0, port::SLOW_BACKEND, tcp, usable, NextHop::UNRESOLVED, port::SLOW, 0),
+        (id::TWIN, 0, port::SHARED_BACKEND, tcp, shared, FIRST, port::TWIN, REVNAT_SHARED),
+        (id::SHARED, 0, port::SHARED_BACKEND, tcp, shared, FIRST, port::SHARED, REVNAT_SHARED),
         (id::DNS, 0, port::DNS_BACKEND, udp, usable, FIRST, port::DNS, 0),
         (id::DNS_SECOND, 1, port::DNS_BACKEND, udp, usable, SECOND, port::DNS, 0),
     ];
@@ -656,7 +656,7 @@ fn backends(state: &mut State, family: usize) {
         };
         state.backends.insert(id, record);
         let (vip, port) = key_of(vip(family, listener));
-        let origin = Origin { vip, port, backend: id, flags: origin, spare: 0 };
+        let origin = RevNat { vip, port, backend: id, flags: origin, spare: 0 };
         state.endpoints.insert(endpoint(at, proto), origin);
     }
 }
@@ -684,7 +684,7 @@ fn full_backends(state: &mut State, family: usize) {
         };
         state.backends.insert(id, record);
         let (vip, port) = key_of(vip(family, listener));
-        let origin = Origin { vip, port, backend: id, flags: ORIGIN_SHARED, spare: 0 };
+        let origin = RevNat { vip, port, backend: id, flags: REVNAT_SHARED, spare: 0 };
         state.endpoints.insert(endpoint(at, proto), origin);
     }
 }
@@ -693,7 +693,7 @@ fn full_backends(state: &mut State, family: usize) {
 fn direct_backends(state: &mut State, family: usize) {
     let rows = [
         (id::DSR, port::DSR, FIRST, family, abi::MODE_DSR),
-        (id::LOST, port::LOST, Hop::KERNEL, family, abi::MODE_DSR),
+        (id::LOST, port::LOST, NextHop::UNRESOLVED, family, abi::MODE_DSR),
         (id::DSR_UDP, port::DSR_UDP, FIRST, family, abi::MODE_DSR),
         (id::IPIP, port::IPIP, FIRST, family, abi::MODE_IPIP),
         (id::GUE, port::GUE, FIRST, family, abi::MODE_GUE),

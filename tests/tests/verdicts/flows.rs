@@ -2,8 +2,8 @@
 
 use slb_common::{
     abi::{
-        self, BACKEND_IN_USE, ESTABLISHED, FLOW_FORWARD, FLOW_REPLY, NO_PLACE, SLOT_KEEP,
-        SLOT_LOOK, Traffic,
+        self, BACKEND_IN_USE, ConnState, FLOW_ORIGINAL, FLOW_REPLY, NO_PLACE, SLOT_KEEP, SLOT_LOOK,
+        Traffic,
     },
     verdict::Verdict,
 };
@@ -23,7 +23,7 @@ struct Flow {
     inside: [Frame; 2],
 }
 
-const HOPS: [abi::Hop; 2] = [FIRST, SECOND];
+const HOPS: [abi::NextHop; 2] = [FIRST, SECOND];
 
 impl Flow {
     fn new(family: usize, first: Frame, backend_port: u16) -> Self {
@@ -114,7 +114,7 @@ fn given_a_connection_when_its_slot_moves_then_it_stays_and_new_ones_move() {
             new.reaches(slb, "new", SYN, 1);
             for flow in [&old, &new] {
                 let entry = slb.flow(&flow.first).expect("an entry");
-                assert_eq!((entry.kind, entry.peer), (FLOW_FORWARD, NO_PLACE));
+                assert_eq!((entry.kind, entry.peer), (FLOW_ORIGINAL, NO_PLACE));
             }
 
             // Another change, and what has an entry stays where it is.
@@ -282,18 +282,18 @@ fn given_turns_when_a_connection_is_not_known_then_only_a_single_backend_adopts_
 fn given_turns_when_a_connection_has_ended_then_a_syn_takes_another_turn_and_not_before() {
     #[derive(Clone, Copy)]
     enum By {
-        Client(u8),
+        ClientNextHop(u8),
         Backend(u8),
     }
-    use By::{Backend, Client};
+    use By::{Backend, ClientNextHop};
     let cases: [(&str, &[By], bool); 7] = [
-        ("both have closed", &[Client(FIN | ACK), Backend(FIN | ACK)], true),
-        ("both have closed, backend first", &[Backend(FIN | ACK), Client(FIN | ACK)], true),
-        ("the client has closed", &[Client(FIN | ACK), Backend(ACK)], true),
-        ("reset by the client", &[Client(RST)], true),
+        ("both have closed", &[ClientNextHop(FIN | ACK), Backend(FIN | ACK)], true),
+        ("both have closed, backend first", &[Backend(FIN | ACK), ClientNextHop(FIN | ACK)], true),
+        ("the client has closed", &[ClientNextHop(FIN | ACK), Backend(ACK)], true),
+        ("reset by the client", &[ClientNextHop(RST)], true),
         ("reset by the backend", &[Backend(RST | ACK)], true),
-        ("only the backend has closed", &[Backend(FIN | ACK), Client(ACK)], false),
-        ("nobody has closed", &[Client(ACK), Backend(ACK)], false),
+        ("only the backend has closed", &[Backend(FIN | ACK), ClientNextHop(ACK)], false),
+        ("nobody has closed", &[ClientNextHop(ACK), Backend(ACK)], false),
     ];
     with_slb(|slb| {
         for family in FAMILIES {
@@ -305,7 +305,7 @@ fn given_turns_when_a_connection_has_ended_then_a_syn_takes_another_turn_and_not
                 slb.schedule(flow.first.dst, abi::TCP, vec![second]);
                 for by in history {
                     match *by {
-                        Client(flags) => flow.reaches(slb, case, flags, 0),
+                        ClientNextHop(flags) => flow.reaches(slb, case, flags, 0),
                         Backend(flags) => flow.answers(slb, case, flags, 0),
                     }
                 }
@@ -343,7 +343,7 @@ fn given_turns_when_a_flow_is_older_than_its_timeout_then_it_begins_anew() {
 #[ignore = "needs root"]
 fn given_a_handshake_when_the_client_proves_itself_then_its_entry_is_established_and_not_before() {
     let is_established = |slb: &Slb<'_>, flow: &Flow| {
-        slb.flow(&flow.first).expect("an entry").state & ESTABLISHED != 0
+        slb.flow(&flow.first).expect("an entry").state.intersects(ConnState::ESTABLISHED)
     };
     with_slb(|slb| {
         for family in FAMILIES {
@@ -490,7 +490,7 @@ fn given_two_listeners_of_one_backend_when_clients_use_both_then_each_gets_its_a
                 let reply = answer(&frame.to(at));
                 slb.backend_sends("from", &reply, &replied(reply.from(frame.dst), ROUTER));
                 let kinds = [slb.flow(frame), slb.flow(&reply)].map(|flow| flow.map(|f| f.kind));
-                assert_eq!(kinds, [Some(FLOW_FORWARD), Some(FLOW_REPLY)]);
+                assert_eq!(kinds, [Some(FLOW_ORIGINAL), Some(FLOW_REPLY)]);
             }
         }
     });

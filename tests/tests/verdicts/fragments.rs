@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use slb_common::{abi::Hop, verdict::Verdict};
+use slb_common::{abi::NextHop, verdict::Verdict};
 
 use crate::{
     fixture::{
@@ -58,7 +58,7 @@ fn follow(
     ingress: u32,
     frame: &Frame,
     expected: &Frame,
-    (verdict, hop): (Verdict, Hop),
+    (verdict, hop): (Verdict, NextHop),
     id: u16,
 ) {
     let expected = fragments(&expected.clone().sent(hop), id);
@@ -160,7 +160,7 @@ fn given_fragments_that_are_the_kernels_when_they_arrive_then_all_of_them_are() 
 fn given_a_backend_without_a_neighbour_when_fragments_arrive_then_the_kernel_gets_all_translated() {
     with_slb(|slb| {
         for family in FAMILIES {
-            slb.backend(id::DNS + family as u32, |backend| backend.hop = Hop::KERNEL);
+            slb.backend(id::DNS + family as u32, |backend| backend.hop = NextHop::UNRESOLVED);
             let dns = datagram(client(family, 1_000), vip(family, port::DNS));
             let dns = Frame { payload: vec![7; 1_300], ..dns };
             let inside = fragments(&dns.to(backend(0, family, port::DNS_BACKEND)), 1);

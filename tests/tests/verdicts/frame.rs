@@ -6,7 +6,7 @@ use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header,
     Ipv6RawExtHeader, NetSlice, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
-use slb_common::abi::{Address, FlowKey, Hop};
+use slb_common::abi::{Address, FlowKey, NextHop};
 
 /// Length of the Ethernet header: where the network header begins.
 pub const L3: usize = Ethernet2Header::LEN;
@@ -16,6 +16,7 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
+pub const URG: u8 = 0x20;
 
 /// A frame that [`Frame::bytes`] writes out, with all lengths and checksums right.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct Frame {
     pub ack: u32,
     /// TCP's window.
     pub window: u16,
+    /// TCP's urgent pointer.
+    pub urgent: u16,
     pub payload: Vec<u8>,
     /// Bytes behind the packet, as on a link with a minimum length.
     pub padding: usize,
@@ -107,6 +110,7 @@ impl Frame {
             seq: 0x0102_0304,
             ack: 0x0a0b_0c0d,
             window: 0xfedc,
+            urgent: 0,
             payload: b"odd".to_vec(),
             padding: 0,
         }
@@ -129,7 +133,7 @@ impl Frame {
     }
 
     /// This frame on its way through `hop`.
-    pub fn sent(self, hop: Hop) -> Self {
+    pub fn sent(self, hop: NextHop) -> Self {
         Self { ttl: self.ttl - 1, src_mac: hop.src_mac, dst_mac: hop.dst_mac, ..self }
     }
 
@@ -238,6 +242,7 @@ impl Frame {
         tcp.acknowledgment_number = if flags & ACK != 0 { self.ack } else { 0 };
         (tcp.fin, tcp.syn, tcp.rst) = (flags & FIN != 0, flags & SYN != 0, flags & RST != 0);
         (tcp.psh, tcp.ack) = (flags & PSH != 0, flags & ACK != 0);
+        (tcp.urg, tcp.urgent_pointer) = (flags & URG != 0, self.urgent);
         tcp.set_options_raw(options).expect("at most 40 bytes");
         tcp.checksum = match (self.src.ip(), self.dst.ip()) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::SocketAddr};
 
 use slb_common::{
-    abi::{self, Hop},
+    abi::{self, NextHop},
     verdict::Verdict,
 };
 
@@ -48,7 +48,7 @@ pub fn between(frame: &Frame, from: &Frame) -> Between {
 }
 
 impl Between {
-    pub fn sent_as(&self, hop: Hop) -> Vec<u8> {
+    pub fn sent_as(&self, hop: NextHop) -> Vec<u8> {
         let mut bytes = self.0.clone().sent(hop).bytes();
         if self.1 {
             // Traffic class: that of the other family. No identification, no flow label.
@@ -203,7 +203,7 @@ fn given_a_backend_as_client_of_its_own_vip_when_it_talks_then_answers_find_it()
                     let outside = Frame { src: frame.dst, dst: frame.src, ..reply };
                     assert_eq!(run.verdict, Verdict::Replied, "{host}");
                     // Back where it came from.
-                    let back = Hop { ifindex: LAN, dst_mac: FIRST.dst_mac, src_mac: LAN_MAC };
+                    let back = NextHop { ifindex: LAN, dst_mac: FIRST.dst_mac, src_mac: LAN_MAC };
                     assert_eq!(run.bytes, outside.sent(back).bytes());
                 }
             }
@@ -285,7 +285,7 @@ fn given_a_flow_when_the_forwarding_of_its_group_changes_then_it_begins_anew() {
 fn given_full_nat_when_the_way_to_the_backend_is_not_known_then_its_packets_are_dropped() {
     with_slb(|slb| {
         for family in FAMILIES {
-            slb.backend(id::FULL + family as u32, |backend| backend.hop = Hop::KERNEL);
+            slb.backend(id::FULL + family as u32, |backend| backend.hop = NextHop::UNRESOLVED);
             let tcp = syn(client(family, 1_000), vip(family, port::FULL));
             slb.client_sends("lost", &tcp, &Outcome::Untouched(Verdict::NoNeighbour));
         }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use etherparse::IpNumber;
 use slb_common::{
-    abi::{BACKEND_OPTION, BACKEND_PROXY, Hop},
+    abi::{BACKEND_OPTION, BACKEND_PROXY, NextHop},
     verdict::{Action, Verdict},
 };
 
@@ -24,10 +24,10 @@ const FRAMES: u64 = 220_000;
 const SEED: u64 = 0x51b_0001;
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): small, and the same everywhere.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -35,12 +35,16 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 
-    fn one_in(&mut self, limit: usize) -> bool {
+    pub fn one_in(&mut self, limit: usize) -> bool {
         self.below(limit) == 0
+    }
+
+    pub fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())].clone()
     }
 }
 
@@ -119,8 +123,8 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
     }
     let is_sent = run.verdict.action() == Action::Transmit;
     if is_sent {
-        let hops: &[Hop] = &[FIRST, SECOND, ROUTER, OTHER_ROUTER];
-        let macs = |hop: &Hop| [hop.dst_mac, hop.src_mac].concat() == output[..12];
+        let hops: &[NextHop] = &[FIRST, SECOND, ROUTER, OTHER_ROUTER];
+        let macs = |hop: &NextHop| [hop.dst_mac, hop.src_mac].concat() == output[..12];
         // A neighbour that the kernel has not met gets what it has sent, MAC addresses swapped.
         assert!(
             hops.iter().any(macs) || run.verdict == Verdict::Replied,

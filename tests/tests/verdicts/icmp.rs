@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use slb_common::{abi::Hop, verdict::Verdict};
+use slb_common::{abi::NextHop, verdict::Verdict};
 
 use crate::{
     fixture::{
@@ -278,7 +278,7 @@ fn quoted_anew(frame: &Frame) -> Vec<u8> {
 }
 
 /// An error that was made anew, about `about`, on its way by `hop`.
-fn anew(about: &Frame, kind: [u8; 2], head: [u8; 4], hop: Hop) -> Vec<u8> {
+fn anew(about: &Frame, kind: [u8; 2], head: [u8; 4], hop: NextHop) -> Vec<u8> {
     let base = Frame {
         src_mac: hop.src_mac,
         dst_mac: hop.dst_mac,

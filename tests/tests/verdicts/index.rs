@@ -92,11 +92,11 @@ fn given_backends_of_one_hash_when_they_answer_then_each_answers_for_its_own_lis
             for count in 1..=ports.len() {
                 let port = ports[count - 1];
                 slb.change(|state| {
-                    let origin = abi::Origin {
+                    let origin = abi::RevNat {
                         vip: vip(family, 0).ip().into(),
                         port: listener(port).into(),
                         backend: id::HTTP + family as u32,
-                        ..abi::Origin::default()
+                        ..abi::RevNat::default()
                     };
                     state.endpoints.insert(endpoint(backend(0, family, port), abi::TCP), origin);
                 });

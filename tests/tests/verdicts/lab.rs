@@ -1,7 +1,7 @@
 //! A gateway without neighbours: its interfaces and routes, in a namespace of their own.
 
-use slb_common::abi::Hop;
-use slb_tests::Netns;
+use slb_common::abi::NextHop;
+use slb_lab::Netns;
 
 /// Index of the interface towards the clients.
 pub const WAN: u32 = 11;
@@ -15,13 +15,13 @@ pub const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 const MGMT_MAC: [u8; 6] = [2, 0, 0, 0, 1, 3];
 
 /// The router that leads to most clients.
-pub const ROUTER: Hop = Hop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 2, 1], src_mac: WAN_MAC };
+pub const ROUTER: NextHop = NextHop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 2, 1], src_mac: WAN_MAC };
 /// Another one beside it, which no route leads to yet.
-pub const OTHER_ROUTER: Hop = Hop { dst_mac: [2, 0, 0, 0, 2, 2], ..ROUTER };
+pub const OTHER_ROUTER: NextHop = NextHop { dst_mac: [2, 0, 0, 0, 2, 2], ..ROUTER };
 /// `10.0.0.11` and `2001:db8:a::11`.
-pub const FIRST: Hop = Hop { ifindex: LAN, dst_mac: [2, 0, 0, 0, 3, 1], src_mac: LAN_MAC };
+pub const FIRST: NextHop = NextHop { ifindex: LAN, dst_mac: [2, 0, 0, 0, 3, 1], src_mac: LAN_MAC };
 /// `10.0.0.12` and `2001:db8:a::12`: on the clients' side, so that its frames leave as they came.
-pub const SECOND: Hop = Hop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 3, 2], src_mac: WAN_MAC };
+pub const SECOND: NextHop = NextHop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 3, 2], src_mac: WAN_MAC };
 
 /// The namespace. Clients of `198.51.N.0/24` and `2001:db8:N::/64` differ in the way to them:
 ///

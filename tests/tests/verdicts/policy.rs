@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use slb_common::{
     abi::{
-        self, ACL_ALLOW, ACL_DENY, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_USABLE, CLOSED,
-        LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, ORIGIN_CLOSING,
-        ORIGIN_LIMITED, ORIGIN_WATCHED, QuicKey, SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_KEEP,
-        SLOT_LOOK,
+        self, ACL_ALLOW, ACL_DENY, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_USABLE, ConnState,
+        LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, QuicKey, REVNAT_CLOSING,
+        REVNAT_LIMITED, REVNAT_WATCHED, SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_KEEP, SLOT_LOOK,
     },
     hash, quic,
     verdict::Verdict,
@@ -158,7 +157,7 @@ fn given_a_limit_of_bandwidth_when_more_comes_then_each_direction_has_its_own() 
                 let limits = Limits { byte_ns, byte_burst: HOUR, ..Limits::default() };
                 state.limits.insert(service.id, limits);
                 let listener = service.id as u16;
-                mark(state, at, ORIGIN_LIMITED);
+                mark(state, at, REVNAT_LIMITED);
                 state.backends.get_mut(&id).expect("a backend").listener = listener;
             });
             let inside = syn.to(backend(0, family, port::HTTP_BACKEND));
@@ -375,8 +374,8 @@ fn given_a_connection_that_was_ended_when_either_side_speaks_then_it_is_reset() 
             let first = syn(client(family, 4_000), to);
             let inside = first.to(backend(0, family, port::TURN_BACKEND));
             slb.client_sends("SYN", &first, &forwarded(inside.clone(), FIRST));
-            slb.tamper(&first, |flow| flow.state |= CLOSED);
-            slb.change(|state| mark(state, at, ORIGIN_CLOSING));
+            slb.tamper(&first, |flow| flow.state |= ConnState::RST_PENDING);
+            slb.change(|state| mark(state, at, REVNAT_CLOSING));
 
             let ack = Frame { ack: 77, ..first.clone() }.flags(ACK);
             slb.client_sends("the client's ACK", &ack, &closed(&ack));
@@ -409,7 +408,7 @@ fn given_a_backend_whose_time_is_up_when_connections_without_an_entry_speak_then
             // The first has been drained, and its connections were never heard of since.
             slb.move_to(to, &[second]);
             slb.backend(id::HTTP + family as u32, |backend| backend.flags |= BACKEND_CLOSED);
-            slb.change(|state| mark(state, at, ORIGIN_CLOSING));
+            slb.change(|state| mark(state, at, REVNAT_CLOSING));
             let ack = syn(client(family, 4_000), to).flags(ACK);
             slb.client_sends("an old one", &ack, &closed(&ack));
             let inside = ack.to(backend(0, family, port::HTTP_BACKEND));
@@ -436,7 +435,7 @@ fn given_a_watched_backend_when_it_answers_syns_then_both_answers_are_counted() 
             let to = vip(family, port::HTTP);
             let at = endpoint(to, abi::TCP);
             let id = id::HTTP + family as u32;
-            slb.change(|state| mark(state, at, ORIGIN_WATCHED));
+            slb.change(|state| mark(state, at, REVNAT_WATCHED));
             let syn = syn(client(family, 4_000), to);
             let inside = syn.to(backend(0, family, port::HTTP_BACKEND));
             let mut say = |flags, seq| {

@@ -1,6 +1,6 @@
 //! From backends to clients: which way, and for how long.
 
-use slb_common::{abi::Hop, verdict::Verdict};
+use slb_common::{abi::NextHop, verdict::Verdict};
 
 use crate::{
     fixture::{
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A flow from a client of `net` through the router `by`, and its backend's answer.
-fn flow(slb: &mut Slb<'_>, net: u32, family: usize, by: Hop) -> (Frame, Frame) {
+fn flow(slb: &mut Slb<'_>, net: u32, family: usize, by: NextHop) -> (Frame, Frame) {
     let http = syn(client_of(net, family, 1_000), vip(family, port::HTTP));
     let http = Frame { src_mac: by.dst_mac, ..http };
     let inside = http.to(backend(0, family, port::HTTP_BACKEND));
@@ -110,7 +110,7 @@ fn given_a_neighbour_that_the_kernel_has_not_met_when_it_is_elsewhere_then_the_k
                 "neigh replace {neighbour} lladdr 02:00:00:00:05:09 dev lan0 nud permanent"
             );
             slb.netns.ip(&batch).unwrap();
-            let hop = Hop { ifindex: LAN, dst_mac: [2, 0, 0, 0, 5, 9], src_mac: LAN_MAC };
+            let hop = NextHop { ifindex: LAN, dst_mac: [2, 0, 0, 0, 5, 9], src_mac: LAN_MAC };
             slb.backend_sends("met", &answer, &replied(to_client, hop));
         }
     });

@@ -177,9 +177,9 @@ fn ended(family: usize) -> Vec<Row> {
     let mut rows = vec![
         untouched("not ours", &stranger, Verdict::NotOurs),
         untouched("backend, another port", &direct.to(backend(0, family, 22)), Verdict::NotOurs),
-        untouched("direct", &direct, Verdict::Direct),
-        from_backend("direct, answer", &answer(&direct), Outcome::Untouched(Verdict::Direct)),
-        untouched("direct, mid-connection", &direct.clone().flags(ACK), Verdict::Direct),
+        untouched("direct", &direct, Verdict::Bypass),
+        from_backend("direct, answer", &answer(&direct), Outcome::Untouched(Verdict::Bypass)),
+        untouched("direct, mid-connection", &direct.clone().flags(ACK), Verdict::Bypass),
         untouched("no listener", &to_port(9), Verdict::NoListener),
         untouched("TCP to a UDP listener", &to_port(port::DNS), Verdict::NoListener),
         untouched("ICMP to a VIP", &icmp, Verdict::OtherProtocol),

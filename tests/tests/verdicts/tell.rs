@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use slb_common::{
-    abi::{BACKEND_OPTION, BACKEND_PROXY, ESTABLISHED, UNTOLD},
+    abi::{BACKEND_OPTION, BACKEND_PROXY, ConnState, FlowKey},
     verdict::Verdict,
 };
 
@@ -22,19 +22,34 @@ use crate::{
 const ISN: u32 = 0xffff_fff0;
 
 /// A client's connection to a VIP, and what its backend sees of it.
-struct Connection {
+#[derive(Clone)]
+pub struct Connection {
     /// Without data.
-    syn: Frame,
+    pub syn: Frame,
+    /// Number of the backend's first byte.
+    pub own: u32,
     /// Where the backend is.
-    inside: SocketAddr,
+    pub inside: SocketAddr,
     /// What it sees as source.
-    source: SocketAddr,
+    pub source: SocketAddr,
 }
 
 impl Connection {
     /// Through [`port::FULL`], or between families through [`port::OTHER`]. The SYN is to arrive as the
     /// backend counts.
-    fn open(slb: &mut Slb<'_>, family: usize, crosses: bool, sport: u16, shift: u32) -> Self {
+    pub fn open(slb: &mut Slb<'_>, family: usize, crosses: bool, sport: u16, shift: u32) -> Self {
+        Self::open_at(slb, family, crosses, sport, shift, [ISN, ISN])
+    }
+
+    /// The same, and what the client and the backend count from.
+    pub fn open_at(
+        slb: &mut Slb<'_>,
+        family: usize,
+        crosses: bool,
+        sport: u16,
+        shift: u32,
+        [isn, own]: [u32; 2],
+    ) -> Self {
         let (to, inside) = if crosses {
             (port::OTHER, backend(0, 1 - family, port::OTHER_BACKEND))
         } else {
@@ -42,55 +57,64 @@ impl Connection {
         };
         let transport = Transport::Tcp { flags: SYN, options: vec![2, 4, 0x05, 0xb4] };
         let from = client(family, sport);
-        let syn = Frame { seq: ISN, payload: Vec::new(), transport, ..syn(from, vip(family, to)) };
+        let syn = Frame { seq: isn, payload: Vec::new(), transport, ..syn(from, vip(family, to)) };
         let run = slb.run(WAN, &syn.bytes());
         let source = sender(&run.bytes, usize::from(inside.is_ipv6()));
-        let this = Self { syn, inside, source };
-        let seq = ISN.wrapping_sub(shift);
+        let this = Self { syn, own: own.wrapping_add(1), inside, source };
+        let seq = isn.wrapping_sub(shift);
         this.is_sent(&run, &this.syn, &Frame { seq, ..this.syn.clone() }, "SYN");
         this
     }
 
+    /// Number of the client's first byte.
+    pub const fn first(&self) -> u32 {
+        self.syn.seq.wrapping_add(1)
+    }
+
     /// A later packet of the client's; `at` counts what it has sent before.
-    fn segment(&self, flags: u8, at: u32, payload: &[u8]) -> Frame {
-        let seq = ISN.wrapping_add(1).wrapping_add(at);
+    pub fn segment(&self, flags: u8, at: u32, payload: &[u8]) -> Frame {
+        let seq = self.first().wrapping_add(at);
         // As most have them: no operation twice, and timestamps.
         let options = [&[1, 1, 8, 10][..], &[7; 8]].concat();
         let transport = Transport::Tcp { flags, options };
-        Frame { seq, ack: FIRST_BYTE, transport, payload: payload.into(), ..self.syn.clone() }
+        Frame { seq, ack: self.own, transport, payload: payload.into(), ..self.syn.clone() }
     }
 
     /// A packet of the backend's; `missing` is how far its acknowledgement is from the client's first byte.
-    fn reply(&self, flags: u8, missing: u32) -> Frame {
+    pub fn reply(&self, flags: u8, missing: u32) -> Frame {
         let inside = Frame { src: self.source, dst: self.inside, ..self.syn.clone() };
-        let inside = Frame { ack: ISN.wrapping_add(1).wrapping_sub(missing), ..inside };
+        let inside = Frame { ack: self.first().wrapping_sub(missing), ..inside };
         let reply = answer(&between(&inside, &self.syn).0);
         let options = vec![1, 2, 4, 0x05, 0xb4, 0, 0, 0];
-        // It counts from the same number.
-        let seq = if flags & SYN != 0 { ISN } else { FIRST_BYTE };
+        let seq = self.own.wrapping_sub(u32::from(flags & SYN != 0));
         Frame { seq, transport: Transport::Tcp { flags, options }, ..reply }
     }
 
+    /// The key of what the backend sends.
+    pub fn reply_key(&self) -> FlowKey {
+        self.reply(ACK, 0).key()
+    }
+
     /// The backend accepts; `shift` is how much earlier it counts.
-    fn accept(&self, slb: &mut Slb<'_>, shift: u32) {
+    pub fn accept(&self, slb: &mut Slb<'_>, shift: u32) {
         let reply = self.reply(SYN | ACK, shift);
         assert_eq!(slb.run(LAN, &reply.bytes()).verdict, Verdict::Replied, "SYN-ACK");
     }
 
-    fn is_sent(&self, run: &Run, frame: &Frame, expected: &Frame, case: &str) {
+    pub fn is_sent(&self, run: &Run, frame: &Frame, expected: &Frame, case: &str) {
         assert_eq!(run.verdict, Verdict::Forwarded, "{case}");
         let expected = Frame { src: self.source, dst: self.inside, ..expected.clone() };
         assert_eq!(run.bytes, between(&expected, frame).sent_as(FIRST), "{case}");
     }
 
     /// The client sends `frame`; but for the addresses, the backend gets `expected`.
-    fn sends(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
+    pub fn sends(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
         let run = slb.run(WAN, &frame.bytes());
         self.is_sent(&run, frame, expected, case);
     }
 
     /// The same the other way.
-    fn hears(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
+    pub fn hears(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
         let run = slb.run(LAN, &frame.bytes());
         assert_eq!(run.verdict, Verdict::Replied, "{case}");
         let expected = Frame { src: self.syn.dst, dst: self.syn.src, ..expected.clone() };
@@ -99,7 +123,7 @@ impl Connection {
 }
 
 /// The header of the PROXY protocol, version 2, for a frame of a client's.
-fn header(frame: &Frame) -> Vec<u8> {
+pub fn header(frame: &Frame) -> Vec<u8> {
     let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
     match (frame.src.ip(), frame.dst.ip()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -118,7 +142,7 @@ fn header(frame: &Frame) -> Vec<u8> {
 }
 
 /// A frame with the header before its data.
-fn headed(frame: &Frame) -> Frame {
+pub fn headed(frame: &Frame) -> Frame {
     let header = header(frame);
     Frame {
         seq: frame.seq.wrapping_sub(header.len() as u32),
@@ -128,33 +152,35 @@ fn headed(frame: &Frame) -> Frame {
 }
 
 /// A frame with the option before its others.
-fn with_option(frame: &Frame) -> Frame {
+pub fn with_option(frame: &Frame) -> Frame {
     let Transport::Tcp { flags, options } = &frame.transport else { panic!("not TCP") };
-    let addr = match frame.src.ip() {
+    let options = [&option(frame.src)[..], options].concat();
+    Frame { transport: Transport::Tcp { flags: *flags, options }, ..frame.clone() }
+}
+
+/// The TCP option that names a client.
+pub fn option(client: SocketAddr) -> Vec<u8> {
+    let addr = match client.ip() {
         IpAddr::V4(addr) => addr.octets().to_vec(),
         IpAddr::V6(addr) => addr.octets().to_vec(),
     };
-    let mut longer = vec![254, 4 + addr.len() as u8];
-    longer.extend(frame.src.port().to_be_bytes());
-    longer.extend(addr);
-    longer.extend(options);
-    Frame { transport: Transport::Tcp { flags: *flags, options: longer }, ..frame.clone() }
+    [&[254, 4 + addr.len() as u8][..], &client.port().to_be_bytes(), &addr].concat()
 }
 
 /// With a smaller segment size in the options of [`Connection::reply`].
-fn with_mss(frame: Frame, mss: u16) -> Frame {
+pub fn with_mss(frame: Frame, mss: u16) -> Frame {
     let Transport::Tcp { flags, .. } = frame.transport else { panic!("not TCP") };
     let [high, low] = mss.to_be_bytes();
     let options = vec![1, 2, 4, high, low, 0, 0, 0];
     Frame { transport: Transport::Tcp { flags, options }, ..frame }
 }
 
-fn with_ack(frame: &Frame, ack: u32) -> Frame {
+pub fn with_ack(frame: &Frame, ack: u32) -> Frame {
     Frame { ack, ..frame.clone() }
 }
 
 /// Runs `test` for each family and with backends of the same and the other one. `len` is that of what is told.
-fn everywhere(flag: u32, lens: [u32; 2], test: impl Fn(&mut Slb<'_>, usize, bool, u32) + Sync) {
+pub fn everywhere(flag: u32, lens: [u32; 2], test: impl Fn(&mut Slb<'_>, usize, bool, u32) + Sync) {
     with_slb(|slb| {
         for family in FAMILIES {
             for (crosses, id) in [(false, id::FULL), (true, id::OTHER)] {
@@ -165,8 +191,8 @@ fn everywhere(flag: u32, lens: [u32; 2], test: impl Fn(&mut Slb<'_>, usize, bool
     });
 }
 
-const HEADERS: [u32; 2] = [28, 52];
-const OPTIONS: [u32; 2] = [8, 20];
+pub const HEADERS: [u32; 2] = [28, 52];
+pub const OPTIONS: [u32; 2] = [8, 20];
 const FIRST_BYTE: u32 = ISN.wrapping_add(1);
 
 #[test]
@@ -193,21 +219,16 @@ fn given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_
         }
         open.sends(slb, &case("still untold"), &data, &headed(&data));
 
+        let both = ConnState::PROXY_PENDING | ConnState::ESTABLISHED;
         let before = slb.flow(&data).expect("an entry");
-        assert_eq!(before.state & (UNTOLD | ESTABLISHED), UNTOLD, "{}", case("not yet"));
+        assert_eq!(before.state & both, ConnState::PROXY_PENDING, "{}", case("not yet"));
         let reply = open.reply(ACK, 0);
         open.hears(slb, &case("header received"), &reply, &reply);
         let flow = slb.flow(&data).expect("an entry");
-        assert_eq!(flow.state & (UNTOLD | ESTABLISHED), ESTABLISHED, "{}", case("established"));
+        assert_eq!(flow.state & both, ConnState::ESTABLISHED, "{}", case("established"));
         let longer = flow.expires.wrapping_sub(before.expires);
         assert!(longer > IDLE_JIFFIES / 2, "{}", case("as long as others"));
-        let answer = slb.flows.get(&slb_common::abi::FlowKey {
-            src: open.inside.ip().into(),
-            dst: open.source.ip().into(),
-            sport: open.inside.port(),
-            dport: open.source.port(),
-            proto: slb_common::abi::TCP,
-        });
+        let answer = slb.flows.get(&open.reply_key());
         assert_eq!(answer.expect("an entry").expires, flow.expires, "{}", case("its answers"));
         open.sends(slb, &case("told"), &data, &data);
         let reply = open.reply(ACK, 5);
@@ -274,7 +295,7 @@ fn given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_
 
         // The ordinary proof: the client has acknowledged what the backend has sent.
         let flow = slb.flow(&data).expect("an entry");
-        let both = UNTOLD | ESTABLISHED;
+        let both = ConnState::PROXY_PENDING | ConnState::ESTABLISHED;
         assert_eq!(flow.state & both, both, "{}", case("established"));
 
         let open = Connection::open(slb, family, crosses, 3_001, 0);

@@ -198,7 +198,7 @@ fn given_a_backend_behind_a_tunnel_when_the_way_there_is_not_known_then_its_pack
         for family in FAMILIES {
             for id in [id::IPIP, id::GUE, id::CROSS] {
                 slb.backend(id + family as u32, |backend| {
-                    backend.hop = slb_common::abi::Hop::KERNEL;
+                    backend.hop = slb_common::abi::NextHop::UNRESOLVED;
                 });
             }
             for (frame, ..) in rows(family, 1_000) {

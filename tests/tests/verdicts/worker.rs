@@ -13,7 +13,7 @@ use std::{
 use aya::{maps::MapType, programs::Xdp};
 use aya_obj::programs::XdpAttachType;
 use slb_common::abi::ABI_VERSION;
-use slb_tests::workers;
+use slb_lab::workers;
 use slb_user::datapath::{Capacities, Loaded, OBJECT, Pins};
 
 use raw::Raw;
@@ -135,7 +135,7 @@ fn given_garbage_in_every_map_when_the_worker_is_taken_again_then_all_are_as_aft
 
     assert_eq!(worker.folder, folder);
     for ((name, fresh), (_, littered)) in fresh.iter().zip(&littered) {
-        assert_eq!(fresh == littered, name == "SLB_STAGES", "{name} was to be changed");
+        assert_eq!(fresh == littered, name == "SLB_PROGRAMS", "{name} was to be changed");
     }
     for ((name, fresh), (_, reset)) in fresh.iter().zip(dump(&worker)) {
         assert!(*fresh == reset, "{name} differs");

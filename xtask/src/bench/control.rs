@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use slb_tests::{Gateway, Netns, Topology};
+use slb_lab::{Gateway, Netns, Topology};
 
 const INSTANCES: u32 = 50;
 /// Of each instance; each has a group of its own.
@@ -32,7 +32,7 @@ pub struct Row {
     pub longest: f64,
 }
 
-/// Measures them, by the clock of who runs the commands.
+/// Measures them, by a clock outside of the commands.
 ///
 /// # Errors
 ///

@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use serde::Serialize;
-use slb_tests::{Gateway, Host, Netns, Topology, topology::VIP_V4};
+use slb_lab::{Gateway, Host, Netns, Topology, topology::VIP_V4};
 
 use crate::process;
 
@@ -114,7 +114,7 @@ pub fn measure() -> Result<Vec<Row>> {
         let mut gateway = Gateway::new(&topology, &instances(&topology, forwarding))?;
         gateway.start()?;
         gateway.wait("all backends healthy", STARTED, |status| {
-            let found = slb_tests::gateway::backends(status, "tcp", HTTP);
+            let found = slb_lab::gateway::backends(status, "tcp", HTTP);
             found.len() == topology.backends.len()
                 && found.iter().all(|backend| backend["health"] == "healthy")
         })?;
@@ -219,13 +219,13 @@ fn spawn(netns: &Netns, command: &mut Command) -> Result<Process> {
     netns.spawn(command).map(Process)
 }
 
-/// Waits until somebody listens.
+/// Waits until a server listens.
 fn listening(netns: &Netns, addr: String) -> Result<()> {
     netns.run(|| {
         let deadline = Instant::now() + STARTED;
         while TcpStream::connect(&addr).is_err() {
             if Instant::now() > deadline {
-                bail!("nobody listens at {addr}");
+                bail!("no server listens at {addr}");
             }
             thread::sleep(Duration::from_millis(20));
         }

@@ -1,15 +1,17 @@
 //! What happens when a backend stops.
 
 use std::{
-    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
-use slb_tests::{Failure, Load, Sessions, gateway, interrupt};
+use slb_lab::{
+    Failure, Lab, Load, Sessions, gateway, interrupt,
+    plan::{self, PRIMARY, SECONDARY},
+};
 
-use super::{Lab, NOTICED, plan, report::Report};
+use super::{NOTICED, report::Report};
 
 /// Requests that show where traffic goes.
 const SAMPLE: usize = 200;
@@ -22,8 +24,6 @@ const GOES_ON: u64 = 400;
 /// Answers after which no request of before is still under way.
 const SETTLED: u64 = 20;
 
-const PRIMARY: &str = "web-1";
-const SECONDARY: &str = "web-2";
 const STOPPED: &str = "web-2";
 
 /// Stops the primary of a primary/secondary group, and starts it again.
@@ -35,7 +35,7 @@ pub fn primary_and_secondary(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.step(&format!("The primary, {PRIMARY}, is stopped"));
     let stopped = Instant::now();
     lab.server(PRIMARY, plan::DB)?.stop();
-    lab.wait_health(port, PRIMARY, "unhealthy")?;
+    lab.wait_health(("tcp", port), PRIMARY, "unhealthy", NOTICED)?;
     wait_active(lab, SECONDARY)?;
     report.seen(&format!("unhealthy {} ms after it was stopped", stopped.elapsed().as_millis()));
     expect(lab, report, SECONDARY)?;
@@ -43,7 +43,7 @@ pub fn primary_and_secondary(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.step(&format!("The primary, {PRIMARY}, is started again"));
     let started = Instant::now();
     lab.server(PRIMARY, plan::DB)?.restart()?;
-    lab.wait_health(port, PRIMARY, "healthy")?;
+    lab.wait_health(("tcp", port), PRIMARY, "healthy", NOTICED)?;
     wait_active(lab, PRIMARY)?;
     report.seen(&format!("healthy {} ms after it was started", started.elapsed().as_millis()));
     expect(lab, report, PRIMARY)
@@ -60,8 +60,7 @@ fn wait_active(lab: &Lab, name: &str) -> Result<Duration> {
 
 /// All new connections to the primary/secondary group go to `name`.
 fn expect(lab: &Lab, report: &mut Report, name: &str) -> Result<()> {
-    for vip in plan::vips() {
-        let to = SocketAddr::new(vip, plan::DB_PORT);
+    for to in plan::vips(plan::DB_PORT) {
         let outcome = lab.client.http(to, SAMPLE, 8)?;
         interrupt::check()?;
         let all = u64::try_from(SAMPLE)?;
@@ -74,7 +73,7 @@ fn expect(lab: &Lab, report: &mut Report, name: &str) -> Result<()> {
 /// Stops one backend of a weighted group under load, and starts it again.
 pub fn weighted(lab: &mut Lab, report: &mut Report) -> Result<()> {
     let port = plan::WEB_PORT;
-    let [v4, v6] = plan::vips().map(|vip| SocketAddr::new(vip, port));
+    let [v4, v6] = plan::vips(port);
     report.step(&format!(
         "Weighted group behind tcp/{port}: {} connections are kept busy, {RATE} new ones come per \
          second",
@@ -89,7 +88,7 @@ pub fn weighted(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.step(&format!("{STOPPED} is stopped"));
     let stopped = Instant::now();
     lab.server(STOPPED, plan::WEB)?.stop();
-    lab.wait_health(port, STOPPED, "unhealthy")?;
+    lab.wait_health(("tcp", port), STOPPED, "unhealthy", NOTICED)?;
     report.seen(&format!("unhealthy {} ms after it was stopped", stopped.elapsed().as_millis()));
     answers_more(&load, SETTLED)?;
     let noticed = load.so_far();
@@ -99,7 +98,7 @@ pub fn weighted(lab: &mut Lab, report: &mut Report) -> Result<()> {
     ));
     answers_more(&load, GOES_ON)?;
     let after = load.so_far();
-    let count = |outcome: &slb_tests::Outcome| outcome.per_backend.get(STOPPED).copied();
+    let count = |outcome: &slb_lab::Outcome| outcome.per_backend.get(STOPPED).copied();
     report.check(
         after.failed() == noticed.failed() && count(&after) == count(&noticed),
         &format!(
@@ -112,7 +111,7 @@ pub fn weighted(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.step(&format!("{STOPPED} is started again"));
     let started = Instant::now();
     lab.server(STOPPED, plan::WEB)?.restart()?;
-    lab.wait_health(port, STOPPED, "healthy")?;
+    lab.wait_health(("tcp", port), STOPPED, "healthy", NOTICED)?;
     report.seen(&format!("healthy {} ms after it was started", started.elapsed().as_millis()));
     answers_more(&load, SETTLED)?;
     let settled = load.so_far();
@@ -121,6 +120,11 @@ pub fn weighted(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.check(count(&end) > count(&settled), &format!("{STOPPED} gets new connections again"));
     report.check(end.failed() == noticed.failed(), "no new connection failed on its return");
 
+    judge_kept(kept, report)
+}
+
+/// Only the stopped backend may lose the connections that are kept busy.
+fn judge_kept(kept: [Sessions; 2], report: &mut Report) -> Result<()> {
     let (mut own, mut others) = (Vec::new(), Vec::new());
     for sessions in kept {
         for session in sessions.stop()? {

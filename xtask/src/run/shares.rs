@@ -1,15 +1,12 @@
-//! Who gets how much.
+//! How many flows each backend gets.
 
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use slb_tests::{Host, gateway, interrupt};
+use slb_lab::{Host, Lab, Outcome, gateway, interrupt, plan};
 
-use super::{
-    Lab, plan,
-    report::{self, Report},
-};
+use super::report::{self, Report};
 
 /// A share may be off by this much, as a part of all.
 const TOLERANCE: f64 = 0.01;
@@ -35,10 +32,9 @@ const TRAFFIC: [Traffic; 3] = [
 /// Sends `count` exchanges to every listener with weights, over IPv4 and IPv6.
 pub fn show(lab: &Lab, report: &mut Report, count: u32) -> Result<()> {
     for traffic in TRAFFIC {
-        for (vip, family) in plan::vips().into_iter().zip(["IPv4", "IPv6"]) {
+        for (vip, family) in plan::vips(traffic.port).into_iter().zip(["IPv4", "IPv6"]) {
             interrupt::check()?;
-            let to = SocketAddr::new(vip, traffic.port);
-            one(lab, report, &traffic, to, family, count)?;
+            one(lab, report, &traffic, vip, family, count)?;
         }
     }
     Ok(())
@@ -52,7 +48,7 @@ fn one(
     family: &str,
     count: u32,
 ) -> Result<()> {
-    let Traffic { name, protocol, port, scheduler, spare } = *traffic;
+    let Traffic { name, protocol, scheduler, .. } = *traffic;
     let udp = protocol == "udp";
     let what = if udp { "exchanges, each from its own port" } else { "new connections" };
     report.step(&format!("{name} over {family}: {count} {what} to {to} ({scheduler})"));
@@ -64,6 +60,22 @@ fn one(
     };
     interrupt::check()?;
 
+    let all_hold = table(lab, report, traffic, to, &outcome)?;
+    report.check(all_hold, "every share within 1 percentage point of its weight");
+    let failed = outcome.failed();
+    report.check(failed == 0, &format!("{failed} failed ({outcome})"));
+    Ok(())
+}
+
+/// Shows the share of each backend, and returns whether all are as their weights say.
+fn table(
+    lab: &Lab,
+    report: &mut Report,
+    traffic: &Traffic,
+    to: SocketAddr,
+    outcome: &Outcome,
+) -> Result<bool> {
+    let Traffic { protocol, port, spare, .. } = *traffic;
     let status = lab.gateway.status()?;
     let hosts = &lab.topology.backends;
     let mut rows: Vec<(&str, &Host, u32)> = hosts
@@ -105,8 +117,5 @@ fn one(
     for line in table.to_string().lines() {
         report.seen(line);
     }
-    report.check(all_hold, "every share within 1 percentage point of its weight");
-    let failed = outcome.failed();
-    report.check(failed == 0, &format!("{failed} failed ({outcome})"));
-    Ok(())
+    Ok(all_hold)
 }

@@ -147,9 +147,8 @@ fn attempt(packages: &[&str], allow_upgrades: bool) -> Result<(), String> {
     let mut command = Command::new("apt-get");
     command.args(INSTALL).args(ONLY_NAMED).arg("-y");
     if !allow_upgrades {
-        let plan = plan(packages)?;
-        if !plan.upgraded.is_empty() {
-            return Err(needs_upgrades(&plan));
+        if let Some(why) = refusal(&plan(packages)?) {
+            return Err(why);
         }
         command.arg("--no-remove");
     }
@@ -163,9 +162,10 @@ fn attempt(packages: &[&str], allow_upgrades: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// Why a package is left out.
-fn needs_upgrades(plan: &Plan) -> String {
-    format!("needs newer versions of what is installed: {}", plan.upgraded.join(", "))
+/// Why packages are left out, if they are.
+fn refusal(plan: &Plan) -> Option<String> {
+    (!plan.upgraded.is_empty())
+        .then(|| format!("needs newer versions of what is installed: {}", plan.upgraded.join(", ")))
 }
 
 /// Brings the package lists up to date, unless this process has done so.
@@ -228,6 +228,14 @@ After this operation, 1,787 kB of additional disk space will be used.
             disk: 1_787_000,
         };
         assert_eq!(read(printed), expected);
+    }
+
+    #[test]
+    fn given_packages_that_need_newer_ones_when_they_are_asked_for_then_they_are_refused() {
+        let new = || vec!["systemd-container".to_owned()];
+        let plan = Plan { new: new(), upgraded: vec!["systemd".to_owned()], ..Plan::default() };
+        assert!(refusal(&plan).is_some_and(|why| why.contains("systemd")));
+        assert_eq!(refusal(&Plan { new: new(), ..Plan::default() }), None);
     }
 
     #[test]

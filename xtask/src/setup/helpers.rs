@@ -62,7 +62,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 const BUILD_LIMIT: Duration = Duration::from_secs(1_800);
 const THING: &str = "helpers";
 
-/// Finds or installs helpers; one that is there is used, whatever its version.
+/// Finds or installs helpers; one that is there is used, in any version.
 pub fn ensure<'a>(helpers: impl IntoIterator<Item = &'a Helper>, report: &mut Report) {
     let (mut found, mut installed) = (vec![], vec![]);
     for helper in helpers {

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use slb_tests::machine::ROOT;
+use slb_lab::machine::ROOT;
 
 use super::{Options, Tool, apt, report::Report, survey::Cost, tools};
 use crate::process;

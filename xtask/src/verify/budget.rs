@@ -164,7 +164,7 @@ impl Limits {
 pub enum Jit {
     /// A known processor.
     Counts,
-    /// Whatever this machine has.
+    /// The processor of this machine, which may differ.
     Varies,
 }
 

@@ -130,7 +130,7 @@ fn kernel() -> Result<String> {
     Ok(series.join("."))
 }
 
-/// `slb::flows::claim` of `_RNvNtCs8VmfBYvmLqh_3slb5flows5claim`.
+/// `slb::neigh::claim` of `_RNvNtCs8VmfBYvmLqh_3slb5neigh5claim`.
 fn readable(symbol: &str) -> String {
     format!("{:#}", rustc_demangle::demangle(symbol))
 }
@@ -140,7 +140,7 @@ fn readable(symbol: &str) -> String {
 struct Linked {
     instructions: u32,
     names: Vec<String>,
-    /// Who calls whom, once per place, as indices into `names`.
+    /// Caller and callee of each call, once per place, as indices into `names`.
     calls: Vec<(usize, usize)>,
 }
 
@@ -153,7 +153,7 @@ fn linked(function: &Function, names: &BTreeMap<u32, String>) -> Result<Linked> 
         found.push(name.clone());
     }
     let targets = targets(&function.instructions);
-    // Else some call would go to a function that nobody has a name for.
+    // Else some call would go to a function without a name.
     let called: BTreeSet<usize> = targets.iter().map(|(_, to)| *to).chain([0]).collect();
     if !starts.is_sorted() || called != starts.iter().copied().collect() {
         bail!("calls go to {called:?}, but BTF knows functions at {starts:?}");
@@ -232,7 +232,7 @@ impl Linked {
         u32::try_from(calls.count()).expect("fewer calls than instructions")
     }
 
-    /// Stack of the deepest chain of calls that begins with a function, and who is in it.
+    /// Stack of the deepest chain of calls that begins with a function, and the functions in it.
     /// Not longer than `frames`, else it would not end where a function calls itself.
     fn deepest(&self, function: usize, stacks: &[u32], frames: usize) -> (u32, Vec<usize>) {
         if frames == 0 {

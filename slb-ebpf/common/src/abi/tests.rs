@@ -6,6 +6,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::parse::TcpFlags;
 
 fn addresses() -> impl Strategy<Value = Address> {
     prop_oneof![
@@ -62,7 +63,7 @@ proptest! {
         dst_mac in any::<[u8; 6]>(),
         src_mac in any::<[u8; 6]>(),
     ) {
-        let hop = Hop { ifindex, dst_mac, src_mac };
+        let hop = NextHop { ifindex, dst_mac, src_mac };
         let words = hop.mac_words();
         let mut bytes = [0; 12];
         for (part, word) in bytes.chunks_mut(4).zip(words) {
@@ -70,7 +71,7 @@ proptest! {
         }
         prop_assert_eq!(&bytes[..6], &dst_mac, "a frame begins with its destination");
         prop_assert_eq!(&bytes[6..], &src_mac);
-        prop_assert_eq!(Hop::from_mac_words(ifindex, words), hop);
+        prop_assert_eq!(NextHop::from_mac_words(ifindex, words), hop);
         prop_assert_eq!(hop.is_known(), ifindex != 0);
     }
 
@@ -82,8 +83,8 @@ proptest! {
     ) {
         let key = FlowKey { src, dst, sport, dport, proto: TCP };
         let flow = Flow {
-            tag: 2, expires: 0, src, dst, sport, dport, backend: 0, proto: 6, kind: FLOW_FORWARD,
-            state: 0, told: 0, port: 0, source: 0, peer: NO_PLACE, sequence: 0,
+            tag: 2, expires: 0, src, dst, sport, dport, backend: 0, proto: 6, kind: FLOW_ORIGINAL,
+            state: ConnState::empty(), proxy: 0, port: 0, source: 0, peer: NO_PLACE, sequence: 0,
         };
         prop_assert!(flow.is_of(&key));
         prop_assert_eq!(flow.key(), key);
@@ -140,19 +141,27 @@ fn given_an_ipv4_address_when_converted_then_it_is_in_network_order() {
 
 #[test]
 fn given_state_bits_when_asked_then_a_flow_ends_with_both_fins_or_a_reset() {
+    use ConnState as State;
     let cases = [
-        (0, false),
-        (FIN_FORWARD, false),
-        (FIN_REPLY, false),
-        (FIN_FORWARD | FIN_REPLY, true),
-        (RST, true),
-        (RST | FIN_FORWARD, true),
-        (RST | FIN_REPLY, true),
-        (RST | FIN_FORWARD | FIN_REPLY, true),
+        (State::empty(), false),
+        (State::FIN_ORIGINAL, false),
+        (State::FIN_REPLY, false),
+        (State::FIN_ORIGINAL | State::FIN_REPLY, true),
+        (State::RESET, true),
+        (State::RST_PENDING, true),
+        (State::RESET | State::FIN_ORIGINAL, true),
+        (State::RESET | State::FIN_REPLY, true),
+        (State::RESET | State::FIN_ORIGINAL | State::FIN_REPLY, true),
     ];
     for (state, expected) in cases {
-        assert_eq!(has_ended(state), expected, "state {state:#b}");
+        assert_eq!(state.has_ended(), expected, "{state:?}");
     }
+}
+
+#[test]
+fn given_a_reset_when_its_bits_are_compared_then_state_and_tcp_flags_have_different_ones() {
+    assert_eq!(ConnState::RESET.bits() & TcpFlags::RST.bits(), 0);
+    assert_eq!(ConnState::RST_PENDING.bits() & TcpFlags::RST.bits(), 0);
 }
 
 #[test]

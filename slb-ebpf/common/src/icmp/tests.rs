@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
-    abi::{FLOW_FORWARD, FLOW_REPLY},
+    abi::{FLOW_ORIGINAL, FLOW_REPLY},
     parse::{
         self, Reject,
         fixtures::{
@@ -17,7 +17,8 @@ use crate::{
     },
 };
 
-const HOP: Hop = Hop { ifindex: 3, dst_mac: [2, 0, 0, 0, 0, 0x11], src_mac: [2, 0, 0, 0, 0, 0x22] };
+const HOP: NextHop =
+    NextHop { ifindex: 3, dst_mac: [2, 0, 0, 0, 0, 0x11], src_mac: [2, 0, 0, 0, 0, 0x22] };
 
 /// An ICMP message as another implementation makes it.
 #[derive(Clone, Debug)]
@@ -116,8 +117,8 @@ fn error(router: IpAddr, sample: &Sample, len: usize, options: &[u8]) -> Sent {
 }
 
 /// A quotable packet, an error about it, and where the error is translated to.
-fn errors() -> impl Strategy<Value = (Sample, Sent, Translation, Hop)> {
-    let hop = prop_oneof![Just(Hop::KERNEL), Just(HOP)];
+fn errors() -> impl Strategy<Value = (Sample, Sent, NatRewrite, NextHop)> {
+    let hop = prop_oneof![Just(NextHop::UNRESOLVED), Just(HOP)];
     let router = prop_oneof![Just(None), any::<[u8; 16]>().prop_map(Some)];
     // The ports are quoted at least, behind headers of up to 60 bytes.
     let len = prop_oneof![Just(0_usize), 0..120_usize, Just(usize::MAX >> 1)];
@@ -135,15 +136,15 @@ fn errors() -> impl Strategy<Value = (Sample, Sent, Translation, Hop)> {
             let router = router.map_or(sample.dst, like);
             let least = sample.expected().l4 as usize - L3 + 8;
             let sent = error(router, &sample, least + len, &options);
-            let kind = if is_reply { FLOW_REPLY } else { FLOW_FORWARD };
+            let kind = if is_reply { FLOW_REPLY } else { FLOW_ORIGINAL };
             let addr = like(addr).into();
-            (sample, sent, Translation { addr, sport, dport, kind: kind.into() }, hop)
+            (sample, sent, NatRewrite { addr, sport, dport, kind: kind.into() }, hop)
         },
     )
 }
 
 /// The end of a quoted packet that stays.
-fn other(quote: &Quote, to: &Translation) -> Address {
+fn other(quote: &Quote, to: &NatRewrite) -> Address {
     if to.is_reply() { quote.packet.key.src } else { quote.packet.key.dst }
 }
 
@@ -198,7 +199,7 @@ proptest! {
         let icmp = L3 + if sent.src.is_ipv4() { 20 + sent.options.len() } else { 40 };
         let packet = sample.expected();
         let l4 = packet.l4 + (icmp + 8 - L3) as u32;
-        prop_assert_eq!(quote.packet, Packet { l4, flags: 0, len: 0, ..packet });
+        prop_assert_eq!(quote.packet, Packet { l4, flags: crate::parse::TcpFlags::empty(), len: 0, ..packet });
     }
 
     #[test]
@@ -385,7 +386,7 @@ fn given_an_unusable_quote_when_it_is_asked_for_then_there_is_none() {
 #[test]
 fn given_an_error_at_its_last_hop_when_translated_then_it_ends_here_unchanged() {
     for sample in [Sample::default(), Sample::v6()] {
-        let to = Translation { addr: sample.dst.into(), sport: 1, dport: 2, kind: 1 };
+        let to = NatRewrite { addr: sample.dst.into(), sport: 1, dport: 2, kind: 1 };
         for ttl in [0, 1] {
             let before = Sent { ttl, ..error(sample.dst, &sample, 128, &[]) }.bytes();
             let quote = quoted_in(&before).unwrap();

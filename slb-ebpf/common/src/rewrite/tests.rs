@@ -5,14 +5,15 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    abi::{Address, FLOW_FORWARD, FLOW_REPLY, FlowKey, UDP},
+    abi::{Address, FLOW_ORIGINAL, FLOW_REPLY, FlowKey, UDP},
     parse::{
         self,
         fixtures::{Sample, samples},
     },
 };
 
-const HOP: Hop = Hop { ifindex: 3, dst_mac: [2, 0, 0, 0, 0, 0x11], src_mac: [2, 0, 0, 0, 0, 0x22] };
+const HOP: NextHop =
+    NextHop { ifindex: 3, dst_mac: [2, 0, 0, 0, 0, 0x11], src_mac: [2, 0, 0, 0, 0, 0x22] };
 
 fn parse(bytes: &mut [u8]) -> Packet {
     try_parse(bytes).unwrap()
@@ -23,7 +24,7 @@ fn try_parse(bytes: &mut [u8]) -> Result<Packet, parse::Reject> {
     parse::packet(&Frame::from_slice(bytes), &mut packet).map(|()| packet)
 }
 
-fn translated(bytes: &[u8], to: &Translation, hop: Hop) -> Result<Vec<u8>, Verdict> {
+fn translated(bytes: &[u8], to: &NatRewrite, hop: NextHop) -> Result<Vec<u8>, Verdict> {
     let mut bytes = bytes.to_vec();
     let packet = parse(&mut bytes);
     translate(&mut Frame::from_slice(&mut bytes), &packet, to, hop)?;
@@ -31,7 +32,7 @@ fn translated(bytes: &[u8], to: &Translation, hop: Hop) -> Result<Vec<u8>, Verdi
 }
 
 /// The tuple that `key` has after `to`.
-fn expected(key: &FlowKey, to: &Translation) -> FlowKey {
+fn expected(key: &FlowKey, to: &NatRewrite) -> FlowKey {
     let (sport, dport) = (to.sport, to.dport);
     if to.is_reply() {
         FlowKey { src: to.addr, sport, dport, ..*key }
@@ -41,9 +42,9 @@ fn expected(key: &FlowKey, to: &Translation) -> FlowKey {
 }
 
 /// What undoes `to` in a packet that had the tuple `key` before.
-fn inverse(key: &FlowKey, to: &Translation) -> Translation {
+fn inverse(key: &FlowKey, to: &NatRewrite) -> NatRewrite {
     let addr = if to.is_reply() { key.src } else { key.dst };
-    Translation { addr, sport: key.sport, dport: key.dport, kind: to.kind }
+    NatRewrite { addr, sport: key.sport, dport: key.dport, kind: to.kind }
 }
 
 /// Checksums as stated, and as another implementation computes them: of the IPv4 header, and of the
@@ -106,13 +107,13 @@ fn blanked(bytes: &[u8], packet: &Packet, is_reply: bool) -> Vec<u8> {
 }
 
 /// A packet, where it is translated to, and whether the hop is known.
-fn cases() -> impl Strategy<Value = (Sample, Translation, Hop)> {
+fn cases() -> impl Strategy<Value = (Sample, NatRewrite, NextHop)> {
     let address = prop_oneof![
         8 => any::<[u8; 16]>(),
         1 => Just([0; 16]),
         1 => Just([0xff; 16]),
     ];
-    let hop = prop_oneof![Just(Hop::KERNEL), Just(HOP)];
+    let hop = prop_oneof![Just(NextHop::UNRESOLVED), Just(HOP)];
     (samples(), address, any::<(u16, u16, bool)>(), hop).prop_map(
         |(sample, address, (sport, dport, is_reply), hop)| {
             let [.., a, b, c, d] = address;
@@ -122,11 +123,11 @@ fn cases() -> impl Strategy<Value = (Sample, Translation, Hop)> {
             };
             (
                 sample,
-                Translation {
+                NatRewrite {
                     addr,
                     sport,
                     dport,
-                    kind: if is_reply { FLOW_REPLY } else { FLOW_FORWARD }.into(),
+                    kind: if is_reply { FLOW_REPLY } else { FLOW_ORIGINAL }.into(),
                 },
                 hop,
             )
@@ -176,9 +177,9 @@ proptest! {
         let mut before = sample.bytes();
         let packet = parse(&mut before);
         let mut there = before.clone();
-        translate(&mut Frame::from_slice(&mut there), &packet, &to, Hop::KERNEL).unwrap();
+        translate(&mut Frame::from_slice(&mut there), &packet, &to, NextHop::UNRESOLVED).unwrap();
         let back = inverse(&packet.key, &to);
-        translate(&mut Frame::from_slice(&mut there), &packet, &back, Hop::KERNEL).unwrap();
+        translate(&mut Frame::from_slice(&mut there), &packet, &back, NextHop::UNRESOLVED).unwrap();
 
         prop_assert_eq!(there, before);
     }
@@ -225,8 +226,8 @@ fn given_udp_when_the_new_checksum_is_zero_then_its_complement_is_sent() {
         let mut complements = 0;
         for dport in 0..=u16::MAX {
             let Sample { dst, sport, .. } = sample;
-            let to = Translation { addr: dst.into(), sport, dport, kind: FLOW_FORWARD.into() };
-            let after = translated(&bytes, &to, Hop::KERNEL).unwrap();
+            let to = NatRewrite { addr: dst.into(), sport, dport, kind: FLOW_ORIGINAL.into() };
+            let after = translated(&bytes, &to, NextHop::UNRESOLVED).unwrap();
             let at = sample.expected().l4 as usize + 6;
             match [after[at], after[at + 1]] {
                 [0, 0] => panic!("{family}, port {dport}: says that there is no checksum"),
@@ -235,8 +236,8 @@ fn given_udp_when_the_new_checksum_is_zero_then_its_complement_is_sent() {
                     let [_, (stated, computed)] = checksums(&after);
                     assert_eq!(stated, computed, "{family}, port {dport}");
                     // And from there to another: 0xffff is a checksum like any other.
-                    let to = Translation { dport: sample.dport, ..to };
-                    let back = translated(&after, &to, Hop::KERNEL).unwrap();
+                    let to = NatRewrite { dport: sample.dport, ..to };
+                    let back = translated(&after, &to, NextHop::UNRESOLVED).unwrap();
                     assert_eq!(back, bytes, "{family}, port {dport}, and back");
                 }
                 _ => {}
@@ -253,8 +254,8 @@ fn given_tcp_when_the_new_checksum_is_zero_then_zero_is_sent() {
     let at = sample.expected().l4 as usize + 16;
     let zero = (0..=u16::MAX).any(|dport| {
         let to =
-            Translation { addr: sample.dst.into(), sport: 1, dport, kind: FLOW_FORWARD.into() };
-        let after = translated(&bytes, &to, Hop::KERNEL).unwrap();
+            NatRewrite { addr: sample.dst.into(), sport: 1, dport, kind: FLOW_ORIGINAL.into() };
+        let after = translated(&bytes, &to, NextHop::UNRESOLVED).unwrap();
         after[at..at + 2] == [0, 0]
     });
     assert!(zero, "for TCP, 0 is a checksum like any other");
@@ -264,7 +265,7 @@ fn given_tcp_when_the_new_checksum_is_zero_then_zero_is_sent() {
 fn given_a_packet_at_its_last_hop_when_translated_then_it_ends_here_unchanged() {
     for (family, sample) in [("IPv4", Sample::default()), ("IPv6", Sample::v6())] {
         let to =
-            Translation { addr: sample.src.into(), sport: 1, dport: 2, kind: FLOW_FORWARD.into() };
+            NatRewrite { addr: sample.src.into(), sport: 1, dport: 2, kind: FLOW_ORIGINAL.into() };
         for ttl in [0, 1] {
             let before = Sample { ttl, ..sample.clone() }.bytes();
             let mut bytes = before.clone();
@@ -273,7 +274,7 @@ fn given_a_packet_at_its_last_hop_when_translated_then_it_ends_here_unchanged() 
             assert_eq!(sent, Err(Verdict::TtlExpired), "{family}, TTL {ttl}");
             assert_eq!(bytes, before, "{family}, TTL {ttl}");
 
-            let left_to_kernel = translated(&before, &to, Hop::KERNEL);
+            let left_to_kernel = translated(&before, &to, NextHop::UNRESOLVED);
             assert!(left_to_kernel.is_ok(), "{family}, TTL {ttl}: the kernel tells the sender");
         }
         let last = translated(&Sample { ttl: 2, ..sample }.bytes(), &to, HOP);
@@ -287,7 +288,7 @@ fn given_a_frame_that_has_become_shorter_when_translated_then_nothing_is_written
         let mut whole = sample.bytes();
         let packet = parse(&mut whole);
         let to =
-            Translation { addr: sample.src.into(), sport: 1, dport: 2, kind: FLOW_FORWARD.into() };
+            NatRewrite { addr: sample.src.into(), sport: 1, dport: 2, kind: FLOW_ORIGINAL.into() };
         let header = if sample.proto == UDP { 8 } else { 20 };
         for len in 0..packet.l4 as usize + header {
             let (_, rest) = whole.split_at(len);

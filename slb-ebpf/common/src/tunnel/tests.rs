@@ -15,7 +15,8 @@ use crate::{
     },
 };
 
-const HOP: Hop = Hop { ifindex: 3, dst_mac: [2, 0, 0, 0, 0, 0x11], src_mac: [2, 0, 0, 0, 0, 0x22] };
+const HOP: NextHop =
+    NextHop { ifindex: 3, dst_mac: [2, 0, 0, 0, 0, 0x11], src_mac: [2, 0, 0, 0, 0, 0x22] };
 
 /// A packet with all that its tunnel looks at.
 #[derive(Clone, Debug)]

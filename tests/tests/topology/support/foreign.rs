@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use slb_tests::Netns;
+use slb_lab::Netns;
 
 use super::output;
 

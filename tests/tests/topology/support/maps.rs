@@ -14,10 +14,10 @@ use aya::{
     },
 };
 use slb_common::abi::{
-    ABI_VERSION, Address, Backend, Chunk, Endpoint, Interface, Listener, Origin, Roles,
+    ABI_VERSION, Address, Backend, Chunk, Endpoint, Interface, Listener, RevNat, Roles,
     SLOT_BACKEND,
 };
-use slb_tests::{Gateway, topology};
+use slb_lab::{Gateway, topology};
 
 /// Everything that an agent writes because of its configuration and of the network.
 #[derive(PartialEq)]
@@ -26,7 +26,7 @@ pub struct Contents {
     pub slots: Vec<Chunk>,
     pub backends: Vec<Backend>,
     pub addresses: BTreeMap<Address, Roles>,
-    pub endpoints: BTreeMap<Endpoint, Origin>,
+    pub endpoints: BTreeMap<Endpoint, RevNat>,
     pub interfaces: BTreeMap<u32, Interface>,
 }
 
@@ -37,7 +37,7 @@ impl Contents {
             slots: array(gateway, "SLB_SLOTS"),
             backends: backends(gateway),
             addresses: hash(gateway, "SLB_ADDRESSES"),
-            endpoints: hash(gateway, "SLB_ENDPOINTS"),
+            endpoints: hash(gateway, "SLB_REVNAT"),
             interfaces: hash(gateway, "SLB_INTERFACES"),
         }
     }
@@ -49,7 +49,7 @@ impl Contents {
             ("SLB_SLOTS", self.slots == other.slots),
             ("SLB_BACKENDS", self.backends == other.backends),
             ("SLB_ADDRESSES", self.addresses == other.addresses),
-            ("SLB_ENDPOINTS", self.endpoints == other.endpoints),
+            ("SLB_REVNAT", self.endpoints == other.endpoints),
             ("SLB_INTERFACES", self.interfaces == other.interfaces),
         ]
         .into_iter()

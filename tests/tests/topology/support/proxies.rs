@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use slb_tests::Host;
+use slb_lab::Host;
 use tempfile::TempDir;
 
 use super::wait_until;

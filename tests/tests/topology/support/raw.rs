@@ -11,7 +11,7 @@ use std::{
 };
 
 use etherparse::{PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
-use slb_tests::{Host, Netns, Topology};
+use slb_lab::{Host, Netns, Topology};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::output;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use slb_tests::Host;
+use slb_lab::Host;
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// A kept connection with one of the lab's HTTP servers.

@@ -1,0 +1,114 @@
+//! `SLB_BACKENDS`: where packets are sent to, and `SLB_SOURCES`: from which addresses.
+
+use crate::net::Address;
+
+/// Capacity of `SLB_BACKENDS`: one per listener, backend and address. [`super::NO_BACKEND`] is none.
+pub const MAX_BACKENDS: usize = 65_535;
+/// Capacity of `SLB_SOURCES`; [`NO_SOURCE`] is none.
+pub const MAX_SOURCES: usize = 1_024;
+
+/// The way to a neighbour.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NextHop {
+    /// Output interface; 0: not known, the kernel has to find out.
+    pub ifindex: u32,
+    /// The neighbour's MAC address.
+    pub dst_mac: [u8; 6],
+    /// The output interface's MAC address.
+    pub src_mac: [u8; 6],
+}
+const _: () = assert!(size_of::<NextHop>() == 16);
+
+impl NextHop {
+    /// The kernel has to find out.
+    pub const UNRESOLVED: Self = Self { ifindex: 0, dst_mac: [0; 6], src_mac: [0; 6] };
+
+    /// Whether the frame can be sent from XDP.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_known(self) -> bool {
+        self.ifindex != 0
+    }
+
+    /// Both MAC addresses, as they stand at the beginning of a frame.
+    #[must_use]
+    #[inline(always)]
+    pub const fn mac_words(self) -> [u32; 3] {
+        // SAFETY: 16 bytes without padding on both sides, and any bytes are valid words.
+        let [_, a, b, c] = unsafe { core::mem::transmute::<Self, [u32; 4]>(self) };
+        [a, b, c]
+    }
+
+    /// From an interface and the first 12 bytes of a frame.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_mac_words(ifindex: u32, [a, b, c]: [u32; 3]) -> Self {
+        // SAFETY: 16 bytes without padding on both sides, and any bytes are a valid `NextHop`.
+        unsafe { core::mem::transmute::<[u32; 4], Self>([ifindex, a, b, c]) }
+    }
+}
+
+/// Value of `SLB_BACKENDS`: one backend of one listener at one of its addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Backend {
+    /// Address that packets are sent to.
+    pub addr: Address,
+    /// The way to it.
+    pub hop: NextHop,
+    /// Port that packets are sent to.
+    pub port: u32,
+    /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`], [`BACKEND_UNHEALTHY`],
+    /// [`BACKEND_SHARED`], [`BACKEND_PROXY`], [`BACKEND_OPTION`] and [`BACKEND_CLOSED`].
+    pub flags: u32,
+    /// A flow without a packet for this many jiffies is forgotten.
+    pub idle_jiffies: u32,
+    /// [`super::Listener::id`] of the listener that this is a backend of.
+    pub listener: u16,
+    /// For [`super::SCHEDULER_LEAST`]: how many flows it is to have, relative to the others.
+    pub weight: u16,
+    /// How a packet reaches it: [`MODE_NAT`] or another.
+    pub mode: u32,
+    /// The longest packet that gets there, in bytes from its IP header on, as it arrives here: what a
+    /// tunnel adds is taken off. 0: not known.
+    pub mtu: u32,
+    /// First index into `SLB_SOURCES` of the addresses that packets to it may be given as a source, or
+    /// [`NO_SOURCE`].
+    pub source: u16,
+    /// How many there are.
+    pub sources: u16,
+    /// Low half of the jiffies when the flows of a backend that is being drained are ended; 0: never. Not for the
+    /// program: a restarted agent goes on from here.
+    pub closes: u32,
+}
+const _: () = assert!(size_of::<Backend>() == 64);
+/// Destination address and port are rewritten.
+pub const MODE_NAT: u32 = 0;
+/// Only the MAC addresses are: the backend has the VIP as well, and answers by itself.
+pub const MODE_DSR: u32 = 1;
+/// IP in IP, to a backend that has the VIP as well.
+pub const MODE_IPIP: u32 = 2;
+/// Generic UDP encapsulation, to a backend that has the VIP as well.
+pub const MODE_GUE: u32 = 3;
+/// All of it is rewritten, the source as well; the family may change.
+pub const MODE_FULL: u32 = 4;
+/// In place of an index into `SLB_SOURCES`.
+pub const NO_SOURCE: u16 = 0;
+/// The configuration knows this backend.
+pub const BACKEND_IN_USE: u32 = 1;
+/// New flows may go there, and connectionless ones stay.
+pub const BACKEND_USABLE: u32 = 2;
+/// A probe has found it healthy. Not for the program: a restarted agent goes on from here.
+pub const BACKEND_HEALTHY: u32 = 4;
+/// A probe has found it unhealthy. Not for the program either.
+pub const BACKEND_UNHEALTHY: u32 = 8;
+/// Another VIP or listener has a backend at the same address, port and protocol: what it answers does
+/// not tell which of them it is for, so its flows have entries.
+pub const BACKEND_SHARED: u32 = 16;
+/// What a client sends begins with a PROXY protocol header ([`crate::proxy_protocol`]).
+pub const BACKEND_PROXY: u32 = 32;
+/// A client's first packets have a TCP option that says who it is.
+pub const BACKEND_OPTION: u32 = 64;
+/// Its time is up: connections that it still has are reset.
+pub const BACKEND_CLOSED: u32 = 128;

@@ -1,0 +1,50 @@
+//! `SLB_FRAGMENTS`: where first fragments went.
+
+use super::backend::NextHop;
+use crate::net::Address;
+
+/// Capacity of `SLB_FRAGMENTS`: datagrams whose fragments are on their way at the same time.
+pub const MAX_FRAGMENTS: usize = 16_384;
+
+/// Key of `SLB_FRAGMENTS`: what the fragments of one packet have in common (RFC 791, RFC 8200,
+/// section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Identification, as it stands in the header.
+    pub id: u32,
+    /// Protocol of what is fragmented.
+    pub proto: u32,
+}
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+
+/// Value of `SLB_FRAGMENTS`: where the first fragment of a packet went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Fragment {
+    /// Source address afterwards.
+    pub src: Address,
+    /// Destination address afterwards.
+    pub dst: Address,
+    /// The way.
+    pub hop: NextHop,
+    /// [`crate::hash::flow`] of the client's packets.
+    pub hash: u64,
+    /// Index into `SLB_BACKENDS`.
+    pub backend: u32,
+    /// [`super::MODE_NAT`] or another.
+    pub mode: u32,
+    /// [`super::FLOW_ORIGINAL`], [`super::FLOW_REPLY`], or [`super::FLOW_BYPASS`]: it was left to the kernel.
+    pub kind: u32,
+    /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
+    pub mtu: u32,
+    /// Low half of the jiffies after which another packet may have the same key.
+    pub expires: u32,
+    /// Zero.
+    pub spare: u32,
+}
+const _: () = assert!(size_of::<Fragment>() == 80);

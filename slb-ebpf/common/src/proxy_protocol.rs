@@ -1,0 +1,534 @@
+//! Tells a backend that sees a source of ours who the client is: by a PROXY protocol header, version 2, before
+//! what the client sends (HAProxy's `doc/proxy-protocol.txt`), or by a TCP option of kind 254 (RFC 4727), as
+//! the TOA modules of LVS and DPVS read it.
+//!
+//! A header takes sequence numbers that the client knows nothing of. It stands before the client's first byte,
+//! so that only the numbers of what begins the connection move: its SYN comes that much earlier, and what has
+//! not acknowledged the header acknowledges nothing of the client's.
+
+use core::{mem::offset_of, ptr};
+
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+};
+
+use crate::{
+    abi::{self, FlowKey},
+    checksum::Delta,
+    frame::Frame,
+    parse::L3,
+};
+
+/// What is put into a packet, as it stands there: as much of it as [`len`] says.
+pub type Words = [u32; HEADER_V6 as usize / 4];
+
+/// What stands before it in the frame: up to [`MAX_BEYOND`] bytes behind the Ethernet header.
+pub type Head = [[u64; 17]; 2];
+
+/// The options of a TCP segment: in the first half as they are found, in the second as they are made.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Those of the client.
+    pub found: [u8; OPTIONS_SIZE],
+    /// Those that the backend gets.
+    pub made: [u8; OPTIONS_SIZE],
+    /// How many bytes of them there are, what is left of the one that is being looked at, and what becomes of it.
+    ///
+    /// Here because the verifier follows a value in a register or on the stack through every way that leads to
+    /// it, but forgets what is in a map.
+    pub end: u32,
+    /// See above.
+    pub left: u32,
+    /// See above.
+    pub how: u32,
+    /// Zero.
+    pub spare: u32,
+}
+
+/// More than there can be, and a power of two.
+pub const OPTIONS_SIZE: usize = 64;
+/// As many bytes of options as a TCP header has room for.
+const MAX_OPTIONS: u32 = 40;
+
+impl Options {
+    /// Forgets those of another segment.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        for number in 0..OPTIONS_SIZE / 4 {
+            // In words, as the compiler would call `memset` otherwise.
+            // SAFETY: inside of `found`, which is aligned to 8 bytes.
+            unsafe { ptr::from_mut(&mut self.found).cast::<u32>().add(number).write_volatile(0) };
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (found, made) = ([0; OPTIONS_SIZE], [0; OPTIONS_SIZE]);
+        Self { found, made, end: 0, left: 0, how: 0, spare: 0 }
+    }
+}
+
+/// All headers of IPv4, and of IPv6 with 155 bytes of extension headers at least. One less than a power of two.
+pub const MAX_BEYOND: u32 = 0xff;
+const _: () = assert!(L3 + MAX_BEYOND as usize <= size_of::<Head>());
+
+/// Length of a PROXY protocol header for a client over IPv4.
+const HEADER_V4: u32 = 28;
+const HEADER_V6: u32 = 52;
+/// Length of the TCP option for a client over IPv4.
+const OPTION_V4: u32 = 8;
+const OPTION_V6: u32 = 20;
+
+/// What a PROXY protocol header begins with.
+const SIGNATURE: [u32; 3] = [0x0d0a_0d0a, 0x000d_0a51, 0x5549_540a];
+/// Version 2, on behalf of somebody else, TCP over IPv4, the length of what follows.
+const PROXY_V4: u32 = (0x2111 << 16) + 12;
+const PROXY_V6: u32 = (0x2121 << 16) + 36;
+/// Kind of the TCP option.
+const OPTION: u32 = 254;
+/// Kind of the option of TCP Fast Open (RFC 7413); its experimental form shares [`OPTION`] (RFC 6994).
+const FAST_OPEN: u8 = 34;
+/// Kinds of options of one byte (RFC 9293, section 3.2).
+const END: u8 = 0;
+const NO_OPERATION: u8 = 1;
+
+/// Where the sequence number stands in a TCP header.
+pub const SEQUENCE: usize = offset_of!(TcpHdr, seq);
+/// Where the length of a TCP header stands, and its flags: 16 bits.
+const FLAGS: usize = 12;
+/// Where the number stands that the receiver is waited for at.
+pub const ACKNOWLEDGEMENT: usize = offset_of!(TcpHdr, ack_seq);
+
+/// How many bytes a backend is told about a client, a multiple of 4. `is_v4`: the client's family.
+#[must_use]
+#[inline(always)]
+pub const fn len(is_header: bool, is_v4: bool) -> u32 {
+    match (is_header, is_v4) {
+        (true, true) => HEADER_V4,
+        (true, false) => HEADER_V6,
+        (false, true) => OPTION_V4,
+        (false, false) => OPTION_V6,
+    }
+}
+
+/// By how much a segment that answers one SYN cookie may differ from one that answers another: a cookie has, beyond the
+/// number of the SYN, one of four maximum segment sizes in its lowest bits (Linux, `net/ipv4/syncookies.c`).
+pub const COOKIE_SPREAD: u32 = 3;
+
+/// Whether a backend without the connection may take a segment with these `numbers`, its own and the one that it
+/// acknowledges, for the answer to a SYN cookie. `distance` is that between both in the answer to a SYN-ACK.
+///
+/// A cookie is a distance: whoever has one cookie has those for all numbers.
+#[must_use]
+#[inline(always)]
+pub const fn is_cookie((sequence, acknowledgement): (u32, u32), distance: u32) -> bool {
+    let ahead = acknowledgement.wrapping_sub(sequence).wrapping_sub(distance);
+    ahead.wrapping_add(COOKIE_SPREAD) <= 2 * COOKIE_SPREAD
+}
+
+/// Writes what a backend is told about the client whose packets have `key`.
+#[inline(always)]
+pub fn write(words: &mut Words, is_header: bool, key: &FlowKey) {
+    let is_v4 = key.src.is_v4();
+    let ([a, b, c, d], [e, f, g, h]) = (key.src.words(), key.dst.words());
+    let ports = abi::port_word(key.sport, key.dport);
+    let [x, y, z] = SIGNATURE.map(u32::to_be);
+    let kind = (OPTION << 24 | len(false, is_v4) << 16 | u32::from(key.sport)).to_be();
+    if !is_header {
+        words[0] = kind;
+        if is_v4 {
+            words[1] = d;
+        } else {
+            (words[1], words[2], words[3], words[4]) = (a, b, c, d);
+        }
+        return;
+    }
+    (words[0], words[1], words[2]) = (x, y, z);
+    if is_v4 {
+        (words[3], words[4], words[5], words[6]) = (PROXY_V4.to_be(), d, h, ports);
+    } else {
+        (words[3], words[12]) = (PROXY_V6.to_be(), ports);
+        (words[4], words[5], words[6], words[7]) = (a, b, c, d);
+        (words[8], words[9], words[10], words[11]) = (e, f, g, h);
+    }
+}
+
+/// Makes `options.made` of the first `len` bytes of `options.found`: without any that only the gateway may
+/// send to a backend, or that would let one client stand in for another, and behind the first `more` bytes of
+/// `words`, which are an option. Gives its length.
+///
+/// Where not all have room, the last of them are left out.
+#[inline(always)]
+pub fn make_options(options: &mut Options, len: u32, words: &Words, more: u32) -> u32 {
+    const SKIP: u32 = 0;
+    const KEEP: u32 = 1;
+    const BLANK: u32 = 2;
+    let Options { found, made, end: made_len, left: state_left, how: state_how, .. } = options;
+    for number in 0..OPTIONS_SIZE / 4 {
+        let word = words.get(number).filter(|_| 4 * (number as u32) < more);
+        // In words, as the compiler would call `memset` or `memcpy` otherwise.
+        // SAFETY: inside of `made`, which is aligned to 8 bytes.
+        unsafe {
+            ptr::from_mut(made).cast::<u32>().add(number).write_volatile(word.map_or(0, |w| *w));
+        }
+    }
+    let fits = len + more <= MAX_OPTIONS;
+    put(made_len, more);
+    put(state_left, 0);
+    for at in 0..MAX_OPTIONS {
+        if at >= len {
+            break;
+        }
+        let byte = found[at as usize % OPTIONS_SIZE];
+        let mut left = get(state_left);
+        if left == 0 {
+            if byte == END {
+                break;
+            }
+            left = 1;
+            let mut how = if fits { KEEP } else { SKIP };
+            if byte != NO_OPERATION {
+                left = u32::from(found[(at + 1) as usize % OPTIONS_SIZE]);
+                // The length is wrong, so what follows cannot be read: it is left out.
+                if left < 2 || at + left > len {
+                    break;
+                }
+                let is_foreign = byte == OPTION as u8 || byte == FAST_OPEN;
+                let has_room = get(made_len).wrapping_add(left) <= MAX_OPTIONS;
+                how = match (is_foreign, fits) {
+                    (true, true) => BLANK,
+                    (false, _) if has_room => KEEP,
+                    _ => SKIP,
+                };
+            }
+            put(state_how, how);
+        }
+        put(state_left, left.wrapping_sub(1));
+        let how = get(state_how);
+        if how != SKIP {
+            let end = get(made_len);
+            made[end as usize % OPTIONS_SIZE] = if how == KEEP { byte } else { NO_OPERATION };
+            put(made_len, end.wrapping_add(1));
+        }
+    }
+    let end = get(made_len);
+    if fits { more + len } else { end.wrapping_add(3) & !3 }
+}
+
+/// Reads what the compiler would keep in a register.
+#[inline(always)]
+fn get(state: &u32) -> u32 {
+    // SAFETY: a reference.
+    unsafe { ptr::from_ref(state).read_volatile() }
+}
+
+/// Writes it.
+#[inline(always)]
+fn put(state: &mut u32, value: u32) {
+    // SAFETY: a reference.
+    unsafe { ptr::from_mut(state).write_volatile(value) };
+}
+
+/// How much the sum of a segment changes with its options. Behind both are zeros.
+#[must_use]
+#[inline(always)]
+pub fn options_delta(options: &Options) -> Delta {
+    let mut delta = Delta::default();
+    for at in (0..MAX_OPTIONS as usize).step_by(4) {
+        let word = |bytes: &[u8; OPTIONS_SIZE]| {
+            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        delta.replace32(word(&options.found), word(&options.made));
+    }
+    delta
+}
+
+/// How much the sum of a segment changes when `len` bytes of `words` are put into it.
+#[must_use]
+#[inline(always)]
+pub fn words_delta(words: &Words, len: u32) -> Delta {
+    let mut delta = Delta::default();
+    for (number, word) in words.iter().enumerate() {
+        if 4 * number as u32 >= len {
+            break;
+        }
+        delta.add32(*word);
+    }
+    delta
+}
+
+/// Makes the headers of a TCP packet right for a part of it that becomes `after` bytes long, and was `before`; its
+/// sum changes by `delta`. `is_option`: that part are its options.
+#[must_use]
+#[inline(always)]
+pub fn account(
+    frame: &mut Frame<'_>,
+    is_v4: bool,
+    l4: usize,
+    (before, after): (u32, u32),
+    mut delta: Delta,
+    is_option: bool,
+) -> Option<()> {
+    let (old, new) = (before as u16, after as u16);
+    let more = new.wrapping_sub(old);
+    if is_v4 {
+        let mut ip = frame.header_mut::<{ Ipv4Hdr::LEN }>(L3)?;
+        let at = offset_of!(Ipv4Hdr, tot_len);
+        let before = ip.get_be16(at);
+        let after = before.wrapping_add(more);
+        ip.set(at, after.to_be());
+        let mut delta = Delta::default();
+        delta.replace16(before.to_be(), after.to_be());
+        let checksum = ip.get(offset_of!(Ipv4Hdr, check));
+        ip.set(offset_of!(Ipv4Hdr, check), delta.apply(checksum));
+    } else {
+        let mut ip = frame.header_mut::<{ Ipv6Hdr::LEN }>(L3)?;
+        let at = offset_of!(Ipv6Hdr, payload_len);
+        let after = ip.get_be16(at).wrapping_add(more);
+        ip.set(at, after.to_be());
+    }
+    // The length in the pseudo-header.
+    delta.replace16(old.to_be(), new.to_be());
+    let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(l4)?;
+    if is_option {
+        let before: u16 = tcp.get(FLAGS);
+        let after = u16::from_be(before) & 0x0fff | (5 + new / 4) << 12;
+        tcp.set(FLAGS, after.to_be());
+        delta.replace16(before, after.to_be());
+    }
+    let checksum = tcp.get(offset_of!(TcpHdr, check));
+    tcp.set(offset_of!(TcpHdr, check), delta.apply(checksum));
+    Some(())
+}
+
+/// Takes the urgent pointer off a TCP header: what it points to is no byte of the stream any more.
+#[must_use]
+#[inline(always)]
+pub fn clear_urgent(frame: &mut Frame<'_>, l4: usize) -> Option<()> {
+    const URG: u16 = 0x20;
+    let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(l4)?;
+    let mut delta = Delta::default();
+    let before: u16 = tcp.get(FLAGS);
+    let after = before & !URG.to_be();
+    tcp.set(FLAGS, after);
+    delta.replace16(before, after);
+    let pointer: u16 = tcp.get(offset_of!(TcpHdr, urg_ptr));
+    tcp.set(offset_of!(TcpHdr, urg_ptr), 0_u16);
+    delta.replace16(pointer, 0);
+    let checksum = tcp.get(offset_of!(TcpHdr, check));
+    tcp.set(offset_of!(TcpHdr, check), delta.apply(checksum));
+    Some(())
+}
+
+/// Adds to the [`SEQUENCE`] or [`ACKNOWLEDGEMENT`] number of a TCP header.
+#[must_use]
+#[inline(always)]
+pub fn renumber(frame: &mut Frame<'_>, l4: usize, at: usize, by: u32) -> Option<()> {
+    let mut tcp = frame.header_mut::<{ TcpHdr::LEN }>(l4)?;
+    let before: u32 = tcp.get(at);
+    let after = u32::from_be(before).wrapping_add(by).to_be();
+    tcp.set(at, after);
+    let mut delta = Delta::default();
+    delta.replace32(before, after);
+    let checksum = tcp.get(offset_of!(TcpHdr, check));
+    tcp.set(offset_of!(TcpHdr, check), delta.apply(checksum));
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        abi::{Address, TCP},
+        parse::fixtures::{Sample, samples},
+    };
+
+    /// What the program does with a frame: `sample` with the words at `at`.
+    fn told(sample: &Sample, is_header: bool, client: &FlowKey, at: usize) -> Vec<u8> {
+        let mut bytes = sample.bytes();
+        let mut words = Words::default();
+        let len = len(is_header, client.src.is_v4());
+        write(&mut words, is_header, client);
+        let l4 = sample.expected().l4 as usize;
+        let mut frame = Frame::from_slice(&mut bytes);
+        let is_v4 = sample.dst.is_ipv4();
+        if !is_header {
+            return with_options(sample, &words, len);
+        }
+        account(&mut frame, is_v4, l4, (0, len), words_delta(&words, len), false).unwrap();
+        let inserted = words.into_iter().flat_map(u32::to_ne_bytes).take(len as usize);
+        bytes.splice(at..at, inserted);
+        bytes
+    }
+
+    /// What the program does with the options of a frame; `more` bytes of `words` are the gateway's.
+    fn with_options(sample: &Sample, words: &Words, more: u32) -> Vec<u8> {
+        let mut bytes = sample.bytes();
+        let l4 = sample.expected().l4 as usize;
+        let len = sample.tcp_options.len();
+        let mut options = Options::default();
+        options.found[..len].copy_from_slice(&sample.tcp_options);
+        let after = make_options(&mut options, len as u32, words, more);
+        let delta = options_delta(&options);
+        let mut frame = Frame::from_slice(&mut bytes);
+        let is_v4 = sample.dst.is_ipv4();
+        account(&mut frame, is_v4, l4, (len as u32, after), delta, true).unwrap();
+        let made = options.made[..after as usize].to_vec();
+        bytes.splice(l4 + 20..l4 + 20 + len, made);
+        bytes
+    }
+
+    /// Some options, well-formed or not.
+    fn options() -> impl Strategy<Value = Vec<u8>> {
+        let kinds = prop_oneof![Just(254), Just(34), Just(8), Just(5), Just(30), any::<u8>()];
+        let option = (kinds, proptest::collection::vec(any::<u8>(), 0..16), any::<bool>());
+        let option = option.prop_map(|(kind, data, is_padding)| match kind {
+            _ if is_padding => std::vec![1],
+            0 | 1 => std::vec![kind],
+            _ => [&[kind, data.len() as u8 + 2], &data[..]].concat(),
+        });
+        let formed = proptest::collection::vec(option, 0..12).prop_map(|options| options.concat());
+        let any = proptest::collection::vec(any::<u8>(), 0..=40);
+        prop_oneof![3 => formed, 1 => any].prop_map(|mut options| {
+            options.truncate(40);
+            options.resize(options.len().next_multiple_of(4), 0);
+            options
+        })
+    }
+
+    /// Kind and bytes of each option but padding, as a receiver reads them: up to the first that is malformed.
+    fn read(mut options: &[u8]) -> Vec<(u8, Vec<u8>)> {
+        let mut found = Vec::new();
+        while let [kind, rest @ ..] = options {
+            match kind {
+                0 => break,
+                1 => options = rest,
+                _ => {
+                    let Some(len) = rest.first().map(|len| usize::from(*len)) else { break };
+                    if len < 2 || len > options.len() {
+                        break;
+                    }
+                    found.push((*kind, options[..len].to_vec()));
+                    options = &options[len..];
+                }
+            }
+        }
+        found
+    }
+
+    fn octets(addr: Address) -> Vec<u8> {
+        let at = if addr.is_v4() { 12 } else { 0 };
+        addr.bytes[at..].to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn given_any_segment_when_a_client_is_told_of_then_it_is_what_a_proxy_would_send(
+            sample in samples(),
+            client in samples(),
+        ) {
+            let sample = Sample { proto: TCP, ..sample };
+            let key = client.expected().key;
+            let is_v4 = key.src.is_v4();
+
+            let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+            header.extend(if is_v4 { [0x11, 0, 12] } else { [0x21, 0, 36] });
+            header.extend([octets(key.src), octets(key.dst)].concat());
+            header.extend([key.sport.to_be_bytes(), key.dport.to_be_bytes()].concat());
+            let l4 = sample.expected().l4 as usize;
+            let data = l4 + 20 + sample.tcp_options.len();
+            let payload = [header, sample.payload.clone()].concat();
+            let expected = Sample { payload, ..sample.clone() }.bytes();
+            prop_assert_eq!(told(&sample, true, &key, data), expected);
+
+            let mut option = std::vec![254, if is_v4 { 8 } else { 20 }];
+            option.extend(key.sport.to_be_bytes());
+            option.extend(octets(key.src));
+            let sample = Sample { tcp_options: std::vec![1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0], ..sample };
+            option.extend(&sample.tcp_options);
+            let expected = Sample { tcp_options: option, ..sample.clone() }.bytes();
+            prop_assert_eq!(told(&sample, false, &key, l4 + 20), expected);
+        }
+
+        #[test]
+        fn client_made_option_never_stays_and_ours_is_first(
+            sample in samples(),
+            client in samples(),
+            found in options(),
+            is_told in any::<bool>(),
+        ) {
+            let sample = Sample { proto: TCP, tcp_options: found.clone(), ..sample };
+            let key = client.expected().key;
+            let mut words = Words::default();
+            write(&mut words, false, &key);
+            let more = if is_told { len(false, key.src.is_v4()) } else { 0 };
+            let bytes = with_options(&sample, &words, more);
+            let l4 = sample.expected().l4 as usize;
+            let made = &bytes[l4 + 20..l4 + usize::from(bytes[l4 + 12] >> 4) * 4];
+            let expected = Sample { tcp_options: made.to_vec(), ..sample.clone() }.bytes();
+            prop_assert_eq!(&bytes, &expected, "lengths and checksums are right");
+
+            let ours: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).take(more as usize).collect();
+            prop_assert_eq!(&made[..more as usize], &ours[..]);
+            let theirs: Vec<_> = read(&found).into_iter().filter(|(kind, _)| !matches!(kind, 254 | 34)).collect();
+            let mut kept = read(made);
+            if is_told {
+                prop_assert_eq!(kept.remove(0), (254, ours));
+            }
+            prop_assert!(kept.iter().all(|(kind, _)| !matches!(kind, 254 | 34)), "{:?}", made);
+            let mut left = theirs.iter();
+            prop_assert!(kept.iter().all(|option| left.any(|other| other == option)), "in their order");
+            if found.len() + more as usize <= 40 {
+                prop_assert_eq!(kept, theirs, "all have room");
+            }
+        }
+
+        #[test]
+        fn urgent_pointer_is_cleared(sample in samples(), pointer in any::<u16>()) {
+            let sample = Sample { proto: TCP, ..sample };
+            let l4 = sample.expected().l4 as usize;
+            let plain = sample.bytes();
+            let mut bytes = plain.clone();
+            let mut delta = Delta::default();
+            let flags = [bytes[l4 + 12], bytes[l4 + 13]];
+            let urgent = [flags[0], flags[1] | 0x20];
+            delta.replace16(u16::from_ne_bytes(flags), u16::from_ne_bytes(urgent));
+            delta.replace16(u16::from_ne_bytes([bytes[l4 + 18], bytes[l4 + 19]]), pointer.to_be());
+            bytes[l4 + 12..l4 + 14].copy_from_slice(&urgent);
+            bytes[l4 + 18..l4 + 20].copy_from_slice(&pointer.to_be_bytes());
+            let checksum = u16::from_ne_bytes([bytes[l4 + 16], bytes[l4 + 17]]);
+            bytes[l4 + 16..l4 + 18].copy_from_slice(&delta.apply(checksum).to_ne_bytes());
+            clear_urgent(&mut Frame::from_slice(&mut bytes), l4).unwrap();
+            let cleared = [flags[0], flags[1] & !0x20];
+            prop_assert_eq!(&bytes[l4 + 12..l4 + 14], &cleared[..]);
+            prop_assert_eq!(&bytes[l4 + 18..l4 + 20], &[0, 0][..]);
+        }
+
+        #[test]
+        fn given_a_number_when_it_is_changed_then_the_checksum_stays_right(
+            sample in samples(),
+            by in any::<u32>(),
+            is_sequence in any::<bool>(),
+        ) {
+            let sample = Sample { proto: TCP, ..sample };
+            let l4 = sample.expected().l4 as usize;
+            let at = if is_sequence { SEQUENCE } else { ACKNOWLEDGEMENT };
+            let before = sample.bytes();
+            let mut bytes = before.clone();
+            renumber(&mut Frame::from_slice(&mut bytes), l4, at, by).unwrap();
+            let number = |bytes: &[u8]| {
+                u32::from_be_bytes(bytes[l4 + at..l4 + at + 4].try_into().unwrap())
+            };
+            prop_assert_eq!(number(&bytes), number(&before).wrapping_add(by));
+            renumber(&mut Frame::from_slice(&mut bytes), l4, at, by.wrapping_neg()).unwrap();
+            prop_assert_eq!(bytes, before);
+        }
+    }
+}

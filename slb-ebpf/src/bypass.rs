@@ -1,0 +1,198 @@
+//! Clients that talk to a backend's address and port themselves, through the gateway.
+//!
+//! Such packets are left alone. But what the backend answers looks like an answer to a flow through a
+//! listener, so it is remembered as [`FLOW_BYPASS`]. And a backend cannot tell such a connection from
+//! one of the same client port through a listener: whoever comes second gets another source port.
+
+use slb_common::{
+    abi::{
+        ConnState, Endpoint, FLOW_BYPASS, FLOW_ORIGINAL, FlowKey, Keys, MODE_NAT, NO_PLACE,
+        NatRewrite, RevNat, UDP, is_over,
+    },
+    programs::Program,
+    verdict::Verdict,
+};
+
+use crate::{
+    conntrack::{self, Entries},
+    ctx::{PacketCtx, PacketView},
+    maps,
+    outcome::{Delivery, Stop},
+    stats,
+};
+
+/// Whether somebody may be talking to a backend directly: then flows of it have entries. Nearly always nobody talks to
+/// any, which `any`, [`slb_common::abi::Filter::bypass_until`], says.
+#[inline(always)]
+pub fn is_recent(any: u32, id: u32, now: u32) -> bool {
+    is_until(any, now) && is_until(maps::SLB_BYPASS.get(id).copied().unwrap_or_default(), now)
+}
+
+#[inline(always)]
+const fn is_until(until: u32, now: u32) -> bool {
+    until != 0 && !is_over(now, until)
+}
+
+/// A packet whose destination, `to`, may be a backend. `None`: nobody balances to that address and port.
+#[inline(always)]
+pub fn to_backend<const REST: bool>(
+    pkt: &mut PacketCtx<'_>,
+    to: &Endpoint,
+) -> Result<Option<Delivery>, Stop> {
+    let Some(origin) = maps::revnat(to) else { return Ok(None) };
+    match Remembered::unpack(pass(&pkt.view(), origin)) {
+        Remembered::Begins => {
+            pkt.args.what = FLOW_BYPASS.into();
+            Err(Stop::TailCall(Program::Flow))
+        }
+        Remembered::Place(place) => {
+            note(&pkt.view(), place);
+            translated::<REST>(pkt, place).map(Some)
+        }
+    }
+}
+
+/// A packet with which a direct flow begins.
+#[inline(always)]
+pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
+    let key = &pkt.packet.key;
+    let origin = maps::revnat(&key.destination()).ok_or(Verdict::NotOurs)?;
+    let place = remember(pkt.now, key, origin.backend);
+    translated::<true>(pkt, place)
+}
+
+/// How a packet gets to the backend if its flow has to be translated: that of the entry at `place`.
+#[inline(always)]
+fn translated<const REST: bool>(pkt: &mut PacketCtx<'_>, place: u32) -> Result<Delivery, Stop> {
+    let flow = conntrack::get(place).ok_or(Verdict::Bypass)?;
+    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
+    pkt.check_ttl(backend.hop)?;
+    stats::forward(flow.backend, pkt.bytes);
+    if REST {
+        pkt.args.backend = flow.backend;
+    }
+    let to = NatRewrite {
+        addr: backend.addr,
+        sport: flow.port,
+        dport: backend.port as u16,
+        kind: FLOW_ORIGINAL.into(),
+    };
+    let delivery = Delivery { to, hop: backend.hop, mode: MODE_NAT, mtu: backend.mtu };
+    Ok(delivery)
+}
+
+/// What the flow table says about a packet to a backend.
+enum Remembered {
+    /// A flow begins with it.
+    Begins,
+    /// Place of the entry by which it is translated, or [`NO_PLACE`]: it is not.
+    Place(u32),
+}
+
+impl Remembered {
+    /// Into one register: functions that are called have no other.
+    #[inline(always)]
+    const fn pack(self) -> u32 {
+        match self {
+            Self::Begins => NO_PLACE - 1,
+            Self::Place(place) => place,
+        }
+    }
+
+    #[inline(always)]
+    const fn unpack(packed: u32) -> Self {
+        const BEGINS: u32 = Remembered::Begins.pack();
+        match packed {
+            BEGINS => Self::Begins,
+            place => Self::Place(place),
+        }
+    }
+}
+
+/// Remembers a direct flow that begins. Gives the place of its entry if it has to be translated.
+#[inline(always)]
+fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
+    let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
+    *reply = key.reversed();
+    if !conntrack::is_taken(now, reply, key) && !conntrack::may_be_balanced(now, reply, id) {
+        conntrack::insert_bypass(now, reply, id);
+        return NO_PLACE;
+    }
+    // Not translated is no reason not to pass it.
+    if conntrack::create(now, key, id, Entries::Both).is_err() {
+        return NO_PLACE;
+    }
+    conntrack::index_of(key)
+}
+
+/// Keeps what is remembered of a direct flow. Gives a [`Remembered`], packed.
+#[inline(never)]
+fn pass(view: &PacketView<'_>, origin: &RevNat) -> u32 {
+    let Some(backend) = maps::backend(origin.backend) else {
+        return Remembered::Place(NO_PLACE).pack();
+    };
+    let remembered = remembered(view);
+    let begins = view.packet.is_syn() || view.packet.key.proto == UDP;
+    if matches!(remembered, Remembered::Begins) && !begins {
+        return Remembered::Place(NO_PLACE).pack();
+    }
+    mark(view.now, origin.backend, backend.idle_jiffies);
+    remembered.pack()
+}
+
+/// Updates the entry by which a packet is translated, if it is. Not in [`pass`]: the deepest chain of calls begins
+/// here.
+#[inline(never)]
+fn note(view: &PacketView<'_>, place: u32) {
+    if let Some(flow) = conntrack::get(place)
+        && let Some(backend) = maps::backend(flow.backend)
+    {
+        conntrack::update_original(view, flow, backend);
+    }
+}
+
+/// Looks for the entry of a packet to a backend, and updates that of a flow that is passed as it is.
+#[inline(always)]
+fn remembered(view: &PacketView<'_>) -> Remembered {
+    let key = &view.packet.key;
+    let is_syn = view.packet.is_syn();
+    let place = conntrack::index_of(key);
+    if let Some(flow) = conntrack::get(place) {
+        let ended = ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING;
+        let is_new = is_syn && flow.state.intersects(ended);
+        if flow.kind == FLOW_ORIGINAL && !is_new {
+            return Remembered::Place(place);
+        }
+        conntrack::delete(flow);
+    }
+    let Some(Keys { reply, .. }) = maps::keys() else { return Remembered::Place(NO_PLACE) };
+    *reply = key.reversed();
+    match conntrack::slow_lookup(reply) {
+        Some(known) if known.kind == FLOW_BYPASS => {
+            if is_syn {
+                known.state = ConnState::empty();
+            }
+            conntrack::update_bypass(view, known, ConnState::FIN_ORIGINAL);
+            Remembered::Place(NO_PLACE)
+        }
+        _ => Remembered::Begins,
+    }
+}
+
+/// Flows of a backend have entries for as long as somebody talks to it directly.
+#[inline(never)]
+fn mark(now: u32, id: u32, idle: u32) {
+    // 0 has a meaning of its own; a tick more does not matter.
+    let own = now.wrapping_add(idle) | 1;
+    if let Some(until) = maps::SLB_BYPASS.get_ptr_mut(id) {
+        // SAFETY: an aligned word of an array; whoever writes writes much the same.
+        unsafe { *until = own };
+    }
+    if let Some(filter) = maps::SLB_FILTER.get_ptr_mut(0) {
+        // SAFETY: as above. Timeouts differ: the last of all counts.
+        let any = unsafe { &mut (*filter).bypass_until };
+        if *any == 0 || is_over(own, *any) {
+            *any = own;
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What packets change in the entries of their flows.
+
+use slb_common::{
+    abi::{
+        Backend, ConnState, FLOW_REPLY, Flow, Keys, MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE,
+        NO_SOURCE, PROXY_NONE, REFRESH_JIFFIES, TCP, age,
+    },
+    parse::TcpFlags,
+};
+
+use super::{
+    count,
+    create::{flow_insert_reply, write_reply_key},
+    index_of, is_active, reply_of, slow_lookup,
+};
+use crate::{
+    ctx::{self, PacketView},
+    maps,
+};
+
+/// Takes down what a client's packet says about its flow.
+#[inline(always)]
+pub fn update_original(view: &PacketView<'_>, flow: &mut Flow, backend: &Backend) {
+    let flags = view.packet.flags;
+    // The end of what goes past the gateway is not seen.
+    let is_direct = matches!(backend.mode, MODE_DSR | MODE_IPIP | MODE_GUE);
+    let fin = if is_direct {
+        ConnState::FIN_ORIGINAL | ConnState::FIN_REPLY
+    } else {
+        ConnState::FIN_ORIGINAL
+    };
+    let has_ended =
+        flags.intersects(TcpFlags::FIN | TcpFlags::RST) && record_fin_rst(flags, flow, fin);
+    if flow.state & (ConnState::ESTABLISHED | ConnState::SYN_ACK_SEEN) == ConnState::SYN_ACK_SEEN
+        && acknowledges(view, flow.sequence)
+    {
+        flow.state |= ConnState::ESTABLISHED;
+    }
+    let until = view.now.wrapping_add(lifetime(flow, backend));
+    if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
+        // Somebody who has sent packets for a second is no flood of random sources.
+        if !flags.intersects(TcpFlags::SYN) {
+            flow.state |= ConnState::ESTABLISHED;
+        }
+        flow.expires = until;
+        if flow.peer != NO_PLACE {
+            keep_reply(view, flow, backend);
+        }
+    }
+}
+
+/// Takes down what a backend's packet says about its flow, given the client's entry.
+#[inline(always)]
+pub fn update_reply(view: &PacketView<'_>, flow: &mut Flow) {
+    let flags = view.packet.flags;
+    let has_ended = flags.intersects(TcpFlags::FIN | TcpFlags::RST)
+        && record_fin_rst(flags, flow, ConnState::FIN_REPLY);
+    // A flow whose backend is told about the client has another use for the number, and another proof.
+    if flags.contains(TcpFlags::SYN | TcpFlags::ACK)
+        && !flow.state.intersects(ConnState::ESTABLISHED)
+        && flow.proxy == PROXY_NONE
+        && let Some(tcp) = ctx::frame(view.ctx).header::<8>(view.packet.l4 as usize)
+    {
+        flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
+        flow.state |= ConnState::SYN_ACK_SEEN;
+    }
+    if let Some(backend) = maps::backend(flow.backend) {
+        let until = view.now.wrapping_add(lifetime(flow, backend));
+        if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
+            flow.expires = until;
+        }
+    }
+}
+
+/// Takes down that the client of the flow at `place` is where it says, and its backend knows.
+#[inline(always)]
+pub fn establish(now: u32, flow: &mut Flow, place: u32, backend: &Backend) {
+    flow.state = flow.state.difference(ConnState::PROXY_PENDING).union(ConnState::ESTABLISHED);
+    flow.expires = now.wrapping_add(lifetime(flow, backend));
+    if let Some(reply) = reply_of(flow, place) {
+        follow(reply, flow);
+    }
+}
+
+/// Takes down what a packet says about a direct flow; `fin` is its side's bit.
+#[inline(always)]
+pub fn update_bypass(view: &PacketView<'_>, flow: &mut Flow, fin: ConnState) {
+    if view.packet.flags.intersects(TcpFlags::FIN | TcpFlags::RST) {
+        record_fin_rst(view.packet.flags, flow, fin);
+    } else if !view.packet.flags.intersects(TcpFlags::SYN) {
+        flow.state |= ConnState::ESTABLISHED;
+    }
+    if let Some(backend) = maps::backend(flow.backend) {
+        flow.expires = view.now.wrapping_add(lifetime(flow, backend));
+    }
+}
+
+/// A reply's entry lives as long as the client's.
+#[inline(always)]
+pub fn follow(reply: &mut Flow, forward: &Flow) {
+    if reply.expires != forward.expires {
+        reply.expires = forward.expires;
+    }
+    if reply.state != forward.state {
+        reply.state = forward.state;
+    }
+}
+
+/// Takes down a FIN or RST; `fin` is its side's bit. Says whether the flow has ended.
+#[inline(always)]
+fn record_fin_rst(flags: TcpFlags, flow: &mut Flow, fin: ConnState) -> bool {
+    let was_active = is_active(flow);
+    flow.state |= if flags.intersects(TcpFlags::RST) { ConnState::RESET } else { fin };
+    let has_ended = flow.state.has_ended();
+    if was_active && has_ended {
+        count(flow.backend, -1);
+    }
+    has_ended
+}
+
+/// For how many jiffies a flow is remembered after a packet.
+#[inline(always)]
+fn lifetime(flow: &Flow, backend: &Backend) -> u32 {
+    if flow.state.has_ended() {
+        return maps::settings().closing_jiffies;
+    }
+    if u32::from(flow.proto) == TCP && !flow.state.intersects(ConnState::ESTABLISHED) {
+        return maps::settings().opening_jiffies;
+    }
+    backend.idle_jiffies
+}
+
+/// Whether a client's packet proves that the client has got the backend's answer to its SYN: who
+/// sends from addresses that are not its own does not know the number.
+#[inline(always)]
+fn acknowledges(view: &PacketView<'_>, sequence: u32) -> bool {
+    /// As much as a backend may have sent on its own before the client's first packet gets here.
+    const WINDOW: u32 = 1 << 20;
+    let known = TcpFlags::ACK | TcpFlags::SYN | TcpFlags::RST;
+    if view.packet.flags & known != TcpFlags::ACK {
+        return false;
+    }
+    let frame = ctx::frame(view.ctx);
+    let tcp = frame.header::<12>(view.packet.l4 as usize);
+    tcp.is_some_and(|tcp| u32::from_be(tcp.get(8)).wrapping_sub(sequence) < WINDOW)
+}
+
+/// Keeps the reply's entry, or makes it again if it is gone.
+#[inline(never)]
+fn keep_reply(view: &PacketView<'_>, flow: &mut Flow, backend: &Backend) {
+    let Some(Keys { reply: key, .. }) = maps::keys() else { return };
+    write_reply_key(key, &view.packet.key, backend, flow.port);
+    if let Some(source) = maps::source(flow.source).filter(|_| flow.source != NO_SOURCE) {
+        key.dst = source.copied();
+    }
+    if let Some(reply) = slow_lookup(key) {
+        if reply.kind == FLOW_REPLY {
+            follow(reply, flow);
+        }
+        return;
+    }
+    flow_insert_reply(view.now, key, index_of(&view.packet.key));
+}

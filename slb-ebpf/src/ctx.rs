@@ -1,0 +1,111 @@
+//! A packet in a program: the frame, what was parsed of it, and what the program before has handed over.
+
+use aya_ebpf::{helpers::bpf_jiffies64, programs::XdpContext};
+use slb_common::{
+    abi::{NextHop, Scratch, TailCallArgs},
+    frame::Frame,
+    parse::{Packet, TAG_LEN},
+    rewrite,
+    verdict::Verdict,
+};
+
+/// A packet in a program.
+pub struct PacketCtx<'a> {
+    pub ctx: &'a XdpContext,
+    pub frame: Frame<'a>,
+    pub packet: &'a Packet,
+    /// Where the packet has to be stored before another function or program reads it, if it is in registers.
+    kept: Option<&'a mut Packet>,
+    pub args: &'a mut TailCallArgs,
+    /// Length of the frame as it arrived, in bytes.
+    pub bytes: u64,
+    /// Low half of the jiffies.
+    pub now: u32,
+}
+
+/// What a called function reads of a packet. A pointer to [`PacketCtx`] itself would force all of that out of
+/// the registers.
+#[derive(Clone, Copy)]
+pub struct PacketView<'a> {
+    pub ctx: &'a XdpContext,
+    pub packet: &'a Packet,
+    /// Low half of the jiffies.
+    pub now: u32,
+}
+
+/// What the kernel has of a frame in its first buffer.
+#[inline(always)]
+pub fn frame(ctx: &XdpContext) -> Frame<'_> {
+    // SAFETY: the kernel vouches for `data..data_end` until the frame is resized; whoever does that
+    // asks for it again.
+    unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
+}
+
+/// Low half of the jiffies: wraps, so only differences mean something.
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: reads a counter of the kernel.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+impl<'a> PacketCtx<'a> {
+    /// In the first program. `packet` is the one in the map, or one to which there is no other pointer: then it
+    /// is stored in `kept` before others read it.
+    #[inline(always)]
+    pub fn begin(
+        ctx: &'a XdpContext,
+        packet: &'a Packet,
+        kept: Option<&'a mut Packet>,
+        args: &'a mut TailCallArgs,
+    ) -> Self {
+        let frame = frame(ctx);
+        let bytes = frame.len() as u64;
+        Self { ctx, frame, packet, kept, args, bytes, now: now() }
+    }
+
+    /// In a program behind the first.
+    #[inline(always)]
+    pub fn resume(ctx: &'a XdpContext, scratch: &'a mut Scratch) -> Self {
+        let Scratch { packet, args, .. } = scratch;
+        let bytes = args.bytes;
+        Self { bytes, ..Self::begin(ctx, packet, None, args) }
+    }
+
+    /// For a function that is called.
+    #[inline(always)]
+    pub const fn view(&mut self) -> PacketView<'_> {
+        self.keep();
+        let packet = match &self.kept {
+            Some(kept) => kept,
+            None => self.packet,
+        };
+        PacketView { ctx: self.ctx, packet, now: self.now }
+    }
+
+    /// Stores the packet where others read it.
+    #[inline(always)]
+    pub const fn keep(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            self.packet.copy_to(kept);
+        }
+    }
+
+    /// Length of the frame as it is now, tags taken off, in bytes.
+    #[inline(always)]
+    pub const fn bytes_left(&self) -> u64 {
+        let [outer, inner] = self.args.tags;
+        let tags = (outer != 0) as u64 + (inner != 0) as u64;
+        self.bytes.wrapping_sub(tags * TAG_LEN as u64)
+    }
+
+    /// # Errors
+    ///
+    /// The TTL or hop limit does not allow another hop. Without a next hop the kernel checks that.
+    #[inline(always)]
+    pub fn check_ttl(&self, hop: NextHop) -> Result<(), Verdict> {
+        if hop.is_known() && rewrite::expires(&self.frame, self.packet) {
+            return Err(Verdict::TtlExpired);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! Next hops.
+
+use core::{
+    ptr,
+    sync::atomic::{Ordering, compiler_fence},
+};
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
+        bpf_fib_lookup as FibLookup,
+    },
+    helpers::bpf_fib_lookup,
+};
+use slb_common::{
+    abi::{
+        Address, ClientNextHop, EPOCH_LEARNED, EPOCH_LOCKED, Keys, MAX_NEXT_HOPS, NEXT_HOP_LOCAL,
+        NextHop, ROLE_LOCAL, ROLE_VIP,
+    },
+    hash,
+    verdict::Verdict,
+};
+
+use crate::{
+    atomic,
+    ctx::{PacketCtx, PacketView},
+    maps,
+};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// How the frame came: the way back to its sender, if that is where the route leads as well.
+#[inline(always)]
+fn reverse_path(pkt: &PacketCtx<'_>) -> NextHop {
+    let Some(eth) = pkt.frame.header::<12>(0) else { return NextHop::UNRESOLVED };
+    // The sender's address comes second in a frame, and first in the answer.
+    let (to_us, from): ([u16; 3], [u16; 3]) =
+        ([eth.get(0), eth.get(2), eth.get(4)], [eth.get(6), eth.get(8), eth.get(10)]);
+    let ([a, b, c], [d, e, f]) = (from, to_us);
+    NextHop::from_mac_words(pkt.ctx.ingress_ifindex() as u32, [pair(a, b), pair(c, d), pair(e, f)])
+}
+
+/// Two words that stand side by side in a frame, as one.
+#[inline(always)]
+const fn pair(first: u16, second: u16) -> u32 {
+    let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// Where the way from a VIP to a client is kept.
+#[inline(always)]
+fn client(addr: &Address, vip: &Address) -> Option<&'static mut ClientNextHop> {
+    let index = hash::address(*addr) ^ hash::address(*vip);
+    let client = maps::SLB_NEXT_HOPS.get_ptr_mut((index % MAX_NEXT_HOPS) as u32)?;
+    // SAFETY: an element of an array lives as long as the program; who writes to it has taken it.
+    Some(unsafe { &mut *client })
+}
+
+/// Whether it is the one that is looked for, and not about to be another's.
+#[inline(always)]
+fn is_of(client: &ClientNextHop, addr: &Address, vip: &Address) -> bool {
+    client.addr.same(*addr) && client.vip.same(*vip)
+}
+
+/// Notes how a client's packets come, until the kernel says how to get to it.
+#[inline(always)]
+pub fn learn_client_neighbour(pkt: &PacketCtx<'_>) {
+    let (addr, vip) = (&pkt.packet.key.src, &pkt.packet.key.dst);
+    let Some(client) = client(addr, vip) else { return };
+    if !is_of(client, addr, vip) {
+        store(client, addr, vip, reverse_path(pkt), EPOCH_LEARNED, [0, 0]);
+    }
+}
+
+/// Writes where nobody else is writing; flags and MTU come last.
+#[inline(always)]
+fn store(
+    client: &mut ClientNextHop,
+    addr: &Address,
+    vip: &Address,
+    hop: NextHop,
+    epoch: u32,
+    [flags, mtu]: [u32; 2],
+) {
+    let before = client.epoch;
+    if before == EPOCH_LOCKED {
+        return;
+    }
+    // SAFETY: an aligned word of an array.
+    if !unsafe { atomic::compare_exchange(&raw mut client.epoch, before, EPOCH_LOCKED) } {
+        return;
+    }
+    client.addr = *addr;
+    client.vip = *vip;
+    client.hop = hop;
+    client.flags = flags;
+    client.mtu = mtu;
+    compiler_fence(Ordering::Release);
+    // SAFETY: an aligned word.
+    unsafe { ptr::write_volatile(&raw mut client.epoch, epoch) };
+}
+
+/// The way to a client.
+pub struct ClientRoute {
+    /// The next hop.
+    pub hop: NextHop,
+    /// [`ClientNextHop::mtu`].
+    pub mtu: u32,
+}
+
+/// The way from the VIP `vip` to the client `addr`, looked up in the kernel's tables once per route
+/// epoch. `None`: it is the gateway itself.
+#[inline(always)]
+pub fn client_route(
+    pkt: &mut PacketCtx<'_>,
+    vip: &Address,
+    addr: &Address,
+) -> Result<Option<ClientRoute>, Verdict> {
+    let client = client(addr, vip).ok_or(Verdict::Inconsistent)?;
+    let epoch = client.epoch;
+    let mut hop = client.hop;
+    let mut flags = client.flags;
+    let mut mtu = client.mtu;
+    // SAFETY: an aligned word.
+    let is_whole =
+        is_of(client, addr, vip) && unsafe { ptr::read_volatile(&raw const client.epoch) } == epoch;
+    if !is_whole || epoch != maps::settings().route_epoch {
+        if !is_whole || epoch == EPOCH_LOCKED {
+            hop = NextHop::UNRESOLVED;
+        }
+        // Copies: the originals may be in registers.
+        let mut known = hop;
+        let answer = fib_lookup(&pkt.view(), &{ *vip }, &{ *addr }, &mut known);
+        hop = known;
+        if answer & IS_VERDICT != 0 {
+            return Err(Verdict::from_slot(answer & !IS_VERDICT));
+        }
+        flags = answer & NEXT_HOP_LOCAL;
+        mtu = answer >> MTU_SHIFT;
+    }
+    if flags & NEXT_HOP_LOCAL != 0 {
+        return Ok(None);
+    }
+    Ok(Some(ClientRoute { hop, mtu }))
+}
+
+/// In what [`fib_lookup`] gives: the rest is a verdict.
+const IS_VERDICT: u32 = 1 << 8;
+/// In what [`fib_lookup`] gives: where the MTU begins.
+const MTU_SHIFT: u32 = 16;
+
+/// Asks the kernel for the way from the VIP to the client; `hop` is the last that is known. Gives
+/// [`ClientNextHop::flags`] and the MTU. Only an answer is good for the epoch; what is a makeshift is asked for again
+/// with the next reply.
+#[inline(never)]
+fn fib_lookup(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut NextHop) -> u32 {
+    let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
+    let epoch = maps::settings().route_epoch;
+    if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
+        // The hop does not matter.
+        store(client, addr, vip, *hop, epoch, [NEXT_HOP_LOCAL, 0]);
+        return NEXT_HOP_LOCAL;
+    }
+    let Some(Keys { route, .. }) = maps::keys() else { return 0 };
+    for word in &mut *route {
+        // Else the compiler calls `memset`, and calls take stack.
+        // SAFETY: a word of this CPU's own.
+        unsafe { ptr::from_mut(word).write_volatile(0) };
+    }
+    const { assert!(size_of::<FibLookup>() == size_of::<[u64; 8]>()) };
+    // SAFETY: as long and no less aligned; integers and unions of integers only.
+    let query = unsafe { &mut *ptr::from_mut(route).cast::<FibLookup>() };
+    query.ifindex = view.ctx.ingress_ifindex() as u32;
+    query.l4_protocol = view.packet.key.proto as u8;
+    let src = vip.words();
+    let dst = addr.words();
+    if addr.is_v4() {
+        query.family = AF_INET;
+        query.__bindgen_anon_3.ipv4_src = src[3];
+        query.__bindgen_anon_4.ipv4_dst = dst[3];
+    } else {
+        query.family = AF_INET6;
+        query.__bindgen_anon_3.ipv6_src = src;
+        query.__bindgen_anon_4.ipv6_dst = dst;
+    }
+    // SAFETY: the context is the kernel's, and the query is as long as it says.
+    let answer = unsafe {
+        bpf_fib_lookup(
+            view.ctx.ctx.cast(),
+            ptr::from_mut(query).cast(),
+            size_of::<FibLookup>() as i32,
+            0,
+        )
+    } as u32;
+    match answer {
+        BPF_FIB_LKUP_RET_SUCCESS if can_redirect(query.ifindex) => {
+            *hop = NextHop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
+            // SAFETY: both members of the union are numbers. From kernel 5.12 on this is the MTU.
+            let mtu: u32 = unsafe { query.__bindgen_anon_1.mtu_result }.into();
+            let mtu = if maps::settings().generic == 0 { mtu } else { 0 };
+            store(client, addr, vip, *hop, epoch, [0, mtu]);
+            return mtu << MTU_SHIFT;
+        }
+        BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
+            return IS_VERDICT | Verdict::NoRoute as u32;
+        }
+        // The neighbour is one that the kernel has not needed yet: the client's last packet came
+        // from it, or the kernel knew it a moment ago.
+        BPF_FIB_LKUP_RET_NO_NEIGH if query.ifindex == hop.ifindex => {}
+        // A gateway that does not forward for anybody else can still answer its clients.
+        BPF_FIB_LKUP_RET_FWD_DISABLED => {}
+        _ => hop.ifindex = NextHop::UNRESOLVED.ifindex,
+    }
+    0
+}
+
+#[inline(always)]
+fn can_redirect(ifindex: u32) -> bool {
+    // SAFETY: copied out at once.
+    unsafe { maps::SLB_INTERFACES.get(ifindex) }.is_some_and(|interface| interface.redirect != 0)
+}

@@ -1,0 +1,75 @@
+//! The order in which a packet is looked at: as one to a VIP, from a backend, to a backend.
+
+use slb_common::{
+    abi::{FLOW_BYPASS, ROLE_BACKEND, ROLE_VIP},
+    parse::Reject,
+    programs::Program,
+    verdict::Verdict,
+};
+
+use crate::{
+    bypass,
+    ctx::PacketCtx,
+    forward, fragments,
+    maps::{self, Known},
+    outcome::{Delivery, Next, Outcome, Stop, deliver},
+    reply, tunnel,
+};
+
+/// The first program's part.
+#[inline(always)]
+pub fn first(pkt: &mut PacketCtx<'_>) -> Outcome {
+    match route::<false>(pkt) {
+        Ok(delivery) if tunnel::is_short(pkt, &delivery) => tunnel::pass(pkt, &delivery),
+        Ok(delivery) => deliver(pkt, delivery),
+        Err(Stop::TailCall(program)) => Ok(Next::TailCall(program)),
+        Err(Stop::End(verdict)) => Err(verdict),
+    }
+}
+
+/// The same for a packet that `slb_slow_path` has parsed or `slb_policy` admitted.
+#[inline(always)]
+pub fn parsed(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let decision = route::<true>(pkt);
+    fragments::lead(pkt, decision)
+}
+
+/// The first packet of a flow that may need an entry.
+#[inline(always)]
+pub fn flow(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let decision =
+        if pkt.args.what == FLOW_BYPASS.into() { bypass::begin(pkt) } else { forward::begin(pkt) };
+    fragments::lead(pkt, decision)
+}
+
+/// What happens to a frame that was not parsed as TCP or UDP in one piece.
+#[inline(always)]
+pub fn rejected(reject: Reject) -> Outcome {
+    match reject {
+        Reject::Icmp => Ok(Next::TailCall(Program::Icmp)),
+        Reject::Rest => Ok(Next::TailCall(Program::SlowPath)),
+        Reject::To(dst, verdict) if maps::roles(&dst) & ROLE_VIP != 0 => Err(verdict),
+        Reject::To(..) | Reject::NotIp => Err(Verdict::NotOurs),
+    }
+}
+
+/// Where a packet goes. `REST`: it has been through `slb_policy`.
+#[inline(always)]
+fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
+    let Known { from, to, bypass_until } = maps::filter(&pkt.packet.key.src, &pkt.packet.key.dst);
+    let mut delivery = None;
+    // One for all look-ups: stack is scarce.
+    let mut at = pkt.packet.key.destination();
+    if to & ROLE_VIP != 0 {
+        delivery = forward::to_vip::<REST>(pkt, &at, from, bypass_until)?;
+    }
+    if delivery.is_none() && from & ROLE_BACKEND != 0 {
+        at = pkt.packet.key.source();
+        delivery = reply::from_backend::<REST>(pkt, &at, bypass_until)?;
+    }
+    if delivery.is_none() && to & ROLE_BACKEND != 0 {
+        at = pkt.packet.key.destination();
+        delivery = bypass::to_backend::<REST>(pkt, &at)?;
+    }
+    Ok(delivery.ok_or(Verdict::NotOurs)?)
+}

@@ -1,0 +1,193 @@
+//! Which backend a flow begins with: by the listener's schedule, and in [`Program::Scheduler`] by session persistence,
+//! the fewest flows, or QUIC connection IDs.
+
+use slb_common::{
+    abi::{
+        self, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend,
+        CHUNK_SLOTS, FlowKey, Keys, LEAST_CANDIDATES, Listener, NO_BACKEND, NOT_CHOSEN, QuicKey,
+        SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, Sticky, StickyKey, UDP, is_over,
+    },
+    hash,
+    programs::Program,
+    quic,
+    verdict::Verdict,
+};
+
+use crate::{
+    atomic,
+    ctx::PacketCtx,
+    maps,
+    outcome::{Next, Outcome},
+};
+
+/// Notes the choice for the program that makes the entries.
+#[inline(always)]
+pub fn choose(pkt: &mut PacketCtx<'_>) -> Outcome {
+    let to = pkt.packet.key.destination();
+    let listener = maps::listener(&to).ok_or(Verdict::NoListener)?;
+    // What began before goes by what was the rule then.
+    if pkt.packet.is_syn() || pkt.packet.key.proto == UDP {
+        pkt.args.chosen = begin(pkt, listener)?;
+    }
+    Ok(Next::TailCall(Program::Flow))
+}
+
+/// The slot of a flow that begins.
+#[inline(always)]
+fn begin(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
+    if listener.sticky_jiffies == 0 {
+        return schedule(pkt, listener);
+    }
+    let Keys { sticky: key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    *key = StickyKey { client: pkt.packet.key.src.copied(), listener: listener.id, spare: 0 };
+    let key: &StickyKey = key;
+    let expires = pkt.now.wrapping_add(listener.sticky_jiffies);
+    // SAFETY: an element of the map lives until the program ends; two CPUs that write to it write much the same.
+    if let Some(sticky) = maps::SLB_STICKY.get_ptr_mut(key).map(|sticky| unsafe { &mut *sticky })
+        && !is_over(pkt.now, sticky.expires)
+        && maps::backend(sticky.backend).is_some_and(|backend| is_open(listener, backend))
+    {
+        sticky.expires = expires;
+        return Ok(sticky.backend | SLOT_KEEP);
+    }
+    let slot = schedule(pkt, listener)?;
+    let backend = slot & SLOT_BACKEND;
+    if backend != NO_BACKEND {
+        // Without room for it, its client's next flow may go elsewhere.
+        let _ = maps::SLB_STICKY.insert(key, Sticky { backend, expires }, 0);
+    }
+    Ok(slot | SLOT_KEEP)
+}
+
+/// Whether a backend of the listener takes new flows.
+#[inline(always)]
+fn is_open(listener: &Listener, backend: &Backend) -> bool {
+    const OPEN: u32 = BACKEND_IN_USE | BACKEND_USABLE;
+    u32::from(backend.listener) == listener.id
+        && backend.flags & (OPEN | BACKEND_CLOSED) == OPEN
+        && backend.weight != 0
+}
+
+/// The slot that the listener's scheduler chooses.
+#[inline(always)]
+fn schedule(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
+    if listener.scheduler == SCHEDULER_LEAST {
+        return least(listener);
+    }
+    if listener.scheduler == SCHEDULER_QUIC
+        && let Some(id) = quic::connection_id(&pkt.frame, pkt.packet)
+    {
+        if let Some(server) = id.server
+            && let Some(backend) = by_server(listener.id, server)
+        {
+            return Ok(backend | SLOT_KEEP);
+        }
+        let slot = slot(listener.first_chunk, listener.slots, id.choice)?;
+        return Ok(slot | SLOT_KEEP);
+    }
+    let slot = by_schedule(listener, &pkt.packet.key, pkt.args.hash, true)?;
+    // Datagrams without a connection ID have no other.
+    Ok(if listener.scheduler == SCHEDULER_QUIC { slot | SLOT_KEEP } else { slot })
+}
+
+/// The backend that has issued a connection ID. It knows the connection, so it gets it whatever its weight, as long
+/// as it is there.
+#[inline(always)]
+fn by_server(listener: u32, server: u32) -> Option<u32> {
+    // SAFETY: copied out at once.
+    let id = *unsafe { maps::SLB_QUIC.get(QuicKey { listener, server }) }?;
+    let backend = maps::backend(id)?;
+    const OUT: u32 = BACKEND_CLOSED | BACKEND_UNHEALTHY;
+    let is_it = backend.flags & (BACKEND_IN_USE | OUT) == BACKEND_IN_USE
+        && u32::from(backend.listener) == listener;
+    is_it.then_some(id)
+}
+
+/// Of the next slots in turn the one whose backend has the fewest flows for its weight.
+#[inline(always)]
+fn least(listener: &Listener) -> Result<u32, Verdict> {
+    let slots = listener.slots;
+    if slots == 0 {
+        return Err(Verdict::NoBackend);
+    }
+    let turn = turn(listener)?;
+    let (mut found, mut found_flows, mut found_weight) = (NOT_CHOSEN, 0, 0);
+    for step in 0..LEAST_CANDIDATES {
+        if step >= slots {
+            break;
+        }
+        let slot = at(listener.first_chunk, turn.wrapping_add(step) % slots)?;
+        let id = slot & SLOT_BACKEND;
+        let Some(backend) = maps::backend(id) else { continue };
+        let active = maps::SLB_ACTIVE.get(id).copied().unwrap_or_default();
+        // Below 0 for the moment between two CPUs. A flow more, so that the larger of two idle ones is first.
+        let flows = if active > i64::MAX as u64 { 1 } else { active.wrapping_add(1) };
+        let weight = u64::from(backend.weight);
+        if found == NOT_CHOSEN || flows * found_weight < found_flows * weight {
+            (found, found_flows, found_weight) = (slot | SLOT_KEEP, flows, weight);
+        }
+    }
+    if found == NOT_CHOSEN { Err(Verdict::NoBackend) } else { Ok(found) }
+}
+
+/// The slot of a packet without an entry.
+///
+/// TCP in the middle of a connection goes by the schedule before, if it is older than the last
+/// change; otherwise it gets the backend that the hash gives: that is how another gateway has chosen.
+/// A scheduler that counts has no such answer.
+#[inline(always)]
+pub fn by_schedule(
+    listener: &Listener,
+    key: &FlowKey,
+    hash: u64,
+    begins: bool,
+) -> Result<u32, Verdict> {
+    if !begins && listener.previous_slots != 0 {
+        let choice = hash::choice_by(listener.previous_scheduler, key, hash);
+        let previous = slot(listener.previous_chunk, listener.previous_slots, choice)?;
+        if previous & SLOT_BACKEND != NO_BACKEND {
+            return Ok(previous | SLOT_KEEP);
+        }
+    }
+    if abi::is_by_hash(listener.scheduler) {
+        let choice = hash::choice_by(listener.scheduler, key, hash);
+        return slot(listener.first_chunk, listener.slots, choice);
+    }
+    if listener.slots == 0 {
+        return Err(Verdict::NoBackend);
+    }
+    if !begins && listener.slots != 1 {
+        return Err(Verdict::NoFlow);
+    }
+    if listener.scheduler == SCHEDULER_QUIC {
+        return slot(listener.first_chunk, listener.slots, hash::choice(hash));
+    }
+    Ok(at(listener.first_chunk, turn(listener)?)? | SLOT_KEEP)
+}
+
+/// The next slot in turn of a listener that has some.
+#[inline(always)]
+fn turn(listener: &Listener) -> Result<u32, Verdict> {
+    let cursor = maps::SLB_RR_CURSORS.get_ptr_mut(listener.id).ok_or(Verdict::Inconsistent)?;
+    // SAFETY: an element of an array map lives as long as the map and is aligned to 8 bytes.
+    let turn = unsafe { atomic::fetch_add(cursor, 1) };
+    Ok((turn % u64::from(listener.slots)) as u32)
+}
+
+/// The slot that a hash chooses.
+#[inline(always)]
+pub fn slot(first_chunk: u32, slots: u32, choice: u32) -> Result<u32, Verdict> {
+    if slots == 0 {
+        return Err(Verdict::NoBackend);
+    }
+    at(first_chunk, hash::slot(choice, slots))
+}
+
+/// The slot of a number.
+#[inline(always)]
+fn at(first_chunk: u32, slot: u32) -> Result<u32, Verdict> {
+    let chunk = maps::SLB_SLOTS
+        .get(first_chunk.wrapping_add(slot / CHUNK_SLOTS as u32))
+        .ok_or(Verdict::Inconsistent)?;
+    Ok(chunk.slots[slot as usize % CHUNK_SLOTS])
+}

@@ -1,0 +1,36 @@
+//! The XDP program, frame by frame, in the kernel that will run it (`BPF_PROG_TEST_RUN`).
+//!
+//! Frames are built by etherparse, which shares no code with the datapath. What comes out is compared
+//! as a whole with the frame that etherparse builds from the translated addresses, so that every
+//! checksum is computed from scratch and every byte that must stay is seen to stay. Each run asserts
+//! besides that exactly one counter moved, by one frame and its length, and that the XDP action is
+//! the verdict's.
+
+mod fixture;
+mod frame;
+mod lab;
+mod worker;
+
+mod answers;
+mod counters;
+mod cuts;
+mod direct;
+mod explained;
+mod families;
+mod flows;
+mod forged;
+mod fragments;
+mod full;
+mod fuzz;
+mod fuzz_forgery;
+mod headers;
+mod icmp;
+mod index;
+mod policy;
+mod receiver;
+mod replies;
+mod shares;
+mod table;
+mod tags;
+mod tell;
+mod tunnels;
