@@ -3,11 +3,11 @@
 //! Counters are those of the maps, so they go on when the agent is started again. The labels are bounded by the
 //! configuration.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, prometheus_text},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder, prometheus_text},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
@@ -36,7 +36,54 @@ pub fn encode(status: Status) -> Result<String, fmt::Error> {
 #[derive(Debug)]
 struct Metrics(Status);
 
-type Labels = Vec<(&'static str, String)>;
+/// Labels that many metrics share: with thousands of backends, copies would take most of the time of a scrape.
+type Shared = Arc<Vec<(&'static str, String)>>;
+
+/// The labels of one value.
+#[derive(Clone, Debug)]
+struct Labels {
+    shared: Shared,
+    direction: Option<&'static str>,
+}
+
+impl From<Vec<(&'static str, String)>> for Labels {
+    fn from(labels: Vec<(&'static str, String)>) -> Self {
+        Self { shared: Arc::new(labels), direction: None }
+    }
+}
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.shared.encode(encoder)?;
+        let direction = self.direction.map(|direction| ("direction", direction));
+        direction.as_slice().encode(encoder)
+    }
+}
+
+/// What has labels of its own in a status.
+struct View<'a> {
+    status: &'a Status,
+    listeners: Vec<(Labels, &'a ListenerStatus)>,
+    backends: Vec<(Labels, &'a BackendStatus)>,
+}
+
+impl<'a> View<'a> {
+    fn new(status: &'a Status) -> Self {
+        let (mut listeners, mut backends) = (Vec::new(), Vec::new());
+        for instance in &status.instances {
+            for listener in &instance.listeners {
+                listeners.push((of_listener(instance, listener).into(), listener));
+                backends.extend(
+                    listener
+                        .backends
+                        .iter()
+                        .map(|backend| (of_backend(instance, listener, backend).into(), backend)),
+                );
+            }
+        }
+        Self { status, listeners, backends }
+    }
+}
 
 /// The values of one metric.
 struct Family<T> {
@@ -48,11 +95,11 @@ struct Family<T> {
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let status = &self.0;
-        for family in counters(status) {
+        let view = View::new(&self.0);
+        for family in counters(&view) {
             family.encode(&mut encoder, MetricType::Counter, ConstCounter::new)?;
         }
-        for family in gauges(status) {
+        for family in gauges(&view) {
             family.encode(&mut encoder, MetricType::Gauge, ConstGauge::new)?;
         }
         Ok(())
@@ -78,20 +125,20 @@ impl<T: Copy> Family<T> {
     }
 }
 
-fn counters(status: &Status) -> Vec<Family<u64>> {
+fn counters(view: &View<'_>) -> Vec<Family<u64>> {
+    let status = view.status;
     let family = |name, help, values| Family { name, help, unit: None, values };
     let verdicts = |count: fn(&VerdictCount) -> u64| {
         let all = status.verdicts.iter();
-        all.map(|(verdict, found)| (vec![("verdict", verdict.clone())], count(found))).collect()
+        all.map(|(verdict, found)| (vec![("verdict", verdict.clone())].into(), count(found)))
+            .collect()
     };
     let listeners = |count: fn(&ListenerStatus) -> [Option<u64>; 2]| {
-        let all = listeners(status).flat_map(|(instance, listener)| {
-            by_direction(of_listener(instance, listener), count(listener))
-        });
-        all.collect()
+        let all = view.listeners.iter();
+        all.flat_map(|(labels, listener)| by_direction(labels, count(listener))).collect()
     };
     let backends = |count: fn(&BackendStatus) -> [Option<u64>; 2]| {
-        let all = backends(status);
+        let all = view.backends.iter();
         all.flat_map(|(labels, backend)| by_direction(labels, count(backend))).collect()
     };
     vec![
@@ -110,10 +157,9 @@ fn counters(status: &Status) -> Vec<Family<u64>> {
         family(
             "slb_listener_flows",
             "Flows given to a listener's backends.",
-            self::listeners(status)
-                .filter_map(|(instance, listener)| {
-                    Some((of_listener(instance, listener), listener.flows?))
-                })
+            view.listeners
+                .iter()
+                .filter_map(|(labels, listener)| Some((labels.clone(), listener.flows?)))
                 .collect(),
         ),
         family(
@@ -129,37 +175,41 @@ fn counters(status: &Status) -> Vec<Family<u64>> {
         family(
             "slb_backend_flows",
             "Flows given to the backend.",
-            self::backends(status)
-                .filter_map(|(labels, backend)| Some((labels, backend.flows?)))
+            view.backends
+                .iter()
+                .filter_map(|(labels, backend)| Some((labels.clone(), backend.flows?)))
                 .collect(),
         ),
         family(
             "slb_health_transitions",
             "How often the backend became healthy or unhealthy, since the agent started.",
-            self::backends(status)
+            view.backends
+                .iter()
                 .filter(|(_, backend)| backend.is_checked())
-                .map(|(labels, backend)| (labels, backend.transitions))
+                .map(|(labels, backend)| (labels.clone(), backend.transitions))
                 .collect(),
         ),
         family(
             "slb_reload_failures",
             "Configurations that were refused, since the agent started.",
-            vec![(Vec::new(), status.reload_failures)],
+            vec![(Vec::new().into(), status.reload_failures)],
         ),
         family(
             "slb_log_lines_dropped",
             "Lines of the log that could not be written, or not fast enough, since the agent started.",
-            vec![(Vec::new(), status.log_lines_dropped)],
+            vec![(Vec::new().into(), status.log_lines_dropped)],
         ),
     ]
 }
 
-fn gauges(status: &Status) -> Vec<Family<f64>> {
+fn gauges(view: &View<'_>) -> Vec<Family<f64>> {
+    let status = view.status;
     let family = |name, help, values| Family { name, help, unit: None, values };
-    let mut families = backend_gauges(status);
+    let mut families = backend_gauges(view);
     let maps = |value: fn(&MapStatus) -> Option<u64>| {
         let all = status.maps.iter();
-        all.filter_map(|map| Some((vec![("map", map.name.clone())], value(map)? as f64))).collect()
+        all.filter_map(|map| Some((vec![("map", map.name.clone())].into(), value(map)? as f64)))
+            .collect()
     };
     families.extend([
         family("slb_map_entries", "Entries in use of a map.", maps(|map| map.entries)),
@@ -171,12 +221,12 @@ fn gauges(status: &Status) -> Vec<Family<f64>> {
         family(
             "slb_config_generation",
             "Counts the configurations that the agent has gone by.",
-            vec![(Vec::new(), status.generation as f64)],
+            vec![(Vec::new().into(), status.generation as f64)],
         ),
         family(
             "slb_problems",
             "What an operator should see to; `slb status` has the texts.",
-            vec![(Vec::new(), status.problems.len() as f64)],
+            vec![(Vec::new().into(), status.problems.len() as f64)],
         ),
         family(
             "slb_problem",
@@ -186,17 +236,17 @@ fn gauges(status: &Status) -> Vec<Family<f64>> {
         family(
             "slb_build_info",
             "Constant.",
-            vec![(vec![("version", status.version.clone())], 1.0)],
+            vec![(vec![("version", status.version.clone())].into(), 1.0)],
         ),
     ]);
     families
 }
 
-fn backend_gauges(status: &Status) -> Vec<Family<f64>> {
+fn backend_gauges(view: &View<'_>) -> Vec<Family<f64>> {
     let family = |name, help, value: fn(&BackendStatus) -> Option<f64>| {
-        let all = backends(status);
-        let values = all.filter_map(|(labels, backend)| Some((labels, value(backend)?))).collect();
-        Family { name, help, unit: None, values }
+        let all = view.backends.iter();
+        let values = all.filter_map(|(labels, backend)| Some((labels.clone(), value(backend)?)));
+        Family { name, help, unit: None, values: values.collect() }
     };
     vec![
         family(
@@ -239,36 +289,28 @@ fn problems(status: &Status) -> Vec<(Labels, f64)> {
         *counts.entry((problem.name, problem.severity)).or_default() += 1.0;
     }
     let labels = |name: ProblemName, severity: Severity| {
-        vec![("name", name.to_string()), ("severity", severity.to_string())]
+        vec![("name", name.to_string()), ("severity", severity.to_string())].into()
     };
     counts.into_iter().map(|((name, severity), count)| (labels(name, severity), count)).collect()
 }
 
-fn listeners(status: &Status) -> impl Iterator<Item = (&InstanceStatus, &ListenerStatus)> {
-    status
-        .instances
-        .iter()
-        .flat_map(|instance| instance.listeners.iter().map(move |listener| (instance, listener)))
-}
-
-fn backends(status: &Status) -> impl Iterator<Item = (Labels, &BackendStatus)> {
-    listeners(status).flat_map(|(instance, listener)| {
-        let backends = listener.backends.iter();
-        backends.map(move |backend| (of_backend(instance, listener, backend), backend))
-    })
-}
-
 /// What went to backends, and what came from them; what is not known is left out.
-fn by_direction(labels: Labels, counts: [Option<u64>; 2]) -> impl Iterator<Item = (Labels, u64)> {
+fn by_direction(
+    labels: &Labels,
+    counts: [Option<u64>; 2],
+) -> impl Iterator<Item = (Labels, u64)> + use<> {
+    let shared = Arc::clone(&labels.shared);
     let counts = ["in", "out"].into_iter().zip(counts);
     counts.filter_map(move |(direction, count)| {
-        let mut labels = labels.clone();
-        labels.push(("direction", direction.to_owned()));
+        let labels = Labels { shared: Arc::clone(&shared), direction: Some(direction) };
         Some((labels, count?))
     })
 }
 
-fn of_listener(instance: &InstanceStatus, listener: &ListenerStatus) -> Labels {
+fn of_listener(
+    instance: &InstanceStatus,
+    listener: &ListenerStatus,
+) -> Vec<(&'static str, String)> {
     vec![("instance", instance.name.clone()), ("listener", listener.label())]
 }
 
@@ -276,7 +318,7 @@ fn of_backend(
     instance: &InstanceStatus,
     listener: &ListenerStatus,
     backend: &BackendStatus,
-) -> Labels {
+) -> Vec<(&'static str, String)> {
     let mut labels = of_listener(instance, listener);
     labels.extend([
         ("group", listener.group.clone()),

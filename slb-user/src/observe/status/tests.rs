@@ -45,7 +45,8 @@ fn snapshot() -> Snapshot {
 
 /// The first backend of each listener has got three times as much as the second.
 fn traffic(snapshot: &Snapshot, factor: u64) -> Vec<Traffic> {
-    let mut traffic = vec![Traffic::default(); snapshot.installed.backends() as usize];
+    let ids = snapshot.layout.targets.iter().map(|target| target.id as usize);
+    let mut traffic = vec![Traffic::default(); ids.max().unwrap() + 1];
     for service in &snapshot.layout.services {
         for (index, part) in service.targets.clone().zip([3, 1]) {
             let part = part * factor;
