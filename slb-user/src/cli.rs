@@ -59,7 +59,7 @@ enum Command {
     Check(check::Arguments),
     /// Show what a reload would change, without doing it.
     Plan(reload::PlanArguments),
-    /// Have the running agent go by its file as it is now; a wrong file changes nothing.
+    /// Reload the configuration; an invalid file changes nothing.
     Reload(ask::Asking),
     /// Show instances, listeners, backends, their health, and what became of packets.
     Status(ask::Asking),

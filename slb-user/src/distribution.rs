@@ -49,7 +49,7 @@ impl Distribution {
         self.is_open
     }
 
-    /// Of the listener's `total` flows with an entry `client` has `flows`, more than anybody else.
+    /// Of the listener's `total` flows with an entry `client` has `flows`, more than any other.
     pub fn note_busiest(&mut self, client: &str, flows: u64, total: u64) {
         let part = flows as f64 / total as f64;
         if self.is_open && part >= BUSY {
@@ -186,7 +186,7 @@ fn part(backend: &BackendStatus, count: u64, total: u64, counts_packets: bool) -
     let (p, n) = (backend.expected_share.unwrap_or_default(), total as f64);
     let (expected, deviation) = (n * p, (n * p * (1.0 - p)).sqrt());
     let off = count as f64 - expected;
-    // With none or all of the flows there is no chance, but a flow may have begun while nobody looked.
+    // With none or all of the flows there is no chance, but a flow may have begun between the two reads.
     let is_certain = deviation < f64::EPSILON;
     let sigmas = (!counts_packets && !is_certain && expected >= ENOUGH).then(|| off / deviation);
     let is_off = sigmas.is_some_and(|sigmas| sigmas.abs() > SIGMAS);
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn given_what_is_no_matter_of_chance_when_compared_then_it_is_judged_as_it_is() {
         let cases = [
-            // Nobody with no share gets anything, but for a flow at the edge.
+            // A backend with no share gets nothing, but for a flow at the edge.
             ("tcp", "wrr", [(0.0, 50), (1.0, 100)], false, "differs"),
             ("tcp", "wrr", [(0.0, 1), (1.0, 100)], true, "as expected"),
             ("tcp", "wrr", [(0.5, 2), (0.5, 3)], true, "as expected"),

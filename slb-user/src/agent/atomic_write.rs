@@ -84,10 +84,10 @@ fn keep_owner(new: &File, old: &Metadata) -> io::Result<()> {
 }
 
 impl AtomicWrite {
-    /// Replaces the file, unless somebody else has written to it meanwhile, or it is not `wanted` any more.
+    /// Replaces the file, unless it was changed meanwhile, or its replacement is not `wanted` any more.
     pub fn commit(self, wanted: &Wanted) -> io::Result<()> {
         if Version::of(&fs::metadata(&self.path)?) != self.was {
-            return Err(io::Error::other("somebody else has written to it meanwhile"));
+            return Err(io::Error::other("it was changed meanwhile"));
         }
         if !wanted.holds() {
             return Err(io::ErrorKind::TimedOut.into());
@@ -123,14 +123,18 @@ mod tests {
     }
 
     #[test]
-    fn given_a_file_that_somebody_writes_to_when_replaced_then_it_is_not() {
+    fn given_a_file_that_was_changed_when_replaced_then_it_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("slb.toml");
         fs::write(&path, "before").unwrap();
         let staged = Opened::read(&path).unwrap().stage("after").unwrap();
         fs::write(&path, "by somebody else").unwrap();
         assert!(
-            staged.commit(&Wanted::default()).unwrap_err().to_string().contains("somebody else")
+            staged
+                .commit(&Wanted::default())
+                .unwrap_err()
+                .to_string()
+                .contains("was changed meanwhile")
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "by somebody else");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);

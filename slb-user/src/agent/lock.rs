@@ -9,13 +9,13 @@ use std::{
 /// The lock cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody has it.
+    /// Another agent has it.
     #[error("another agent (pid {pid}) is running with this `gateway.api`; stop it first")]
     Held {
         /// Who.
         pid: String,
     },
-    /// Somebody has it, with another socket.
+    /// Another agent has it, with another socket.
     #[error("another agent is running with the pins in {}; stop it first", path.display())]
     PinsHeld {
         /// `gateway.pins`.

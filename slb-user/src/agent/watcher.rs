@@ -26,8 +26,7 @@ use crate::{
 /// The network as it was a moment ago.
 #[derive(Debug, Default)]
 pub(super) struct NetworkSnapshot {
-    /// Those of the configured interfaces that are there, and the XDP program on each, whoever put
-    /// it there.
+    /// Those of the configured interfaces that are there, and the XDP program on each, ours or another.
     pub interfaces: Vec<(Interface, Option<AttachedXdp>)>,
     /// The way to each backend, where the kernel knows it.
     pub ways: HashMap<IpAddr, NextWay>,
@@ -57,7 +56,7 @@ impl NetworkSnapshot {
     }
 }
 
-/// What is watched.
+/// The part of the network that is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct WatchSpec {
     /// Of the interfaces.
@@ -147,7 +146,7 @@ impl NetworkWatcher {
             let (taken, is_taken) = oneshot::channel();
             let found = NetworkSnapshot { taken: Some(taken), ..self.look(change).await };
             match asked.take() {
-                // Who asked for it has given up: the next order follows.
+                // A reload that has given up does not receive it: the next order follows.
                 Some(asked) => drop(asked.send(found)),
                 None if agent.send(found).await.is_err() => return,
                 None => {}

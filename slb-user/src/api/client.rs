@@ -19,7 +19,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// The agent cannot be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
+    /// No agent listens there.
     #[error("no agent answers on {}; is `slb run` running, and with this `gateway.api`?", path.display())]
     NoAgent {
         /// The socket.
@@ -35,24 +35,24 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
-    /// It does not say anything.
+    /// It does not answer in time.
     #[error("the agent does not answer within {} s", ANSWER_WITHIN.as_secs())]
     Silent,
-    /// The conversation broke off.
-    #[error("the agent broke off")]
+    /// The connection was closed.
+    #[error("the agent closed the connection")]
     Http(#[from] hyper::Error),
     /// The agent said no.
     #[error("the agent answers {status}: {reason}")]
     Refused {
         /// HTTP status.
         status: StatusCode,
-        /// In its words.
+        /// The agent's text.
         reason: String,
     },
     /// A parameter that no request can have.
     #[error("not a request that can be made")]
     Uri(#[from] hyper::http::uri::InvalidUri),
-    /// Not what this version understands.
+    /// The answer has another format.
     #[error("the agent's answer is not understood; is it of another version?")]
     Answer(#[from] serde_json::Error),
 }

@@ -37,9 +37,9 @@ use crate::{
 /// Something that the agent's loop is to do.
 #[derive(Debug)]
 pub enum Request {
-    /// Go by the file as it is now.
+    /// Reload the file.
     Reload(oneshot::Sender<Result<Reloaded, Refusal>>),
-    /// Change the file, and go by it.
+    /// Change the file, and put it in force.
     Edit(Edit, oneshot::Sender<Result<Reloaded, Refusal>>),
     /// Say what would change if the file were this one.
     Plan(Box<Config>, oneshot::Sender<Result<Reloaded, Refusal>>),
@@ -108,7 +108,7 @@ pub fn description_of_api() -> OpenApi {
 #[openapi(info(
     title = "slb",
     description = "The local API of the agent, on a unix socket: curl --unix-socket /run/slb/api.sock \
-                   http://slb/v1/status. Whoever may open the socket may do everything. An error is one \
+                   http://slb/v1/status. Every process that may open the socket may do everything. An error is one \
                    or more lines of text."
 ))]
 struct Description;

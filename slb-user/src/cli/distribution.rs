@@ -44,7 +44,7 @@ pub(super) fn distribution(arguments: &Arguments) -> anyhow::Result<Exit> {
     }
     let looks = arguments.agent.ask(async |agent| {
         let before: Status = agent.get("/v1/status").await?;
-        // For what is not there nobody has to wait.
+        // There is nothing to count for a listener that is not there.
         if !arguments.chosen(&before, &before).is_empty() {
             tokio::time::sleep(arguments.window).await;
         }

@@ -44,7 +44,7 @@ pub(super) enum Backend {
     Drain {
         #[command(flatten)]
         place: PlaceArguments,
-        /// Drain it no more.
+        /// Stop draining.
         #[arg(long)]
         stop: bool,
         #[command(flatten)]
@@ -54,9 +54,9 @@ pub(super) enum Backend {
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Listener {
-    /// Balance a listener.
+    /// Start balancing a listener.
     Start(ListenerArguments),
-    /// Balance a listener no more: its flows end, its port is nobody's.
+    /// Stop balancing a listener: its flows end, and its port is free.
     Stop(ListenerArguments),
 }
 

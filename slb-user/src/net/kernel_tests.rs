@@ -31,6 +31,8 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Arc<Peer>) -> F + Send
         ] {
             ip(&format!("link add {name}0 address {mac} type veth peer name {name}1"));
             ip(&format!("link set {name}1 netns {}", peer.tid));
+            // No link-local address, which would appear, with its routes, a second or two later.
+            ip(&format!("link set {name}0 addrgenmode none"));
             ip(&format!("link set {name}0 up"));
             for address in addresses {
                 ip(&format!("addr add {address} dev {name}0 nodad"));

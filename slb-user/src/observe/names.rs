@@ -70,7 +70,7 @@ impl Names {
         now: u32,
         per_second: u32,
     ) -> Flows {
-        /// More than anybody reads.
+        /// More than a person reads.
         const MOST: usize = 1_000;
         let limit = filter.limit.unwrap_or(MOST);
         let mut found = Flows { total: 0, flows: Vec::new(), busiest: None };

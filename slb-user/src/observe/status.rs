@@ -331,3 +331,6 @@ const fn health(target: &Target, health: health::Health) -> Health {
 fn seconds(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
+
+#[cfg(test)]
+mod tests;

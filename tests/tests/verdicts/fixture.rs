@@ -384,6 +384,11 @@ impl<'a> Slb<'a> {
         Pins::new(&self.worker.pins())
     }
 
+    /// A map, by its name.
+    pub fn pinned(&self, name: &str) -> Map {
+        pinned(&self.worker.pins(), name)
+    }
+
     /// The present in jiffies.
     pub fn now(&self) -> u32 {
         Jiffies::from_kernel().and_then(Jiffies::now).expect("a clock")

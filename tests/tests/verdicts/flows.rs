@@ -282,18 +282,18 @@ fn given_turns_when_a_connection_is_not_known_then_only_a_single_backend_adopts_
 fn given_turns_when_a_connection_has_ended_then_a_syn_takes_another_turn_and_not_before() {
     #[derive(Clone, Copy)]
     enum By {
-        ClientNextHop(u8),
+        Client(u8),
         Backend(u8),
     }
-    use By::{Backend, ClientNextHop};
+    use By::{Backend, Client};
     let cases: [(&str, &[By], bool); 7] = [
-        ("both have closed", &[ClientNextHop(FIN | ACK), Backend(FIN | ACK)], true),
-        ("both have closed, backend first", &[Backend(FIN | ACK), ClientNextHop(FIN | ACK)], true),
-        ("the client has closed", &[ClientNextHop(FIN | ACK), Backend(ACK)], true),
-        ("reset by the client", &[ClientNextHop(RST)], true),
+        ("both have closed", &[Client(FIN | ACK), Backend(FIN | ACK)], true),
+        ("both have closed, backend first", &[Backend(FIN | ACK), Client(FIN | ACK)], true),
+        ("the client has closed", &[Client(FIN | ACK), Backend(ACK)], true),
+        ("reset by the client", &[Client(RST)], true),
         ("reset by the backend", &[Backend(RST | ACK)], true),
-        ("only the backend has closed", &[Backend(FIN | ACK), ClientNextHop(ACK)], false),
-        ("nobody has closed", &[ClientNextHop(ACK), Backend(ACK)], false),
+        ("only the backend has closed", &[Backend(FIN | ACK), Client(ACK)], false),
+        ("nobody has closed", &[Client(ACK), Backend(ACK)], false),
     ];
     with_slb(|slb| {
         for family in FAMILIES {
@@ -305,7 +305,7 @@ fn given_turns_when_a_connection_has_ended_then_a_syn_takes_another_turn_and_not
                 slb.schedule(flow.first.dst, abi::TCP, vec![second]);
                 for by in history {
                     match *by {
-                        ClientNextHop(flags) => flow.reaches(slb, case, flags, 0),
+                        Client(flags) => flow.reaches(slb, case, flags, 0),
                         Backend(flags) => flow.answers(slb, case, flags, 0),
                     }
                 }

@@ -12,6 +12,7 @@ mod lab;
 mod worker;
 
 mod answers;
+mod counters;
 mod cuts;
 mod direct;
 mod explained;
