@@ -107,7 +107,7 @@ fn to_backend<const REST: bool>(
     let backend = maps::backend(id).ok_or(Verdict::NoBackend)?;
     pkt.check_ttl(backend.hop)?;
     if backend.mode != MODE_NAT && !backend.hop.is_known() {
-        return Err(Verdict::NoNeighbour.into());
+        return Err(Verdict::NoNeighbour);
     }
     if REST || backend.mode != MODE_NAT {
         (pkt.args.hash, pkt.args.backend) = (hash, id);
