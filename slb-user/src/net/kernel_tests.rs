@@ -25,14 +25,14 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Arc<Peer>) -> F + Send
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let peer = Arc::new(Peer::start());
         ip("link set lo up");
+        // Else link-local addresses, and the routes with them, appear a second or two later.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").expect("a sysctl");
         for (name, mac, addresses) in [
             ("wan", "02:00:00:00:00:11", ["203.0.113.1/24", "2001:db8:113::1/64"]),
             ("lan", "02:00:00:00:00:12", ["10.0.0.1/24", "2001:db8:10::1/64"]),
         ] {
             ip(&format!("link add {name}0 address {mac} type veth peer name {name}1"));
             ip(&format!("link set {name}1 netns {}", peer.tid));
-            // No link-local address, which would appear, with its routes, a second or two later.
-            ip(&format!("link set {name}0 addrgenmode none"));
             ip(&format!("link set {name}0 up"));
             for address in addresses {
                 ip(&format!("addr add {address} dev {name}0 nodad"));
