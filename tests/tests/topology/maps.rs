@@ -85,7 +85,7 @@ const FIELDS: [(&str, &[&str], &[&str]); 23] = [
     (
         "SLB_SCRATCH",
         &[],
-        &["packet", "keys", "handover", "words", "spare", "head", "errors_at", "errors", "options"],
+        &["packet", "keys", "args", "words", "spare", "head", "errors_at", "errors", "options"],
     ),
     ("SLB_ACTIVE", &[], &[]),
     ("SLB_PASSIVE_HC", &[], &["accepted", "refused"]),
