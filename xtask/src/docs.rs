@@ -14,7 +14,9 @@ use crate::{process, setup};
 /// It does not compile, or a table that is compared is out of date.
 pub fn run(is_writing: bool) -> Result<()> {
     setup::ensure(&setup::Options::default())?;
-    let mut command = process::cargo(["test", "--quiet", "--package", "slb-user", "--lib"]);
+    // All packages, as for the tests, so that cargo picks the same features and builds them once.
+    let mut command =
+        process::cargo(["test", "--quiet", "--workspace", "--exclude", "slb-ebpf", "--lib"]);
     if is_writing {
         command.env("SLB_WRITE_REFERENCE", "1");
     }
