@@ -624,11 +624,18 @@ fn given_the_tcp_option_when_a_client_forges_it_then_backends_see_its_own_addres
             }
             it.send_with(2 * len, 0, Parts { flags: RST, options, ..Parts::default() });
             let deadline = Instant::now() + LIMIT;
-            let mut told = Vec::new();
+            let (mut told, mut from) = (Vec::new(), None);
             loop {
                 let segment = tap.next(is_v4, deadline);
                 let segment = segment.unwrap_or_else(|| panic!("no RST: {}", it.case));
                 if segment.to.port() != proxies::PORT {
+                    continue;
+                }
+                // Late segments of a connection before are not those of this one.
+                if segment.flags & SYN != 0 {
+                    from = Some(segment.from);
+                }
+                if from != Some(segment.from) {
                     continue;
                 }
                 let is_told = is_told(&segment, &own, &forged, &it.case);
