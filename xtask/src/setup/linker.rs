@@ -132,7 +132,10 @@ fn installed_llvm(wanted: u32) -> Option<u32> {
 }
 
 fn has_llvm(llvm: u32) -> bool {
-    Path::new(&prefix(llvm)).join("bin/llvm-config").exists()
+    // Debian has the program and the library in two packages.
+    let prefix = prefix(llvm);
+    let has = |file: &str| Path::new(&prefix).join(file).exists();
+    has("bin/llvm-config") && (has("lib/libLLVM.so") || has(&format!("lib/libLLVM-{llvm}.so")))
 }
 
 fn prefix(llvm: u32) -> String {
