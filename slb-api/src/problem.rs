@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::words::words;
+use crate::words;
 
 /// Something that an operator should see to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Problem, Protocol, Scheduler, words::words};
+use crate::{Problem, Protocol, Scheduler, words};
 
 /// `GET /v1/status`: a running agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

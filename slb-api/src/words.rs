@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Gives an enum the words for its values, both ways.
+/// Gives an enum the words that the file, the commands and the metrics use for its values.
+#[macro_export]
 macro_rules! words {
     ($type:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
         impl $type {
@@ -28,7 +29,6 @@ macro_rules! words {
         }
     };
 }
-pub(crate) use words;
 
 /// Transport protocol of a listener.
 #[derive(

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -18,6 +17,7 @@ pub use changes::changes;
 pub use edit::{EditError, apply};
 pub use parse::{api, load, parse, read};
 pub use report::{LoadError, Mistake, Report};
+use slb_api::words;
 pub use slb_api::{Edit, Place, Protocol, Scheduler};
 
 mod changes;
@@ -33,30 +33,6 @@ pub const MAX_WEIGHT: u8 = 100;
 
 /// Where everything is pinned by default.
 pub const DEFAULT_PINS: &str = "/sys/fs/bpf/slb";
-
-/// Gives an enum the words that the file, the commands and the metrics use for its values.
-macro_rules! words {
-    ($type:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
-        impl $type {
-            /// Every value, with its word.
-            pub const WORDS: &[(&str, Self)] = &[$(($word, Self::$variant)),+];
-
-            /// The word for this value.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word),+
-                }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-    };
-}
 
 words!(XdpMode { Auto = "auto", Native = "native", Generic = "generic" });
 words!(Announce { Arp = "arp", None = "none" });

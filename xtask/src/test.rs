@@ -50,9 +50,9 @@ fn parts(options: &Options, times: &mut Times) -> Result<()> {
     let slb = (!options.quick).then(|| times.part("build slb", process::build_slb)).transpose()?;
     times.part("build tests", || process::run(nextest().arg("--no-run")))?;
 
-    let _workers = Workers;
-    let quick = times.part(QUICK.name, || QUICK.run(options, root, None));
-    let mut result = quick;
+    let workers = Workers;
+    let mut result = times.part(QUICK.name, || QUICK.run(options, root, None));
+    drop(workers);
     if let Some(slb) = &slb {
         let machine =
             || setup::machine::ensure(&setup::Options::default(), &mut setup::Report::default());
