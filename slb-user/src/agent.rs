@@ -3,7 +3,6 @@
 //! It owns all state; everything else is asked by message. Nothing that it does is undone when it
 //! ends: the datapath goes on, and the next agent starts from what it finds in the maps.
 
-mod atomic_write;
 mod attacher;
 mod backends;
 mod config_cache;
@@ -20,11 +19,12 @@ mod watchdog;
 mod watcher;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::StreamExt as _;
 use slb_api::{EventKind, ProblemName};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -51,7 +51,7 @@ use self::{
 use crate::{
     api::{self, ApiError, Request},
     clock::Jiffies,
-    config::Config,
+    config::{Config, source::ConfigSource},
     datapath::{Counters, LoadError, Loaded, Pins, TableError},
     descriptors::Descriptors,
     health::{self, Checkers, Health},
@@ -151,20 +151,24 @@ fn channels() -> (Outbox, Inbox) {
     (outbox, inbox)
 }
 
-/// Runs the agent until it is told to stop. `ready` is called when packets are balanced.
+/// Runs the agent until it is told to stop. `config` was read from `source`; `ready` is called when packets are balanced.
 ///
 /// # Errors
 ///
 /// [`AgentError`]; what an earlier agent has set up goes on as it is.
-pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<(), AgentError> {
+pub async fn run(
+    config: Config,
+    source: Arc<dyn ConfigSource>,
+    ready: impl FnOnce(),
+) -> Result<(), AgentError> {
     let _lock = Lock::take(&config.gateway.api)?;
     let (outbox, mut inbox) = channels();
     let (orders, ordered) = mpsc::unbounded_channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut changes = source.changes()?;
 
-    let start = Agent::start(config, path.to_owned(), &outbox, orders);
+    let start = Agent::start(config, source, &outbox, orders);
     let (mut agent, watcher) = tokio::select! {
         started = start => started?,
         _ = terminate.recv() => return Ok(()),
@@ -195,7 +199,7 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => agent.reload(Origin::Signal),
+            Some(()) = changes.next() => agent.reload(Origin::Source),
             Some(suspects) = inbox.suspects.recv() => agent.suspect(suspects),
             event = agent.reloader.event() => agent.reload_event(event),
             Some(network) = inbox.network.recv() => agent.network_changed(network),
@@ -221,7 +225,7 @@ pub async fn run(config: Config, path: &Path, ready: impl FnOnce()) -> Result<()
 impl Agent {
     async fn start(
         config: Config,
-        path: PathBuf,
+        source: Arc<dyn ConfigSource>,
         outbox: &Outbox,
         orders: mpsc::UnboundedSender<WatchOrder>,
     ) -> Result<(Self, NetworkWatcher), AgentError> {
@@ -231,7 +235,7 @@ impl Agent {
         let layout = Arc::new(Layout::new(&config, datapath.maps.installed())?);
         let spec = WatchSpec::new(&config, &layout);
         let mut watcher = NetworkWatcher::open(spec.clone()).await?;
-        let (config, path) = (Arc::new(config), Arc::new(path));
+        let (config, path) = (Arc::new(config), Arc::new(source.path().to_owned()));
         let first = Snapshot::new(Arc::clone(&config), Arc::clone(&path), Arc::clone(&layout));
         let started = first.started;
         let publisher = Publisher::new(first);
@@ -246,7 +250,7 @@ impl Agent {
             reconciler: Reconciler::new(jiffies),
             attacher: Attacher::default(),
             sweeper: Sweeper::new(outbox.sweeps.clone(), jiffies),
-            reloader: Reloader::new(orders, spec),
+            reloader: Reloader::new(source, orders, spec),
             metrics: MetricsServer::default(),
             descriptors: Descriptors::new()?,
             // What changed while no agent was looking, the program has not been told.

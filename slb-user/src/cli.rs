@@ -1,14 +1,14 @@
 //! The command `slb`: one file per verb.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
 use self::output::{OutputError, print_error, print_help};
-use crate::config::{self, Config, DEFAULT_PATH, LoadError};
+use crate::config::{
+    self, Config, DEFAULT_PATH, LoadError,
+    source::{ConfigSource, FileSource},
+};
 
 mod ask;
 mod check;
@@ -93,6 +93,12 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+impl ConfigFile {
+    fn source(&self) -> FileSource {
+        FileSource::new(&self.config)
+    }
+}
+
 /// How a shell reports a process that has ended by SIGPIPE, as most commands do whose reader closes the pipe.
 const CLOSED_PIPE: u8 = 128 + libc::SIGPIPE as u8;
 
@@ -137,9 +143,9 @@ impl Cli {
     }
 }
 
-/// Reads a file; `report` gets its mistakes and warnings.
-fn load(path: &Path, report: impl Fn(&str)) -> Result<Config, Exit> {
-    match config::load(path) {
+/// Reads a configuration; `report` gets its mistakes and warnings.
+fn load(source: &dyn ConfigSource, report: impl Fn(&str)) -> Result<Config, Exit> {
+    match config::load(source) {
         Ok((config, warnings)) => {
             for warning in warnings {
                 report(&format!("warning: {warning}"));

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 pub use changes::changes;
 pub use edit::{EditError, apply};
-pub use parse::{api, load, parse, read};
+pub use parse::{api, load, parse};
 pub use report::{LoadError, Mistake, Report};
 use slb_api::words;
 pub use slb_api::{Edit, Place, Protocol, Scheduler};
@@ -24,6 +24,7 @@ mod changes;
 mod edit;
 mod parse;
 mod report;
+pub mod source;
 
 /// Where the agent looks for its file.
 pub const DEFAULT_PATH: &str = "/etc/slb/slb.toml";

@@ -1,85 +1,100 @@
-//! The file as it was last read: a large one takes a tenth of a second to parse, and a command that changes one
-//! weight in it is not to wait for that.
+//! The configuration as it was last read: a large one takes a tenth of a second to parse, and a command that changes one
+//! weight in it must not wait for that.
 
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::atomic_write::{AtomicWrite, Opened};
 use crate::{
     api::Refusal,
-    config::{self, Config, Edit, Mistake},
+    config::{
+        self, Config, Edit, Mistake,
+        source::{ConfigSource, Document, ReplaceError, Revision},
+    },
 };
 
-/// A configuration, and the warnings about its file.
+/// A configuration, and the warnings about its text.
 pub(super) type Parsed = (Config, Vec<Mistake>);
 
-/// The last text that was read, and what it says.
+/// A text that an edit has made, and the revision that it was made from.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Replacement {
+    base: Revision,
+    text: String,
+}
+
+impl Replacement {
+    /// Replaces the text of `source`.
+    pub fn commit(
+        &self,
+        source: &dyn ConfigSource,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(), ReplaceError> {
+        source.replace(self.base, &self.text, is_wanted)
+    }
+}
+
+/// The last text that was read, and its meaning.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ConfigCache(Arc<Mutex<Option<Text>>>);
+pub(super) struct ConfigCache(Arc<Mutex<Option<Entry>>>);
 
 #[derive(Debug)]
-struct Text {
+struct Entry {
     text: String,
     parsed: Parsed,
 }
 
 impl ConfigCache {
-    /// Reads the file at `path`.
-    pub fn read(&self, path: &Path) -> Result<Parsed, Refusal> {
-        let text = config::read(path)?;
-        let known = match self.take(&text) {
-            Some(known) => known,
-            None => Text { parsed: parse(path, &text)?, text },
+    /// Reads the configuration.
+    pub fn read(&self, source: &dyn ConfigSource) -> Result<Parsed, Refusal> {
+        let text = source.read()?.text;
+        let entry = match self.take(&text) {
+            Some(entry) => entry,
+            None => Entry { parsed: parse(source.path(), &text)?, text },
         };
-        let parsed = known.parsed.clone();
-        self.put(known);
+        let parsed = entry.parsed.clone();
+        self.put(entry);
         Ok(parsed)
     }
 
-    /// The file as it will be, written beside it; not if it stays as it is.
+    /// The configuration after an edit, and the text to write; `None`: the text stays as it is.
     pub fn edited(
         &self,
-        path: &Path,
+        source: &dyn ConfigSource,
         edit: &Edit,
-    ) -> Result<(Parsed, Option<AtomicWrite>), Refusal> {
-        let file = Opened::read(path)?;
-        let before = self.take(&file.text).map(|known| known.parsed);
-        let text = config::apply(edit, &file.text)?;
-        // Warnings name lines, which may be others by now.
-        let quick = before
+    ) -> Result<(Parsed, Option<Replacement>), Refusal> {
+        let Document { text: before, revision: base } = source.read()?;
+        let cached = self.take(&before).map(|entry| entry.parsed);
+        let text = config::apply(edit, &before)?;
+        // Warnings name lines, which an edit moves.
+        let quick = cached
             .filter(|(_, warnings)| warnings.is_empty())
             .and_then(|(config, warnings)| Some((config.edited(edit)?, warnings)));
         let parsed = match quick {
             Some(parsed) => parsed,
-            None => match parse(path, &text) {
+            None => match parse(source.path(), &text) {
                 Ok(parsed) => parsed,
-                // What was wrong with it before, by the lines that it has.
+                // Mistakes that were there before the edit are reported by the lines that the file has now.
                 Err(error) => {
-                    parse(path, &file.text)?;
+                    parse(source.path(), &before)?;
                     return Err(error);
                 }
             },
         };
-        let staged = if text == file.text {
-            None
-        } else {
-            let staged = file.stage(&text);
-            Some(staged.map_err(|why| Refusal::Unwritable { path: path.to_owned(), why })?)
-        };
-        self.put(Text { text, parsed: parsed.clone() });
-        Ok((parsed, staged))
+        let replacement = (text != before).then(|| Replacement { base, text: text.clone() });
+        self.put(Entry { text, parsed: parsed.clone() });
+        Ok((parsed, replacement))
     }
 
-    /// The parsed file, if its text is still this one.
-    fn take(&self, text: &str) -> Option<Text> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.take().filter(|known| known.text == text)
+    /// The parsed text, if the text is still this one.
+    fn take(&self, text: &str) -> Option<Entry> {
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.take().filter(|entry| entry.text == text)
     }
 
-    fn put(&self, text: Text) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    fn put(&self, entry: Entry) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
     }
 }
 

@@ -1,5 +1,5 @@
-//! Work on the configuration file, in a thread of its own and with a time limit: a disk may hang, and a named pipe has
-//! an end only when its writer says so.
+//! Work on the source of the configuration, in a thread of its own and with a time limit: a disk may hang, and a named
+//! pipe ends only when its writer closes it.
 
 use std::{
     sync::{
@@ -44,13 +44,6 @@ pub(super) struct FileJob<T> {
 /// Whether the agent still waits for a job.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted(Arc<AtomicBool>);
-
-#[cfg(test)]
-impl Default for Wanted {
-    fn default() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
-    }
-}
 
 impl Wanted {
     pub fn holds(&self) -> bool {

@@ -1,10 +1,10 @@
 //! Another configuration for a running agent.
 //!
-//! A file is read in a thread of its own; then the network watcher asks the kernel about what is new in it; then the
-//! file is replaced, if that was asked for, as the last thing that can fail; then everything is swapped at once. Until
-//! then nothing has changed, and any mistake leaves it so.
+//! The source is read in a thread of its own; then the network watcher asks the kernel about what is new in the text;
+//! then the text is replaced, if the reload is an edit, as the last thing that can fail; then everything is swapped at
+//! once. Until then nothing has changed, and any mistake leaves it so.
 
-use std::{collections::VecDeque, error::Error, future, io, mem, path::PathBuf, sync::Arc};
+use std::{collections::VecDeque, error::Error, future, mem, sync::Arc};
 
 use slb_api::{Edit, EventKind, ProblemName, Reloaded};
 use tokio::sync::{mpsc, oneshot};
@@ -12,17 +12,19 @@ use tracing::{info, warn};
 
 use super::{
     Agent,
-    atomic_write::AtomicWrite,
     attacher::Attacher,
-    config_cache::{ConfigCache, Parsed},
-    file_job::{FileJob, FileJobs, JobFailure, WITHIN},
+    config_cache::{ConfigCache, Parsed, Replacement},
+    file_job::{FileJob, FileJobs, JobFailure, WITHIN, Wanted},
     reconciler::chunks,
     watcher::{NetworkSnapshot, WatchOrder, WatchSpec},
 };
 use crate::{
     api::Refusal,
     causes::causes,
-    config::{Config, Mistake, changes},
+    config::{
+        Config, Mistake, changes,
+        source::{ConfigSource, ReplaceError},
+    },
     contained,
     layout::Layout,
 };
@@ -32,8 +34,8 @@ pub(super) type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;
 
 /// What has asked for a configuration.
 pub(super) enum Origin {
-    /// SIGHUP.
-    Signal,
+    /// The source, which may have changed: a file says so by SIGHUP.
+    Source,
     /// `slb reload`.
     Reload(Answer),
     /// A command that edits the file.
@@ -44,14 +46,14 @@ impl Origin {
     /// Whether the command has given up and said so: a change after that would be a surprise.
     fn is_gone(&self) -> bool {
         match self {
-            Self::Signal => false,
+            Self::Source => false,
             Self::Reload(answer) | Self::Edit(answer) => answer.is_closed(),
         }
     }
 
     fn reply(self, result: Result<Reloaded, Refusal>) {
         match self {
-            Self::Signal => {}
+            Self::Source => {}
             // The command may have gone away.
             Self::Reload(answer) | Self::Edit(answer) => drop(answer.send(result)),
         }
@@ -64,8 +66,8 @@ struct ReloadRequest {
     origin: Origin,
 }
 
-/// What the file says, and the file as it is to be, if it is to be replaced.
-type Read = Result<(Parsed, Option<AtomicWrite>), Refusal>;
+/// The configuration, and the text to replace the present one by, if it is an edit.
+type Read = Result<(Parsed, Option<Replacement>), Refusal>;
 
 /// A configuration that is about to be put in force.
 pub(super) struct Candidate {
@@ -73,7 +75,7 @@ pub(super) struct Candidate {
     /// `None`: the configuration is the one in force already.
     layout: Option<Layout>,
     warnings: Vec<Mistake>,
-    write: Option<AtomicWrite>,
+    replacement: Option<Replacement>,
     /// That of this configuration, if it concerns another part of the network than before.
     network: Option<NetworkSnapshot>,
     origin: Origin,
@@ -88,7 +90,7 @@ enum State {
     /// The network watcher looks at what is new in the configuration.
     AwaitingNetwork(Box<Candidate>, oneshot::Receiver<NetworkSnapshot>),
     /// The file is being replaced.
-    Applying(Box<Candidate>, FileJob<io::Result<()>>),
+    Applying(Box<Candidate>, FileJob<Result<(), ReplaceError>>),
 }
 
 /// A step of a reload has ended.
@@ -98,11 +100,12 @@ pub(super) enum ReloadEvent {
     /// This is what the kernel knows about the configuration.
     NetworkFound(Box<Candidate>),
     /// The file was replaced.
-    Replaced(Box<Candidate>, Result<io::Result<()>, JobFailure>),
+    Replaced(Box<Candidate>, Result<Result<(), ReplaceError>, JobFailure>),
 }
 
 /// Carries out reloads, one at a time: two edits of the same text would undo each other.
 pub(super) struct Reloader {
+    source: Arc<dyn ConfigSource>,
     orders: mpsc::UnboundedSender<WatchOrder>,
     /// What is watched, by the last order.
     spec: WatchSpec,
@@ -119,8 +122,13 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    pub fn new(orders: mpsc::UnboundedSender<WatchOrder>, spec: WatchSpec) -> Self {
+    pub fn new(
+        source: Arc<dyn ConfigSource>,
+        orders: mpsc::UnboundedSender<WatchOrder>,
+        spec: WatchSpec,
+    ) -> Self {
         Self {
+            source,
             orders,
             spec,
             file_jobs: FileJobs::default(),
@@ -179,16 +187,12 @@ impl Reloader {
         None
     }
 
-    /// Begins to read the file. Gives the origin back if that cannot be begun.
-    fn parse(
-        &mut self,
-        path: PathBuf,
-        ReloadRequest { edit, origin }: ReloadRequest,
-    ) -> Option<Origin> {
-        let cache = self.cache.clone();
+    /// Begins to read the source. Gives the origin back if that cannot be begun.
+    fn parse(&mut self, ReloadRequest { edit, origin }: ReloadRequest) -> Option<Origin> {
+        let (source, cache) = (Arc::clone(&self.source), self.cache.clone());
         let job = self.file_jobs.start(move |_| match edit {
-            None => cache.read(&path).map(|read| (read, None)),
-            Some(edit) => cache.edited(&path, &edit),
+            None => cache.read(&*source).map(|read| (read, None)),
+            Some(edit) => cache.edited(&*source, &edit),
         });
         match job {
             Some(job) => {
@@ -217,16 +221,16 @@ impl Reloader {
 impl Agent {
     /// Reads the file ahead of the first edit.
     pub(super) fn prepare_edits(&self) {
-        let (path, cache) = (Arc::clone(&self.path), self.reloader.cache.clone());
-        // What is wrong with the file by now, the first edit tells.
-        tokio::task::spawn_blocking(contained::blocking(move || drop(cache.read(&path))));
+        let (source, cache) = (Arc::clone(&self.reloader.source), self.reloader.cache.clone());
+        // The first edit reports the mistakes that the file has by now.
+        tokio::task::spawn_blocking(contained::blocking(move || drop(cache.read(&*source))));
     }
 
     /// Reads the file again, and puts it in force.
     pub(super) fn reload(&mut self, origin: Origin) {
-        let is_signal = |request: &ReloadRequest| matches!(request.origin, Origin::Signal);
-        if matches!(origin, Origin::Signal) && self.reloader.waiting.iter().any(is_signal) {
-            // One that has not begun reads the same file.
+        let is_change = |request: &ReloadRequest| matches!(request.origin, Origin::Source);
+        if matches!(origin, Origin::Source) && self.reloader.waiting.iter().any(is_change) {
+            // One that has not begun reads the same text.
             return;
         }
         self.reloader.waiting.push_back(ReloadRequest { edit: None, origin });
@@ -242,7 +246,7 @@ impl Agent {
 
     fn begin_next(&mut self) {
         while let Some(request) = self.reloader.next() {
-            if let Some(origin) = self.reloader.parse(self.path.to_path_buf(), request) {
+            if let Some(origin) = self.reloader.parse(request) {
                 self.refuse(origin, Refusal::FileHangs { path: self.path.to_path_buf() });
             }
         }
@@ -254,7 +258,7 @@ impl Agent {
         let seconds = WITHIN.as_secs();
         match event {
             ReloadEvent::Parsed(origin, read) => match *read {
-                Ok(Ok((parsed, write))) => self.consider(parsed, write, origin),
+                Ok(Ok((parsed, replacement))) => self.consider(parsed, replacement, origin),
                 Ok(Err(refusal)) => self.refuse(origin, refusal),
                 Err(JobFailure::Late) => self.refuse(origin, Refusal::FileSlow { path, seconds }),
                 Err(JobFailure::Panicked) => self.refuse(origin, Refusal::Defect { path }),
@@ -280,9 +284,14 @@ impl Agent {
     }
 
     /// Looks at a file that was read.
-    fn consider(&mut self, (config, warnings): Parsed, write: Option<AtomicWrite>, origin: Origin) {
+    fn consider(
+        &mut self,
+        (config, warnings): Parsed,
+        replacement: Option<Replacement>,
+        origin: Origin,
+    ) {
         let candidate = |config, layout| {
-            Box::new(Candidate { config, layout, warnings, write, network: None, origin })
+            Box::new(Candidate { config, layout, warnings, replacement, network: None, origin })
         };
         if config == *self.config {
             return self.replace_file(candidate(config, None));
@@ -320,7 +329,7 @@ impl Agent {
         Ok(layout)
     }
 
-    /// Replaces the file by a candidate.
+    /// Replaces the text of the source by a candidate's, if the candidate is an edit.
     ///
     /// The network watcher waits meanwhile: it goes on when its snapshot is taken, or dropped.
     fn replace_file(&mut self, mut candidate: Box<Candidate>) {
@@ -332,8 +341,12 @@ impl Agent {
         if let Err(error) = checked {
             return self.give_up(*candidate, Refusal::Interface(error));
         }
-        let Some(write) = candidate.write.take() else { return self.swap(*candidate) };
-        match self.reloader.file_jobs.start(move |wanted| write.commit(&wanted)) {
+        let Some(replacement) = candidate.replacement.take() else {
+            return self.swap(*candidate);
+        };
+        let source = Arc::clone(&self.reloader.source);
+        let replace = move |wanted: Wanted| replacement.commit(&*source, &|| wanted.holds());
+        match self.reloader.file_jobs.start(replace) {
             Some(job) => self.reloader.state = State::Applying(candidate, job),
             None => {
                 self.give_up(*candidate, Refusal::FileHangs { path: self.path.to_path_buf() });
@@ -343,14 +356,10 @@ impl Agent {
 
     /// Does not put a candidate in force.
     fn give_up(&mut self, candidate: Candidate, refusal: Refusal) {
-        let Candidate { network, write, origin, .. } = candidate;
+        let Candidate { network, origin, .. } = candidate;
         if network.is_some() {
             let spec = WatchSpec::new(&self.config, &self.backends.layout);
             self.reloader.order(spec, None);
-        }
-        if write.is_some() {
-            // Removes a file.
-            tokio::task::spawn_blocking(move || drop(write));
         }
         self.refuse(origin, refusal);
     }
@@ -445,7 +454,7 @@ impl Agent {
     fn refuse(&mut self, origin: Origin, refusal: Refusal) {
         let text = causes(&refusal);
         let what = match origin {
-            Origin::Signal | Origin::Reload(_) => {
+            Origin::Source | Origin::Reload(_) => {
                 self.reloader.failures += 1;
                 self.reloader.refused = Some(format!("the last reload was refused: {text}"));
                 "reload"

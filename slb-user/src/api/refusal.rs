@@ -1,9 +1,9 @@
 //! Why a configuration was not taken over.
 
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 
 use crate::{
-    config::{EditError, LoadError},
+    config::{EditError, LoadError, source::ReplaceError},
     datapath,
     layout::LayoutError,
 };
@@ -76,12 +76,12 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The file cannot be written.
-    #[error("cannot write {}: {why}{}", path.display(), hint(.why))]
+    #[error("cannot write {}: {why}", path.display())]
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
-        why: io::Error,
+        /// Why not.
+        why: ReplaceError,
     },
     /// Writing the file takes too long, and it may still be replaced.
     #[error(
@@ -130,15 +130,5 @@ impl Refusal {
             | Self::Unwritable { .. } => RefusalKind::Conflict,
             Self::NotReplaced { .. } | Self::Incomplete { .. } => RefusalKind::Incomplete,
         }
-    }
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => {
-            "; under systemd, its folder has to be in the unit's ReadWritePaths="
-        }
-        io::ErrorKind::PermissionDenied => "; its folder has to belong to the agent's user",
-        _ => "",
     }
 }

@@ -74,7 +74,7 @@ impl Agent {
         &self,
         question: impl AsyncFnOnce(&mut Connection) -> Result<T, ClientError>,
     ) -> anyhow::Result<Asked<T>> {
-        let named = || config::api(&self.file.config);
+        let named = || config::api(&self.file.source().read_lossy());
         let socket = self.api.clone().unwrap_or_else(named);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -7,7 +7,7 @@ use super::{
     output::{print, print_error},
 };
 use crate::{
-    config::{Config, DEFAULT_PATH},
+    config::{Config, DEFAULT_PATH, source::FileSource},
     health::Windows,
 };
 
@@ -43,7 +43,7 @@ fn some(names: &[String]) -> String {
 }
 
 pub(super) fn check(arguments: &Arguments) -> anyhow::Result<Exit> {
-    match load(&arguments.file, |text| print_error(text)) {
+    match load(&FileSource::new(&arguments.file), |text| print_error(text)) {
         Ok(config) => {
             let listeners: usize =
                 config.instances.iter().map(|instance| instance.listeners.len()).sum();

@@ -9,7 +9,10 @@ use super::{
     ask::{Agent, Asked, Asking},
     output::{print, print_error, print_json},
 };
-use crate::config::DEFAULT_PATH;
+use crate::config::{
+    DEFAULT_PATH,
+    source::{ConfigSource as _, Document, FileSource},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PlanArguments {
@@ -31,10 +34,10 @@ pub(super) fn reload(arguments: &Asking) -> anyhow::Result<Exit> {
 
 pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<Exit> {
     let agent = Agent::of(arguments.file.clone(), arguments.api.clone());
-    let text = match std::fs::read_to_string(&arguments.file) {
-        Ok(text) => text,
+    let text = match FileSource::new(&arguments.file).read() {
+        Ok(Document { text, .. }) => text,
         Err(error) => {
-            print_error(format_args!("cannot read '{}': {error}", arguments.file.display()));
+            print_error(error);
             return Ok(Exit::Invalid);
         }
     };

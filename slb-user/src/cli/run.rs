@@ -1,5 +1,7 @@
 //! `slb run`.
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
@@ -38,7 +40,8 @@ fn run_agent(arguments: &Arguments, log: &Log) -> anyhow::Result<Exit> {
             return Ok(Exit::Invalid);
         }
     }
-    let config = match load(&arguments.file.config, |text| log.print(text)) {
+    let source = Arc::new(arguments.file.source());
+    let config = match load(&*source, |text| log.print(text)) {
         Ok(config) => config,
         Err(exit) => return Ok(exit),
     };
@@ -50,7 +53,7 @@ fn run_agent(arguments: &Arguments, log: &Log) -> anyhow::Result<Exit> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(agent::run(config, &arguments.file.config, || {
+    let ended = runtime.block_on(agent::run(config, source, || {
         notify(NotifyState::Ready);
         tracing::info!("ready");
     }));

@@ -30,7 +30,7 @@ pub(super) struct Arguments {
 pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
     let (pins, api) = match (&arguments.pins, &arguments.api) {
         (Some(pins), Some(api)) => (pins.clone(), api.clone()),
-        _ => match load(&arguments.file.config, |text| print_error(text)) {
+        _ => match load(&arguments.file.source(), |text| print_error(text)) {
             Ok(Config { gateway, .. }) => (gateway.pins, gateway.api),
             Err(exit) => return Ok(exit),
         },

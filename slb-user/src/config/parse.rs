@@ -4,11 +4,7 @@
 //! why. Rules that compare drafts skip the gaps, so that one slip is reported once. Only a file
 //! without mistakes becomes a `Config`.
 
-use std::{
-    fs::{self, File},
-    io::{self, Read as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
@@ -20,6 +16,7 @@ use self::{
 use super::{
     Config,
     report::{Findings, LoadError, Mistake, Places, Report},
+    source::ConfigSource,
 };
 
 #[cfg(test)]
@@ -35,37 +32,13 @@ mod syntax;
 mod tests;
 mod values;
 
-/// No configuration is as large; a device is endless.
-const LARGEST: u64 = 64 << 20;
-
-/// Reads and parses the file at `path`; the second value is the warnings.
+/// Reads and parses a configuration; the second value is the warnings.
 ///
 /// # Errors
 ///
-/// The file cannot be read, or is wrong.
-pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), LoadError> {
-    Ok(parse(path, &read(path)?)?)
-}
-
-/// Reads the file at `path`.
-///
-/// # Errors
-///
-/// The file cannot be read, or is no text.
-pub fn read(path: &Path) -> Result<String, LoadError> {
-    let unreadable = |why| LoadError::Unreadable { path: path.to_owned(), why };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let (valid, rest) = error.as_bytes().split_at(error.utf8_error().valid_up_to());
-        let valid = String::from_utf8_lossy(valid);
-        let message = format!("byte 0x{:02x} is not UTF-8; save the file as UTF-8", rest[0]);
-        Report::one(Places::new(path, &valid).mistake(valid.len(), message)).into()
-    })
+/// The source cannot be read, or its text is wrong.
+pub fn load(source: &dyn ConfigSource) -> Result<(Config, Vec<Mistake>), LoadError> {
+    Ok(parse(source.path(), &source.read()?.text)?)
 }
 
 /// Parses `text`; the second value is the warnings. `path` only names the file in messages.
@@ -84,12 +57,10 @@ pub fn parse(path: &Path, text: &str) -> Result<(Config, Vec<Mistake>), Report> 
     Ok((config.expect("a file without mistakes has no gaps"), warnings))
 }
 
-/// Where the agent of the file at `path` listens, whatever else may be wrong with the file.
+/// Where the agent listens that has this configuration. Mistakes elsewhere in the text do not matter.
 #[must_use]
-pub fn api(path: &Path) -> PathBuf {
-    let text = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let (tree, _) = DeTable::parse_recoverable(gateway_of(&text).unwrap_or(&text));
+pub fn api(text: &str) -> PathBuf {
+    let (tree, _) = DeTable::parse_recoverable(gateway_of(text).unwrap_or(text));
     let gateway = tree.get_ref().get("gateway").and_then(|gateway| gateway.get_ref().as_table());
     let api = gateway.and_then(|gateway| gateway.get("api")?.get_ref().as_str());
     PathBuf::from(api.unwrap_or(gateway::DEFAULT_API))
