@@ -1,4 +1,4 @@
-//! The kernel's network as the datapath needs it: interfaces, next hops, and who answers for a VIP.
+//! The kernel's network as the datapath needs it: interfaces, next hops, and which host answers for a VIP.
 //!
 //! The kernel's routing and neighbour tables are the truth. [`Network`] follows them by netlink and
 //! never decides by itself where a packet goes; it only knows what the kernel would do.
@@ -32,7 +32,7 @@ mod resolve;
 mod rtnl;
 mod tables;
 
-pub use announce::{Announced, Announcer};
+pub use announce::{Announced, Announcers, Silence, VipState};
 pub use forwarding::{forwarding_problems, local_source_problems};
 pub use keep::{KEEP_INTERVAL, Keeper};
 pub use provoke::{Connection, provoke};

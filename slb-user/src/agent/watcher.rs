@@ -2,8 +2,9 @@
 //! the way to thousands of backends takes longer than a failed backend may wait.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use slb_api::{Problem, ProblemName};
@@ -17,8 +18,8 @@ use crate::{
     datapath::LoadError,
     layout::Layout,
     net::{
-        self, Announcer, AttachedXdp, Interface, KEEP_INTERVAL, Keeper, Network, NetworkChange,
-        NextHop, forwarding_problems,
+        self, Announcers, AttachedXdp, Interface, KEEP_INTERVAL, Keeper, Network, NetworkChange,
+        NextHop, Silence, VipState, forwarding_problems,
     },
     planner::NextWay,
 };
@@ -63,8 +64,10 @@ pub(super) struct WatchSpec {
     names: Vec<String>,
     /// Addresses.
     backends: Vec<IpAddr>,
-    /// Those that the agent holds.
+    /// VIPs, and sources of full NAT.
     vips: Vec<IpAddr>,
+    /// How these are announced.
+    announce: Announce,
 }
 
 impl WatchSpec {
@@ -72,20 +75,15 @@ impl WatchSpec {
         // In order, so that two can be compared.
         let backends: BTreeSet<IpAddr> =
             layout.targets.iter().map(|target| target.addr.ip()).collect();
-        let vips = match config.gateway.announce {
-            Announce::Arp => {
-                let groups = config.instances.iter().flat_map(|instance| &instance.groups);
-                let sources = groups.flat_map(|group| group.sources.clone());
-                let vips = config.instances.iter().flat_map(|instance| instance.vips.clone());
-                let held: BTreeSet<IpAddr> = vips.chain(sources).collect();
-                held.into_iter().collect()
-            }
-            Announce::None => Vec::new(),
-        };
+        let groups = config.instances.iter().flat_map(|instance| &instance.groups);
+        let sources = groups.flat_map(|group| group.sources.clone());
+        let vips = config.instances.iter().flat_map(|instance| instance.vips.clone());
+        let vips: BTreeSet<IpAddr> = vips.chain(sources).collect();
         Self {
             names: config.gateway.interfaces.clone(),
             backends: backends.into_iter().collect(),
-            vips,
+            vips: vips.into_iter().collect(),
+            announce: config.gateway.announce,
         }
     }
 }
@@ -101,7 +99,9 @@ pub(super) struct WatchOrder {
 pub(super) struct NetworkWatcher {
     network: Network,
     keeper: Keeper,
-    announcer: Announcer,
+    announcers: Announcers,
+    /// How far each VIP is announced, as of the last attempt.
+    vip_states: BTreeMap<IpAddr, VipState>,
     spec: WatchSpec,
     ways: HashMap<IpAddr, NextWay>,
     /// Next hops on our interfaces.
@@ -121,7 +121,8 @@ impl NetworkWatcher {
         let network = Network::open().await?;
         Ok(Self {
             keeper: Keeper::new(&network),
-            announcer: Announcer::new(&network),
+            announcers: Announcers::new(&network),
+            vip_states: BTreeMap::new(),
             network,
             spec,
             ways: HashMap::new(),
@@ -154,14 +155,17 @@ impl NetworkWatcher {
             // Either way, it has been looked at.
             let is_taken = is_taken.await.is_ok();
             self.report();
-            // A VIP is not to be ours before there are listeners, and not if its file is refused.
-            if is_taken {
-                self.announce().await;
-            }
+            // A VIP must not be announced before there are listeners, nor if its configuration is refused.
+            let is_outdated = is_taken && self.announce().await;
             // Last: thousands of them take seconds, and what is known already is of use before.
             let kept = self.keeper.keep(&self.neighbours).await;
             self.failures.note(ProblemName::NeighboursNotKept, kept);
-            let pause = if self.failures.is_empty() { KEEP_INTERVAL } else { RETRY };
+            let pause = match (is_outdated, self.failures.is_empty()) {
+                // The agent has the states of VIPs from before the announcement.
+                (true, _) => Duration::ZERO,
+                (false, true) => KEEP_INTERVAL,
+                (false, false) => RETRY,
+            };
             change = NetworkChange::default();
             tokio::select! {
                 order = orders.recv() => match order {
@@ -199,6 +203,7 @@ impl NetworkWatcher {
         let forwarding = forwarding.map(|text| Problem::new(ProblemName::ForwardingOff, text));
         let mut problems: Vec<Problem> = forwarding.collect();
         problems.extend(self.unreachable_backends.clone());
+        problems.extend(self.vip_states.iter().filter_map(|(vip, state)| silent_vip(*vip, state)));
         self.problems.clone_from(&problems);
         let interfaces = self.with_xdp(interfaces).await;
         problems.extend(self.failures.problems());
@@ -220,15 +225,24 @@ impl NetworkWatcher {
         self.told.clone_from(&self.problems);
     }
 
-    /// Makes this host hold the VIPs, and tells its neighbours.
-    pub async fn announce(&mut self) {
-        let result = self.announcer.set(&self.spec.vips, &self.interfaces()).await;
-        if let Ok(done) = &result
-            && !done.announced.is_empty()
-        {
-            info!(vips = ?done.announced, "announced");
+    /// Announces the VIPs. Returns whether the state of one of them has changed.
+    pub async fn announce(&mut self) -> bool {
+        let interfaces = self.interfaces();
+        let WatchSpec { announce, vips, .. } = &self.spec;
+        let result = self.announcers.announce(*announce, vips, &interfaces).await;
+        if let Ok(done) = &result {
+            if !done.announced.is_empty() {
+                info!(vips = ?done.announced, "announced");
+            }
+            if !done.removed.is_empty() {
+                info!(addresses = ?done.removed, "withdrew");
+            }
         }
         self.failures.note(ProblemName::VipsNotAnnounced, result.map(drop));
+        let states = vips.iter().map(|&vip| (vip, self.announcers.state(vip))).collect();
+        let has_changed = self.vip_states != states;
+        self.vip_states = states;
+        has_changed
     }
 
     async fn with_xdp(
@@ -263,6 +277,20 @@ fn way(hop: &NextHop) -> Option<NextWay> {
         }
         _ => None,
     }
+}
+
+/// The problem with a VIP that should be announced, and is not.
+fn silent_vip(vip: IpAddr, state: &VipState) -> Option<Problem> {
+    let reason = match state {
+        VipState::Silent(reason @ (Silence::LinkDown { .. } | Silence::Failed { .. })) => reason,
+        // A link without neighbours needs no announcement; an error while a VIP is added is a failure of its own.
+        VipState::Silent(Silence::NotEthernet)
+        | VipState::Announced
+        | VipState::Unmanaged
+        | VipState::Withdrawn => return None,
+    };
+    let text = format!("VIP {vip} is not announced: {reason}");
+    Some(Problem::new(ProblemName::VipsNotAnnounced, text).of(vip.to_string()))
 }
 
 /// How many backends with the same trouble are told of.

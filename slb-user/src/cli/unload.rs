@@ -12,7 +12,7 @@ use crate::{
     agent::Lock,
     config::Config,
     datapath::{self, Pins},
-    net::{Announcer, Keeper, Network},
+    net::{Announcers, Keeper, Network},
 };
 
 #[derive(Debug, clap::Args)]
@@ -46,11 +46,11 @@ pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
         let network = Network::open().await?;
         // The kernel need not keep the backends resolved any more.
         Keeper::new(&network).keep(&HashSet::new()).await?;
-        Announcer::new(&network).withdraw_all().await
+        Announcers::new(&network).withdraw().await
     })?;
     // Last: the reader may be gone, or the disk full.
     let removed = removed.iter().map(|path| format!("removed {}\n", path.display()));
-    let withdrawn = withdrawn.iter().map(|vip| format!("gave up {vip}\n"));
+    let withdrawn = withdrawn.iter().map(|vip| format!("withdrew {vip}\n"));
     let text: String = removed.chain(withdrawn).collect();
     print(if text.is_empty() { "nothing was loaded\n" } else { &text })?;
     Ok(Exit::Done)

@@ -1,245 +1,162 @@
-//! Holds the VIPs as addresses of this host, and tells the links where they are.
-//!
-//! An address that this program adds carries its mark ([`OWNER`]); an address
-//! without the mark is somebody else's and is never touched. (Kernels before 5.18 do not store
-//! the mark: there, only the process that added an address removes it.)
-//!
-//! VIPs are for answering, not for sending: the kernel must never choose one as the source of its
-//! own packets. IPv4 VIPs have scope `host`, which source selection skips for every other
-//! destination; IPv6 VIPs are deprecated from the start (preferred lifetime 0), so any other
-//! address of fitting scope wins. Neither brings a subnet route, and an IPv6 VIP answers at once:
-//! duplicate detection would keep it silent for a second, and silent for good if the gateway that
-//! had it before still does.
+//! Makes the network send the VIPs' packets to this host: one [`Announcer`] for each way to do so.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-    net::IpAddr,
-};
+use std::{fmt, net::IpAddr};
 
-use rtnetlink::{
-    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
-    packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        address::{
-            AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
-            CacheInfo,
-        },
-    },
-};
-use tracing::warn;
+use futures_util::future::BoxFuture;
+use rtnetlink::packet_route::{RouteNetlinkMessage, address::AddressMessage};
 
-use self::{
-    frames::{Arp, gratuitous_arp, unsolicited_advertisement},
-    plan::{Held, host_prefix},
-    wire::Wire,
-};
-use super::{Error, Interface, Mac, Network, OWNER, forwarding, rtnl::Rtnl};
+use self::{arp::ArpAnnouncer, none::NoAnnouncer, plan::Held};
+use super::{Error, Interface, Network, rtnl::Rtnl};
+use crate::config::Announce;
 
+mod arp;
 mod frames;
+mod none;
 mod plan;
 mod wire;
 
-/// What [`Announcer::set`] has done.
+/// One way to make the network send the VIPs' packets to this host.
+pub(super) trait Announcer: fmt::Debug + Send {
+    /// Announces exactly these VIPs, on these interfaces, and withdraws others.
+    ///
+    /// Does only what is not done already, so call it again, with interfaces as they are now, when links or addresses
+    /// have changed. A VIP whose announcement could not be sent is [`VipState::Silent`]; the next call tries again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vip`] for the first VIP that could not be added or removed, after trying all;
+    /// [`Error::Dump`] or [`Error::NoInterface`].
+    fn announce<'a>(
+        &'a mut self,
+        vips: &'a [IpAddr],
+        interfaces: &'a [Interface],
+    ) -> BoxFuture<'a, Result<Announced, Error>>;
+
+    /// Withdraws every VIP that this program has announced in this way, in this run or an earlier one, and returns them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Dump`], or [`Error::Vip`] for the first that could not be removed, after trying all.
+    fn withdraw(&mut self) -> BoxFuture<'_, Result<Vec<IpAddr>, Error>>;
+
+    /// How far the announcement of a VIP is.
+    fn state(&self, vip: IpAddr) -> VipState;
+}
+
+/// What [`Announcers::announce`] has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announced {
     /// VIPs that were added to an interface.
     pub added: Vec<IpAddr>,
     /// Addresses of this program that were removed; a VIP that moved is in both.
     pub removed: Vec<IpAddr>,
-    /// VIPs that the links were told about.
+    /// VIPs that were announced on their links.
     pub announced: Vec<IpAddr>,
 }
 
-/// Holds and announces VIPs.
-#[derive(Debug)]
-pub struct Announcer {
-    rtnl: Rtnl,
-    /// For kernels that do not store the mark.
-    added: HashSet<(IpAddr, u32)>,
-    /// Where, and with which MAC, each VIP was announced last.
-    told: HashMap<IpAddr, (u32, Mac)>,
-    /// Opened when first needed, and kept: closing it waits for the kernel's packet receivers.
-    wire: Option<Wire>,
+/// How far the announcement of a VIP is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VipState {
+    /// This host has not announced it, or has withdrawn it.
+    Withdrawn,
+    /// The network knows that it is here.
+    Announced,
+    /// This host answers for it, but the network has not been told.
+    Silent(Silence),
+    /// Announcing it is left to another program.
+    Unmanaged,
 }
 
-impl Announcer {
-    /// An announcer in this network; it holds nothing yet and has told nobody.
+/// Why a VIP is held, and not announced.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Silence {
+    /// There are no neighbours to tell.
+    #[error("its interface is not Ethernet")]
+    NotEthernet,
+    /// It is announced once the link is up.
+    #[error("interface {interface} is down")]
+    LinkDown {
+        /// The interface's name.
+        interface: String,
+    },
+    /// The announcement could not be sent.
+    #[error("cannot send on interface {interface}: {error}")]
+    Failed {
+        /// The interface's name.
+        interface: String,
+        /// The system's answer.
+        error: String,
+    },
+}
+
+/// All ways to announce VIPs, one of which is in use.
+#[derive(Debug)]
+pub struct Announcers {
+    all: Vec<(Announce, Box<dyn Announcer>)>,
+    in_use: Option<Announce>,
+}
+
+impl Announcers {
+    /// Announces nothing yet.
     #[must_use]
     pub fn new(network: &Network) -> Self {
-        Self { rtnl: network.rtnl.clone(), added: HashSet::new(), told: HashMap::new(), wire: None }
+        let all = Announce::WORDS.iter().map(|&(_, way)| (way, announcer(way, network)));
+        Self { all: all.collect(), in_use: None }
     }
 
-    /// Makes this host hold exactly these VIPs, on these interfaces.
-    ///
-    /// Writes only what is not right already. Announces each VIP that the links have not been told
-    /// about: one that is new, that has moved, whose interface has another MAC or was down. So call
-    /// it again, with interfaces as they are now, when links or addresses have changed; that also
-    /// brings back IPv6 VIPs, which the kernel drops with the link.
-    ///
-    /// A failed announcement is logged, and made up for by the next call.
+    /// Announces exactly these VIPs in one way. What was announced in another way is withdrawn first, also if an earlier
+    /// run of the agent has announced it.
     ///
     /// # Errors
     ///
     /// [`Error::Vip`] for the first VIP that could not be added or removed, after trying all;
     /// [`Error::Dump`] or [`Error::NoInterface`].
-    pub async fn set(
+    pub async fn announce(
         &mut self,
+        way: Announce,
         vips: &[IpAddr],
         interfaces: &[Interface],
     ) -> Result<Announced, Error> {
-        let plan = plan::plan(vips, interfaces, &self.held().await?)?;
-        let name = |index: u32| {
-            let known = interfaces.iter().find(|interface| interface.index == index);
-            known.map_or_else(|| index.to_string(), |interface| interface.name.clone())
-        };
+        let mut withdrawn = Vec::new();
+        if self.in_use != Some(way) {
+            for (_, announcer) in self.all.iter_mut().filter(|(other, _)| *other != way) {
+                withdrawn.extend(announcer.withdraw().await?);
+            }
+            self.in_use = Some(way);
+        }
         let mut done = Announced::default();
-        let mut failure = None;
-        for &(address, index) in &plan.add {
-            match self.add(address, index).await {
-                Ok(()) => done.added.push(address),
-                Err(source) => {
-                    let (action, interface) = ("add", name(index));
-                    failure.get_or_insert(Error::Vip { action, address, interface, source });
-                }
-            }
+        for (_, announcer) in self.all.iter_mut().filter(|(other, _)| *other == way) {
+            done = announcer.announce(vips, interfaces).await?;
         }
-        for held in &plan.remove {
-            match self.remove(held).await {
-                Ok(()) => done.removed.push(held.address),
-                Err(source) => {
-                    let (action, interface) = ("remove", name(held.index));
-                    let address = held.address;
-                    failure.get_or_insert(Error::Vip { action, address, interface, source });
-                }
-            }
-        }
-        let missing = |vip| plan.add.iter().any(|add| add.0 == vip) && !done.added.contains(&vip);
-        let places: Vec<_> = plan.places.iter().filter(|place| !missing(place.0)).collect();
-        self.told.retain(|vip, _| places.iter().any(|place| place.0 == *vip));
-        for &(vip, index) in places {
-            let interface = interfaces.iter().find(|interface| interface.index == index);
-            if let Some(interface) = interface
-                && self.tell(vip, interface)
-            {
-                done.announced.push(vip);
-            }
-        }
-        failure.map_or(Ok(done), Err)
+        done.removed.splice(0..0, withdrawn);
+        Ok(done)
     }
 
-    /// Removes every address that carries this program's mark, on all interfaces, and returns them.
+    /// Withdraws every VIP that this program has announced in any way, and returns them.
     ///
     /// # Errors
     ///
-    /// [`Error::Dump`], or [`Error::Vip`] for the first that could not be removed, after trying
-    /// all.
-    pub async fn withdraw_all(&mut self) -> Result<Vec<IpAddr>, Error> {
+    /// [`Error::Dump`], or [`Error::Vip`] for the first that could not be removed, after trying all.
+    pub async fn withdraw(&mut self) -> Result<Vec<IpAddr>, Error> {
         let mut withdrawn = Vec::new();
-        let mut failure = None;
-        for held in self.held().await?.iter().filter(|held| held.own) {
-            match self.remove(held).await {
-                Ok(()) => withdrawn.push(held.address),
-                Err(source) => {
-                    let (address, interface) = (held.address, held.index.to_string());
-                    failure.get_or_insert(Error::Vip {
-                        action: "remove",
-                        address,
-                        interface,
-                        source,
-                    });
-                }
-            }
+        for (_, announcer) in &mut self.all {
+            withdrawn.extend(announcer.withdraw().await?);
         }
-        self.told.clear();
-        failure.map_or(Ok(withdrawn), Err)
+        Ok(withdrawn)
     }
 
-    /// All addresses of this host.
-    async fn held(&self) -> Result<Vec<Held>, Error> {
-        let mut held = held(&self.rtnl).await?;
-        for held in &mut held {
-            held.own |= held.prefix_len == host_prefix(held.address)
-                && self.added.contains(&(held.address, held.index));
-        }
-        Ok(held)
+    /// How far the announcement of a VIP is.
+    #[must_use]
+    pub fn state(&self, vip: IpAddr) -> VipState {
+        let in_use = self.all.iter().find(|(way, _)| self.in_use == Some(*way));
+        in_use.map_or(VipState::Withdrawn, |(_, announcer)| announcer.state(vip))
     }
+}
 
-    async fn add(&mut self, vip: IpAddr, index: u32) -> io::Result<()> {
-        let mut message = address_message(vip, index, host_prefix(vip));
-        message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(OWNER)));
-        if vip.is_ipv4() {
-            message.header.scope = AddressScope::Host;
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
-        } else {
-            let mut lifetimes = CacheInfo::default();
-            lifetimes.ifa_valid = u32::MAX; // for ever
-            lifetimes.ifa_preferred = 0;
-            let flags = AddressFlags::Noprefixroute | AddressFlags::Nodad;
-            message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
-            message.attributes.push(AddressAttribute::Flags(flags));
-        }
-        let order = RouteNetlinkMessage::NewAddress(message);
-        self.rtnl.order(order, NLM_F_CREATE | NLM_F_EXCL).await?;
-        self.added.insert((vip, index));
-        Ok(())
-    }
-
-    async fn remove(&mut self, held: &Held) -> io::Result<()> {
-        let message = address_message(held.address, held.index, held.prefix_len);
-        match self.rtnl.order(RouteNetlinkMessage::DelAddress(message), 0).await {
-            Err(error)
-                if !matches!(
-                    error.raw_os_error(),
-                    Some(libc::EADDRNOTAVAIL | libc::ENODEV | libc::ENXIO)
-                ) =>
-            {
-                Err(error)
-            }
-            // Gone is what was wanted.
-            _ => {
-                self.added.remove(&(held.address, held.index));
-                Ok(())
-            }
-        }
-    }
-
-    /// Announces a VIP if that is due; says whether it has.
-    fn tell(&mut self, vip: IpAddr, interface: &Interface) -> bool {
-        if !interface.up || !interface.is_ethernet {
-            self.told.remove(&vip);
-            return false;
-        }
-        let place = (interface.index, interface.mac);
-        if self.told.get(&vip) == Some(&place) {
-            return false;
-        }
-        if let Err(error) = self.announce(vip, interface) {
-            warn!(%vip, interface = interface.name, %error, "cannot announce the VIP");
-            return false;
-        }
-        self.told.insert(vip, place);
-        true
-    }
-
-    /// Sends one round of announcements.
-    fn announce(&mut self, vip: IpAddr, interface: &Interface) -> io::Result<()> {
-        let mac = interface.mac;
-        let frames = match vip {
-            IpAddr::V4(vip) => {
-                [Arp::Request, Arp::Reply].map(|form| gratuitous_arp(form, mac, vip)).to_vec()
-            }
-            IpAddr::V6(vip) => {
-                let router = forwarding::is_router(&interface.name);
-                vec![unsolicited_advertisement(mac, vip, router)]
-            }
-        };
-        let wire = match self.wire.take() {
-            Some(wire) => wire,
-            None => Wire::open()?,
-        };
-        let wire = self.wire.insert(wire);
-        frames.iter().try_for_each(|frame| wire.send(interface.index, frame))
+fn announcer(way: Announce, network: &Network) -> Box<dyn Announcer> {
+    match way {
+        Announce::Arp => Box::new(ArpAnnouncer::new(network)),
+        Announce::None => Box::new(NoAnnouncer),
     }
 }
 
@@ -266,15 +183,4 @@ impl Network {
     pub async fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
         Ok(held(&self.rtnl).await?.into_iter().map(|held| held.address).collect())
     }
-}
-
-fn address_message(address: IpAddr, index: u32, prefix_len: u8) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family =
-        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    message.header.index = index;
-    message.header.prefix_len = prefix_len;
-    message.attributes.push(AddressAttribute::Local(address));
-    message.attributes.push(AddressAttribute::Address(address));
-    message
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::*;
+use crate::config::Announce;
 
 const BOUND: Duration = Duration::from_secs(10);
 const PEER_MAC: Mac = [2, 0, 0, 0, 0, 0x22];
@@ -96,13 +97,13 @@ impl Drop for Peer {
 
 /// The agent spawns tasks that do these; this only has to compile.
 #[expect(dead_code, reason = "checked by the compiler, never called")]
-fn work_can_be_spawned(network: &Network, keeper: &mut Keeper, announcer: &mut Announcer) {
+fn work_can_be_spawned(network: &Network, keeper: &mut Keeper, announcer: &mut Announcers) {
     fn spawnable<T: Send>(_: T) {}
     spawnable(Network::open());
     spawnable(network.changed());
     spawnable(network.resolve_all(&[]));
     spawnable(keeper.keep(&HashSet::new()));
-    spawnable(announcer.set(&[], &[]));
+    spawnable(announcer.announce(Announce::Arp, &[], &[]));
 }
 
 fn addr(text: &str) -> IpAddr {
@@ -367,9 +368,9 @@ fn given_vips_when_set_twice_then_the_second_time_writes_and_sends_nothing() {
         let vips = ["203.0.113.10", "10.0.0.10", "2001:db8:113::10"].map(addr);
         peer.ip("neigh add 203.0.113.10 dev wan1 lladdr 02:00:00:00:00:ff nud stale");
         peer.ip("neigh add 2001:db8:113::10 dev wan1 lladdr 02:00:00:00:00:ff nud stale");
-        let mut announcer = Announcer::new(&network);
+        let mut announcer = Announcers::new(&network);
 
-        let first = announcer.set(&vips, &interfaces).await.unwrap();
+        let first = announcer.announce(Announce::Arp, &vips, &interfaces).await.unwrap();
 
         assert_eq!(first.added, vips);
         assert_eq!(first.announced, vips);
@@ -378,7 +379,7 @@ fn given_vips_when_set_twice_then_the_second_time_writes_and_sends_nothing() {
             assert_eq!(hop, NextHop::Local);
         }
         settle(&network).await;
-        let second = announcer.set(&vips, &interfaces).await.unwrap();
+        let second = announcer.announce(Announce::Arp, &vips, &interfaces).await.unwrap();
         assert_eq!(second, Announced::default());
         let quiet = tokio::time::timeout(Duration::from_millis(100), network.changed()).await;
         assert!(quiet.is_err(), "{quiet:?}");
@@ -401,17 +402,17 @@ fn given_vips_of_an_earlier_run_when_set_then_old_ones_go_and_foreign_ones_stay(
         let network = Network::open().await.unwrap();
         let interfaces = both(&network);
         let old = ["203.0.113.10", "203.0.113.11", "2001:db8:113::10"].map(addr);
-        Announcer::new(&network).set(&old, &interfaces).await.unwrap();
+        Announcers::new(&network).announce(Announce::Arp, &old, &interfaces).await.unwrap();
         let vips = ["203.0.113.11", "203.0.113.20"].map(addr);
-        let mut announcer = Announcer::new(&network);
+        let mut announcer = Announcers::new(&network);
 
-        let mut done = announcer.set(&vips, &interfaces).await.unwrap();
+        let mut done = announcer.announce(Announce::Arp, &vips, &interfaces).await.unwrap();
 
         done.removed.sort();
         assert_eq!(done.added, [] as [IpAddr; 0]);
         assert_eq!(done.removed, ["203.0.113.10", "2001:db8:113::10"].map(addr));
         assert_eq!(done.announced, vips, "a new process announces what is there already");
-        assert_eq!(announcer.withdraw_all().await.unwrap(), [addr("203.0.113.11")]);
+        assert_eq!(announcer.withdraw().await.unwrap(), [addr("203.0.113.11")]);
         let held = run(Command::new("ip").args(["addr", "show", "dev", "wan0"]));
         for (address, expected) in [
             ("203.0.113.1/24", true),
@@ -437,7 +438,7 @@ fn given_a_vip_when_the_kernel_chooses_a_source_then_it_is_never_the_vip() {
         let interfaces = [network.interface("lan0").unwrap()];
         let vips = ["10.0.0.10", "2001:db8:10::10"].map(addr);
 
-        Announcer::new(&network).set(&vips, &interfaces).await.unwrap();
+        Announcers::new(&network).announce(Announce::Arp, &vips, &interfaces).await.unwrap();
 
         for (target, expected) in
             [("10.0.0.9", "203.0.113.1"), ("2001:db8:10::9", "2001:db8:10::1")]
@@ -454,21 +455,52 @@ fn given_a_link_that_went_down_when_it_is_up_again_then_vips_are_held_and_announ
     in_namespace(|_peer| async {
         let network = Network::open().await.unwrap();
         let vips = ["203.0.113.10", "2001:db8:113::10"].map(addr);
-        let mut announcer = Announcer::new(&network);
-        announcer.set(&vips, &both(&network)).await.unwrap();
+        let mut announcer = Announcers::new(&network);
+        announcer.announce(Announce::Arp, &vips, &both(&network)).await.unwrap();
         ip("link set wan0 down");
         while network.interface("wan0").unwrap().up {
             tokio::time::timeout(BOUND, network.changed()).await.expect("no event");
         }
-        assert!(announcer.set(&vips, &both(&network)).await.unwrap().announced.is_empty());
+        let done = announcer.announce(Announce::Arp, &vips, &both(&network)).await.unwrap();
+        assert_eq!(done.announced, [] as [IpAddr; 0]);
+        let down = VipState::Silent(Silence::LinkDown { interface: "wan0".to_owned() });
+        assert_eq!(vips.map(|vip| announcer.state(vip)), [down.clone(), down]);
 
         ip("link set wan0 up");
         while !network.interface("wan0").unwrap().up {
             tokio::time::timeout(BOUND, network.changed()).await.expect("no event");
         }
-        let done = announcer.set(&vips, &both(&network)).await.unwrap();
+        let done = announcer.announce(Announce::Arp, &vips, &both(&network)).await.unwrap();
 
         assert_eq!(done.announced, vips);
+        assert_eq!(
+            vips.map(|vip| announcer.state(vip)),
+            [VipState::Announced, VipState::Announced]
+        );
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn vips_are_withdrawn_when_announcing_is_left_to_another_program() {
+    in_namespace(|_peer| async {
+        let network = Network::open().await.unwrap();
+        let interfaces = both(&network);
+        let vips = ["203.0.113.10"].map(addr);
+        Announcers::new(&network).announce(Announce::Arp, &vips, &interfaces).await.unwrap();
+        // Another run of the agent, which has only the marks of the addresses to go by.
+        let mut announcers = Announcers::new(&network);
+        assert_eq!(announcers.state(vips[0]), VipState::Withdrawn);
+
+        for (way, added, removed, state) in [
+            (Announce::None, &[][..], &vips[..], VipState::Unmanaged),
+            (Announce::Arp, &vips[..], &[][..], VipState::Announced),
+            (Announce::None, &[][..], &vips[..], VipState::Unmanaged),
+        ] {
+            let done = announcers.announce(way, &vips, &interfaces).await.unwrap();
+            assert_eq!((&done.added[..], &done.removed[..]), (added, removed), "{way}");
+            assert_eq!(announcers.state(vips[0]), state, "{way}");
+        }
     });
 }
 

@@ -117,7 +117,7 @@ fn stop_leaves_the_datapath_and_unload_removes_it() {
     site.expect_traffic();
 
     let removed = site.done(&[BINARY, "unload"]);
-    assert!(removed.contains("gave up 192.0.2.100"), "{removed}");
+    assert!(removed.contains("withdrew 192.0.2.100"), "{removed}");
     let [v4, _] = vips();
     // The kernel takes the program off when it frees the links, soon after their pins are gone.
     wait_until("nothing answers", || site.client.http(v4, 1, 1).unwrap().ok() == 0);
