@@ -55,7 +55,7 @@ use crate::{
     datapath::{Counters, LoadError, Loaded, Pins, TableError},
     descriptors::Descriptors,
     health::{self, Checkers, Health},
-    layout::{Layout, LayoutError},
+    ids::{CapacityError, Ids},
     net::NetworkChange,
     observe::{EventLog, Observer, Snapshot, StatusReader},
 };
@@ -81,7 +81,7 @@ pub enum AgentError {
     Table(#[from] TableError),
     /// The configuration is too large.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Ids(#[from] CapacityError),
     /// The network cannot be followed.
     #[error(transparent)]
     Network(#[from] crate::net::Error),
@@ -232,11 +232,11 @@ impl Agent {
         let pins = Pins::new(&config.gateway.pins);
         let datapath = Loaded::open(pins.clone(), capacities(&config))?;
         let pins_lock = Lock::of_directory(&config.gateway.pins)?;
-        let layout = Arc::new(Layout::new(&config, datapath.maps.installed())?);
-        let spec = WatchSpec::new(&config, &layout);
+        let ids = Arc::new(Ids::assign(&config, datapath.maps.installed())?);
+        let spec = WatchSpec::new(&config, &ids);
         let mut watcher = NetworkWatcher::open(spec.clone()).await?;
         let (config, path) = (Arc::new(config), Arc::new(source.path().to_owned()));
-        let first = Snapshot::new(Arc::clone(&config), Arc::clone(&path), Arc::clone(&layout));
+        let first = Snapshot::new(Arc::clone(&config), Arc::clone(&path), Arc::clone(&ids));
         let started = first.started;
         let publisher = Publisher::new(first);
         let (jiffies, events) = (Jiffies::from_kernel()?, EventLog::default());
@@ -246,7 +246,7 @@ impl Agent {
         let checkers = Checkers::new(outbox.transitions.clone());
         let mut agent = Self {
             started,
-            backends: Backends::new(layout, datapath.maps.installed(), checkers),
+            backends: Backends::new(ids, datapath.maps.installed(), checkers),
             reconciler: Reconciler::new(jiffies),
             attacher: Attacher::default(),
             sweeper: Sweeper::new(outbox.sweeps.clone(), jiffies),
@@ -343,14 +343,14 @@ impl Agent {
         let after = decided.and_then(|at| at.elapsed().ok()).unwrap_or_default();
         // Ahead of the events: who sees one sees in the status what it did.
         self.publish();
-        known.iter().for_each(|(target, event)| self.report_health(*target, event));
+        known.iter().for_each(|(backend, event)| self.report_health(*backend, event));
         if is_done {
             info!(latency_us = after.as_micros(), "health change applied");
         }
     }
 
-    fn report_health(&self, target: usize, event: &health::Event<u32>) {
-        let (listener, backend) = self.backends.describe(&self.config, target);
+    fn report_health(&self, index: usize, event: &health::Event<u32>) {
+        let (listener, backend) = self.backends.describe(&self.config, index);
         let reason = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let health = event.health.label();
         self.events.note(EventKind::Health, format!("{listener}: {backend} is {health}{reason}"));

@@ -1,6 +1,7 @@
 //! The kernel's side: loading, pinning and attaching the program, and writing its maps.
 
 mod bpffs;
+
 mod counters;
 mod decap;
 mod error;
@@ -8,9 +9,9 @@ mod explain;
 mod filter;
 mod flow_table;
 mod index;
-mod layouts;
 mod links;
 mod loader;
+mod map_check;
 mod maps;
 mod memory;
 mod pins;

@@ -1,8 +1,8 @@
 //! slb: turns a Linux gateway into a server load balancer for TCP and UDP.
 //!
 //! ```text
-//! config ─► layout ──┐
-//! health ────────────┼─► desired ─► plan ─► datapath (BPF maps)
+//! config ─► ids ─────┐
+//! health ────────────┼─► planner ─► plan ─► datapath (BPF maps)
 //! net (next hops) ───┘
 //! ```
 //!
@@ -14,7 +14,6 @@
 
 pub mod agent;
 pub mod api;
-pub mod causes;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -22,8 +21,9 @@ mod contained;
 pub mod datapath;
 pub mod descriptors;
 pub mod distribution;
+pub mod error_chain;
 pub mod health;
-pub mod layout;
+pub mod ids;
 pub mod log;
 pub mod net;
 pub mod observe;

@@ -22,20 +22,22 @@ use rtnetlink::packet_route::{
 use tokio::task::AbortHandle;
 
 mod announce;
+mod challenge_ack;
 mod forwarding;
-mod keep;
 #[cfg(test)]
 mod kernel_tests;
+mod managed_neigh;
 mod monitor;
-mod provoke;
+
 mod resolve;
 mod rtnl;
 mod tables;
 
 pub use announce::{Announced, Announcers, Silence, VipState};
+pub use challenge_ack::{ConnectionEnds, send_challenge_acks};
 pub use forwarding::{forwarding_problems, local_source_problems};
-pub use keep::{KEEP_INTERVAL, Keeper};
-pub use provoke::{Connection, provoke};
+pub use managed_neigh::{MANAGE_INTERVAL, ManagedNeighbours};
+
 pub use resolve::{NextHop, Unreachable};
 pub use tables::{Interface, Mac, NetworkChange};
 

@@ -14,7 +14,7 @@ use slb_common::abi::{
     Address, Backend, Endpoint, Interface, Limits, MODE_NAT, NextHop, QuicKey, RevNat, Roles,
 };
 
-use crate::state::{Acl, Service, State};
+use crate::state::{Acl, ListenerState, State};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum Step {
     /// From `SLB_QUIC`.
     RemoveQuic(QuicKey),
     /// To `SLB_SLOTS`, then to `SLB_LISTENERS`.
-    PutListener(Endpoint, Service),
+    PutListener(Endpoint, ListenerState),
     /// From `SLB_LISTENERS`.
     RemoveListener(Endpoint),
     /// To `SLB_REVNAT`.
@@ -96,7 +96,7 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
     );
     steps.extend(
         changed(&desired.listeners, &installed.listeners)
-            .map(|(&endpoint, service)| Step::PutListener(endpoint, service.clone())),
+            .map(|(&endpoint, listener)| Step::PutListener(endpoint, listener.clone())),
     );
     steps.extend(
         gone(&desired.listeners, &installed.listeners)

@@ -34,7 +34,7 @@ use self::{
 use crate::{
     clock::Jiffies,
     health::Health,
-    layout::{Layout, Service, Target},
+    ids::{Ids, IndexedBackend, IndexedListener},
     schedule::Member,
     state::{self, Policy, Schedule, State},
 };
@@ -49,7 +49,7 @@ pub struct Planner {
 
 /// How packets leave for a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NextWay {
+pub struct BackendRoute {
     /// The neighbour.
     pub hop: NextHop,
     /// Largest packet that can be sent, from its IP header on, in bytes.
@@ -61,13 +61,13 @@ pub struct NextWay {
 /// What the state depends on besides the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// One per target of the layout.
+    /// One per element of [`Ids::backends`].
     pub health: &'a [Health],
     /// Backends, by index, that were in use without checks when checking began: they stay in use until their
     /// first probe has ended.
     pub trusted: &'a HashSet<u32>,
     /// The way to each backend's address, as far as known.
-    pub ways: &'a HashMap<IpAddr, NextWay>,
+    pub routes: &'a HashMap<IpAddr, BackendRoute>,
     /// Whether XDP is in generic mode on some interface: packets may then be as long as the stack has made
     /// them, and are cut on their way out.
     pub generic: bool,
@@ -88,24 +88,24 @@ pub struct Inputs<'a> {
 }
 
 impl Planner {
-    /// Forgets the schedules of services that are not in `layout`.
-    pub fn keep(&mut self, layout: &Layout) {
-        self.schedules.keep(layout);
+    /// Forgets the schedules of listeners that are not in `ids`.
+    pub fn keep(&mut self, ids: &Ids) {
+        self.schedules.keep(ids);
     }
 
     /// What the maps should hold.
-    pub fn desired(&mut self, layout: &Layout, inputs: Inputs<'_>) -> State {
-        let mut draft = Draft::new(layout, inputs);
-        for service in &layout.services {
-            let members = Members::new(service, &draft);
-            let schedule = self.schedule(service, &members, &inputs);
-            let policy = listeners::policy(service, &mut draft.state, &inputs);
-            draft.add_listener(service, &schedule, policy);
+    pub fn desired(&mut self, ids: &Ids, inputs: Inputs<'_>) -> State {
+        let mut draft = Draft::new(ids, inputs);
+        for listener in &ids.listeners {
+            let members = Members::new(listener, &draft);
+            let schedule = self.schedule(listener, &members, &inputs);
+            let policy = listeners::policy(listener, &mut draft.state, &inputs);
+            draft.add_listener(listener, &schedule, policy);
             let of_replies = OriginFlags {
-                tracked: self.schedules.is_tracked(service.id) || service.remembers(),
+                tracked: self.schedules.is_tracked(listener.id) || listener.remembers(),
                 limited: policy.flags & LISTENER_LIMITED != 0,
             };
-            draft.add_backends(service, &members, self.schedules.members(service.id), of_replies);
+            draft.add_backends(listener, &members, self.schedules.members(listener.id), of_replies);
         }
         self.closes = draft.first_closes;
         draft.finish()
@@ -113,23 +113,23 @@ impl Planner {
 
     fn schedule(
         &mut self,
-        service: &Service,
+        listener: &IndexedListener,
         members: &Members<'_>,
         inputs: &Inputs<'_>,
     ) -> Arc<Schedule> {
-        let Members { targets, health, usable, shared, .. } = members;
-        let none = vec![false; targets.len()];
-        let waits = self.schedules.waits(service, targets, health, inputs);
+        let Members { backends, health, usable, shared, .. } = members;
+        let none = vec![false; backends.len()];
+        let waits = self.schedules.waits(listener, backends, health, inputs);
         let candidates = Candidates {
-            targets,
+            backends,
             usable: if waits { &none } else { usable },
-            with_entries: if service.remembers() {
-                targets.iter().map(|target| target.id).collect()
+            with_entries: if listener.remembers() {
+                backends.iter().map(|backend| backend.id).collect()
             } else {
                 shared.clone()
             },
         };
-        self.schedules.update(service, &candidates, inputs)
+        self.schedules.update(listener, &candidates, inputs)
     }
 
     /// When the state changes without an event from outside.
@@ -150,9 +150,9 @@ impl Planner {
     }
 }
 
-/// The backends of a service, and what is decided of each; one element per target.
+/// The backends of a listener, and what is decided of each; one element per backend.
 struct Members<'a> {
-    targets: &'a [Target],
+    backends: &'a [IndexedBackend],
     health: &'a [Health],
     /// When its flows are ended, in jiffies.
     closes: Vec<Option<u32>>,
@@ -164,21 +164,23 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    fn new(service: &Service, draft: &Draft<'a>) -> Self {
-        let range = || service.targets.clone();
-        let targets = &draft.layout.targets[range()];
+    fn new(listener: &IndexedListener, draft: &Draft<'a>) -> Self {
+        let range = || listener.backends.clone();
+        let backends = &draft.ids.backends[range()];
         let health = &draft.inputs.health[range()];
-        let closes: Vec<_> =
-            targets.iter().map(|target| backends::closes(service, target, &draft.inputs)).collect();
-        let mut usable = backends::usable(service, targets, health, draft.inputs.trusted);
+        let closes: Vec<_> = backends
+            .iter()
+            .map(|backend| backends::closes(listener, backend, &draft.inputs))
+            .collect();
+        let mut usable = backends::usable(listener, backends, health, draft.inputs.trusted);
         for (usable, closes) in usable.iter_mut().zip(&closes) {
             *usable &= !is_closed(*closes, &draft.inputs);
         }
-        let shared = targets.iter().zip(&draft.is_shared[range()]);
-        let shared =
-            shared.filter(|(target, is_shared)| **is_shared || service.mode(target) == MODE_FULL);
-        let shared = shared.map(|(target, _)| target.id).collect();
-        Self { targets, health, closes, usable, shared }
+        let shared = backends.iter().zip(&draft.is_shared[range()]);
+        let shared = shared
+            .filter(|(backend, is_shared)| **is_shared || listener.mode(backend) == MODE_FULL);
+        let shared = shared.map(|(backend, _)| backend.id).collect();
+        Self { backends, health, closes, usable, shared }
     }
 }
 
@@ -187,7 +189,7 @@ fn is_closed(closes: Option<u32>, inputs: &Inputs<'_>) -> bool {
     closes.is_some_and(|closes| closes.wrapping_sub(inputs.moment) as i32 <= 0)
 }
 
-/// What the record of replies has to say for all backends of a service.
+/// What the record of replies has to say for all backends of a listener.
 #[derive(Clone, Copy)]
 struct OriginFlags {
     /// Entries want to know of SYN, FIN and RST.
@@ -198,89 +200,95 @@ struct OriginFlags {
 
 /// A state that is being planned.
 struct Draft<'a> {
-    layout: &'a Layout,
+    ids: &'a Ids,
     inputs: Inputs<'a>,
     state: State,
     owners: Vec<Owner>,
-    /// One per target: whether its address and port answer for other listeners as well.
+    /// One per backend: whether its address and port answer for other listeners as well.
     is_shared: Vec<bool>,
-    /// One per target: what its record of replies says.
+    /// One per backend: what its record of replies says.
     origin_flags: Vec<u32>,
     // Maps are made of these at once, which takes a fraction of the time of single insertions.
     addresses: Vec<(Address, u32)>,
-    listeners: Vec<(Endpoint, state::Service)>,
+    listeners: Vec<(Endpoint, state::ListenerState)>,
     backends: Vec<(u32, Backend)>,
     first_closes: Option<Instant>,
 }
 
 impl<'a> Draft<'a> {
-    fn new(layout: &'a Layout, inputs: Inputs<'a>) -> Self {
-        let owners = origins::owners(layout);
+    fn new(ids: &'a Ids, inputs: Inputs<'a>) -> Self {
+        let owners = origins::owners(ids);
         Self {
             state: State {
                 interfaces: inputs.interfaces.clone(),
                 sources: inputs.installed.sources.clone(),
                 ..State::default()
             },
-            is_shared: origins::shared(&owners, layout.targets.len()),
+            is_shared: origins::shared(&owners, ids.backends.len()),
             owners,
-            origin_flags: vec![0; layout.targets.len()],
+            origin_flags: vec![0; ids.backends.len()],
             addresses: inputs.locals.iter().map(|&local| (local.into(), ROLE_LOCAL)).collect(),
-            listeners: Vec::with_capacity(layout.services.len()),
-            backends: Vec::with_capacity(layout.targets.len()),
+            listeners: Vec::with_capacity(ids.listeners.len()),
+            backends: Vec::with_capacity(ids.backends.len()),
             first_closes: None,
-            layout,
+            ids,
             inputs,
         }
     }
 
-    fn add_listener(&mut self, service: &Service, schedule: &Arc<Schedule>, policy: Policy) {
-        for &endpoint in &service.endpoints {
+    fn add_listener(
+        &mut self,
+        listener: &IndexedListener,
+        schedule: &Arc<Schedule>,
+        policy: Policy,
+    ) {
+        for &endpoint in &listener.endpoints {
             let schedule = Arc::clone(schedule);
-            self.listeners.push((endpoint, state::Service { id: service.id, schedule, policy }));
+            self.listeners
+                .push((endpoint, state::ListenerState { id: listener.id, schedule, policy }));
             self.addresses.push((endpoint.addr, ROLE_VIP));
         }
     }
 
-    /// `scheduled` are the members of the service's schedule, in the order of its targets.
+    /// `scheduled` are the members of the listener's schedule, in the order of its backends.
     fn add_backends(
         &mut self,
-        service: &Service,
+        listener: &IndexedListener,
         members: &Members<'_>,
         scheduled: &[Member],
         of_replies: OriginFlags,
     ) {
         let mut scheduled = scheduled.iter().peekable();
-        for (place, target) in members.targets.iter().enumerate() {
-            let member = scheduled.next_if(|member| member.id == target.id);
-            let backend = self.backend(service, members, place, member);
-            self.origin_flags[service.targets.start + place] =
-                self.origin_flags(target, &backend, of_replies);
-            self.state.quic.extend(backends::servers(service, target, &self.inputs));
-            if target.is_answered_here() {
+        for (place, indexed) in members.backends.iter().enumerate() {
+            let member = scheduled.next_if(|member| member.id == indexed.id);
+            let backend = self.backend(listener, members, place, member);
+            self.origin_flags[listener.backends.start + place] =
+                self.origin_flags(indexed, &backend, of_replies);
+            self.state.quic.extend(backends::servers(listener, indexed, &self.inputs));
+            if indexed.is_answered_here() {
                 self.addresses.push((backend.addr, ROLE_BACKEND));
             }
-            self.backends.push((target.id, backend));
+            self.backends.push((indexed.id, backend));
         }
     }
 
     fn backend(
         &mut self,
-        service: &Service,
+        listener: &IndexedListener,
         members: &Members<'_>,
         place: usize,
         member: Option<&Member>,
     ) -> Backend {
-        let (target, inputs) = (&members.targets[place], &self.inputs);
+        let (indexed, inputs) = (&members.backends[place], &self.inputs);
         let (health, usable) = (members.health[place], members.usable[place]);
-        let mut backend = backends::backend(service, target, health, usable, inputs);
+        let mut backend = backends::backend(listener, indexed, health, usable, inputs);
         (backend.source, backend.sources) =
-            backends::sources(&mut self.state.sources, target, inputs);
-        if members.shared.contains(&target.id) {
+            backends::sources(&mut self.state.sources, indexed, inputs);
+        if members.shared.contains(&indexed.id) {
             backend.flags |= BACKEND_SHARED;
         }
         if member.is_some_and(|member| member.weight > 0) {
-            backend.weight = target.weight as u16;
+            backend.weight = indexed.weight as u16;
         }
         let closes = members.closes[place];
         backend.closes = closes.unwrap_or(0);
@@ -294,16 +302,21 @@ impl<'a> Draft<'a> {
         backend
     }
 
-    fn origin_flags(&self, target: &Target, backend: &Backend, of_replies: OriginFlags) -> u32 {
+    fn origin_flags(
+        &self,
+        backend: &IndexedBackend,
+        record: &Backend,
+        of_replies: OriginFlags,
+    ) -> u32 {
         let is_closing =
-            backend.flags & BACKEND_CLOSED != 0 || self.inputs.closing.contains(&target.id);
-        let is_watched = target.check.as_ref().is_some_and(|(check, _)| check.passive);
+            record.flags & BACKEND_CLOSED != 0 || self.inputs.closing.contains(&backend.id);
+        let is_watched = backend.check.as_ref().is_some_and(|(check, _)| check.passive);
         let flags = [
             (is_closing, REVNAT_CLOSING),
             (is_watched, REVNAT_WATCHED),
             (of_replies.limited, REVNAT_LIMITED),
             (of_replies.tracked, REVNAT_TRACKED),
-            (backend.mode == MODE_FULL, REVNAT_SHARED),
+            (record.mode == MODE_FULL, REVNAT_SHARED),
         ];
         flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)
     }
@@ -311,7 +324,7 @@ impl<'a> Draft<'a> {
     fn finish(self) -> State {
         let owners = self.owners.chunk_by(|a, b| a.at == b.at);
         let origins = owners.map(|owners| {
-            origins::origin(owners, self.layout, &self.origin_flags, self.inputs.installed)
+            origins::origin(owners, self.ids, &self.origin_flags, self.inputs.installed)
         });
         State {
             endpoints: origins.collect(),

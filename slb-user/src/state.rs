@@ -17,7 +17,7 @@ pub type Acl = BTreeSet<(u32, Address)>;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// `SLB_LISTENERS` and `SLB_SLOTS`.
-    pub listeners: BTreeMap<Endpoint, Service>,
+    pub listeners: BTreeMap<Endpoint, ListenerState>,
     /// `SLB_BACKENDS`, without the elements that were never used.
     pub backends: BTreeMap<u32, Backend>,
     /// `SLB_ADDRESSES`.
@@ -38,7 +38,7 @@ pub struct State {
 
 /// What a listener's VIPs of one family share.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
+pub struct ListenerState {
     /// [`slb_common::abi::Listener::id`].
     pub id: u32,
     /// Who gets new flows.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, error::Error};
 use slb_api::{Problem, ProblemName};
 use tracing::{error, info};
 
-use crate::causes::causes;
+use crate::error_chain::error_chain;
 
 /// The last error of each task that is tried again, by the problem that it makes.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ impl Failures {
             }
             return;
         };
-        let text = causes(&error);
+        let text = error_chain(&error);
         if self.0.get(&problem) != Some(&text) {
             error!(task, error = text, "failed; trying again");
         }

@@ -27,7 +27,7 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// A backend that clients cannot connect to.
 #[derive(Debug)]
 pub(super) struct Suspect {
-    /// Its [`crate::layout::Target::id`].
+    /// Its [`crate::ids::IndexedBackend::id`].
     id: u32,
     addr: SocketAddr,
     reason: String,
@@ -112,13 +112,13 @@ impl PassiveChecks {
 
 /// The backends that are checked in this way: those that get new flows, for others no client can try.
 fn watched(snapshot: &Snapshot) -> impl Iterator<Item = (u32, SocketAddr)> {
-    let targets = snapshot.layout.targets.iter().zip(snapshot.health.iter());
-    targets
-        .filter(|(target, health)| {
-            let is_passive = target.check.as_ref().is_some_and(|(check, _)| check.passive);
+    let backends = snapshot.ids.backends.iter().zip(snapshot.health.iter());
+    backends
+        .filter(|(backend, health)| {
+            let is_passive = backend.check.as_ref().is_some_and(|(check, _)| check.passive);
             is_passive && **health != Health::Unhealthy
         })
-        .map(|(target, _)| (target.id, target.addr))
+        .map(|(backend, _)| (backend.id, backend.addr))
 }
 
 impl Agent {
@@ -127,9 +127,9 @@ impl Agent {
         for Suspect { id, addr, reason } in suspects {
             let Some(index) = self.backends.position(id) else { continue };
             // The configuration may be another one by now.
-            let target = &self.backends.layout.targets[index];
-            let is_same = target.addr == addr
-                && target.check.as_ref().is_some_and(|(check, _)| check.passive)
+            let backend = &self.backends.ids.backends[index];
+            let is_same = backend.addr == addr
+                && backend.check.as_ref().is_some_and(|(check, _)| check.passive)
                 && self.backends.health[index] != Health::Unhealthy;
             if is_same && self.backends.has_another(index) {
                 // Ahead of the event, so that the next one knows.

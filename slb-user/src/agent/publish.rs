@@ -56,17 +56,17 @@ impl Publisher {
 /// Adds up the slots of those schedules only that have changed: there may be millions.
 fn schedules(maps: &Maps, before: &Schedules) -> Schedules {
     let mut schedules = Schedules::new();
-    for service in maps.installed().listeners.values() {
-        if schedules.contains_key(&service.id) {
+    for listener in maps.installed().listeners.values() {
+        if schedules.contains_key(&listener.id) {
             continue;
         }
-        let known = before.get(&service.id);
-        let known = known.filter(|(schedule, _)| Arc::ptr_eq(schedule, &service.schedule));
+        let known = before.get(&listener.id);
+        let known = known.filter(|(schedule, _)| Arc::ptr_eq(schedule, &listener.schedule));
         let shares = match known {
             Some((_, shares)) => Arc::clone(shares),
-            None => Arc::new(service.schedule.shares()),
+            None => Arc::new(listener.schedule.shares()),
         };
-        schedules.insert(service.id, (Arc::clone(&service.schedule), shares));
+        schedules.insert(listener.id, (Arc::clone(&listener.schedule), shares));
     }
     schedules
 }
@@ -100,7 +100,7 @@ impl Agent {
         let snapshot = Snapshot {
             config: Arc::clone(&self.config),
             path: Arc::clone(&self.path),
-            layout: Arc::clone(&self.backends.layout),
+            ids: Arc::clone(&self.backends.ids),
             started: self.started,
             generation: self.reloader.generation,
             reload_failures: self.reloader.failures,
@@ -133,7 +133,7 @@ impl Agent {
             return Vec::new();
         }
         let interfaces = self.network.interfaces.iter().filter(|(interface, _)| {
-            self.network.ways.values().any(|way| way.hop.ifindex == interface.index)
+            self.network.routes.values().any(|route| route.hop.ifindex == interface.index)
         });
         interfaces.map(|(interface, _)| interface.name.clone()).collect()
     }

@@ -18,7 +18,7 @@ use crate::{
     clock::Jiffies,
     config::{Config, Gateway, NoListener, Scheduler},
     datapath::{Applied, Capacities, Maps, TableError},
-    layout::Layout,
+    ids::Ids,
     plan::plan,
     planner::{Inputs, Planner},
     schedule::maglev,
@@ -80,7 +80,7 @@ impl Reconciler {
         let inputs = Inputs {
             health: &backends.health,
             trusted: &backends.trusted,
-            ways: &network.ways,
+            routes: &network.routes,
             generic: is_generic,
             interfaces: &interfaces,
             locals: &network.addresses,
@@ -90,7 +90,7 @@ impl Reconciler {
             moment: self.jiffies.now().unwrap_or_default(),
             closing: &closing,
         };
-        let desired = self.planner.desired(&backends.layout, inputs);
+        let desired = self.planner.desired(&backends.ids, inputs);
         let steps = plan(&desired, maps.installed());
         let writes = steps.len();
         self.later = None;
@@ -110,9 +110,9 @@ impl Reconciler {
         self.planner.due().into_iter().chain(self.later).min()
     }
 
-    /// Forgets the schedules of listeners that a new layout does not have.
-    pub fn keep(&mut self, layout: &Layout) {
-        self.planner.keep(layout);
+    /// Forgets the schedules of listeners that `ids` does not have.
+    pub fn keep(&mut self, ids: &Ids) {
+        self.planner.keep(ids);
     }
 
     /// The schedules of which slots may be settled, by the id of their listener.
@@ -140,12 +140,12 @@ impl Reconciler {
 
     /// The backends that were removed so long ago that all flows that they still have left an entry.
     pub fn leaving(maps: &Maps, backends: &Backends) -> HashSet<u32> {
-        let Backends { layout, orphaned, .. } = backends;
-        let targets = layout.services.iter().flat_map(|service| {
-            let targets = layout.targets[service.targets.clone()].iter();
-            targets.map(move |target| (target.id, service.idle_timeout + SWEEP_SLACK))
+        let Backends { ids, orphaned, .. } = backends;
+        let indexed = ids.listeners.iter().flat_map(|listener| {
+            let indexed = ids.backends[listener.backends.clone()].iter();
+            indexed.map(move |backend| (backend.id, listener.idle_timeout + SWEEP_SLACK))
         });
-        targets
+        indexed
             .filter(|(id, idle)| orphaned.get(id).is_some_and(|since| since.elapsed() > *idle))
             .map(|(id, _)| id)
             .chain(Self::closed(maps).into_iter().filter(|id| orphaned.contains_key(id)))

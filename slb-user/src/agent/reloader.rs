@@ -20,13 +20,13 @@ use super::{
 };
 use crate::{
     api::Refusal,
-    causes::causes,
     config::{
         Config, Mistake, changes,
         source::{ConfigSource, ReplaceError},
     },
     contained,
-    layout::Layout,
+    error_chain::error_chain,
+    ids::Ids,
 };
 
 /// Where the result of a command goes.
@@ -73,7 +73,7 @@ type Read = Result<(Parsed, Option<Replacement>), Refusal>;
 pub(super) struct Candidate {
     config: Config,
     /// `None`: the configuration is the one in force already.
-    layout: Option<Layout>,
+    ids: Option<Ids>,
     warnings: Vec<Mistake>,
     replacement: Option<Replacement>,
     /// That of this configuration, if it concerns another part of the network than before.
@@ -290,20 +290,20 @@ impl Agent {
         replacement: Option<Replacement>,
         origin: Origin,
     ) {
-        let candidate = |config, layout| {
-            Box::new(Candidate { config, layout, warnings, replacement, network: None, origin })
+        let candidate = |config, ids| {
+            Box::new(Candidate { config, ids, warnings, replacement, network: None, origin })
         };
         if config == *self.config {
             return self.replace_file(candidate(config, None));
         }
-        let layout = match self.prepare(&config) {
-            Ok(layout) => layout,
+        let ids = match self.prepare(&config) {
+            Ok(ids) => ids,
             Err(refusal) => return self.give_up(*candidate(config, None), refusal),
         };
-        let spec = WatchSpec::new(&config, &layout);
+        let spec = WatchSpec::new(&config, &ids);
         let is_alike =
             spec == self.reloader.spec && config.gateway.xdp_mode == self.config.gateway.xdp_mode;
-        let candidate = candidate(config, Some(layout));
+        let candidate = candidate(config, Some(ids));
         if is_alike {
             // Nothing that the kernel would have to be asked about.
             return self.replace_file(candidate);
@@ -312,7 +312,7 @@ impl Agent {
     }
 
     /// Whether the running agent can put a configuration in force.
-    fn prepare(&self, config: &Config) -> Result<Layout, Refusal> {
+    fn prepare(&self, config: &Config) -> Result<Ids, Refusal> {
         let (was, is) = (&self.config.gateway, &config.gateway);
         for (key, was, is) in [("api", &was.api, &is.api), ("pins", &was.pins, &is.pins)] {
             if was != is {
@@ -320,13 +320,13 @@ impl Agent {
                 return Err(Refusal::Fixed { path, key, was });
             }
         }
-        let layout = Layout::new(config, self.datapath.maps.installed())?;
+        let ids = Ids::assign(config, self.datapath.maps.installed())?;
         let (needed, capacity) = (chunks(config), self.datapath.maps.chunks());
         // For the schedules before, and to write new ones beside the old.
         if 3 * needed > capacity {
             return Err(Refusal::NoRoomForSchedules { needed, capacity });
         }
-        Ok(layout)
+        Ok(ids)
     }
 
     /// Replaces the text of the source by a candidate's, if the candidate is an edit.
@@ -334,7 +334,7 @@ impl Agent {
     /// The network watcher waits meanwhile: it goes on when its snapshot is taken, or dropped.
     fn replace_file(&mut self, mut candidate: Box<Candidate>) {
         let network = candidate.network.as_ref().unwrap_or(&self.network);
-        let checked = match candidate.layout {
+        let checked = match candidate.ids {
             Some(_) => Attacher::check(&self.datapath, &candidate.config, network),
             None => Ok(()),
         };
@@ -358,7 +358,7 @@ impl Agent {
     fn give_up(&mut self, candidate: Candidate, refusal: Refusal) {
         let Candidate { network, origin, .. } = candidate;
         if network.is_some() {
-            let spec = WatchSpec::new(&self.config, &self.backends.layout);
+            let spec = WatchSpec::new(&self.config, &self.backends.ids);
             self.reloader.order(spec, None);
         }
         self.refuse(origin, refusal);
@@ -366,8 +366,8 @@ impl Agent {
 
     /// Puts a candidate in force that the file has now.
     fn swap(&mut self, candidate: Candidate) {
-        let Candidate { config, layout, warnings, network, origin, .. } = candidate;
-        let Some(layout) = layout else {
+        let Candidate { config, ids, warnings, network, origin, .. } = candidate;
+        let Some(ids) = ids else {
             self.reloader.refused = None;
             info!("reloaded; the configuration is what it was");
             return self.done(origin, Vec::new(), &warnings);
@@ -378,7 +378,7 @@ impl Agent {
         }
         let changes = changes(&self.config, &config);
         let was = mem::replace(&mut self.config, Arc::new(config));
-        self.adopt(layout);
+        self.adopt(ids);
         self.reloader.generation += 1;
         self.reloader.refused = None;
         let is_done = self.put_in_force(&was, is_elsewhere);
@@ -452,7 +452,7 @@ impl Agent {
     /// Answers why a configuration is not put in force. An edit that is refused says nothing about the file, so it is
     /// no failed reload.
     fn refuse(&mut self, origin: Origin, refusal: Refusal) {
-        let text = causes(&refusal);
+        let text = error_chain(&refusal);
         let what = match origin {
             Origin::Source | Origin::Reload(_) => {
                 self.reloader.failures += 1;
@@ -467,10 +467,10 @@ impl Agent {
         origin.reply(Err(refusal));
     }
 
-    /// Replaces the layout.
-    pub(super) fn adopt(&mut self, layout: Layout) {
-        self.reconciler.keep(&layout);
-        self.backends.adopt(layout);
+    /// Replaces the ids.
+    pub(super) fn adopt(&mut self, ids: Ids) {
+        self.reconciler.keep(&ids);
+        self.backends.adopt(ids);
         self.check_health();
     }
 }

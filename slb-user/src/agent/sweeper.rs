@@ -20,8 +20,8 @@ use super::{
 use crate::{
     clock::Jiffies,
     datapath::{Loaded, SweepReport, SweepRequest},
-    layout::Layout,
-    net::{Connection, provoke},
+    ids::Ids,
+    net::{ConnectionEnds, send_challenge_acks},
     plan::{Step, retire},
     state::Schedule,
 };
@@ -64,13 +64,13 @@ impl Sweeper {
         if !is_asked_for && !is_due && !datapath.table.is_used() {
             return;
         }
-        let services = backends.layout.services.iter();
-        let listeners = services.clone().flat_map(|it| it.endpoints.iter().copied()).collect();
-        let watched = services
-            .filter_map(|service| Some((service, schedules.get(&service.id)?)))
-            .flat_map(|(service, schedule)| {
-                let entry = (service.id, Arc::clone(schedule));
-                service.endpoints.iter().map(move |&endpoint| (endpoint, entry.clone()))
+        let indexed = backends.ids.listeners.iter();
+        let listeners = indexed.clone().flat_map(|it| it.endpoints.iter().copied()).collect();
+        let watched = indexed
+            .filter_map(|listener| Some((listener, schedules.get(&listener.id)?)))
+            .flat_map(|(listener, schedule)| {
+                let entry = (listener.id, Arc::clone(schedule));
+                listener.endpoints.iter().map(move |&endpoint| (endpoint, entry.clone()))
             })
             .collect();
         let slack = self.jiffies.from_duration(SWEEP_SLACK);
@@ -124,16 +124,16 @@ impl Agent {
         for id in &over {
             let Some(&backend) = self.datapath.maps.installed().backends.get(id) else { continue };
             let position = self.backends.position(*id);
-            let address = position.map(|index| self.backends.layout.targets[index].addr);
+            let address = position.map(|index| self.backends.ids.backends[index].addr);
             gone.push(address.map(|addr| addr.to_string()).unwrap_or_default());
             self.attempt(ProblemName::MapsNotWritten, |agent| {
                 agent.datapath.maps.apply(Step::PutBackend(*id, retire(backend))).map(drop)
             });
         }
         // As it has fitted before.
-        if let Ok(layout) = Layout::new(&self.config, self.datapath.maps.installed()) {
-            self.reloader.order(WatchSpec::new(&self.config, &layout), None);
-            self.adopt(layout);
+        if let Ok(ids) = Ids::assign(&self.config, self.datapath.maps.installed()) {
+            self.reloader.order(WatchSpec::new(&self.config, &ids), None);
+            self.adopt(ids);
             self.reconcile();
         }
         for address in gone {
@@ -155,7 +155,7 @@ impl Agent {
         }
         let count = ended.len();
         let installed = self.datapath.maps.installed();
-        let connections: Vec<Connection> = ended
+        let connections: Vec<ConnectionEnds> = ended
             .iter()
             .filter_map(|flow| {
                 let backend = installed.backends.get(&flow.backend)?;
@@ -163,11 +163,11 @@ impl Agent {
                 let source = source.filter(|_| flow.source != NO_SOURCE).map(Into::into);
                 let is_direct = matches!(backend.mode, MODE_DSR | MODE_IPIP | MODE_GUE);
                 let addr = SocketAddr::new(backend.addr.into(), backend.port as u16);
-                Some(Connection::new(flow, addr, source, is_direct))
+                Some(ConnectionEnds::new(flow, addr, source, is_direct))
             })
             .collect();
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = provoke(&connections) {
+            if let Err(error) = send_challenge_acks(&connections) {
                 warn!(%error, "cannot reset the ended connections at once; their next packet will");
             }
         });

@@ -16,12 +16,12 @@ use super::{RETRY, failures::Failures};
 use crate::{
     config::{Announce, Config},
     datapath::LoadError,
-    layout::Layout,
+    ids::Ids,
     net::{
-        self, Announcers, AttachedXdp, Interface, KEEP_INTERVAL, Keeper, Network, NetworkChange,
-        NextHop, Silence, VipState, forwarding_problems,
+        self, Announcers, AttachedXdp, Interface, MANAGE_INTERVAL, ManagedNeighbours, Network,
+        NetworkChange, NextHop, Silence, VipState, forwarding_problems,
     },
-    planner::NextWay,
+    planner::BackendRoute,
 };
 
 /// The network as it was a moment ago.
@@ -30,7 +30,7 @@ pub(super) struct NetworkSnapshot {
     /// Those of the configured interfaces that are there, and the XDP program on each, ours or another.
     pub interfaces: Vec<(Interface, Option<AttachedXdp>)>,
     /// The way to each backend, where the kernel knows it.
-    pub ways: HashMap<IpAddr, NextWay>,
+    pub routes: HashMap<IpAddr, BackendRoute>,
     /// Addresses of this host.
     pub addresses: Vec<IpAddr>,
     /// Whether the program may remember ways to clients that are wrong now.
@@ -71,10 +71,10 @@ pub(super) struct WatchSpec {
 }
 
 impl WatchSpec {
-    pub fn new(config: &Config, layout: &Layout) -> Self {
+    pub fn new(config: &Config, ids: &Ids) -> Self {
         // In order, so that two can be compared.
         let backends: BTreeSet<IpAddr> =
-            layout.targets.iter().map(|target| target.addr.ip()).collect();
+            ids.backends.iter().map(|backend| backend.addr.ip()).collect();
         let groups = config.instances.iter().flat_map(|instance| &instance.groups);
         let sources = groups.flat_map(|group| group.sources.clone());
         let vips = config.instances.iter().flat_map(|instance| instance.vips.clone());
@@ -98,12 +98,12 @@ pub(super) struct WatchOrder {
 /// Knows the way to the backends, keeps it known, and holds the VIPs.
 pub(super) struct NetworkWatcher {
     network: Network,
-    keeper: Keeper,
+    managed: ManagedNeighbours,
     announcers: Announcers,
     /// How far each VIP is announced, as of the last attempt.
     vip_states: BTreeMap<IpAddr, VipState>,
     spec: WatchSpec,
-    ways: HashMap<IpAddr, NextWay>,
+    routes: HashMap<IpAddr, BackendRoute>,
     /// Next hops on our interfaces.
     neighbours: HashSet<(u32, IpAddr)>,
     addresses: Vec<IpAddr>,
@@ -120,12 +120,12 @@ impl NetworkWatcher {
     pub async fn open(spec: WatchSpec) -> Result<Self, net::Error> {
         let network = Network::open().await?;
         Ok(Self {
-            keeper: Keeper::new(&network),
+            managed: ManagedNeighbours::new(&network),
             announcers: Announcers::new(&network),
             vip_states: BTreeMap::new(),
             network,
             spec,
-            ways: HashMap::new(),
+            routes: HashMap::new(),
             neighbours: HashSet::new(),
             addresses: Vec::new(),
             unreachable_backends: Vec::new(),
@@ -158,12 +158,12 @@ impl NetworkWatcher {
             // A VIP must not be announced before there are listeners, nor if its configuration is refused.
             let is_outdated = is_taken && self.announce().await;
             // Last: thousands of them take seconds, and what is known already is of use before.
-            let kept = self.keeper.keep(&self.neighbours).await;
+            let kept = self.managed.keep(&self.neighbours).await;
             self.failures.note(ProblemName::NeighboursNotKept, kept);
             let pause = match (is_outdated, self.failures.is_empty()) {
                 // The agent has the states of VIPs from before the announcement.
                 (true, _) => Duration::ZERO,
-                (false, true) => KEEP_INTERVAL,
+                (false, true) => MANAGE_INTERVAL,
                 (false, false) => RETRY,
             };
             change = NetworkChange::default();
@@ -187,8 +187,8 @@ impl NetworkWatcher {
         match self.network.resolve_all(&self.spec.backends).await {
             Ok(answers) => {
                 self.failures.note(ProblemName::NextHopsUnknown, Ok::<_, net::Error>(()));
-                self.ways =
-                    answers.iter().filter_map(|(&addr, hop)| Some((addr, way(hop)?))).collect();
+                self.routes =
+                    answers.iter().filter_map(|(&addr, hop)| Some((addr, route(hop)?))).collect();
                 let ours = |index| interfaces.iter().any(|interface| interface.index == index);
                 self.unreachable_backends =
                     unreachable_backends(&self.network, &answers, &interfaces);
@@ -209,7 +209,7 @@ impl NetworkWatcher {
         problems.extend(self.failures.problems());
         NetworkSnapshot {
             interfaces,
-            ways: self.ways.clone(),
+            routes: self.routes.clone(),
             addresses: self.addresses.clone(),
             outdates_clients: change.outdates_answers(),
             problems,
@@ -270,10 +270,10 @@ impl NetworkWatcher {
     }
 }
 
-fn way(hop: &NextHop) -> Option<NextWay> {
+fn route(hop: &NextHop) -> Option<BackendRoute> {
     match *hop {
         NextHop::Resolved { ifindex, dst_mac, src_mac, mtu, source, .. } => {
-            Some(NextWay { hop: abi::NextHop { ifindex, dst_mac, src_mac }, mtu, source })
+            Some(BackendRoute { hop: abi::NextHop { ifindex, dst_mac, src_mac }, mtu, source })
         }
         _ => None,
     }

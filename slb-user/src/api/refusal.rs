@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     config::{EditError, LoadError, source::ReplaceError},
     datapath,
-    layout::LayoutError,
+    ids::CapacityError,
 };
 
 /// Why a configuration was not taken over. Nothing was changed, but for [`Refusal::Incomplete`] and
@@ -34,7 +34,7 @@ pub enum Refusal {
     },
     /// The configuration does not fit into the maps.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Ids(#[from] CapacityError),
     /// `SLB_SLOTS` was made for a smaller configuration.
     #[error(
         "the schedules take {needed} chunks of SLB_SLOTS, which has {capacity} and needs three times as many; run \
@@ -121,7 +121,7 @@ impl Refusal {
         match self {
             Self::File(_) | Self::Edit(_) => RefusalKind::Invalid,
             Self::Fixed { .. }
-            | Self::Layout(_)
+            | Self::Ids(_)
             | Self::NoRoomForSchedules { .. }
             | Self::Interface(_)
             | Self::FileHangs { .. }

@@ -27,10 +27,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{Refusal, RefusalKind, connections};
 use crate::{
-    causes::causes,
     config::{self, Config},
     contained,
     descriptors::MostConnections,
+    error_chain::error_chain,
     observe::{ExplainError, Observer},
 };
 
@@ -169,7 +169,7 @@ pub(super) async fn observe<T: Send + 'static>(
 }
 
 pub(super) fn failed(error: &(dyn Error + 'static)) -> (StatusCode, String) {
-    (StatusCode::INTERNAL_SERVER_ERROR, causes(error))
+    (StatusCode::INTERNAL_SERVER_ERROR, error_chain(error))
 }
 
 /// Go by the file as it is now.
@@ -239,5 +239,5 @@ fn refused(refusal: Refusal) -> (StatusCode, String) {
         RefusalKind::Conflict => StatusCode::CONFLICT,
         RefusalKind::Incomplete => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    (status, causes(&refusal))
+    (status, error_chain(&refusal))
 }

@@ -12,7 +12,7 @@ use crate::{
     agent::Lock,
     config::Config,
     datapath::{self, Pins},
-    net::{Announcers, Keeper, Network},
+    net::{Announcers, ManagedNeighbours, Network},
 };
 
 #[derive(Debug, clap::Args)]
@@ -45,7 +45,7 @@ pub(super) fn unload(arguments: &Arguments) -> anyhow::Result<Exit> {
     let withdrawn = runtime.block_on(async {
         let network = Network::open().await?;
         // The kernel need not keep the backends resolved any more.
-        Keeper::new(&network).keep(&HashSet::new()).await?;
+        ManagedNeighbours::new(&network).keep(&HashSet::new()).await?;
         Announcers::new(&network).withdraw().await
     })?;
     // Last: the reader may be gone, or the disk full.

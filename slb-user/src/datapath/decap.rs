@@ -27,8 +27,8 @@ use super::{
     pins::{self, entries, remove},
 };
 use crate::{
-    causes::causes,
     config::XdpMode,
+    error_chain::error_chain,
     net::{GENERIC, NATIVE},
 };
 
@@ -134,7 +134,7 @@ impl Decap {
                     return Err(LoadError::NoInterface(name));
                 }
                 Err(error) if index + 1 < modes.len() => {
-                    reason = Some(format!("native mode refused: {}", causes(&error)));
+                    reason = Some(format!("native mode refused: {}", error_chain(&error)));
                 }
                 Err(error) => {
                     let interface = interface.to_owned();

@@ -25,8 +25,8 @@ use super::{
     pins::{link as link_name, remove},
 };
 use crate::{
-    causes::causes,
     config::XdpMode,
+    error_chain::error_chain,
     net::{AttachedXdp, GENERIC, Interface, NATIVE},
 };
 
@@ -154,7 +154,7 @@ impl Loaded {
             XdpMode::Generic => self.attach_as(interface, AyaMode::Skb, GENERIC, None),
             XdpMode::Auto => match self.attach_as(interface, AyaMode::Driver, NATIVE, None) {
                 Err(LoadError::Attach { source, .. }) => {
-                    let reason = format!("native mode refused: {}", causes(&*source));
+                    let reason = format!("native mode refused: {}", error_chain(&*source));
                     self.attach_as(interface, AyaMode::Skb, GENERIC, Some(reason))
                 }
                 other => other,

@@ -17,7 +17,7 @@ use slb_common::{
     programs::Program,
 };
 
-use super::{FlowTable, LoadError, Maps, Pins, bpffs, layouts, pins::remove};
+use super::{FlowTable, LoadError, Maps, Pins, bpffs, map_check, pins::remove};
 use crate::clock::Jiffies;
 
 /// The program, as compiled by the build script.
@@ -64,7 +64,7 @@ impl Loaded {
     pub fn open(pins: Pins, capacities: Capacities) -> Result<Self, LoadError> {
         let warning = bpffs::ensure(pins.root())?;
         pins.make()?;
-        layouts::check(&pins)?;
+        map_check::check(&pins)?;
         let programs = match Programs::reuse(&pins)? {
             Some(programs) => programs,
             None => Programs::load(&pins, capacities)?,
@@ -124,7 +124,7 @@ impl Programs {
     fn reuse(pins: &Pins) -> Result<Option<Self>, LoadError> {
         let pin = pins.program_of(OBJECT);
         let is_complete =
-            pin.exists() && layouts::MAPS.iter().all(|map| pins.map(map.name).exists());
+            pin.exists() && map_check::MAPS.iter().all(|map| pins.map(map.name).exists());
         // Its log is read through what the loader returns.
         if !is_complete || cfg!(feature = "trace") {
             return Ok(None);
@@ -138,7 +138,7 @@ impl Programs {
     /// Loads them onto the pinned maps, making those that are missing.
     fn load(pins: &Pins, capacities: Capacities) -> Result<Self, LoadError> {
         let mut loader = EbpfLoader::new();
-        for map in layouts::MAPS {
+        for map in map_check::MAPS {
             loader.map_pin_path(map.name, pins.map(map.name));
         }
         loader.map_max_entries("SLB_FLOWS", buckets_for(capacities.flows));

@@ -24,7 +24,7 @@ use slb_common::{
 use super::{Counters, Pins, filter::RoleFilter, index::Indexed, memory::Memory, slots::Chunks};
 use crate::{
     plan::Step,
-    state::{Acl, Policy, Schedule, Service, State},
+    state::{Acl, ListenerState, Policy, Schedule, State},
 };
 
 /// Longer than a packet is in the program.
@@ -181,7 +181,7 @@ impl Maps {
             }
             let Listener { id, flags, acl, sticky_jiffies, .. } = listener;
             let policy = Policy { flags, acl, sticky_jiffies };
-            self.installed.listeners.insert(endpoint, Service { id, schedule, policy });
+            self.installed.listeners.insert(endpoint, ListenerState { id, schedule, policy });
         }
         for (id, limits) in self.limits.iter().enumerate() {
             let limits = limits.map_err(at("SLB_LIMITS"))?;
@@ -298,7 +298,7 @@ impl Maps {
                 absent_is_fine(self.quic.remove(&server)).map_err(at("SLB_QUIC"))?;
                 self.installed.quic.remove(&server);
             }
-            Step::PutListener(endpoint, service) => self.put_listener(endpoint, service)?,
+            Step::PutListener(endpoint, listener) => self.put_listener(endpoint, listener)?,
             Step::RemoveListener(endpoint) => {
                 absent_is_fine(self.listeners.remove(&endpoint)).map_err(at("SLB_LISTENERS"))?;
                 self.listener_index.remove(&endpoint);
@@ -344,23 +344,23 @@ impl Maps {
         Ok(())
     }
 
-    fn put_listener(&mut self, endpoint: Endpoint, service: Service) -> Result<(), TableError> {
-        let range = match self.range_of(&service) {
+    fn put_listener(&mut self, endpoint: Endpoint, state: ListenerState) -> Result<(), TableError> {
+        let range = match self.range_of(&state) {
             Some(range) => range,
-            None => self.write_slots(&service.schedule)?,
+            None => self.write_slots(&state.schedule)?,
         };
         let listener = Listener {
-            id: service.id,
-            scheduler: service.schedule.scheduler,
-            previous_scheduler: service.schedule.previous_scheduler,
+            id: state.id,
+            scheduler: state.schedule.scheduler,
+            previous_scheduler: state.schedule.previous_scheduler,
             first_chunk: range.start,
-            slots: service.schedule.slots.len() as u32,
+            slots: state.schedule.slots.len() as u32,
             // Behind the others.
-            previous_chunk: range.start + chunks_for(service.schedule.slots.len() as u32),
-            previous_slots: service.schedule.previous.len() as u32,
-            flags: service.policy.flags,
-            acl: service.policy.acl,
-            sticky_jiffies: service.policy.sticky_jiffies,
+            previous_chunk: range.start + chunks_for(state.schedule.slots.len() as u32),
+            previous_slots: state.schedule.previous.len() as u32,
+            flags: state.policy.flags,
+            acl: state.policy.acl,
+            sticky_jiffies: state.policy.sticky_jiffies,
             spare: 0,
         };
         if let Err(error) = self.listeners.insert(endpoint, listener, 0) {
@@ -369,7 +369,7 @@ impl Maps {
         }
         self.listener_index.put(endpoint, listener);
         self.listeners_changed = Some(Instant::now());
-        self.installed.listeners.insert(endpoint, service);
+        self.installed.listeners.insert(endpoint, state);
         if let Some(old) = self.ranges.insert(endpoint, range) {
             self.release(old);
         }
@@ -377,9 +377,9 @@ impl Maps {
     }
 
     /// Where this schedule is already, written for another VIP of the same listener.
-    fn range_of(&self, service: &Service) -> Option<Range<u32>> {
+    fn range_of(&self, listener: &ListenerState) -> Option<Range<u32>> {
         let (endpoint, _) = self.installed.listeners.iter().find(|(_, installed)| {
-            installed.id == service.id && installed.schedule == service.schedule
+            installed.id == listener.id && installed.schedule == listener.schedule
         })?;
         self.ranges.get(endpoint).cloned()
     }

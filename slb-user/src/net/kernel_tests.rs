@@ -97,12 +97,16 @@ impl Drop for Peer {
 
 /// The agent spawns tasks that do these; this only has to compile.
 #[expect(dead_code, reason = "checked by the compiler, never called")]
-fn work_can_be_spawned(network: &Network, keeper: &mut Keeper, announcer: &mut Announcers) {
+fn work_can_be_spawned(
+    network: &Network,
+    managed: &mut ManagedNeighbours,
+    announcer: &mut Announcers,
+) {
     fn spawnable<T: Send>(_: T) {}
     spawnable(Network::open());
     spawnable(network.changed());
     spawnable(network.resolve_all(&[]));
-    spawnable(keeper.keep(&HashSet::new()));
+    spawnable(managed.keep(&HashSet::new()));
     spawnable(announcer.announce(Announce::Arp, &[], &[]));
 }
 
@@ -310,9 +314,9 @@ fn given_wanted_neighbours_when_kept_then_the_kernel_resolves_and_manages_them_u
         let wan = index(&network, "wan0");
         let wanted: HashSet<_> =
             ["203.0.113.2", "203.0.113.9", "2001:db8:113::2"].map(|a| (wan, addr(a))).into();
-        let mut keeper = Keeper::new(&network);
+        let mut managed = ManagedNeighbours::new(&network);
 
-        keeper.keep(&wanted).await.unwrap();
+        managed.keep(&wanted).await.unwrap();
 
         until(&network, "203.0.113.2", |hop| mac_of(hop) == Some(PEER_MAC)).await;
         until(&network, "2001:db8:113::2", |hop| mac_of(hop) == Some(PEER_MAC)).await;
@@ -320,19 +324,19 @@ fn given_wanted_neighbours_when_kept_then_the_kernel_resolves_and_manages_them_u
         assert_eq!(neighbours().matches("managed").count(), 2, "{}", neighbours());
 
         // What is kept costs nothing.
-        keeper.keep(&wanted).await.unwrap();
+        managed.keep(&wanted).await.unwrap();
         let quiet = tokio::time::timeout(Duration::from_millis(100), network.changed()).await;
         assert!(quiet.is_err(), "{quiet:?}");
 
         // A sweep takes it away; the next call brings it back, and a new process adopts it.
-        let mut keeper = Keeper::new(&network);
+        let mut managed = ManagedNeighbours::new(&network);
         ip("neigh flush dev wan0");
         until(&network, "203.0.113.2", |hop| mac_of(hop).is_none()).await;
-        keeper.keep(&wanted).await.unwrap();
+        managed.keep(&wanted).await.unwrap();
         until(&network, "203.0.113.2", |hop| mac_of(hop) == Some(PEER_MAC)).await;
         settle(&network).await;
 
-        Keeper::new(&network).keep(&HashSet::new()).await.unwrap();
+        ManagedNeighbours::new(&network).keep(&HashSet::new()).await.unwrap();
 
         let table = neighbours();
         assert!(!table.contains("managed"), "{table}");
@@ -347,9 +351,9 @@ fn given_wanted_neighbours_when_kept_then_the_kernel_resolves_and_manages_them_u
 fn given_a_silent_neighbour_when_kept_then_it_stays_unresolved_until_it_answers() {
     in_namespace(|peer| async move {
         let network = Network::open().await.unwrap();
-        let mut keeper = Keeper::new(&network);
+        let mut managed = ManagedNeighbours::new(&network);
         let wanted = HashSet::from([(index(&network, "wan0"), addr("203.0.113.5"))]);
-        keeper.keep(&wanted).await.unwrap();
+        managed.keep(&wanted).await.unwrap();
         let hop = network.resolve(addr("203.0.113.5")).await.unwrap();
         assert!(matches!(hop, NextHop::Unresolved { .. }), "{hop:?}");
 

@@ -138,7 +138,7 @@ impl Network {
 
     /// The next hops of addresses, as far as the kernel knows them now.
     ///
-    /// Starts no neighbour resolution: that is [`Keeper`](super::Keeper)'s work. Routes are those
+    /// Starts no neighbour resolution: that is [`ManagedNeighbours`](super::ManagedNeighbours)'s work. Routes are those
     /// of packets that this host sends: rules that match on a source, a mark or an input interface
     /// do not count.
     ///

@@ -22,19 +22,19 @@ pub struct Names {
 impl Names {
     /// The names in the configuration of a snapshot.
     #[must_use]
-    pub fn new(Snapshot { config, layout, .. }: &Snapshot) -> Self {
+    pub fn new(Snapshot { config, ids, .. }: &Snapshot) -> Self {
         let mut names = Self::default();
-        for service in &layout.services {
-            let instance = &config.instances[service.instance];
-            let listener = &instance.listeners[service.listener];
+        for indexed in &ids.listeners {
+            let instance = &config.instances[indexed.instance];
+            let listener = &instance.listeners[indexed.listener];
             let label = format!("{} {}/{}", instance.name, listener.protocol, listener.port);
-            names.listeners.extend(service.endpoints.iter().map(|&at| (at, label.clone())));
+            names.listeners.extend(indexed.endpoints.iter().map(|&at| (at, label.clone())));
             let backends = &instance.groups[listener.group].backends;
-            for target in &layout.targets[service.targets.clone()] {
-                let name = target
+            for backend in &ids.backends[indexed.backends.clone()] {
+                let name = backend
                     .backend
-                    .map_or_else(|| target.addr.ip().to_string(), |it| backends[it].name.clone());
-                names.backends.insert(target.id, (name, target.addr));
+                    .map_or_else(|| backend.addr.ip().to_string(), |it| backends[it].name.clone());
+                names.backends.insert(backend.id, (name, backend.addr));
             }
         }
         names

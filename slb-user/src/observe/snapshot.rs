@@ -12,7 +12,7 @@ use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem};
 use crate::{
     config::Config,
     health::{self, Health},
-    layout::Layout,
+    ids::Ids,
 };
 
 /// Everything that the agent's loop knows and readers need, as it was when something last changed. Never changed: the
@@ -24,7 +24,7 @@ pub struct Snapshot {
     /// Its file.
     pub path: Arc<PathBuf>,
     /// Its indices into the maps.
-    pub layout: Arc<Layout>,
+    pub ids: Arc<Ids>,
     /// When the agent was started.
     pub started: Instant,
     /// Counts configurations; the first is 1.
@@ -38,13 +38,13 @@ pub struct Snapshot {
     pub reply_interfaces: Vec<String>,
     /// The flow table.
     pub flow_table: FlowTableStatus,
-    /// One per target of the layout.
+    /// One per element of [`Ids::backends`].
     pub health: Arc<Vec<Health>>,
-    /// By [`crate::layout::Target::id`]; targets whose health has not changed are left out.
+    /// By [`crate::ids::IndexedBackend::id`]; backends whose health has not changed are left out.
     pub history: Arc<HashMap<u32, History>>,
     /// What the maps hold.
     pub installed: Arc<Installed>,
-    /// What the probes have found, by [`crate::layout::Target::id`].
+    /// What the probes have found, by [`crate::ids::IndexedBackend::id`].
     pub probes: health::Statuses<u32>,
     /// What an operator should see to, the worst first.
     pub problems: Vec<Problem>,
@@ -53,12 +53,12 @@ pub struct Snapshot {
 impl Snapshot {
     /// An agent that has only read its configuration so far.
     #[must_use]
-    pub fn new(config: Arc<Config>, path: Arc<PathBuf>, layout: Arc<Layout>) -> Self {
+    pub fn new(config: Arc<Config>, path: Arc<PathBuf>, ids: Arc<Ids>) -> Self {
         Self {
-            health: Arc::new(vec![Health::Unknown; layout.targets.len()]),
+            health: Arc::new(vec![Health::Unknown; ids.backends.len()]),
             config,
             path,
-            layout,
+            ids,
             started: Instant::now(),
             generation: 1,
             reload_failures: 0,
@@ -73,7 +73,7 @@ impl Snapshot {
     }
 }
 
-/// How the health of a target has changed since the agent started.
+/// How the health of a backend has changed since the agent started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct History {
     /// When it last did.
@@ -93,7 +93,7 @@ pub struct Installed {
     pub listeners: Vec<(u32, u32)>,
     /// When the flows of drained backends are ended, in jiffies; others are left out.
     pub closes: HashMap<u32, u32>,
-    /// What each schedule gives to backends, by [`crate::layout::Service::id`].
+    /// What each schedule gives to backends, by [`crate::ids::IndexedListener::id`].
     pub shares: HashMap<u32, Arc<Shares>>,
     /// How full the maps are.
     pub usage: Vec<MapStatus>,

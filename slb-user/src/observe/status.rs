@@ -24,7 +24,7 @@ use crate::{
     clock::Jiffies,
     config::{Forwarding, Group, Instance, Listener},
     health,
-    layout::{self, Service, Target},
+    ids::{self, IndexedBackend, IndexedListener},
     log,
 };
 
@@ -135,21 +135,21 @@ struct Reader<'a> {
     /// Between the two samples; `None`: there is only one.
     seconds: Option<f64>,
     /// By the index of their instance and of their listener in it.
-    services: HashMap<(usize, usize), Vec<&'a Service>>,
-    /// By [`Service::id`]. What was a listener's backend's once is still the listener's.
+    listeners: HashMap<(usize, usize), Vec<&'a IndexedListener>>,
+    /// By [`IndexedListener::id`]. What was a listener's backend's once is still the listener's.
     by_listener: HashMap<u32, Sums>,
 }
 
 impl<'a> Reader<'a> {
     fn new(snapshot: &'a Snapshot, measured: &'a Measured<'a>) -> Self {
-        let mut services = HashMap::<_, Vec<_>>::new();
-        for service in &snapshot.layout.services {
-            services.entry((service.instance, service.listener)).or_default().push(service);
+        let mut listeners = HashMap::<_, Vec<_>>::new();
+        for indexed in &snapshot.ids.listeners {
+            listeners.entry((indexed.instance, indexed.listener)).or_default().push(indexed);
         }
         let since = measured.before.as_ref().map(|before| before.at);
         let seconds = since.map(|at: Instant| measured.sample.at.duration_since(at).as_secs_f64());
         let mut reader =
-            Self { snapshot, measured, seconds, services, by_listener: HashMap::new() };
+            Self { snapshot, measured, seconds, listeners, by_listener: HashMap::new() };
         for &(backend, listener) in &snapshot.installed.listeners {
             let Sums { now, before } = reader.sums(backend);
             let sums = reader.by_listener.entry(listener).or_default();
@@ -184,14 +184,14 @@ impl<'a> Reader<'a> {
         let listener = &instance.listeners[at];
         let group = &instance.groups[listener.group];
         let counted = Counted::of(listener, group);
-        let services = self.services.get(&(index, at)).map_or(&[][..], Vec::as_slice);
+        let listeners = self.listeners.get(&(index, at)).map_or(&[][..], Vec::as_slice);
         let mut sums = Sums::default();
         let mut backends = Vec::new();
-        for service in services {
-            let found = self.by_listener.get(&service.id).copied().unwrap_or_default();
+        for indexed in listeners {
+            let found = self.by_listener.get(&indexed.id).copied().unwrap_or_default();
             sums.now += found.now;
             sums.before += found.before;
-            self.backends(service, group, counted, &mut backends);
+            self.backends(indexed, group, counted, &mut backends);
         }
         let Traffic { flows, packets, bytes, reply_packets, reply_bytes } = sums.now;
         ListenerStatus {
@@ -213,48 +213,49 @@ impl<'a> Reader<'a> {
 
     fn backends(
         &self,
-        service: &Service,
+        listener: &IndexedListener,
         group: &Group,
         counted: Counted,
         backends: &mut Vec<BackendStatus>,
     ) {
-        let targets = &self.snapshot.layout.targets[service.targets.clone()];
-        let shares =
-            self.snapshot.installed.shares.get(&service.id).map(|shares| match service.scheduler {
-                Scheduler::Wlc => Arc::new(by_weight(shares, targets)),
-                _ => Arc::clone(shares),
-            });
-        let units = |target: &Target| counted.unit(&self.sums(target.id).now);
-        let all: u64 = targets.iter().map(units).sum();
-        for index in service.targets.clone() {
-            let target = &self.snapshot.layout.targets[index];
-            let share = (all > 0).then(|| units(target) as f64 / all as f64);
-            let mut backend = self.backend(index, group, counted);
+        let indexed = &self.snapshot.ids.backends[listener.backends.clone()];
+        let shares = self.snapshot.installed.shares.get(&listener.id).map(|shares| match listener
+            .scheduler
+        {
+            Scheduler::Wlc => Arc::new(by_weight(shares, indexed)),
+            _ => Arc::clone(shares),
+        });
+        let units = |backend: &IndexedBackend| counted.unit(&self.sums(backend.id).now);
+        let all: u64 = indexed.iter().map(units).sum();
+        for index in listener.backends.clone() {
+            let backend = &self.snapshot.ids.backends[index];
+            let share = (all > 0).then(|| units(backend) as f64 / all as f64);
+            let mut status = self.backend(index, group, counted);
             if let Some(shares) = &shares {
-                backend.active = shares.contains_key(&target.id);
-                backend.expected_share = Some(shares.get(&target.id).copied().unwrap_or_default());
+                status.active = shares.contains_key(&backend.id);
+                status.expected_share = Some(shares.get(&backend.id).copied().unwrap_or_default());
             }
-            backends.push(BackendStatus { share, ..backend });
+            backends.push(BackendStatus { share, ..status });
         }
     }
 
     /// A backend without its shares.
     fn backend(&self, index: usize, group: &Group, counted: Counted) -> BackendStatus {
-        let Snapshot { layout, health, history, installed, probes, .. } = self.snapshot;
-        let target = &layout.targets[index];
-        let probe = probes.get(&target.id);
+        let Snapshot { ids, health, history, installed, probes, .. } = self.snapshot;
+        let indexed = &ids.backends[index];
+        let probe = probes.get(&indexed.id);
         let failure = probe.as_ref().and_then(|probe| probe.last_failure.as_ref());
-        let history = history.get(&target.id);
-        let sums = self.sums(target.id);
+        let history = history.get(&indexed.id);
+        let sums = self.sums(indexed.id);
         let Traffic { flows, packets, bytes, reply_packets, reply_bytes } = sums.now;
-        let member = target.backend.map(|backend| &group.backends[backend]);
+        let member = indexed.backend.map(|at| &group.backends[at]);
         BackendStatus {
-            name: member.map_or_else(|| target.addr.ip().to_string(), |it| it.name.clone()),
-            role: role(target),
-            endpoint: target.addr,
+            name: member.map_or_else(|| indexed.addr.ip().to_string(), |it| it.name.clone()),
+            role: role(indexed),
+            endpoint: indexed.addr,
             // That of one that is drained counts as 0.
             weight: member.map(|member| member.weight.into()),
-            health: self::health(target, health[index]),
+            health: self::health(indexed, health[index]),
             health_since: history.map(|history| seconds(history.since)),
             last_probe: probe.as_ref().and_then(|probe| {
                 let last = probe.last.as_ref()?;
@@ -271,12 +272,12 @@ impl<'a> Reader<'a> {
             active: false,
             expected_share: None,
             share: None,
-            drains: target.drains,
-            closes_in_seconds: installed.closes.get(&target.id).and_then(|closes| {
+            drains: indexed.drains,
+            closes_in_seconds: installed.closes.get(&indexed.id).and_then(|closes| {
                 let left = closes.wrapping_sub(self.measured.now?) as i32;
                 Some(self.measured.jiffies.to_duration(left.max(0) as u32).as_secs_f64())
             }),
-            active_flows: (self.measured.active)(target.id),
+            active_flows: (self.measured.active)(indexed.id),
             flows: counted.flows.then_some(flows),
             packets,
             bytes,
@@ -298,8 +299,8 @@ impl<'a> Reader<'a> {
 }
 
 /// Shares in proportion to the weights: a schedule of `wlc` has each backend once.
-fn by_weight(shares: &Shares, targets: &[Target]) -> Shares {
-    let weights = targets.iter().map(|target| (target.id, f64::from(target.weight)));
+fn by_weight(shares: &Shares, backends: &[IndexedBackend]) -> Shares {
+    let weights = backends.iter().map(|backend| (backend.id, f64::from(backend.weight)));
     let weights: Shares = weights.filter(|(id, _)| shares.contains_key(id)).collect();
     let all: f64 = weights.values().sum();
     if all > 0.0 {
@@ -309,18 +310,18 @@ fn by_weight(shares: &Shares, targets: &[Target]) -> Shares {
     }
 }
 
-const fn role(target: &Target) -> Role {
-    match target.role {
-        layout::Role::Member if target.is_departed() => Role::Removed,
-        layout::Role::Member => Role::Member,
-        layout::Role::Primary => Role::Primary,
-        layout::Role::Secondary => Role::Secondary,
+const fn role(backend: &IndexedBackend) -> Role {
+    match backend.role {
+        ids::Role::Member if backend.is_orphaned() => Role::Removed,
+        ids::Role::Member => Role::Member,
+        ids::Role::Primary => Role::Primary,
+        ids::Role::Secondary => Role::Secondary,
     }
 }
 
-const fn health(target: &Target, health: health::Health) -> Health {
+const fn health(backend: &IndexedBackend, health: health::Health) -> Health {
     match health {
-        _ if target.check.is_none() => Health::Unchecked,
+        _ if backend.check.is_none() => Health::Unchecked,
         health::Health::Healthy => Health::Healthy,
         health::Health::Unhealthy => Health::Unhealthy,
         health::Health::Unknown => Health::Unknown,

@@ -78,7 +78,7 @@ fn states() -> impl Strategy<Value = State> {
             let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
             state.listeners.insert(
                 endpoint(vip(n), port),
-                Service { id, schedule, policy: Policy::default() },
+                ListenerState { id, schedule, policy: Policy::default() },
             );
             state.addresses.entry(vip(n)).or_default().roles |= ROLE_VIP;
         }
@@ -104,7 +104,10 @@ fn any_states() -> impl Strategy<Value = State> {
                 .into_iter()
                 .map(|((n, port), (id, slots))| {
                     let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
-                    (endpoint(vip(n), port), Service { id, schedule, policy: Policy::default() })
+                    (
+                        endpoint(vip(n), port),
+                        ListenerState { id, schedule, policy: Policy::default() },
+                    )
                 })
                 .collect(),
             backends: backends
@@ -139,8 +142,8 @@ fn applied(mut state: State, steps: impl IntoIterator<Item = Step>) -> State {
 
 /// What a packet must be able to rely on at any moment.
 fn check_sound(state: &State) -> Result<(), TestCaseError> {
-    for (endpoint, service) in &state.listeners {
-        for id in &service.schedule.slots {
+    for (endpoint, listener) in &state.listeners {
+        for id in &listener.schedule.slots {
             let flags = state.backends.get(id).map_or(0, |backend| backend.flags);
             let needed = BACKEND_IN_USE | BACKEND_USABLE;
             prop_assert_eq!(flags & needed, needed, "{:?} names backend {}", endpoint, id);
@@ -218,8 +221,8 @@ proptest! {
             check_sound(&state)?;
 
             for vip in vips(&state).difference(&before) {
-                let missing = desired.listeners.iter().find(|(endpoint, service)| {
-                    endpoint.addr == *vip && state.listeners.get(endpoint) != Some(service)
+                let missing = desired.listeners.iter().find(|(endpoint, listener)| {
+                    endpoint.addr == *vip && state.listeners.get(endpoint) != Some(listener)
                 });
                 prop_assert!(missing.is_none(), "{vip:?} is a VIP before {missing:?}");
             }
@@ -255,10 +258,11 @@ fn given_a_backend_that_fails_when_planned_then_its_flag_goes_after_the_last_sch
     let backend = |flags| Backend { addr: host(1), port: 80, flags, ..Backend::default() };
     let state = |flags, slots: &[u32]| {
         let schedule = Schedule::new(SCHEDULER_HASH, slots.to_vec());
-        let service = Service { id: 0, schedule: Arc::new(schedule), policy: Policy::default() };
+        let listener =
+            ListenerState { id: 0, schedule: Arc::new(schedule), policy: Policy::default() };
         State {
             backends: [(0, backend(BACKEND_IN_USE | BACKEND_USABLE)), (1, backend(flags))].into(),
-            listeners: [(endpoint(vip(1), 80), service)].into(),
+            listeners: [(endpoint(vip(1), 80), listener)].into(),
             ..State::default()
         }
     };

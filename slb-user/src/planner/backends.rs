@@ -15,10 +15,10 @@ use super::Inputs;
 use crate::{
     config::{AllUnhealthy, ClientAddress, Forwarding, Scheduler},
     health::Health,
-    layout::{Role, Service, Target},
+    ids::{IndexedBackend, IndexedListener, Role},
 };
 
-impl Service {
+impl IndexedListener {
     /// Whether all of its flows have entries, whatever the scheduler: with persistence a client's next flow has
     /// to find its backend, and only an entry tells whether a datagram begins a flow.
     pub(super) fn remembers(&self) -> bool {
@@ -26,10 +26,10 @@ impl Service {
         self.persistence.is_some() || is_udp && self.limits.new_flows.is_some()
     }
 
-    /// How packets reach a target: between families by another source.
-    pub(super) fn mode(&self, target: &Target) -> u32 {
-        let crosses = self.endpoints[0].addr.is_v4() != target.addr.is_ipv4();
-        match target.forwarding {
+    /// How packets reach a backend: between families by another source.
+    pub(super) fn mode(&self, backend: &IndexedBackend) -> u32 {
+        let crosses = self.endpoints[0].addr.is_v4() != backend.addr.is_ipv4();
+        match backend.forwarding {
             Forwarding::Nat if crosses => MODE_FULL,
             Forwarding::Nat => MODE_NAT,
             Forwarding::FullNat => MODE_FULL,
@@ -40,93 +40,98 @@ impl Service {
     }
 }
 
-/// Which targets may get new flows.
+/// Which backends may get new flows.
 pub(super) fn usable(
-    service: &Service,
-    targets: &[Target],
+    listener: &IndexedListener,
+    backends: &[IndexedBackend],
     health: &[Health],
     trusted: &HashSet<u32>,
 ) -> Vec<bool> {
-    let healthy: Vec<bool> = targets
+    let healthy: Vec<bool> = backends
         .iter()
         .zip(health)
-        .map(|(target, &health)| match (target.role, health) {
-            _ if target.is_departed() => false,
-            _ if target.check.is_none() => true,
+        .map(|(backend, &health)| match (backend.role, health) {
+            _ if backend.is_orphaned() => false,
+            _ if backend.check.is_none() => true,
             // The secondary is for when the primary has failed, not for when nobody has looked yet.
             (Role::Primary, health) => health != Health::Unhealthy,
-            (_, Health::Unknown) => trusted.contains(&target.id),
+            (_, Health::Unknown) => trusted.contains(&backend.id),
             (_, health) => health == Health::Healthy,
         })
         .collect();
-    let mut candidates = targets.iter().zip(&healthy).filter(|(target, _)| target.weight > 0);
-    if service.all_unhealthy == AllUnhealthy::FailOpen && !candidates.any(|(_, healthy)| *healthy) {
-        return targets.iter().map(|target| !target.is_departed()).collect();
+    let mut candidates = backends.iter().zip(&healthy).filter(|(backend, _)| backend.weight > 0);
+    if listener.all_unhealthy == AllUnhealthy::FailOpen && !candidates.any(|(_, healthy)| *healthy)
+    {
+        return backends.iter().map(|backend| !backend.is_orphaned()).collect();
     }
     healthy
 }
 
-/// When the flows of a target are ended, in jiffies; `None`: not at all.
-pub(super) fn closes(service: &Service, target: &Target, inputs: &Inputs<'_>) -> Option<u32> {
-    let drain = service.drain.filter(|_| target.drains)?;
-    let known = inputs.installed.backends.get(&target.id).filter(|known| {
-        known.flags & BACKEND_IN_USE != 0 && u32::from(known.listener) == service.id
+/// When the flows of a backend are ended, in jiffies; `None`: not at all.
+pub(super) fn closes(
+    listener: &IndexedListener,
+    backend: &IndexedBackend,
+    inputs: &Inputs<'_>,
+) -> Option<u32> {
+    let drain = listener.drain.filter(|_| backend.drains)?;
+    let known = inputs.installed.backends.get(&backend.id).filter(|known| {
+        known.flags & BACKEND_IN_USE != 0 && u32::from(known.listener) == listener.id
     });
     // 0 has a meaning of its own; a tick more does not matter.
     let since_now = inputs.moment.wrapping_add(inputs.jiffies.from_duration(drain)) | 1;
     Some(known.map(|known| known.closes).filter(|closes| *closes != 0).unwrap_or(since_now))
 }
 
-/// The entries of a target in `SLB_QUIC`. One that the configuration does not name any more keeps its own.
+/// The entries of a backend in `SLB_QUIC`. One that the configuration does not name any more keeps its own.
 pub(super) fn servers(
-    service: &Service,
-    target: &Target,
+    listener: &IndexedListener,
+    backend: &IndexedBackend,
     inputs: &Inputs<'_>,
 ) -> Vec<(QuicKey, u32)> {
-    if service.scheduler != Scheduler::Qch {
+    if listener.scheduler != Scheduler::Qch {
         return Vec::new();
     }
-    let key = |server| QuicKey { listener: service.id, server };
-    if !target.is_departed() {
-        let server = target.server_id.map(u32::from);
-        return server.map(|server| (key(server), target.id)).into_iter().collect();
+    let key = |server| QuicKey { listener: listener.id, server };
+    if !backend.is_orphaned() {
+        let server = backend.server_id.map(u32::from);
+        return server.map(|server| (key(server), backend.id)).into_iter().collect();
     }
     let range = key(0)..=key(u32::MAX);
-    let known = inputs.installed.quic.range(range).filter(|(_, backend)| **backend == target.id);
-    known.map(|(&key, &backend)| (key, backend)).collect()
+    let known = inputs.installed.quic.range(range).filter(|(_, id)| **id == backend.id);
+    known.map(|(&key, &id)| (key, id)).collect()
 }
 
-/// How a target is told who the client is.
-const fn told(target: &Target) -> u32 {
-    match target.client_address {
+/// How a backend is told who the client is.
+const fn told(backend: &IndexedBackend) -> u32 {
+    match backend.client_address {
         ClientAddress::None => 0,
         ClientAddress::ProxyV2 => BACKEND_PROXY,
         ClientAddress::TcpOption => BACKEND_OPTION,
     }
 }
 
-/// What is left of an MTU for the packets that go to a target.
-fn inner_mtu(target: &Target, mtu: u32) -> u32 {
-    let overhead = match target.forwarding {
+/// What is left of an MTU for the packets that go to a backend.
+fn inner_mtu(backend: &IndexedBackend, mtu: u32) -> u32 {
+    let overhead = match backend.forwarding {
         Forwarding::Nat | Forwarding::FullNat | Forwarding::Dsr => 0,
-        Forwarding::Ipip => tunnel::overhead(target.addr.is_ipv4(), false),
-        Forwarding::Gue => tunnel::overhead(target.addr.is_ipv4(), true),
+        Forwarding::Ipip => tunnel::overhead(backend.addr.is_ipv4(), false),
+        Forwarding::Gue => tunnel::overhead(backend.addr.is_ipv4(), true),
     };
     mtu.saturating_sub(overhead as u32)
 }
 
-/// Where the addresses are that packets to a target may be given as a source: the first index, and how
+/// Where the addresses are that packets to a backend may be given as a source: the first index, and how
 /// many. What is not there yet is added.
 pub(super) fn sources(
     known: &mut BTreeMap<u32, Address>,
-    target: &Target,
+    backend: &IndexedBackend,
     inputs: &Inputs<'_>,
 ) -> (u16, u16) {
-    if target.forwarding.is_direct_return() {
+    if backend.forwarding.is_direct_return() {
         return (NO_SOURCE, 0);
     }
-    let own = inputs.ways.get(&target.addr.ip()).and_then(|way| way.source);
-    let wanted: Vec<Address> = match target.sources.as_slice() {
+    let own = inputs.routes.get(&backend.addr.ip()).and_then(|route| route.source);
+    let wanted: Vec<Address> = match backend.sources.as_slice() {
         [] => own.into_iter().map(Address::from).collect(),
         sources => sources.iter().map(|&source| source.into()).collect(),
     };
@@ -146,29 +151,29 @@ pub(super) fn sources(
 }
 
 pub(super) fn backend(
-    service: &Service,
-    target: &Target,
+    listener: &IndexedListener,
+    backend: &IndexedBackend,
     health: Health,
     usable: bool,
     inputs: &Inputs<'_>,
 ) -> Backend {
     let health = match health {
-        _ if target.check.is_none() => 0,
+        _ if backend.check.is_none() => 0,
         Health::Unknown => 0,
         Health::Healthy => BACKEND_HEALTHY,
         Health::Unhealthy => BACKEND_UNHEALTHY,
     };
-    let way = inputs.ways.get(&target.addr.ip());
-    let way = way.filter(|way| inputs.interfaces.contains_key(&way.hop.ifindex));
+    let route = inputs.routes.get(&backend.addr.ip());
+    let route = route.filter(|route| inputs.interfaces.contains_key(&route.hop.ifindex));
     Backend {
-        addr: target.addr.ip().into(),
-        port: target.addr.port().into(),
-        flags: BACKEND_IN_USE | health | told(target) | if usable { BACKEND_USABLE } else { 0 },
-        idle_jiffies: inputs.jiffies.from_duration(service.idle_timeout),
-        listener: service.id as u16,
-        hop: way.map_or(NextHop::UNRESOLVED, |way| way.hop),
-        mtu: way.filter(|_| !inputs.generic).map_or(0, |way| inner_mtu(target, way.mtu)),
-        mode: service.mode(target),
+        addr: backend.addr.ip().into(),
+        port: backend.addr.port().into(),
+        flags: BACKEND_IN_USE | health | told(backend) | if usable { BACKEND_USABLE } else { 0 },
+        idle_jiffies: inputs.jiffies.from_duration(listener.idle_timeout),
+        listener: listener.id as u16,
+        hop: route.map_or(NextHop::UNRESOLVED, |route| route.hop),
+        mtu: route.filter(|_| !inputs.generic).map_or(0, |route| inner_mtu(backend, route.mtu)),
+        mode: listener.mode(backend),
         ..Backend::default()
     }
 }

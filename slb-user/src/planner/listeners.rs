@@ -9,14 +9,14 @@ use slb_common::abi::{
 use super::Inputs;
 use crate::{
     config::{AclMode, Scheduler},
-    layout::Service,
+    ids::IndexedListener,
     state::{Acl, Policy, State},
 };
 
 /// What a listener has besides its schedule; lists and limits are put into `state`.
-pub(super) fn policy(service: &Service, state: &mut State, inputs: &Inputs<'_>) -> Policy {
+pub(super) fn policy(listener: &IndexedListener, state: &mut State, inputs: &Inputs<'_>) -> Policy {
     let mut policy = Policy::default();
-    if let Some((mode, list)) = &service.acl {
+    if let Some((mode, list)) = &listener.acl {
         policy.flags |= LISTENER_GUARDED;
         policy.flags |= match mode {
             AclMode::Allow => ACL_ALLOW,
@@ -24,14 +24,15 @@ pub(super) fn policy(service: &Service, state: &mut State, inputs: &Inputs<'_>) 
         };
         policy.acl = number(list, &mut state.acls, &inputs.installed.acls);
     }
-    if let Some(limits) = limits(service) {
+    if let Some(limits) = limits(listener) {
         policy.flags |= LISTENER_GUARDED | LISTENER_LIMITED;
-        state.limits.insert(service.id, limits);
+        state.limits.insert(listener.id, limits);
     }
-    if let Some(persistence) = service.persistence {
+    if let Some(persistence) = listener.persistence {
         policy.sticky_jiffies = inputs.jiffies.from_duration(persistence);
     }
-    if service.persistence.is_some() || matches!(service.scheduler, Scheduler::Wlc | Scheduler::Qch)
+    if listener.persistence.is_some()
+        || matches!(listener.scheduler, Scheduler::Wlc | Scheduler::Qch)
     {
         policy.flags |= LISTENER_CHOOSES;
     }
@@ -61,8 +62,8 @@ fn number(
 const BURST_NS: u64 = 100_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
-fn limits(service: &Service) -> Option<Limits> {
-    let crate::config::Limits { new_flows, bandwidth } = service.limits;
+fn limits(listener: &IndexedListener) -> Option<Limits> {
+    let crate::config::Limits { new_flows, bandwidth } = listener.limits;
     let flow_ns = new_flows.map(|flows| SECOND_NS / u64::from(flows));
     let byte_ns = bandwidth.map(|bits| ((8 * SECOND_NS) << 16) / bits);
     (new_flows.is_some() || bandwidth.is_some()).then(|| Limits {

@@ -5,7 +5,7 @@ use slb_common::abi::{
 };
 
 use crate::{
-    layout::{Layout, Service, Target},
+    ids::{Ids, IndexedBackend, IndexedListener},
     state::State,
 };
 
@@ -13,19 +13,23 @@ use crate::{
 pub(super) struct Owner {
     pub at: Endpoint,
     vip: Endpoint,
-    /// Index into [`Layout::targets`].
-    target: usize,
+    /// Index into [`Ids::backends`].
+    backend: usize,
 }
 
-/// For whom each backend's address and port answer: those of one side by side, as the layout has them.
-pub(super) fn owners(layout: &Layout) -> Vec<Owner> {
-    let mut owners = Vec::with_capacity(layout.targets.len());
-    for service in &layout.services {
-        for target in service.targets.clone() {
-            let backend = &layout.targets[target];
+/// For whom each backend's address and port answer: those of one backend side by side, in the order of `ids`.
+pub(super) fn owners(ids: &Ids) -> Vec<Owner> {
+    let mut owners = Vec::with_capacity(ids.backends.len());
+    for listener in &ids.listeners {
+        for index in listener.backends.clone() {
+            let backend = &ids.backends[index];
             if backend.is_answered_here() {
-                let at = service.origin(backend);
-                owners.extend(service.endpoints.iter().map(|&vip| Owner { at, vip, target }));
+                let at = listener.origin(backend);
+                owners.extend(listener.endpoints.iter().map(|&vip| Owner {
+                    at,
+                    vip,
+                    backend: index,
+                }));
             }
         }
     }
@@ -33,21 +37,21 @@ pub(super) fn owners(layout: &Layout) -> Vec<Owner> {
     owners
 }
 
-/// Which targets have an address and port that answers for others as well.
-pub(super) fn shared(owners: &[Owner], targets: usize) -> Vec<bool> {
-    let mut shared = vec![false; targets];
+/// Which backends have an address and port that answers for others as well.
+pub(super) fn shared(owners: &[Owner], backends: usize) -> Vec<bool> {
+    let mut shared = vec![false; backends];
     for owners in owners.chunk_by(|a, b| a.at == b.at).filter(|owners| owners.len() > 1) {
         for owner in owners {
-            shared[owner.target] = true;
+            shared[owner.backend] = true;
         }
     }
     shared
 }
 
-/// For whom an address and port answers, of all its owners; `flags` are each target's.
+/// For whom an address and port answers, of all its owners; `flags` are each backend's.
 pub(super) fn origin(
     owners: &[Owner],
-    layout: &Layout,
+    ids: &Ids,
     flags: &[u32],
     installed: &State,
 ) -> (Endpoint, RevNat) {
@@ -56,26 +60,26 @@ pub(super) fn origin(
         before.is_some_and(|origin| (origin.vip, origin.port) == (owner.vip.addr, owner.vip.port))
     };
     // Whoever was there first has flows without entries.
-    let Owner { at, vip, target } = owners.iter().find(is_before).unwrap_or(&owners[0]);
+    let Owner { at, vip, backend } = owners.iter().find(is_before).unwrap_or(&owners[0]);
     let of_all = REVNAT_CLOSING | REVNAT_WATCHED | REVNAT_LIMITED;
-    let of_others = owners.iter().fold(0, |all, owner| all | flags[owner.target] & of_all);
+    let of_others = owners.iter().fold(0, |all, owner| all | flags[owner.backend] & of_all);
     let shared = if owners.len() > 1 { REVNAT_SHARED } else { 0 };
-    let flags = flags[*target] | of_others | shared;
-    let backend = layout.targets[*target].id;
+    let flags = flags[*backend] | of_others | shared;
+    let backend = ids.backends[*backend].id;
     (*at, RevNat { vip: vip.addr, port: vip.port, backend, flags, spare: 0 })
 }
 
-impl Target {
+impl IndexedBackend {
     /// Whether its answers come through the gateway.
     pub(super) fn is_answered_here(&self) -> bool {
         !self.forwarding.is_direct_return()
     }
 }
 
-impl Service {
-    /// What answers of a target come from.
-    fn origin(&self, target: &Target) -> Endpoint {
-        let (addr, port) = (target.addr.ip().into(), target.addr.port().into());
+impl IndexedListener {
+    /// What answers of a backend come from.
+    fn origin(&self, backend: &IndexedBackend) -> Endpoint {
+        let (addr, port) = (backend.addr.ip().into(), backend.addr.port().into());
         Endpoint { addr, port, proto: self.endpoints[0].proto }
     }
 }

@@ -1,4 +1,4 @@
-//! The schedule of each service, and how it moves from the slots it has to those it should have.
+//! The schedule of each listener, and how it moves from the slots it has to those it should have.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,7 +12,7 @@ use super::Inputs;
 use crate::{
     config::Scheduler,
     health::Health,
-    layout::{Layout, Role, Service, Target},
+    ids::{Ids, IndexedBackend, IndexedListener, Role},
     schedule::{
         Member, maglev, ring,
         transition::{Terms, Transition},
@@ -33,13 +33,13 @@ pub(super) const FIRST_PROBES: Duration = Duration::from_secs(1);
 /// them, and because the slots of before decide how a schedule changes.
 #[derive(Debug, Default)]
 pub(super) struct Schedules {
-    /// By [`Service::id`].
+    /// By [`IndexedListener::id`].
     pub(super) states: HashMap<u32, ScheduleState>,
     /// Services that wait for first probes, and until when.
     waiting: HashMap<u32, Instant>,
 }
 
-/// The schedule of a service, and what it was made from.
+/// The schedule of a listener, and what it was made from.
 #[derive(Debug)]
 pub(super) struct ScheduleState {
     /// [`abi::SCHEDULER_HASH`] or another.
@@ -64,25 +64,25 @@ enum Progress {
     Ring { previous_scheduler: u16, previous: Vec<u32>, until: Instant },
 }
 
-/// The backends of a service that a schedule is made for.
+/// The backends of a listener that a schedule is made for.
 pub(super) struct Candidates<'a> {
-    /// All of the service.
-    pub targets: &'a [Target],
-    /// One per target: whether it may get new flows.
+    /// All of the listener.
+    pub backends: &'a [IndexedBackend],
+    /// One per backend: whether it may get new flows.
     pub usable: &'a [bool],
     /// Backends, by index, whose flows have entries in any case.
     pub with_entries: HashSet<u32>,
 }
 
 impl Schedules {
-    /// Forgets the schedules of services that are not in `layout`.
-    pub fn keep(&mut self, layout: &Layout) {
-        let ids: HashSet<u32> = layout.services.iter().map(|service| service.id).collect();
+    /// Forgets the schedules of listeners that are not in `ids`.
+    pub fn keep(&mut self, ids: &Ids) {
+        let ids: HashSet<u32> = ids.listeners.iter().map(|listener| listener.id).collect();
         self.states.retain(|id, _| ids.contains(id));
         self.waiting.retain(|id, _| ids.contains(id));
     }
 
-    /// The backends that get new flows of a service, in the order of its targets.
+    /// The backends that get new flows of a listener, in the order of its backends.
     pub fn members(&self, id: u32) -> &[Member] {
         self.states.get(&id).map_or(&[], |state| &state.members)
     }
@@ -93,28 +93,28 @@ impl Schedules {
         states.chain(self.waiting.values().copied()).min()
     }
 
-    /// Whether a service gets no backends yet because their first probes have not ended.
+    /// Whether a listener gets no backends yet because their first probes have not ended.
     pub fn waits(
         &mut self,
-        service: &Service,
-        targets: &[Target],
+        listener: &IndexedListener,
+        backends: &[IndexedBackend],
         health: &[Health],
         inputs: &Inputs<'_>,
     ) -> bool {
-        let is_new = !self.states.contains_key(&service.id)
-            && !service.endpoints.iter().any(|at| inputs.installed.listeners.contains_key(at));
-        if is_new && abi::is_by_hash(scheduler(service, targets)) {
-            self.waiting.insert(service.id, inputs.now + FIRST_PROBES);
+        let is_new = !self.states.contains_key(&listener.id)
+            && !listener.endpoints.iter().any(|at| inputs.installed.listeners.contains_key(at));
+        if is_new && abi::is_by_hash(scheduler(listener, backends)) {
+            self.waiting.insert(listener.id, inputs.now + FIRST_PROBES);
         }
-        let Some(until) = self.waiting.get(&service.id) else { return false };
-        let is_out = |(target, health): (&Target, &Health)| {
-            target.check.is_some() && *health == Health::Unknown
+        let Some(until) = self.waiting.get(&listener.id) else { return false };
+        let is_out = |(backend, health): (&IndexedBackend, &Health)| {
+            backend.check.is_some() && *health == Health::Unknown
         };
         // A primary is taken for healthy until its probes say otherwise.
-        let has_primary = targets.iter().any(|target| target.role == Role::Primary);
-        let waits = !has_primary && *until > inputs.now && targets.iter().zip(health).any(is_out);
+        let has_primary = backends.iter().any(|backend| backend.role == Role::Primary);
+        let waits = !has_primary && *until > inputs.now && backends.iter().zip(health).any(is_out);
         if !waits {
-            self.waiting.remove(&service.id);
+            self.waiting.remove(&listener.id);
         }
         waits
     }
@@ -154,21 +154,21 @@ impl Schedules {
         })
     }
 
-    /// Brings the schedule of a service in line with its candidates, and gives it.
+    /// Brings the schedule of a listener in line with its candidates, and gives it.
     pub fn update(
         &mut self,
-        service: &Service,
+        listener: &IndexedListener,
         candidates: &Candidates<'_>,
         inputs: &Inputs<'_>,
     ) -> Arc<Schedule> {
-        let Candidates { targets, with_entries, .. } = candidates;
-        let members = candidates.members(service);
-        let scheduler = scheduler(service, targets);
-        let before = self.states.remove(&service.id);
+        let Candidates { backends, with_entries, .. } = candidates;
+        let members = candidates.members(listener);
+        let scheduler = scheduler(listener, backends);
+        let before = self.states.remove(&listener.id);
         let is_same = before.as_ref().is_some_and(|before| {
             before.scheduler == scheduler
                 && before.members == members
-                && before.named == named(targets)
+                && before.named == named(backends)
                 && before.with_entries == *with_entries
         });
         let state = match before {
@@ -176,43 +176,47 @@ impl Schedules {
             before => {
                 let wanted = match &before {
                     Some(before) if is_same => before.wanted.clone(),
-                    _ => wanted(service, targets, &members),
+                    _ => wanted(listener, backends, &members),
                 };
-                let progress = progress(service, before, (scheduler, &wanted), candidates, inputs);
+                let progress = progress(listener, before, (scheduler, &wanted), candidates, inputs);
                 let published = progress.schedule((scheduler, &wanted), with_entries);
                 ScheduleState {
                     scheduler,
                     members,
-                    named: named(targets),
+                    named: named(backends),
                     with_entries: with_entries.clone(),
                     wanted,
                     progress,
-                    published: shared_with_maps(service, published, inputs),
+                    published: shared_with_maps(listener, published, inputs),
                 }
             }
         };
         let published = Arc::clone(&state.published);
-        self.states.insert(service.id, state);
+        self.states.insert(listener.id, state);
         published
     }
 }
 
 impl Candidates<'_> {
-    fn usable(&self) -> impl Iterator<Item = &Target> {
-        self.targets.iter().zip(self.usable).filter_map(|(target, usable)| usable.then_some(target))
+    fn usable(&self) -> impl Iterator<Item = &IndexedBackend> {
+        self.backends
+            .iter()
+            .zip(self.usable)
+            .filter_map(|(backend, usable)| usable.then_some(backend))
     }
 
     /// Who gets new flows: the primary alone, if it is usable.
-    fn members(&self, service: &Service) -> Vec<Member> {
-        let member = |target: &Target| Member {
-            id: target.id,
-            identity: target.identity,
-            weight: match service.scheduler {
-                Scheduler::Rr | Scheduler::Wlc => target.weight.min(1),
-                _ => target.weight,
+    fn members(&self, listener: &IndexedListener) -> Vec<Member> {
+        let member = |backend: &IndexedBackend| Member {
+            id: backend.id,
+            identity: backend.identity,
+            weight: match listener.scheduler {
+                Scheduler::Rr | Scheduler::Wlc => backend.weight.min(1),
+                _ => backend.weight,
             },
         };
-        let is_primary = |target: &&Target| target.role == Role::Primary && target.weight > 0;
+        let is_primary =
+            |backend: &&IndexedBackend| backend.role == Role::Primary && backend.weight > 0;
         match self.usable().find(is_primary) {
             Some(primary) => vec![member(primary)],
             None => self.usable().map(member).collect(),
@@ -222,15 +226,15 @@ impl Candidates<'_> {
 
 /// The next step from the schedule `before`, or from the one in the maps, to the wanted slots.
 fn progress(
-    service: &Service,
+    listener: &IndexedListener,
     before: Option<ScheduleState>,
     (scheduler, wanted): (u16, &[u32]),
     candidates: &Candidates<'_>,
     inputs: &Inputs<'_>,
 ) -> Progress {
     let terms = Terms {
-        connections: service.endpoints[0].proto == abi::TCP,
-        idle: service.idle_timeout,
+        connections: listener.endpoints[0].proto == abi::TCP,
+        idle: listener.idle_timeout,
         now: inputs.now,
     };
     let lost_entries: HashSet<u32> = before
@@ -238,23 +242,27 @@ fn progress(
         .flat_map(|before| before.with_entries.difference(&candidates.with_entries).copied())
         .collect();
     let from = before.map(|before| before.progress).or_else(|| {
-        let installed = service.endpoints.iter();
+        let installed = listener.endpoints.iter();
         let mut installed = installed.filter_map(|at| inputs.installed.listeners.get(at));
-        let installed = installed.find(|installed| installed.id == service.id)?;
+        let installed = installed.find(|installed| installed.id == listener.id)?;
         Some(Progress::restored(&installed.schedule, terms))
     });
     if !abi::is_by_hash(scheduler) {
         return Progress::ring(from, terms);
     }
-    let is_usable = |id| candidates.usable().any(|target| target.id == id);
+    let is_usable = |id| candidates.usable().any(|backend| backend.id == id);
     Progress::hash(from, (scheduler, wanted), is_usable, &lost_entries, terms)
 }
 
 /// A schedule by the same pointer as in the maps, if it is the one there: two pointers are compared faster
 /// than two schedules.
-fn shared_with_maps(service: &Service, schedule: Schedule, inputs: &Inputs<'_>) -> Arc<Schedule> {
+fn shared_with_maps(
+    listener: &IndexedListener,
+    schedule: Schedule,
+    inputs: &Inputs<'_>,
+) -> Arc<Schedule> {
     let mut installed =
-        service.endpoints.iter().filter_map(|at| inputs.installed.listeners.get(at));
+        listener.endpoints.iter().filter_map(|at| inputs.installed.listeners.get(at));
     match installed.find(|installed| *installed.schedule == schedule) {
         Some(known) => Arc::clone(&known.schedule),
         None => Arc::new(schedule),
@@ -338,21 +346,21 @@ impl Progress {
 }
 
 /// How many backends the configuration names.
-fn named(targets: &[Target]) -> usize {
-    targets.iter().filter(|target| !target.is_departed()).count()
+fn named(backends: &[IndexedBackend]) -> usize {
+    backends.iter().filter(|backend| !backend.is_orphaned()).count()
 }
 
 /// Whether one backend gets all new flows.
-fn is_single(targets: &[Target]) -> bool {
-    named(targets) == 1 || targets.iter().any(|target| target.role == Role::Primary)
+fn is_single(backends: &[IndexedBackend]) -> bool {
+    named(backends) == 1 || backends.iter().any(|backend| backend.role == Role::Primary)
 }
 
 /// What chooses among the slots. Datagrams of a pair do not go by hash: they would stay with the
 /// secondary for an idle timeout after the primary has come back.
-fn scheduler(service: &Service, targets: &[Target]) -> u16 {
-    let is_pair = targets.iter().any(|target| target.role == Role::Primary);
-    match service.scheduler {
-        _ if is_pair && service.endpoints[0].proto == abi::UDP => abi::SCHEDULER_RING,
+fn scheduler(listener: &IndexedListener, backends: &[IndexedBackend]) -> u16 {
+    let is_pair = backends.iter().any(|backend| backend.role == Role::Primary);
+    match listener.scheduler {
+        _ if is_pair && listener.endpoints[0].proto == abi::UDP => abi::SCHEDULER_RING,
         Scheduler::Tch => abi::SCHEDULER_HASH,
         Scheduler::Sch => abi::SCHEDULER_SOURCE,
         Scheduler::Wrr | Scheduler::Rr => abi::SCHEDULER_RING,
@@ -362,16 +370,16 @@ fn scheduler(service: &Service, targets: &[Target]) -> u16 {
 }
 
 /// Who is to get new flows, slot by slot.
-fn wanted(service: &Service, targets: &[Target], members: &[Member]) -> Vec<u32> {
-    if is_single(targets) {
+fn wanted(listener: &IndexedListener, backends: &[IndexedBackend], members: &[Member]) -> Vec<u32> {
+    if is_single(backends) {
         // Nothing to choose.
         let only = members.iter().find(|member| member.weight > 0);
         return vec![only.map_or(NO_BACKEND, |member| member.id)];
     }
-    match service.scheduler {
+    match listener.scheduler {
         Scheduler::Tch | Scheduler::Sch | Scheduler::Qch => {
             // As large for the healthy ones as for all, so that a failure moves as little as it can.
-            let size = maglev::size_for(named(targets));
+            let size = maglev::size_for(named(backends));
             let table = maglev::table(members, size);
             if table.is_empty() { vec![NO_BACKEND; size] } else { table }
         }

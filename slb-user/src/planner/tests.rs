@@ -11,7 +11,7 @@ use crate::{
         AllUnhealthy, Backend as ConfigBackend, Config, Forwarding, GroupKind, Instance, Listener,
         Scheduler,
     },
-    layout::fixtures::{addresses, backend, config, instance, listener},
+    ids::fixtures::{addresses, backend, config, instance, listener},
 };
 
 use Health::{Healthy, Unhealthy, Unknown};
@@ -19,9 +19,9 @@ use Health::{Healthy, Unhealthy, Unknown};
 /// A configuration in its circumstances; by default all is healthy, and no hop is known.
 struct World {
     planner: Planner,
-    layout: Layout,
+    ids: Ids,
     health: Vec<Health>,
-    ways: HashMap<IpAddr, NextWay>,
+    routes: HashMap<IpAddr, BackendRoute>,
     interfaces: BTreeMap<u32, Interface>,
     locals: Vec<IpAddr>,
     installed: State,
@@ -31,12 +31,12 @@ struct World {
 
 impl World {
     fn new(config: &Config) -> Self {
-        let layout = Layout::new(config, &State::default()).unwrap();
+        let ids = Ids::assign(config, &State::default()).unwrap();
         Self {
             planner: Planner::default(),
-            health: vec![Healthy; layout.targets.len()],
-            layout,
-            ways: HashMap::new(),
+            health: vec![Healthy; ids.backends.len()],
+            ids,
+            routes: HashMap::new(),
             interfaces: BTreeMap::new(),
             locals: Vec::new(),
             installed: State::default(),
@@ -57,7 +57,7 @@ impl World {
     fn desired(&mut self) -> State {
         let now = Inputs {
             health: &self.health,
-            ways: &self.ways,
+            routes: &self.routes,
             generic: false,
             interfaces: &self.interfaces,
             locals: &self.locals,
@@ -68,13 +68,14 @@ impl World {
             trusted: &[].into(),
             closing: &HashSet::new(),
         };
-        self.planner.desired(&self.layout, now)
+        self.planner.desired(&self.ids, now)
     }
 
     /// The schedule of the only listener.
     fn schedule(&mut self) -> Arc<Schedule> {
         let state = self.desired();
-        let schedules: Vec<_> = state.listeners.values().map(|service| &service.schedule).collect();
+        let schedules: Vec<_> =
+            state.listeners.values().map(|listener| &listener.schedule).collect();
         let [schedule] = schedules[..] else { panic!("{schedules:?}") };
         Arc::clone(schedule)
     }
@@ -271,7 +272,7 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
     let mut world = World::new(&config([shop.clone()]));
     let before = world.schedule();
     shop.listeners[0].scheduler = Scheduler::Sch;
-    world.layout = Layout::new(&config([shop.clone()]), &world.installed).unwrap();
+    world.ids = Ids::assign(&config([shop.clone()]), &world.installed).unwrap();
     let after = world.schedule();
     assert_eq!(
         (after.scheduler, after.previous_scheduler),
@@ -282,10 +283,10 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
     assert!(after.slots.iter().all(|slot| slot & both == both));
 
     // In turn: the same, for those that have none.
-    world.wait(world.layout.services[0].idle_timeout);
+    world.wait(world.ids.listeners[0].idle_timeout);
     world.schedule();
     shop.listeners[0].scheduler = Scheduler::Wrr;
-    world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
+    world.ids = Ids::assign(&config([shop]), &world.installed).unwrap();
     let ring = world.schedule();
     assert_eq!(
         (ring.scheduler, ring.previous_scheduler),
@@ -337,9 +338,13 @@ fn given_nothing_new_when_planned_again_then_the_schedule_is_the_same_object() {
     let first = world.schedule();
     assert!(Arc::ptr_eq(&first, &world.schedule()));
 
-    world.ways.insert(
+    world.routes.insert(
         addr("10.0.0.1"),
-        NextWay { hop: NextHop { ifindex: 2, ..NextHop::UNRESOLVED }, mtu: 1_500, source: None },
+        BackendRoute {
+            hop: NextHop { ifindex: 2, ..NextHop::UNRESOLVED },
+            mtu: 1_500,
+            source: None,
+        },
     );
     world.interfaces.insert(2, Interface::default());
     assert!(Arc::ptr_eq(&first, &world.schedule()), "a hop is no matter of the schedule");
@@ -357,11 +362,11 @@ fn given_nothing_new_when_planned_again_then_the_schedule_is_the_same_object() {
 fn given_another_weight_or_scheduler_when_planned_again_then_the_schedule_is_made_anew() {
     let mut world = World::new(&config([three()]));
     let first = world.schedule();
-    world.layout.targets[0].weight = 50;
+    world.ids.backends[0].weight = 50;
     let second = world.schedule();
     assert!(second.shares()[&0] < first.shares()[&0]);
 
-    world.layout.services[0].scheduler = Scheduler::Wrr;
+    world.ids.listeners[0].scheduler = Scheduler::Wrr;
     assert_eq!(world.schedule().scheduler, abi::SCHEDULER_RING);
 }
 
@@ -371,10 +376,10 @@ fn given_vips_of_one_family_when_planned_then_they_share_one_schedule() {
     shop.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
     let state = World::new(&config([shop])).desired();
 
-    let services: Vec<_> = state.listeners.values().collect();
-    assert_eq!(services.len(), 2);
-    assert_eq!(services[0].id, services[1].id);
-    assert!(Arc::ptr_eq(&services[0].schedule, &services[1].schedule));
+    let listeners: Vec<_> = state.listeners.values().collect();
+    assert_eq!(listeners.len(), 2);
+    assert_eq!(listeners[0].id, listeners[1].id);
+    assert!(Arc::ptr_eq(&listeners[0].schedule, &listeners[1].schedule));
 }
 
 #[test]
@@ -382,8 +387,8 @@ fn given_next_hops_when_planned_then_only_ways_through_our_interfaces_are_used()
     let mut world = World::new(&config([three()]));
     let hop = |ifindex| NextHop { ifindex, dst_mac: [2; 6], src_mac: [4; 6] };
     world.interfaces.insert(2, Interface { redirect: 1 });
-    let way = |ifindex| NextWay { hop: hop(ifindex), mtu: 1_500, source: None };
-    world.ways = [(addr("10.0.0.1"), way(2)), (addr("10.0.0.2"), way(3))].into();
+    let route = |ifindex| BackendRoute { hop: hop(ifindex), mtu: 1_500, source: None };
+    world.routes = [(addr("10.0.0.1"), route(2)), (addr("10.0.0.2"), route(3))].into();
     let state = world.desired();
 
     let hops: Vec<NextHop> = state.backends.values().map(|backend| backend.hop).collect();
@@ -453,9 +458,9 @@ fn given_a_backend_of_two_listeners_when_planned_then_its_flows_have_entries() {
         let is_shared = endpoint.proto == abi::TCP;
         assert_eq!(origin.flags & REVNAT_SHARED != 0, is_shared, "{endpoint:?}");
     }
-    for (at, service) in &state.listeners {
+    for (at, record) in &state.listeners {
         let is_shared = at.proto == abi::TCP;
-        for slot in &service.schedule.slots {
+        for slot in &record.schedule.slots {
             let flags = if is_shared { SLOT_LOOK | SLOT_KEEP } else { 0 };
             assert_eq!(slot & !SLOT_BACKEND, flags, "{at:?}");
             let backend = state.backends[&(slot & SLOT_BACKEND)];
@@ -489,8 +494,8 @@ fn given_direct_return_to_a_shared_backend_when_planned_then_it_needs_no_entries
     direct.vips = addresses(&["203.0.113.11"]);
     direct.groups[0].forwarding = Forwarding::Dsr;
     let state = World::new(&config([shop, direct])).desired();
-    for service in state.listeners.values() {
-        for slot in &service.schedule.slots {
+    for record in state.listeners.values() {
+        for slot in &record.schedule.slots {
             let backend = state.backends[&(slot & SLOT_BACKEND)];
             let is_answered_here = backend.mode != MODE_DSR;
             assert_eq!(slot & (SLOT_LOOK | SLOT_KEEP) != 0, is_answered_here);
@@ -565,9 +570,9 @@ fn given_another_agents_schedule_when_planned_then_its_flows_are_not_forgotten()
     let mut fewer = three();
     fewer.groups[0].backends.pop();
     let fewer = config([fewer]);
-    let layout = Layout::new(&fewer, &before).unwrap();
-    let health = vec![Healthy; layout.targets.len()];
-    let mut world = World { layout, health, installed: before.clone(), ..World::new(&fewer) };
+    let ids = Ids::assign(&fewer, &before).unwrap();
+    let health = vec![Healthy; ids.backends.len()];
+    let mut world = World { ids, health, installed: before.clone(), ..World::new(&fewer) };
     let schedule = world.schedule();
 
     let old = &before.listeners.values().next().unwrap().schedule.slots;
@@ -582,7 +587,7 @@ fn given_another_agents_schedule_when_planned_then_its_flows_are_not_forgotten()
             assert_eq!(slot & !SLOT_BACKEND, flags);
         }
     }
-    let idle = world.layout.services[0].idle_timeout;
+    let idle = world.ids.listeners[0].idle_timeout;
     assert_eq!(world.planner.due(), Some(world.now + idle));
     world.wait(idle);
     assert_eq!(world.schedule().previous, [0_u32; 0], "every old flow has an entry by now");
@@ -609,8 +614,8 @@ fn given_a_removed_backend_when_planned_then_its_flows_go_on_and_no_other_moves(
         let before = world.desired();
         world.installed = before.clone();
         shop.groups[0].backends.remove(1);
-        world.layout = Layout::new(&config([shop]), &before).unwrap();
-        world.planner.keep(&world.layout);
+        world.ids = Ids::assign(&config([shop]), &before).unwrap();
+        world.planner.keep(&world.ids);
         world.health = vec![Healthy, Healthy, Unknown];
         let after = world.desired();
 
@@ -640,7 +645,7 @@ fn given_removed_backends_when_all_others_fail_then_failing_open_does_not_bring_
     let mut world = World::new(&config([shop.clone()]));
     world.installed = world.desired();
     shop.groups[0].backends.remove(1);
-    world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
+    world.ids = Ids::assign(&config([shop]), &world.installed).unwrap();
     world.health = vec![Unhealthy; 3];
     assert_eq!(world.chosen(), [0, 2]);
 }
@@ -657,8 +662,8 @@ fn given_a_listener_that_is_gone_when_planned_then_its_schedule_is_forgotten() {
     world.desired();
     assert_eq!(world.planner.schedules.states.len(), 2);
     shop.listeners.pop();
-    world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
-    world.planner.keep(&world.layout);
+    world.ids = Ids::assign(&config([shop]), &world.installed).unwrap();
+    world.planner.keep(&world.ids);
     assert_eq!(world.planner.schedules.states.len(), 1);
 }
 
@@ -677,9 +682,9 @@ fn given_a_backend_that_is_shared_no_more_when_planned_then_its_flows_entries_ar
     assert!(is_all(&world.installed, both));
 
     shop.listeners.pop();
-    world.layout = Layout::new(&config([shop]), &world.installed).unwrap();
-    world.planner.keep(&world.layout);
-    world.health.truncate(world.layout.targets.len());
+    world.ids = Ids::assign(&config([shop]), &world.installed).unwrap();
+    world.planner.keep(&world.ids);
+    world.health.truncate(world.ids.backends.len());
     let state = world.desired();
     assert!(is_all(&state, SLOT_LOOK), "ports may have been translated");
     world.installed = state;

@@ -11,7 +11,7 @@ use slb_common::{
 };
 use slb_user::{
     schedule::{Member, maglev},
-    state::{Policy, Schedule, Service},
+    state::{ListenerState, Policy, Schedule},
 };
 
 use crate::{
@@ -310,7 +310,8 @@ pub fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
             };
             state.endpoints.insert(endpoint(at, abi::TCP), origin);
         }
-        let service = Service { id: 100 + count.ilog10(), schedule, policy: Policy::default() };
+        let service =
+            ListenerState { id: 100 + count.ilog10(), schedule, policy: Policy::default() };
         state.listeners.insert(endpoint(vip(0, to), abi::TCP), service);
     });
     let first = short(syn(client(0, 1_024), vip(0, to))).flags(ACK);

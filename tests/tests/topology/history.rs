@@ -115,7 +115,7 @@ fn is_healthy(status: &Value) -> bool {
     !["\"unknown\"", "\"unhealthy\""].iter().any(|health| text.contains(health))
 }
 
-fn is_departed(status: &Value) -> bool {
+fn has_orphans(status: &Value) -> bool {
     status.to_string().contains("\"removed\"")
 }
 
@@ -213,7 +213,7 @@ fn given_load_when_anything_is_changed_again_and_again_then_nobody_who_stays_los
 
     // When the last flows of who left are over, the maps say what they say after a start on the same file.
     let limit = Duration::from_secs(90);
-    lab.gateway.wait("nobody is departing", limit, |status| !is_departed(status)).unwrap();
+    lab.gateway.wait("no backend is orphaned", limit, |status| !has_orphans(status)).unwrap();
     wait_until("all slots are settled", || is_settled(&lab));
     lab.gateway.wait("all are healthy", NOTICED, is_healthy).unwrap();
     let after = meaning(&lab);

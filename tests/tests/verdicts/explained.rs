@@ -18,7 +18,7 @@ use slb_common::{
 };
 use slb_user::{
     datapath::{Capacities, Explainer, Question},
-    state::{Acl, Policy, Schedule, Service, State},
+    state::{Acl, ListenerState, Policy, Schedule, State},
 };
 
 use crate::{
@@ -156,7 +156,7 @@ fn install(state: &mut State, number: u16, family: usize, drawn: &Drawn) {
     }
     let sticky_jiffies = if drawn.is_sticky { 1_000_000 } else { 0 };
     let policy = Policy { flags, acl: 1 + family as u32, sticky_jiffies };
-    state.listeners.insert(listener, Service { id, schedule: Arc::new(schedule), policy });
+    state.listeners.insert(listener, ListenerState { id, schedule: Arc::new(schedule), policy });
 }
 
 /// A client's packet.

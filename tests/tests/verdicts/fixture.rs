@@ -23,7 +23,7 @@ use slb_user::{
     clock::Jiffies,
     datapath::{Capacities, FlowTable, Maps, Pins},
     plan::plan,
-    state::{Policy, Schedule, Service, State},
+    state::{Policy, Schedule, ListenerState, State},
 };
 
 use crate::{
@@ -743,7 +743,7 @@ fn listeners(state: &mut State, family: usize) {
         let slots = slots.into_iter().map(number).collect();
         let schedule = Arc::new(Schedule::new(scheduler, slots));
         let id = if port == port::BROKEN { u32::MAX } else { 2 * listener + family as u32 };
-        let service = Service { id, schedule, policy: Policy::default() };
+        let service = ListenerState { id, schedule, policy: Policy::default() };
         state.listeners.insert(endpoint(vip(family, port), proto), service);
     }
 }

@@ -14,7 +14,7 @@ use slb_common::{
 use slb_user::{
     datapath::Applied,
     plan::Step,
-    state::{Acl, Policy, Schedule, Service, State},
+    state::{Acl, ListenerState, Policy, Schedule, State},
 };
 
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
 const HOUR: u64 = 3_600_000_000_000;
 
 /// Changes a listener and what belongs to it.
-fn change(slb: &mut Slb<'_>, at: abi::Endpoint, change: impl FnOnce(&mut Service)) {
+fn change(slb: &mut Slb<'_>, at: abi::Endpoint, change: impl FnOnce(&mut ListenerState)) {
     slb.change(|state| change(state.listeners.get_mut(&at).expect("a listener")));
 }
 

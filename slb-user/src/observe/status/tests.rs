@@ -3,7 +3,7 @@ use std::{collections::HashMap, path::Path, time::Duration};
 use slb_common::abi::Traffic;
 
 use super::*;
-use crate::{config, layout::Layout, observe::Installed, state::State};
+use crate::{config, ids::Ids, observe::Installed, state::State};
 
 /// TCP on 80, UDP on 53, direct return on 81, and least connections on 82: two backends each.
 const FILE: &str = r#"
@@ -29,28 +29,28 @@ backend = [{ name = "web-1", address = "10.0.0.1", port = 81 }, { name = "web-2"
 
 fn snapshot() -> Snapshot {
     let (config, _) = config::parse(Path::new("slb.toml"), FILE).unwrap();
-    let layout = Layout::new(&config, &State::default()).unwrap();
+    let ids = Ids::assign(&config, &State::default()).unwrap();
     let mut listeners = Vec::new();
     let mut shares = HashMap::new();
-    for service in &layout.services {
-        let ids = layout.targets[service.targets.clone()].iter().map(|target| target.id);
-        listeners.extend(ids.clone().map(|id| (id, service.id)));
-        shares.insert(service.id, Arc::new(ids.map(|id| (id, 0.5)).collect()));
+    for listener in &ids.listeners {
+        let ids = ids.backends[listener.backends.clone()].iter().map(|backend| backend.id);
+        listeners.extend(ids.clone().map(|id| (id, listener.id)));
+        shares.insert(listener.id, Arc::new(ids.map(|id| (id, 0.5)).collect()));
     }
     listeners.sort_unstable();
-    let snapshot = Snapshot::new(Arc::new(config), Arc::default(), Arc::new(layout));
+    let snapshot = Snapshot::new(Arc::new(config), Arc::default(), Arc::new(ids));
     let installed = Arc::new(Installed { listeners, shares, ..Installed::default() });
     Snapshot { installed, ..snapshot }
 }
 
 /// The first backend of each listener has got three times as much as the second.
 fn traffic(snapshot: &Snapshot, factor: u64) -> Vec<Traffic> {
-    let ids = snapshot.layout.targets.iter().map(|target| target.id as usize);
+    let ids = snapshot.ids.backends.iter().map(|backend| backend.id as usize);
     let mut traffic = vec![Traffic::default(); ids.max().unwrap() + 1];
-    for service in &snapshot.layout.services {
-        for (index, part) in service.targets.clone().zip([3, 1]) {
+    for listener in &snapshot.ids.listeners {
+        for (index, part) in listener.backends.clone().zip([3, 1]) {
             let part = part * factor;
-            traffic[snapshot.layout.targets[index].id as usize] = Traffic {
+            traffic[snapshot.ids.backends[index].id as usize] = Traffic {
                 flows: part,
                 packets: 10 * part,
                 bytes: 1_000 * part,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Layout;
+use super::Ids;
 use crate::{
     clock::Jiffies,
     config::{
@@ -105,12 +105,12 @@ pub fn addresses(addresses: &[&str]) -> Vec<IpAddr> {
 }
 
 /// What the maps should hold when all backends are healthy.
-pub fn desired(layout: &Layout) -> State {
+pub fn desired(ids: &Ids) -> State {
     Planner::default().desired(
-        layout,
+        ids,
         Inputs {
-            health: &vec![Health::Healthy; layout.targets.len()],
-            ways: &[].into(),
+            health: &vec![Health::Healthy; ids.backends.len()],
+            routes: &[].into(),
             generic: false,
             interfaces: &[].into(),
             locals: &[],
@@ -125,11 +125,11 @@ pub fn desired(layout: &Layout) -> State {
 }
 
 /// What an agent with this configuration makes of the maps.
-pub fn install(config: &Config, installed: &State) -> (Layout, State) {
-    let layout = Layout::new(config, installed).unwrap();
+pub fn install(config: &Config, installed: &State) -> (Ids, State) {
+    let ids = Ids::assign(config, installed).unwrap();
     let mut state = installed.clone();
-    for step in plan(&desired(&layout), installed) {
+    for step in plan(&desired(&ids), installed) {
         apply(&mut state, step);
     }
-    (layout, state)
+    (ids, state)
 }

@@ -1,7 +1,7 @@
-//! A configuration, spread out over the maps: which listener and which backend has which index.
+//! The ids of listeners and backends: their indices in the maps.
 //!
-//! Indices are what flows remember, so they must outlive the agent: they are read back from the
-//! maps, and only what is new gets a new one.
+//! Flows remember ids, so ids must outlive the agent: they are read back from the maps, and only new listeners and backends
+//! get new ones.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,7 +15,7 @@ use slb_common::{
     hash,
 };
 
-use self::ids::Ids;
+use self::allocator::Allocator;
 use crate::{
     config::{
         self, AclMode, AllUnhealthy, ClientAddress, Config, Forwarding, GroupKind, HealthCheck,
@@ -24,20 +24,20 @@ use crate::{
     state::{Acl, State},
 };
 
-mod ids;
+mod allocator;
 
-/// A configuration with an index for everything.
+/// The enabled listeners of a configuration and their backends, each with its id.
 #[derive(Clone, Debug, Default)]
-pub struct Layout {
+pub struct Ids {
     /// One per enabled listener and family of its VIPs.
-    pub services: Vec<Service>,
-    /// One per service and backend address, in the order of the services.
-    pub targets: Vec<Target>,
+    pub listeners: Vec<IndexedListener>,
+    /// One per listener and backend address, in the order of the listeners.
+    pub backends: Vec<IndexedBackend>,
 }
 
 /// A listener, as far as its VIPs of one family are concerned.
 #[derive(Clone, Debug)]
-pub struct Service {
+pub struct IndexedListener {
     /// Index into `SLB_RR_CURSORS`, and [`abi::Listener::id`].
     pub id: u32,
     /// Index into [`Config::instances`].
@@ -60,13 +60,13 @@ pub struct Service {
     pub acl: Option<(AclMode, Arc<Acl>)>,
     /// How much they may.
     pub limits: Limits,
-    /// Its part of [`Layout::targets`].
-    pub targets: Range<usize>,
+    /// Its part of [`Ids::backends`].
+    pub backends: Range<usize>,
 }
 
-/// One backend of one service.
+/// One address of a backend, on behalf of one listener.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct IndexedBackend {
     /// Index into `SLB_BACKENDS`.
     pub id: u32,
     /// Index into [`crate::config::Group::backends`]; `None`: the configuration does not name it any more, but
@@ -110,7 +110,7 @@ const MOST_PREFIXES: usize = MAX_PREFIXES / 2;
 
 /// A configuration that does not fit.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LayoutError {
+pub enum CapacityError {
     /// Of [`MAX_LISTENERS`].
     #[error(
         "more than {MAX_LISTENERS} listeners, counted per VIP; use fewer listeners per gateway"
@@ -126,30 +126,30 @@ pub enum LayoutError {
     TooManyBackends,
 }
 
-impl Layout {
+impl Ids {
     /// Gives everything in `config` its index: the one that it has in `installed`, or a free one.
     ///
     /// # Errors
     ///
     /// The configuration does not fit into the maps.
-    pub fn new(config: &Config, installed: &State) -> Result<Self, LayoutError> {
-        let mut ids = Ids::new(config, installed);
-        let mut layout = Self::default();
+    pub fn assign(config: &Config, installed: &State) -> Result<Self, CapacityError> {
+        let mut allocator = Allocator::new(config, installed);
+        let mut ids = Self::default();
         for (at, instance) in config.instances.iter().enumerate() {
             for index in 0..instance.listeners.len() {
                 for is_v4 in [true, false] {
-                    layout.add((at, instance), index, is_v4, &mut ids, installed)?;
+                    ids.add((at, instance), index, is_v4, &mut allocator, installed)?;
                 }
             }
         }
         let mut lists: Vec<&Arc<Acl>> = Vec::new();
-        for (_, list) in layout.services.iter().filter_map(|service| service.acl.as_ref()) {
+        for (_, list) in ids.listeners.iter().filter_map(|listener| listener.acl.as_ref()) {
             if !lists.contains(&list) {
                 lists.push(list);
             }
         }
         let prefixes: usize = lists.iter().map(|list| list.len()).sum();
-        if prefixes > MOST_PREFIXES { Err(LayoutError::TooManyPrefixes) } else { Ok(layout) }
+        if prefixes > MOST_PREFIXES { Err(CapacityError::TooManyPrefixes) } else { Ok(ids) }
     }
 
     /// Adds the part of a listener that concerns one family, if there is any.
@@ -158,9 +158,9 @@ impl Layout {
         (at, instance): (usize, &Instance),
         index: usize,
         is_v4: bool,
-        ids: &mut Ids<'_>,
+        allocator: &mut Allocator<'_>,
         installed: &State,
-    ) -> Result<(), LayoutError> {
+    ) -> Result<(), CapacityError> {
         let listener = &instance.listeners[index];
         let vips = instance.vips.iter().filter(|vip| listener.enabled && vip.is_ipv4() == is_v4);
         let endpoints: Vec<_> =
@@ -168,8 +168,8 @@ impl Layout {
         if endpoints.is_empty() {
             return Ok(());
         }
-        let id = ids.listener(&endpoints)?;
-        let first = self.targets.len();
+        let id = allocator.listener(&endpoints)?;
+        let first = self.backends.len();
         let group = &instance.groups[listener.group];
         // Backends of the other family serve where none of its own is.
         let serves = |is_v4| {
@@ -185,8 +185,8 @@ impl Layout {
             let is_checked = role != Role::Secondary || group.check_secondary;
             let check = listener.health_check.as_ref().filter(|_| is_checked);
             for &addr in member.addresses.iter().filter(|addr| addr.is_ipv4() == inside) {
-                self.targets.push(Target {
-                    id: ids.backend(id, addr, port)?,
+                self.backends.push(IndexedBackend {
+                    id: allocator.backend(id, addr, port)?,
                     backend: Some(backend),
                     addr: SocketAddr::new(addr, port),
                     weight: if member.drain { 0 } else { member.weight.into() },
@@ -216,10 +216,10 @@ impl Layout {
                 });
             }
         }
-        for id in ids.departed(id, &endpoints) {
-            self.targets.push(Target::departed(id, installed));
+        for id in allocator.orphaned(id, &endpoints) {
+            self.backends.push(IndexedBackend::orphaned(id, installed));
         }
-        self.services.push(Service {
+        self.listeners.push(IndexedListener {
             id,
             instance: at,
             listener: index,
@@ -231,15 +231,15 @@ impl Layout {
             drain: listener.drain,
             acl: listener.acl.as_ref().and_then(|acl| access(acl, is_v4)),
             limits: listener.limits,
-            targets: first..self.targets.len(),
+            backends: first..self.backends.len(),
         });
         Ok(())
     }
 }
 
-impl Target {
+impl IndexedBackend {
     /// A backend that only the maps know any more.
-    fn departed(id: u32, installed: &State) -> Self {
+    fn orphaned(id: u32, installed: &State) -> Self {
         let record = &installed.backends[&id];
         let addr = IpAddr::from(record.addr);
         let port = record.port as u16;
@@ -275,7 +275,7 @@ impl Target {
 
     /// Whether the configuration does not name it any more.
     #[must_use]
-    pub const fn is_departed(&self) -> bool {
+    pub const fn is_orphaned(&self) -> bool {
         self.backend.is_none()
     }
 }

@@ -1,4 +1,4 @@
-//! Has both ends of a TCP connection say something.
+//! Sends both ends of a TCP connection a segment that they answer with a challenge ACK.
 //!
 //! Where a connection is in its sequence numbers only its ends know, and a reset with another number is no reset
 //! (RFC 5961, section 3). But an end answers a segment that does not fit by an acknowledgement of where it is (RFC
@@ -16,14 +16,14 @@ use tracing::debug;
 
 /// The ends of a connection that is to be reset.
 #[derive(Clone, Copy, Debug)]
-pub struct Connection {
+pub struct ConnectionEnds {
     /// What the client talks to, and the client.
     pub to_client: (SocketAddr, SocketAddr),
     /// Who the backend believes to talk to, and the backend; `None`: it answers by itself.
     pub to_backend: Option<(SocketAddr, SocketAddr)>,
 }
 
-impl Connection {
+impl ConnectionEnds {
     /// Those of an entry; `backend` is the address and port, `source` what replaces the client's address. A backend
     /// with `is_direct` has the client's packets as they are, which the kernel here cannot send it.
     #[must_use]
@@ -35,12 +35,12 @@ impl Connection {
     }
 }
 
-/// Has the ends of connections say something. What fails is their own timeouts' business.
+/// Makes the ends of connections send challenge ACKs. Connections for which that fails end by their own timeouts.
 ///
 /// # Errors
 ///
 /// No raw sockets.
-pub fn provoke(connections: &[Connection]) -> io::Result<()> {
+pub fn send_challenge_acks(connections: &[ConnectionEnds]) -> io::Result<()> {
     let raw = Some(Protocol::from(libc::IPPROTO_RAW));
     let v4 = Socket::new(Domain::IPV4, Type::RAW, raw)?;
     let v6 = Socket::new(Domain::IPV6, Type::RAW, raw)?;

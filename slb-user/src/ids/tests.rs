@@ -6,79 +6,77 @@ use slb_common::abi::BACKEND_IN_USE;
 use super::{fixtures::*, *};
 use crate::config::{Backend, Instance, Listener};
 
-/// Each target's index, by its service's first endpoint and its own address.
-fn target_ids(layout: &Layout) -> BTreeMap<(Endpoint, SocketAddr), u32> {
-    layout
-        .services
+/// Each backend's index, by its listener's first endpoint and its own address.
+fn backend_ids(ids: &Ids) -> BTreeMap<(Endpoint, SocketAddr), u32> {
+    ids.listeners
         .iter()
-        .flat_map(|service| {
-            let targets = &layout.targets[service.targets.clone()];
-            targets.iter().map(|target| ((service.endpoints[0], target.addr), target.id))
+        .flat_map(|listener| {
+            let backends = &ids.backends[listener.backends.clone()];
+            backends.iter().map(|backend| ((listener.endpoints[0], backend.addr), backend.id))
         })
         .collect()
 }
 
-fn service_ids(layout: &Layout) -> BTreeMap<Endpoint, u32> {
-    let services = layout.services.iter();
-    services.flat_map(|service| service.endpoints.iter().map(|&e| (e, service.id))).collect()
+fn listener_ids(ids: &Ids) -> BTreeMap<Endpoint, u32> {
+    let listeners = ids.listeners.iter();
+    listeners.flat_map(|listener| listener.endpoints.iter().map(|&e| (e, listener.id))).collect()
 }
 
-/// Two services never share an index, nor do two targets.
-fn assert_distinct(layout: &Layout) {
-    let services: HashSet<u32> = layout.services.iter().map(|service| service.id).collect();
-    assert_eq!(services.len(), layout.services.len(), "{:?}", layout.services);
-    let targets: HashSet<u32> = layout.targets.iter().map(|target| target.id).collect();
-    assert_eq!(targets.len(), layout.targets.len(), "{:?}", layout.targets);
+/// Two listeners never share an index, nor do two backends.
+fn assert_distinct(ids: &Ids) {
+    let listeners: HashSet<u32> = ids.listeners.iter().map(|listener| listener.id).collect();
+    assert_eq!(listeners.len(), ids.listeners.len(), "{:?}", ids.listeners);
+    let backends: HashSet<u32> = ids.backends.iter().map(|backend| backend.id).collect();
+    assert_eq!(backends.len(), ids.backends.len(), "{:?}", ids.backends);
 }
 
 fn three() -> Vec<Backend> {
     ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(backend).into()
 }
 
-fn fresh(config: &Config) -> Layout {
-    Layout::new(config, &State::default()).unwrap()
+fn fresh(config: &Config) -> Ids {
+    Ids::assign(config, &State::default()).unwrap()
 }
 
 #[test]
-fn given_a_configuration_when_laid_out_then_every_part_has_its_place() {
+fn given_a_configuration_when_given_ids_then_every_part_has_its_place() {
     let mut checked = listener(443);
     checked.health_check.as_mut().unwrap().port = Some(9_000);
     let unchecked = Listener { health_check: None, ..listener(80) };
     let mut shop = instance([backend("10.0.0.1"), Backend { weight: 7, ..backend("10.0.0.2") }]);
     shop.listeners = vec![unchecked, checked];
-    let layout = fresh(&config([shop]));
+    let ids = fresh(&config([shop]));
 
-    let [first, second] = &layout.services[..] else { panic!("{:?}", layout.services) };
+    let [first, second] = &ids.listeners[..] else { panic!("{:?}", ids.listeners) };
     let vip = "203.0.113.10".parse().unwrap();
     assert_eq!(first.endpoints, [endpoint(vip, 80, Protocol::Tcp)]);
     assert_eq!((first.id, first.instance, first.listener), (0, 0, 0));
     assert_eq!(second.endpoints, [endpoint(vip, 443, Protocol::Tcp)]);
     assert_eq!((second.id, second.instance, second.listener), (1, 0, 1));
-    assert_eq!((first.targets.clone(), second.targets.clone()), (0..2, 2..4));
+    assert_eq!((first.backends.clone(), second.backends.clone()), (0..2, 2..4));
 
-    let ids: Vec<u32> = layout.targets.iter().map(|target| target.id).collect();
-    assert_eq!(ids, [0, 1, 2, 3]);
-    let target = &layout.targets[1];
-    assert_eq!((target.backend, target.weight, target.role), (Some(1), 7, Role::Member));
-    assert_eq!(target.addr, "10.0.0.2:8080".parse().unwrap());
-    assert!(target.check.is_none());
-    let (_, probed) = layout.targets[3].check.as_ref().unwrap();
+    assert_eq!(ids.backends.iter().map(|backend| backend.id).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    let backend = &ids.backends[1];
+    assert_eq!((backend.backend, backend.weight, backend.role), (Some(1), 7, Role::Member));
+    assert_eq!(backend.addr, "10.0.0.2:8080".parse().unwrap());
+    assert!(backend.check.is_none());
+    let (_, probed) = ids.backends[3].check.as_ref().unwrap();
     assert_eq!(*probed, "10.0.0.2:9000".parse().unwrap(), "the check has a port of its own");
 }
 
 #[test]
-fn given_one_backend_of_two_listeners_when_laid_out_then_it_is_the_same_on_every_gateway() {
+fn given_one_backend_of_two_listeners_when_given_ids_then_it_is_the_same_on_every_gateway() {
     let mut shop = instance(three());
     shop.listeners.push(listener(81));
-    let layout = fresh(&config([shop]));
+    let ids = fresh(&config([shop]));
 
-    assert_eq!(layout.targets[0].identity, layout.targets[3].identity);
-    assert_ne!(layout.targets[0].identity, layout.targets[1].identity);
-    assert_ne!(layout.targets[0].id, layout.targets[3].id, "its flows are counted apart");
+    assert_eq!(ids.backends[0].identity, ids.backends[3].identity);
+    assert_ne!(ids.backends[0].identity, ids.backends[1].identity);
+    assert_ne!(ids.backends[0].id, ids.backends[3].id, "its flows are counted apart");
 }
 
 #[test]
-fn given_backend_ports_when_laid_out_then_the_nearest_one_wins() {
+fn given_backend_ports_when_given_ids_then_the_nearest_one_wins() {
     let cases = [
         ("the backend's own", Some(9_001), Some(8_080), 9_001),
         ("the listener's", None, Some(8_080), 8_080),
@@ -87,63 +85,63 @@ fn given_backend_ports_when_laid_out_then_the_nearest_one_wins() {
     for (case, own, of_listener, expected) in cases {
         let mut shop = instance([Backend { port: own, ..backend("10.0.0.1") }]);
         shop.listeners[0].backend_port = of_listener;
-        let layout = fresh(&config([shop]));
-        assert_eq!(layout.targets[0].addr.port(), expected, "{case}");
+        let ids = fresh(&config([shop]));
+        assert_eq!(ids.backends[0].addr.port(), expected, "{case}");
     }
 }
 
 #[test]
-fn given_a_primary_secondary_group_when_laid_out_then_the_secondary_is_not_checked() {
+fn given_a_primary_secondary_group_when_given_ids_then_the_secondary_is_not_checked() {
     let mut db = instance([backend("10.0.0.1"), backend("10.0.0.2")]);
     db.groups[0].kind = GroupKind::PrimarySecondary;
-    let layout = fresh(&config([db]));
+    let ids = fresh(&config([db]));
 
-    let [primary, secondary] = &layout.targets[..] else { panic!("{:?}", layout.targets) };
+    let [primary, secondary] = &ids.backends[..] else { panic!("{:?}", ids.backends) };
     assert_eq!((primary.role, secondary.role), (Role::Primary, Role::Secondary));
     assert!(primary.check.is_some());
     assert!(secondary.check.is_none());
 }
 
 #[test]
-fn given_vips_of_both_families_when_laid_out_then_each_family_is_a_service_of_its_own() {
+fn given_vips_of_both_families_when_given_ids_then_each_family_is_a_service_of_its_own() {
     let both =
         Backend { addresses: addresses(&["10.0.0.1", "2001:db8::1"]), ..backend("10.0.0.1") };
     let mut shop = instance([both, backend("10.0.0.2"), backend("2001:db8::3")]);
     shop.vips = addresses(&["203.0.113.10", "2001:db8:113::10", "203.0.113.11"]);
-    let layout = fresh(&config([shop]));
+    let ids = fresh(&config([shop]));
 
-    let [v4, v6] = &layout.services[..] else { panic!("{:?}", layout.services) };
-    assert_eq!(v4.endpoints.len(), 2, "VIPs of a family share a service");
+    let [v4, v6] = &ids.listeners[..] else { panic!("{:?}", ids.listeners) };
+    assert_eq!(v4.endpoints.len(), 2, "VIPs of a family share a listener");
     assert_eq!(v6.endpoints.len(), 1);
-    let addresses = |service: &Service| -> Vec<String> {
-        let targets = &layout.targets[service.targets.clone()];
-        targets.iter().map(|target| target.addr.ip().to_string()).collect()
+    let addresses = |listener: &IndexedListener| -> Vec<String> {
+        let backends = &ids.backends[listener.backends.clone()];
+        backends.iter().map(|backend| backend.addr.ip().to_string()).collect()
     };
     assert_eq!(addresses(v4), ["10.0.0.1", "10.0.0.2"]);
     assert_eq!(addresses(v6), ["2001:db8::1", "2001:db8::3"]);
-    assert_distinct(&layout);
+    assert_distinct(&ids);
 }
 
 #[test]
-fn given_a_disabled_listener_when_laid_out_then_it_is_absent() {
+fn given_a_disabled_listener_when_given_ids_then_it_is_absent() {
     let mut shop = instance(three());
     shop.listeners = vec![Listener { enabled: false, ..listener(80) }, listener(81)];
-    let layout = fresh(&config([shop]));
+    let ids = fresh(&config([shop]));
 
-    let [service] = &layout.services[..] else { panic!("{:?}", layout.services) };
-    assert_eq!((service.listener, service.endpoints[0].port), (1, 81));
-    assert_eq!(layout.targets.len(), 3);
+    let [listener] = &ids.listeners[..] else { panic!("{:?}", ids.listeners) };
+    assert_eq!((listener.listener, listener.endpoints[0].port), (1, 81));
+    assert_eq!(ids.backends.len(), 3);
 }
 
 #[test]
-fn given_tcp_and_udp_on_one_port_when_laid_out_then_they_are_two_listeners() {
+fn given_tcp_and_udp_on_one_port_when_given_ids_then_they_are_two_listeners() {
     let mut shop = instance(three());
     shop.listeners = vec![listener(53), Listener { protocol: Protocol::Udp, ..listener(53) }];
-    let layout = fresh(&config([shop]));
+    let ids = fresh(&config([shop]));
 
-    assert_distinct(&layout);
-    assert_eq!(layout.services[0].endpoints[0].proto, abi::TCP);
-    assert_eq!(layout.services[1].endpoints[0].proto, abi::UDP);
+    assert_distinct(&ids);
+    assert_eq!(ids.listeners[0].endpoints[0].proto, abi::TCP);
+    assert_eq!(ids.listeners[1].endpoints[0].proto, abi::UDP);
 }
 
 /// What an edit does not concern keeps its indices: `(what, edit)`.
@@ -180,33 +178,36 @@ fn given_installed_maps_when_the_configuration_changes_then_the_rest_keeps_its_i
         let (after, _) = install(&new, &installed);
         assert_distinct(&after);
 
-        let (old_services, new_services) = (service_ids(&before), service_ids(&after));
+        let (old_listeners, new_listeners) = (listener_ids(&before), listener_ids(&after));
         let mut kept = 0;
-        for (endpoint, id) in &new_services {
-            if let Some(old) = old_services.get(endpoint) {
+        for (endpoint, id) in &new_listeners {
+            if let Some(old) = old_listeners.get(endpoint) {
                 assert_eq!(id, old, "{case}: {endpoint:?}");
                 kept += 1;
             }
         }
         assert!(kept >= 5, "{case}: {kept} listeners are in both");
-        // By the service's index: another VIP may be its first endpoint now.
-        let by_service = |layout: &Layout| -> BTreeMap<(u32, SocketAddr), u32> {
-            let ids = service_ids(layout);
-            target_ids(layout).into_iter().map(|((e, addr), id)| ((ids[&e], addr), id)).collect()
+        // By the listener's index: another VIP may be its first endpoint now.
+        let by_listener = |ids: &Ids| -> BTreeMap<(u32, SocketAddr), u32> {
+            let listeners = listener_ids(ids);
+            backend_ids(ids)
+                .into_iter()
+                .map(|((e, addr), id)| ((listeners[&e], addr), id))
+                .collect()
         };
-        let (old_targets, new_targets) = (by_service(&before), by_service(&after));
-        let replaced = |key| old_services.values().any(|&id| id == key);
-        for (key, id) in &new_targets {
-            let old = old_targets.get(key).filter(|_| replaced(key.0));
+        let (old_backends, new_backends) = (by_listener(&before), by_listener(&after));
+        let replaced = |key| old_listeners.values().any(|&id| id == key);
+        for (key, id) in &new_backends {
+            let old = old_backends.get(key).filter(|_| replaced(key.0));
             assert!(old.is_none_or(|old| old == id), "{case}: {key:?}");
-            let taken = old.is_none() && old_targets.values().any(|old| old == id);
+            let taken = old.is_none() && old_backends.values().any(|old| old == id);
             assert!(!taken, "{case}: {key:?} has the index of another");
         }
     }
 }
 
 #[test]
-fn given_a_listener_whose_vips_are_split_when_laid_out_then_only_one_keeps_the_index() {
+fn given_a_listener_whose_vips_are_split_when_given_ids_then_only_one_keeps_the_index() {
     let mut shop = instance(three());
     shop.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
     let (_, installed) = install(&config([shop.clone()]), &State::default());
@@ -215,27 +216,27 @@ fn given_a_listener_whose_vips_are_split_when_laid_out_then_only_one_keeps_the_i
     shop.vips.truncate(1);
     other.vips.remove(0);
     let split = config([shop, other]);
-    let (layout, installed) = install(&split, &installed);
+    let (ids, installed) = install(&split, &installed);
 
-    assert_distinct(&layout);
-    assert_eq!(layout.services[0].id, 0);
+    assert_distinct(&ids);
+    assert_eq!(ids.listeners[0].id, 0);
     let (again, _) = install(&split, &installed);
-    assert_eq!(target_ids(&again), target_ids(&layout), "and that is stable");
-    assert_eq!(service_ids(&again), service_ids(&layout));
+    assert_eq!(backend_ids(&again), backend_ids(&ids), "and that is stable");
+    assert_eq!(listener_ids(&again), listener_ids(&ids));
 }
 
 #[test]
-fn given_listeners_whose_vips_are_joined_when_laid_out_then_one_index_remains() {
+fn given_listeners_whose_vips_are_joined_when_given_ids_then_one_index_remains() {
     let mut shop = instance(three());
     let mut other = Instance { name: "other".to_owned(), ..shop.clone() };
     other.vips = addresses(&["203.0.113.11"]);
     let (_, installed) = install(&config([shop.clone(), other]), &State::default());
 
     shop.vips = addresses(&["203.0.113.11", "203.0.113.10"]);
-    let (layout, _) = install(&config([shop]), &installed);
+    let (ids, _) = install(&config([shop]), &installed);
 
-    let [service] = &layout.services[..] else { panic!("{:?}", layout.services) };
-    assert_eq!(service.id, 1, "that of the first VIP");
+    let [listener] = &ids.listeners[..] else { panic!("{:?}", ids.listeners) };
+    assert_eq!(listener.id, 1, "that of the first VIP");
 }
 
 #[test]
@@ -243,24 +244,24 @@ fn given_a_removed_backend_when_its_flows_are_over_and_it_returns_then_it_has_it
     let all = config([instance(three())]);
     let (before, installed) = install(&all, &State::default());
     let fewer = config([instance([backend("10.0.0.1"), backend("10.0.0.3")])]);
-    let (layout, mut installed) = install(&fewer, &installed);
-    let [_, _, departed] = &layout.targets[..] else { panic!("{:?}", layout.targets) };
-    assert!(departed.is_departed(), "{departed:?}");
-    assert_eq!((departed.id, departed.weight, &departed.check), (1, 0, &None));
-    assert_eq!(departed.addr, before.targets[1].addr);
+    let (ids, mut installed) = install(&fewer, &installed);
+    let [_, _, orphaned] = &ids.backends[..] else { panic!("{:?}", ids.backends) };
+    assert!(orphaned.is_orphaned(), "{orphaned:?}");
+    assert_eq!((orphaned.id, orphaned.weight, &orphaned.check), (1, 0, &None));
+    assert_eq!(orphaned.addr, before.backends[1].addr);
     assert_ne!(installed.backends[&1].flags, 0, "its flows go on");
     assert!(installed.endpoints.values().any(|origin| origin.backend == 1), "so do the answers");
 
     let returned = install(&all, &installed).0;
-    assert_eq!(target_ids(&returned), target_ids(&before));
+    assert_eq!(backend_ids(&returned), backend_ids(&before));
 
     installed.backends.entry(1).and_modify(|backend| *backend = crate::plan::retire(*backend));
-    let (layout, installed) = install(&fewer, &installed);
-    assert_eq!(layout.targets.len(), 2);
+    let (ids, installed) = install(&fewer, &installed);
+    assert_eq!(ids.backends.len(), 2);
     assert_eq!(installed.backends[&1].flags, 0, "retired, and remembered");
     assert!(installed.endpoints.values().all(|origin| origin.backend != 1));
     let returned = install(&all, &installed).0;
-    assert_eq!(target_ids(&returned), target_ids(&before));
+    assert_eq!(backend_ids(&returned), backend_ids(&before));
 }
 
 #[test]
@@ -277,15 +278,15 @@ fn given_backends_that_are_reached_in_any_way_when_they_go_then_it_is_still_know
         let (before, installed) = install(&config([shop.clone()]), &State::default());
         shop.groups[0].backends.remove(0);
         let (after, _) = install(&config([shop]), &installed);
-        let departed = after.targets.iter().find(|target| target.is_departed()).unwrap();
-        let expected = Target {
+        let orphaned = after.backends.iter().find(|backend| backend.is_orphaned()).unwrap();
+        let expected = IndexedBackend {
             backend: None,
             weight: 0,
             drains: true,
             check: None,
-            ..before.targets[0].clone()
+            ..before.backends[0].clone()
         };
-        assert_eq!(format!("{departed:?}"), format!("{expected:?}"));
+        assert_eq!(format!("{orphaned:?}"), format!("{expected:?}"));
     }
 }
 
@@ -297,13 +298,13 @@ fn given_a_listener_that_goes_when_another_gets_its_index_then_it_does_not_get_i
     let mut instances = vec![at("203.0.113.99".parse().unwrap())];
     for id in 1..MAX_LISTENERS as u32 {
         let vip = IpAddr::from((0x0b00_0000 + id).to_be_bytes());
-        let service = crate::state::Service { id, ..gone.clone() };
-        installed.listeners.insert(endpoint(vip, 80, Protocol::Tcp), service);
+        let listener = crate::state::ListenerState { id, ..gone.clone() };
+        installed.listeners.insert(endpoint(vip, 80, Protocol::Tcp), listener);
         instances.push(at(vip));
     }
-    let layout = Layout::new(&config(instances), &installed).unwrap();
-    let first = &layout.services[0];
-    assert_eq!((first.id, first.targets.len()), (0, 1), "no other index is free");
+    let ids = Ids::assign(&config(instances), &installed).unwrap();
+    let first = &ids.listeners[0];
+    assert_eq!((first.id, first.backends.len()), (0, 1), "no other index is free");
 }
 
 #[test]
@@ -312,10 +313,10 @@ fn given_retired_backends_when_new_ones_come_then_those_get_indices_that_were_ne
     let (_, installed) = install(&config([instance([backend("10.0.0.1")])]), &installed);
 
     let new = config([instance([backend("10.0.0.7"), backend("10.0.0.8")])]);
-    let (layout, _) = install(&new, &installed);
+    let (ids, _) = install(&new, &installed);
 
-    let targets = layout.targets.iter().filter(|target| !target.is_departed());
-    let ids: Vec<u32> = targets.map(|target| target.id).collect();
+    let backends = ids.backends.iter().filter(|backend| !backend.is_orphaned());
+    let ids: Vec<u32> = backends.map(|backend| backend.id).collect();
     assert_eq!(ids, [3, 4]);
 }
 
@@ -332,40 +333,40 @@ fn given_no_index_that_was_never_used_when_a_backend_comes_then_a_retired_one_is
         let flags = if id % 20_000 == 7 { 0 } else { BACKEND_IN_USE };
         installed.backends.insert(id, record(id, flags));
     }
-    let layout = Layout::new(&config([instance(three())]), &installed).unwrap();
+    let ids = Ids::assign(&config([instance(three())]), &installed).unwrap();
 
-    let ids: Vec<u32> = layout.targets.iter().map(|target| target.id).collect();
+    let ids: Vec<u32> = ids.backends.iter().map(|backend| backend.id).collect();
     assert_eq!(ids, [7, 20_007, 40_007], "never one in use");
 
     let five = (1..=5).map(|host| backend(&format!("10.0.0.{host}"))).collect::<Vec<_>>();
-    let error = Layout::new(&config([instance(five)]), &installed).unwrap_err();
-    assert_eq!(error, LayoutError::TooManyBackends);
+    let error = Ids::assign(&config([instance(five)]), &installed).unwrap_err();
+    assert_eq!(error, CapacityError::TooManyBackends);
 }
 
 #[test]
 fn given_as_many_listeners_as_fit_when_one_more_comes_then_that_is_an_error() {
     let mut shop = instance([]);
     shop.listeners = (0..MAX_LISTENERS as u16).map(listener).collect();
-    assert_eq!(fresh(&config([shop.clone()])).services.len(), MAX_LISTENERS);
+    assert_eq!(fresh(&config([shop.clone()])).listeners.len(), MAX_LISTENERS);
 
     shop.listeners.push(listener(u16::MAX));
-    let error = Layout::new(&config([shop.clone()]), &State::default()).unwrap_err();
-    assert_eq!(error, LayoutError::TooManyListeners);
+    let error = Ids::assign(&config([shop.clone()]), &State::default()).unwrap_err();
+    assert_eq!(error, CapacityError::TooManyListeners);
 
     shop.listeners[0].enabled = false;
-    assert_eq!(fresh(&config([shop])).services.len(), MAX_LISTENERS, "a disabled one takes none");
+    assert_eq!(fresh(&config([shop])).listeners.len(), MAX_LISTENERS, "a disabled one takes none");
 }
 
 #[test]
-fn given_listeners_on_many_vips_when_laid_out_then_each_vip_counts() {
+fn given_listeners_on_many_vips_when_given_ids_then_each_vip_counts() {
     let mut shop = instance([]);
     shop.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
     shop.listeners = (0..MAX_LISTENERS as u16 / 2).map(listener).collect();
-    assert_eq!(fresh(&config([shop.clone()])).services.len(), MAX_LISTENERS / 2);
+    assert_eq!(fresh(&config([shop.clone()])).listeners.len(), MAX_LISTENERS / 2);
 
     shop.listeners.push(listener(u16::MAX));
-    let error = Layout::new(&config([shop]), &State::default()).unwrap_err();
-    assert_eq!(error, LayoutError::TooManyListeners);
+    let error = Ids::assign(&config([shop]), &State::default()).unwrap_err();
+    assert_eq!(error, CapacityError::TooManyListeners);
 }
 
 #[test]
@@ -376,9 +377,9 @@ fn given_as_many_backends_as_fit_when_one_more_comes_then_that_is_an_error() {
         config([instance(backends)])
     };
     let full = MAX_BACKENDS as u32;
-    assert_eq!(fresh(&many(full)).targets.len(), MAX_BACKENDS);
-    let error = Layout::new(&many(full + 1), &State::default()).unwrap_err();
-    assert_eq!(error, LayoutError::TooManyBackends);
+    assert_eq!(fresh(&many(full)).backends.len(), MAX_BACKENDS);
+    let error = Ids::assign(&many(full + 1), &State::default()).unwrap_err();
+    assert_eq!(error, CapacityError::TooManyBackends);
 }
 
 /// Listeners by port, and the backends of all of them by host number.
@@ -409,11 +410,11 @@ proptest! {
     ) {
         let mut installed = State::default();
         for config in history {
-            let (layout, state) = install(&config, &installed);
-            assert_distinct(&layout);
+            let (ids, state) = install(&config, &installed);
+            assert_distinct(&ids);
             let (again, same) = install(&config, &state);
-            prop_assert_eq!(target_ids(&again), target_ids(&layout));
-            prop_assert_eq!(service_ids(&again), service_ids(&layout));
+            prop_assert_eq!(backend_ids(&again), backend_ids(&ids));
+            prop_assert_eq!(listener_ids(&again), listener_ids(&ids));
             prop_assert_eq!(&same, &state, "nothing is left to write");
             installed = state;
         }
@@ -425,11 +426,11 @@ proptest! {
         new in small_configs(),
     ) {
         let (_, mut state) = install(&old, &State::default());
-        let (layout, finished) = install(&new, &state);
-        for step in crate::plan::plan(&desired(&layout), &state.clone()) {
+        let (ids, finished) = install(&new, &state);
+        for step in crate::plan::plan(&desired(&ids), &state.clone()) {
             let (next, converged) = install(&new, &state);
-            prop_assert_eq!(target_ids(&next), target_ids(&layout));
-            prop_assert_eq!(service_ids(&next), service_ids(&layout));
+            prop_assert_eq!(backend_ids(&next), backend_ids(&ids));
+            prop_assert_eq!(listener_ids(&next), listener_ids(&ids));
             prop_assert_eq!(&converged, &finished);
             crate::plan::fixtures::apply(&mut state, step);
         }

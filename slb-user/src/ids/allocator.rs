@@ -7,11 +7,11 @@ use std::{
 
 use slb_common::abi::{self, Address, Endpoint, MAX_BACKENDS, MAX_LISTENERS};
 
-use super::{LayoutError, endpoint};
+use super::{CapacityError, endpoint};
 use crate::{config::Config, state::State};
 
 /// Hands out indices.
-pub(super) struct Ids<'a> {
+pub(super) struct Allocator<'a> {
     installed: &'a State,
     given_listeners: HashSet<u32>,
     /// Backends that the maps know, in use or not: by listener, address and port.
@@ -27,7 +27,7 @@ pub(super) struct Ids<'a> {
     free_backends: Box<dyn Iterator<Item = u32> + 'a>,
 }
 
-impl<'a> Ids<'a> {
+impl<'a> Allocator<'a> {
     pub fn new(config: &Config, installed: &'a State) -> Self {
         let wanted: HashSet<Endpoint> = config
             .instances
@@ -39,9 +39,9 @@ impl<'a> Ids<'a> {
             })
             .collect();
         let listeners = installed.listeners.iter();
-        let used: HashSet<u32> = listeners.clone().map(|(_, service)| service.id).collect();
+        let used: HashSet<u32> = listeners.clone().map(|(_, record)| record.id).collect();
         let kept = listeners.filter(|(at, _)| wanted.contains(*at));
-        let kept: HashSet<u32> = kept.map(|(_, service)| service.id).collect();
+        let kept: HashSet<u32> = kept.map(|(_, record)| record.id).collect();
         // What belongs to a listener that goes is not to pass to one that comes.
         let last: Vec<u32> = used.difference(&kept).copied().collect();
         let free_listeners =
@@ -71,39 +71,44 @@ impl<'a> Ids<'a> {
         }
     }
 
-    /// For a service with these VIPs and this port.
-    pub fn listener(&mut self, endpoints: &[Endpoint]) -> Result<u32, LayoutError> {
+    /// For a listener with these VIPs and this port.
+    pub fn listener(&mut self, endpoints: &[Endpoint]) -> Result<u32, CapacityError> {
         self.endpoints += endpoints.len();
         if self.endpoints > MAX_LISTENERS {
-            return Err(LayoutError::TooManyListeners);
+            return Err(CapacityError::TooManyListeners);
         }
         let mut known =
             endpoints.iter().filter_map(|endpoint| self.installed.listeners.get(endpoint));
         // VIPs that shared a listener may have one each by now: only one of those inherits.
-        if let Some(service) = known.find(|service| self.given_listeners.insert(service.id)) {
-            return Ok(service.id);
+        if let Some(record) = known.find(|record| self.given_listeners.insert(record.id)) {
+            return Ok(record.id);
         }
         let free = self.free_listeners.find(|id| !self.given_listeners.contains(id));
-        let id = free.ok_or(LayoutError::TooManyListeners)?;
+        let id = free.ok_or(CapacityError::TooManyListeners)?;
         self.given_listeners.insert(id);
         Ok(id)
     }
 
-    /// For a backend of a service.
-    pub fn backend(&mut self, listener: u32, addr: IpAddr, port: u16) -> Result<u32, LayoutError> {
+    /// For a backend of a listener.
+    pub fn backend(
+        &mut self,
+        listener: u32,
+        addr: IpAddr,
+        port: u16,
+    ) -> Result<u32, CapacityError> {
         let known = self.backends.get(&(listener, addr.into(), port.into())).copied();
         if let Some(id) = known.filter(|id| self.given_backends.insert(*id)) {
             return Ok(id);
         }
         let free = self.free_backends.find(|id| !self.given_backends.contains(id));
-        let id = free.ok_or(LayoutError::TooManyBackends)?;
+        let id = free.ok_or(CapacityError::TooManyBackends)?;
         self.given_backends.insert(id);
         Ok(id)
     }
 
-    /// The backends of a service that are in use, and that it was not given again. To be asked for when it has
-    /// all of its backends.
-    pub fn departed(&self, listener: u32, endpoints: &[Endpoint]) -> Vec<u32> {
+    /// The backends of a listener that the maps have in use, and that were not given an index again. Must be called
+    /// after all backends of the listener have theirs.
+    pub fn orphaned(&self, listener: u32, endpoints: &[Endpoint]) -> Vec<u32> {
         // An index that another listener has had before says nothing.
         let is_it = |at| self.installed.listeners.get(at).is_some_and(|known| known.id == listener);
         if !endpoints.iter().any(is_it) {

@@ -1,4 +1,4 @@
-//! The maps that are pinned, and what they have to look like.
+//! The layout of each pinned map, which must be that of this version.
 
 use aya::maps::{MapInfo, lpm_trie::Key};
 use slb_common::{
@@ -16,7 +16,7 @@ use slb_common::{
 use super::{LoadError, Pins};
 
 /// A map as this version defines it.
-pub(super) struct Layout {
+pub(super) struct MapLayout {
     pub name: &'static str,
     key: usize,
     value: usize,
@@ -24,12 +24,12 @@ pub(super) struct Layout {
     capacity: Option<usize>,
 }
 
-const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> Layout {
-    Layout { name, key: size_of::<K>(), value: size_of::<V>(), capacity }
+const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> MapLayout {
+    MapLayout { name, key: size_of::<K>(), value: size_of::<V>(), capacity }
 }
 
 /// All of them.
-pub(super) const MAPS: [Layout; 28] = [
+pub(super) const MAPS: [MapLayout; 28] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
     layout::<u32, ListenerIndex>("SLB_LISTENER_INDEX", Some(1)),
     layout::<u32, RevNatIndex>("SLB_REVNAT_INDEX", Some(1)),
@@ -62,7 +62,7 @@ pub(super) const MAPS: [Layout; 28] = [
 
 /// Compares the pinned maps with those of this version: opening a pin validates nothing.
 pub(super) fn check(pins: &Pins) -> Result<(), LoadError> {
-    for Layout { name, key, value, capacity } in MAPS {
+    for MapLayout { name, key, value, capacity } in MAPS {
         let path = pins.map(name);
         if !path.exists() {
             continue;

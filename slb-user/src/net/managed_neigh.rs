@@ -4,7 +4,7 @@
 //! stale, is collected, and the next hop is lost in the middle of traffic. A *managed* entry
 //! (`NTF_EXT_MANAGED`, since Linux 5.16) is probed by the kernel for as long as it has the flag.
 //! Older kernels ignore the flag; there the request itself (`NTF_USE`) starts one probe, and
-//! repeating it every [`KEEP_INTERVAL`] has the same effect.
+//! repeating it every [`MANAGE_INTERVAL`] has the same effect.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,24 +30,24 @@ use super::{
     tables::{Neighbour, NeighbourKey},
 };
 
-/// How often [`Keeper::keep`] must be called at least.
+/// How often [`ManagedNeighbours::keep`] must be called at least.
 ///
 /// Shorter than the time after which the kernel doubts a neighbour (15 s at least).
-pub const KEEP_INTERVAL: Duration = Duration::from_secs(10);
+pub const MANAGE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The time that the kernel's answer to a request gets to show in the tables.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Keeps neighbours resolved, and lets go of those that are no longer wanted.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct ManagedNeighbours {
     rtnl: Rtnl,
     shared: Arc<Shared>,
     asked: HashMap<NeighbourKey, Instant>,
 }
 
-impl Keeper {
-    /// A keeper in this network, which adopts what an earlier one has left.
+impl ManagedNeighbours {
+    /// A neighbours in this network, which adopts what an earlier one has left.
     #[must_use]
     pub fn new(network: &Network) -> Self {
         Self {
@@ -61,7 +61,7 @@ impl Keeper {
     ///
     /// Entries that others made permanent, or that a control plane put there, are left alone.
     /// What is kept already costs nothing, so call it after every change of the neighbours and
-    /// every [`KEEP_INTERVAL`]. An empty set releases everything; released entries live on as
+    /// every [`MANAGE_INTERVAL`]. An empty set releases everything; released entries live on as
     /// ordinary ones until the kernel collects them.
     ///
     /// # Errors
@@ -124,7 +124,7 @@ fn is_due(entry: Option<&Neighbour>, since: Option<Duration>) -> bool {
         // Swept away, by the administrator or because the link was down.
         (None, Some(since)) => since >= SETTLE,
         // A kernel that ignores the flag.
-        (Some(_), Some(since)) => since >= KEEP_INTERVAL,
+        (Some(_), Some(since)) => since >= MANAGE_INTERVAL,
     }
 }
 
@@ -167,8 +167,8 @@ mod tests {
             ("swept away", None, Some(SETTLE), true),
             ("ordinary", Some(plain), None, true),
             ("asked for, flag ignored", Some(plain), recently, false),
-            ("asked for long ago, flag ignored", Some(plain), Some(KEEP_INTERVAL), true),
-            ("managed", Some(managed), Some(KEEP_INTERVAL), false),
+            ("asked for long ago, flag ignored", Some(plain), Some(MANAGE_INTERVAL), true),
+            ("managed", Some(managed), Some(MANAGE_INTERVAL), false),
             ("permanent", Some(fixed), None, false),
         ];
         for (case, entry, since, expected) in cases {

@@ -1,10 +1,10 @@
-//! Errors on one line.
+//! An error and its causes on one line.
 
 use std::error::Error;
 
 /// An error and what caused it, separated by colons.
 #[must_use]
-pub fn causes(error: &(dyn Error + 'static)) -> String {
+pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     std::iter::successors(Some(error), |&error| error.source())
         .map(ToString::to_string)
         .collect::<Vec<_>>()
