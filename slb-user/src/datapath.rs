@@ -1,7 +1,6 @@
 //! The kernel's side: loading, pinning and attaching the program, and writing its maps.
 
 mod bpffs;
-
 mod counters;
 mod decap;
 mod error;

@@ -7,10 +7,12 @@ mod checker;
 mod machine;
 mod passive;
 mod probe;
+mod status;
 mod window;
 
-pub use checker::{Checkers, Event, LastFailure, LastProbe, Shortage, Status, Statuses, Target};
+pub use checker::{Checkers, Event, Target};
 pub use machine::{Health, Tracker};
 pub use passive::PassiveCheck;
 pub use probe::{Failure, probe};
+pub use status::{LastFailure, LastProbe, Shortage, Status, Statuses};
 pub use window::Windows;

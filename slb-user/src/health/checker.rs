@@ -1,13 +1,13 @@
-//! Keeps probing all targets, and tells of their transitions.
+//! Keeps probing all targets, and reports their transitions.
 //!
-//! One small task per target. What it finds out goes two ways: transitions into a channel, at once;
-//! the latest details into a [`Status`] that is there for the asking.
+//! One small task per target. It sends transitions into a channel, at once, and keeps the latest details in a
+//! [`Status`](super::Status) that any thread can read.
 
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher as _},
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     machine::{Health, Tracker},
     probe::{Failure, probe},
+    status::{LastFailure, LastProbe, Shared, Shortage, Statuses},
 };
 use crate::config::HealthCheck;
 
@@ -50,44 +51,6 @@ pub struct Event<K> {
     /// How long that probe took.
     pub duration: Duration,
 }
-
-/// The latest about a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// The state after all probes so far.
-    pub health: Health,
-    /// `None` before the first probe.
-    pub last: Option<LastProbe>,
-    /// Kept when later probes succeed.
-    pub last_failure: Option<LastFailure>,
-    /// What the gateway lacked for the last probe, which says nothing about the backend then.
-    pub shortage: Option<String>,
-}
-
-/// The last probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastProbe {
-    /// When it ended.
-    pub at: SystemTime,
-    /// How long it took.
-    pub duration: Duration,
-    /// [`Failure`], in words; `None`: it succeeded.
-    pub failure: Option<String>,
-}
-
-/// When and why a probe failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastFailure {
-    /// When the probe ended.
-    pub at: SystemTime,
-    /// [`Failure`], in words.
-    pub reason: String,
-}
-
-/// Probes fail for want of something that the gateway itself has too little of; health stays as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the gateway lacks what probes take ({0}), so health is kept as it was")]
-pub struct Shortage(String);
 
 /// The running checks. Dropping it stops all of them.
 #[derive(Debug)]
@@ -170,30 +133,6 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
     }
 }
 
-/// What the checkers of some targets have found; it goes on with what they find. Clones share it.
-#[derive(Debug)]
-pub struct Statuses<K>(Arc<HashMap<K, Arc<Shared>>>);
-
-impl<K> Clone for Statuses<K> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<K> Default for Statuses<K> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<K: Eq + Hash> Statuses<K> {
-    /// The latest about one target; `None` if it is not checked.
-    #[must_use]
-    pub fn get(&self, key: &K) -> Option<Status> {
-        self.0.get(key).map(|shared| shared.lock().status.clone())
-    }
-}
-
 /// The handle to one target's task. Dropping it stops the task.
 #[derive(Debug)]
 struct Checker {
@@ -233,30 +172,6 @@ impl Drop for Checker {
         self.task.abort();
         // A task that is being polled elsewhere ends only at its next `await`.
         self.shared.lock().stopped = true;
-    }
-}
-
-/// What a task and its handle both see; locked for moments only, never across an `await`.
-#[derive(Debug)]
-struct Shared(Mutex<State>);
-
-#[derive(Debug)]
-struct State {
-    status: Status,
-    tracker: Tracker,
-    stopped: bool,
-}
-
-impl Shared {
-    const fn new(tracker: Tracker) -> Self {
-        let health = tracker.health();
-        let status = Status { health, last: None, last_failure: None, shortage: None };
-        Self(Mutex::new(State { status, tracker, stopped: false }))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every write leaves it whole, so a panic elsewhere is no reason to stop checking.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

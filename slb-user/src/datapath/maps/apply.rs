@@ -1,0 +1,219 @@
+//! Carries out [`Step`]s.
+
+use std::{
+    io,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{MapError, lpm_trie::Key};
+use slb_common::abi::{self, Address, CHUNK_SLOTS, Chunk, Endpoint, Limits, Listener};
+
+use super::{Maps, TableError, at, chunks_for};
+use crate::{
+    plan::Step,
+    state::{ListenerState, Schedule},
+};
+
+/// Longer than a packet is in the program.
+const PACKET: Duration = Duration::from_millis(1);
+
+/// What has become of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It is carried out.
+    Done,
+    /// A packet that is under way may need what it removes; it is to be planned again at this time.
+    Later(Instant),
+}
+
+impl Maps {
+    /// Carries out one step.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]; the maps are then as they were before the step.
+    pub fn apply(&mut self, step: Step) -> Result<Applied, TableError> {
+        self.revision += 1;
+        match step {
+            Step::PutInterface(index, interface) => {
+                self.interfaces.insert(index, interface, 0).map_err(at("SLB_INTERFACES"))?;
+                self.installed.interfaces.insert(index, interface);
+            }
+            Step::RemoveInterface(index) => {
+                absent_is_fine(self.interfaces.remove(&index)).map_err(at("SLB_INTERFACES"))?;
+                self.installed.interfaces.remove(&index);
+            }
+            Step::PutSource(index, addr) => {
+                self.sources.set(index, addr, 0).map_err(at("SLB_SOURCES"))?;
+                self.installed.sources.insert(index, addr);
+            }
+            Step::PutBackend(id, backend) => {
+                self.backends.set(id, backend, 0).map_err(at("SLB_BACKENDS"))?;
+                self.installed.backends.insert(id, backend);
+            }
+            Step::PutAcl(acl, list) => {
+                // Another list may have had the number.
+                self.set(|settings| {
+                    settings.acl_epoch = settings.acl_epoch.wrapping_add(1);
+                    settings.acl_epoch = settings.acl_epoch.max(1);
+                })?;
+                for (done, &(bits, addr)) in list.iter().enumerate() {
+                    let key = Key::new(bits, abi::listed(acl, addr));
+                    if let Err(error) = self.acls.insert(&key, 1, 0) {
+                        self.remove_prefixes(acl, list.iter().take(done))?;
+                        return Err(at("SLB_ACL")(error));
+                    }
+                }
+                self.installed.acls.insert(acl, list);
+            }
+            Step::RemoveAcl(acl, list) => {
+                // A packet may have read the listener's old record. The list stays installed until that is over.
+                let due = self.listeners_changed.map(|changed| changed + PACKET);
+                if let Some(due) = due.filter(|due| *due > Instant::now()) {
+                    return Ok(Applied::Later(due));
+                }
+                self.remove_prefixes(acl, list.iter())?;
+                self.installed.acls.remove(&acl);
+            }
+            Step::PutLimits(id, limits) => {
+                self.limits.set(id, limits, 0).map_err(at("SLB_LIMITS"))?;
+                if limits == Limits::default() {
+                    self.installed.limits.remove(&id);
+                } else {
+                    self.installed.limits.insert(id, limits);
+                }
+            }
+            Step::PutQuic(server, backend) => {
+                self.quic.insert(server, backend, 0).map_err(at("SLB_QUIC"))?;
+                self.installed.quic.insert(server, backend);
+            }
+            Step::RemoveQuic(server) => {
+                absent_is_fine(self.quic.remove(&server)).map_err(at("SLB_QUIC"))?;
+                self.installed.quic.remove(&server);
+            }
+            Step::PutListener(endpoint, listener) => self.put_listener(endpoint, listener)?,
+            Step::RemoveListener(endpoint) => {
+                absent_is_fine(self.listeners.remove(&endpoint)).map_err(at("SLB_LISTENERS"))?;
+                self.listener_index.remove(&endpoint);
+                self.listeners_changed = Some(Instant::now());
+                self.installed.listeners.remove(&endpoint);
+                if let Some(range) = self.ranges.remove(&endpoint) {
+                    self.release(range);
+                }
+            }
+            Step::PutEndpoint(endpoint, value) => {
+                self.endpoints.insert(endpoint, value, 0).map_err(at("SLB_REVNAT"))?;
+                self.endpoint_index.put(endpoint, value);
+                self.installed.endpoints.insert(endpoint, value);
+            }
+            Step::RemoveEndpoint(endpoint) => {
+                absent_is_fine(self.endpoints.remove(&endpoint)).map_err(at("SLB_REVNAT"))?;
+                self.endpoint_index.remove(&endpoint);
+                self.installed.endpoints.remove(&endpoint);
+            }
+            Step::PutAddress(addr, roles) => {
+                self.addresses.insert(addr, roles, 0).map_err(at("SLB_ADDRESSES"))?;
+                self.installed.addresses.insert(addr, roles);
+                self.filter.set(addr, &self.installed.addresses);
+            }
+            Step::RemoveAddress(addr) => {
+                absent_is_fine(self.addresses.remove(&addr)).map_err(at("SLB_ADDRESSES"))?;
+                self.installed.addresses.remove(&addr);
+                self.filter.set(addr, &self.installed.addresses);
+            }
+        }
+        Ok(Applied::Done)
+    }
+
+    fn remove_prefixes<'a>(
+        &mut self,
+        acl: u32,
+        prefixes: impl Iterator<Item = &'a (u32, Address)>,
+    ) -> Result<(), TableError> {
+        for &(bits, addr) in prefixes {
+            let key = Key::new(bits, abi::listed(acl, addr));
+            absent_is_fine(self.acls.remove(&key)).map_err(at("SLB_ACL"))?;
+        }
+        Ok(())
+    }
+
+    fn put_listener(&mut self, endpoint: Endpoint, state: ListenerState) -> Result<(), TableError> {
+        let range = match self.range_of(&state) {
+            Some(range) => range,
+            None => self.write_slots(&state.schedule)?,
+        };
+        let listener = Listener {
+            id: state.id,
+            scheduler: state.schedule.scheduler,
+            previous_scheduler: state.schedule.previous_scheduler,
+            first_chunk: range.start,
+            slots: state.schedule.slots.len() as u32,
+            // Behind the others.
+            previous_chunk: range.start + chunks_for(state.schedule.slots.len() as u32),
+            previous_slots: state.schedule.previous.len() as u32,
+            flags: state.policy.flags,
+            acl: state.policy.acl,
+            sticky_jiffies: state.policy.sticky_jiffies,
+            spare: 0,
+        };
+        if let Err(error) = self.listeners.insert(endpoint, listener, 0) {
+            self.release(range);
+            return Err(at("SLB_LISTENERS")(error));
+        }
+        self.listener_index.put(endpoint, listener);
+        self.listeners_changed = Some(Instant::now());
+        self.installed.listeners.insert(endpoint, state);
+        if let Some(old) = self.ranges.insert(endpoint, range) {
+            self.release(old);
+        }
+        Ok(())
+    }
+
+    /// Where this schedule is already, written for another VIP of the same listener.
+    fn range_of(&self, listener: &ListenerState) -> Option<Range<u32>> {
+        let (endpoint, _) = self.installed.listeners.iter().find(|(_, installed)| {
+            installed.id == listener.id && installed.schedule == listener.schedule
+        })?;
+        self.ranges.get(endpoint).cloned()
+    }
+
+    fn write_slots(&mut self, schedule: &Schedule) -> Result<Range<u32>, TableError> {
+        let Schedule { slots, previous, .. } = schedule;
+        let chunks = slots.chunks(CHUNK_SLOTS).chain(previous.chunks(CHUNK_SLOTS));
+        let count = chunks.clone().count() as u32;
+        if count == 0 {
+            return Ok(0..0);
+        }
+        let range = self
+            .chunks
+            .take(count, Instant::now())
+            .ok_or(TableError::NoSlots { slots: slots.len() + previous.len() })?;
+        for (index, part) in range.clone().zip(chunks) {
+            let mut chunk = Chunk { slots: [0; CHUNK_SLOTS] };
+            chunk.slots[..part.len()].copy_from_slice(part);
+            if let Err(error) = self.slots.set(index, chunk, 0) {
+                self.chunks.release(range, Instant::now());
+                return Err(at("SLB_SLOTS")(error));
+            }
+        }
+        Ok(range)
+    }
+
+    fn release(&mut self, range: Range<u32>) {
+        if !self.ranges.values().any(|used| *used == range) {
+            self.chunks.release(range, Instant::now());
+        }
+    }
+}
+
+/// Removing what is not there succeeds: a retry must not trip over its own past.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other,
+    }
+}
