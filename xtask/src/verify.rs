@@ -49,23 +49,23 @@ const EVERY_KERNEL: [&str; 17] = [
     "replies::given_flows_when_backends_answer_then_clients_see_the_vip",
     "flows::given_direct_return_when_a_client_sends_then_only_the_way_is_written_and_answers_are_not_ours",
     // slb_flow
-    "flows::given_turns_when_a_flow_goes_on_then_it_keeps_its_backend",
+    "flows::turns::given_turns_when_a_flow_goes_on_then_it_keeps_its_backend",
     // slb_tunnel
     "tunnels::given_a_backend_behind_a_tunnel_when_a_packet_arrives_then_it_gets_all_of_it_wrapped",
     // slb_full_nat
-    "full::given_full_nat_when_clients_come_then_the_backend_sees_the_gateway_and_they_see_the_vip",
-    "full::given_a_vip_of_another_family_when_clients_come_then_they_are_translated_both_ways",
+    "full_nat::given_full_nat_when_clients_come_then_the_backend_sees_the_gateway_and_they_see_the_vip",
+    "full_nat::given_a_vip_of_another_family_when_clients_come_then_they_are_translated_both_ways",
     // slb_proxy
-    "tell::given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_client_sends",
-    "tell::given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_may_see_first",
+    "proxy_protocol::given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_client_sends",
+    "proxy_protocol::given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_may_see_first",
     // slb_slow_path, slb_reentry
-    "tags::given_a_tagged_packet_when_it_is_balanced_then_its_tags_are_kept",
+    "vlan::given_a_tagged_packet_when_it_is_balanced_then_its_tags_are_kept",
     // slb_fragment
     "fragments::given_a_packet_in_fragments_when_they_arrive_in_turn_then_all_go_where_the_first_does",
     // slb_respond
-    "answers::given_no_listener_when_the_policy_is_to_reset_then_what_comes_is_refused",
+    "respond::given_no_listener_when_the_policy_is_to_reset_then_what_comes_is_refused",
     // slb_icmp_nat64
-    "answers::given_a_packet_above_the_mtu_of_its_way_when_it_may_not_be_fragmented_then_its_sender_is_told",
+    "respond::given_a_packet_above_the_mtu_of_its_way_when_it_may_not_be_fragmented_then_its_sender_is_told",
     // slb_icmp
     "icmp::given_a_flow_when_its_packets_cannot_be_delivered_then_the_client_is_told_in_its_own_words",
     // slb_policy

@@ -2,13 +2,13 @@
 //! in a network namespace of its own.
 
 #[cfg(test)]
+mod bypass;
+#[cfg(test)]
 mod client_address;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
 mod configs;
-#[cfg(test)]
-mod direct;
 #[cfg(test)]
 mod direct_return;
 #[cfg(test)]

@@ -7,11 +7,13 @@ use slb_common::{
 };
 
 use crate::{
+    connection::{
+        Connection, HEADERS, OPTIONS, everywhere, headed, with_ack, with_mss, with_option,
+    },
     fixture::Slb,
     frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport, URG},
     lab::{LAN, WAN},
     receiver::Segment,
-    tell::{Connection, HEADERS, OPTIONS, everywhere, headed, with_ack, with_mss, with_option},
 };
 
 /// How a flow's backend stands to its client.

@@ -6,31 +6,32 @@
 //! besides that exactly one counter moved, by one frame and its length, and that the XDP action is
 //! the verdict's.
 
+mod connection;
 mod fixture;
 mod frame;
 mod lab;
 mod worker;
 
-mod answers;
+mod bypass;
 mod counters;
 mod cuts;
-mod direct;
 mod explained;
 mod families;
 mod flows;
 mod forged;
 mod fragments;
-mod full;
+mod full_nat;
 mod fuzz;
 mod fuzz_forgery;
 mod headers;
 mod icmp;
 mod index;
 mod policy;
+mod proxy_protocol;
 mod receiver;
 mod replies;
+mod respond;
 mod shares;
 mod table;
-mod tags;
-mod tell;
 mod tunnels;
+mod vlan;
