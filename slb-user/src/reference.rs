@@ -19,6 +19,8 @@ use crate::{
     observe::{fixtures, metrics},
 };
 
+mod shell;
+
 /// Set by `cargo xtask docs`.
 const WRITE: &str = "SLB_WRITE_REFERENCE";
 const HEAD: &str = "<!-- Made from the code by `cargo xtask docs`; changes here are lost. -->\n\n";

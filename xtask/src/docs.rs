@@ -1,4 +1,4 @@
-//! `cargo xtask docs`: the tables of `docs/reference`.
+//! `cargo xtask docs`: the tables of `docs/reference`, and manual pages and shell completions in `target/docs`.
 //!
 //! `slb-user/src/reference.rs` makes them from the code, in a test, because this program must not depend on
 //! `slb-user`: that can be built only after set-up.
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::{process, setup};
 
-/// Writes the tables, or compares them with the code.
+/// Writes all of them, or compares the tables with the code.
 ///
 /// # Errors
 ///
