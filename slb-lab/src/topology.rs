@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Both bridges live in one more namespace, the fabric. The VIPs are neighbours of the clients, so
-//! somebody must answer for them: announcing is part of what is tested.
+//! a host must answer for them: announcing is part of what is tested.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

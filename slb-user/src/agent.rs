@@ -187,7 +187,7 @@ pub async fn run(
     let mut sweep = every(SWEEP);
     let mut retry = every(RETRY);
     let mut watchdog = Watchdog::from_env()?;
-    // Nothing in here waits: a failed backend is out of the maps before anything else is done.
+    // No branch waits: a failed backend is out of the maps before anything else is done.
     loop {
         tokio::select! {
             biased;

@@ -64,7 +64,7 @@ pub struct Gateway {
     pub region: Option<String>,
     /// Capacity of the flow table, in flows.
     pub flows: u32,
-    /// Who holds and announces the VIPs.
+    /// How the VIPs are held and announced.
     pub announce: Announce,
     /// What TCP and UDP get at a VIP's other ports.
     pub no_listener: NoListener,
@@ -89,12 +89,12 @@ pub enum XdpMode {
     Generic,
 }
 
-/// Who holds and announces the VIPs.
+/// How the VIPs are held and announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Announce {
     /// The agent: as /32 and /128 addresses, with gratuitous ARP and unsolicited NA.
     Arp,
-    /// Somebody else.
+    /// Routers, or another program.
     None,
 }
 
@@ -118,7 +118,7 @@ pub struct TunnelSource {
     pub v6: Ipv6Addr,
 }
 
-/// Nobody's on the Internet: RFC 1918, and the prefix for discarding of RFC 6666.
+/// Not used on the Internet: RFC 1918, and the prefix for discarding of RFC 6666.
 impl Default for TunnelSource {
     fn default() -> Self {
         Self { v4: Ipv4Addr::new(172, 16, 0, 0), v6: Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0) }
@@ -181,7 +181,7 @@ pub enum GroupKind {
 pub enum Forwarding {
     /// Destination address and port are rewritten; replies come back through the gateway.
     Nat,
-    /// The source is as well: replies come back to the gateway whatever the backend's routes are.
+    /// The source is as well: replies come back to the gateway without a route on the backend.
     FullNat,
     /// Only the MAC address is: the backend has the VIP as well, on the same segment, and replies
     /// directly.

@@ -154,7 +154,7 @@ impl Network {
         self.shared.tables().interfaces.get(&index).cloned()
     }
 
-    /// The XDP program on an interface, whoever put it there; `None`: there is none.
+    /// The XDP program on an interface, ours or another; `None`: there is none.
     ///
     /// Asks the kernel each time, because attaching through a BPF link sends no event.
     ///

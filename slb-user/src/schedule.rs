@@ -2,7 +2,7 @@
 //!
 //! Each scheduler turns weighted [`Member`]s into a list of ids that the XDP program indexes: by a
 //! flow's hash ([`maglev`]), or by a running count ([`ring`]). Both lists depend on nothing but the
-//! members, whatever their order, so that gateways with the same backends agree on every slot.
+//! members in any order, so that gateways with the same backends agree on every slot.
 
 pub mod maglev;
 pub mod ring;

@@ -65,9 +65,9 @@ pub struct Schedule {
     pub scheduler: u16,
     /// [`slb_common::abi::Listener::previous_scheduler`].
     pub previous_scheduler: u16,
-    /// As in [`slb_common::abi::Chunk`]; empty: nobody.
+    /// As in [`slb_common::abi::Chunk`]; empty: no backend.
     pub slots: Vec<u32>,
-    /// The same, for connections that are older than the last change; empty: nobody goes by it.
+    /// The same, for connections that are older than the last change; empty: no connection goes by it.
     pub previous: Vec<u32>,
 }
 

@@ -3,7 +3,7 @@
 //! The datapath is the real one, with the state that a test or the agent would write; frames run through
 //! it by `BPF_PROG_TEST_RUN`, behind a program that puts each back to what it was
 //! (`slb-ebpf/src/bin/prelude.rs`). What that costs on its own is measured in turn with it and taken off.
-//! Rounds of all paths are interleaved, so that whatever else the machine does meets all of them.
+//! Rounds of all paths are interleaved, so that other work of the machine disturbs all of them alike.
 
 #![expect(clippy::print_stdout, reason = "a program that prints its results")]
 

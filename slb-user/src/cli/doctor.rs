@@ -173,7 +173,7 @@ async fn needs(arguments: &Arguments) -> anyhow::Result<Vec<Need>> {
     ));
     if arguments.vips.iter().any(IpAddr::is_ipv4) {
         needs.push(sysctl(
-            "clients' addresses are believed whatever way leads to them",
+            "clients' addresses are believed, by whichever route the kernel reaches them",
             &interface,
             "rp_filter",
             2,

@@ -24,7 +24,7 @@ pub enum BpffsError {
         /// Why.
         source: io::Error,
     },
-    /// Nobody has mounted it, and neither could we.
+    /// It is not mounted, and cannot be mounted.
     #[error("cannot mount bpffs on {}; try `mount -t bpf bpf {}`", path.display(), path.display())]
     Mount {
         /// Where.
@@ -34,7 +34,7 @@ pub enum BpffsError {
     },
 }
 
-/// Makes the directory `path` on bpffs, which is mounted if nobody has done so.
+/// Makes the directory `path` on bpffs, which is mounted if it is not yet.
 ///
 /// Gives a warning, in words, if the mount will not outlive this process.
 ///

@@ -85,7 +85,7 @@ pub enum LoadError {
     /// There is no such interface.
     #[error("no interface {0}; `ip link` lists those that are there")]
     NoInterface(String),
-    /// Somebody else's program is there.
+    /// Another program is there.
     #[error(
         "{interface}: {program} is attached already; it was left alone. Take it \
          off with `ip link set {interface} xdp off`, or `bpftool link detach` if a link holds it, or \

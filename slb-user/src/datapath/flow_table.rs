@@ -113,7 +113,7 @@ impl FlowTable {
 
     /// Reads the whole table: not for a task that must not wait.
     ///
-    /// Ends the flows that nobody has used for too long, and those of [`SweepRequest::closed`]; removes the entries of
+    /// Ends the flows without packets for too long, and those of [`SweepRequest::closed`]; removes the entries of
     /// watched slots that say what the slot says as well; and corrects the counts of active flows.
     #[must_use]
     pub fn sweep(&self, mut request: SweepRequest) -> SweepReport {
@@ -129,7 +129,7 @@ impl FlowTable {
             let is_active = !flow.state.has_ended();
             let is_closed = is_active && request.closed.contains(&flow.backend);
             let is_out = is_over || is_closed;
-            // One that was given up before it was established has nobody at its ends.
+            // A connection that was given up before it was established has no ends to be told.
             let is_connection = is_active
                 && u32::from(flow.proto) == TCP
                 && (is_closed || flow.state.intersects(ConnState::ESTABLISHED));
@@ -194,7 +194,7 @@ impl FlowTable {
         true
     }
 
-    /// Makes a place free, unless somebody else has taken it meanwhile.
+    /// Makes a place free, unless another flow has taken it meanwhile.
     fn free(&self, words: &[AtomicU32; WORDS], flow: &Flow) {
         let is_freed = words[0]
             .compare_exchange(flow.tag, TAG_FREE, Ordering::AcqRel, Ordering::Relaxed)

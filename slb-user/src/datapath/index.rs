@@ -110,7 +110,7 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
             self.places.remove(&endpoint);
             return;
         };
-        // SAFETY: in the mapping, and nobody reads it: no place names it.
+        // SAFETY: in the mapping, and the program does not read it: no place names it.
         unsafe { record.write(Record { at: endpoint, value }) };
         self.places.insert(endpoint, place);
     }

@@ -42,7 +42,7 @@ pub struct Attachment {
 impl Loaded {
     /// Whether the program could be attached to an interface: it is there already, or nothing is.
     ///
-    /// `present` is the XDP program that the interface has now, whoever put it there.
+    /// `present` is the XDP program that the interface has now, ours or another.
     ///
     /// # Errors
     ///
@@ -78,11 +78,11 @@ impl Loaded {
 
     /// Attaches the program to `interface`, or puts it into the link that is pinned for it.
     ///
-    /// `present` is the XDP program that the interface has now, whoever put it there.
+    /// `present` is the XDP program that the interface has now, ours or another.
     ///
     /// # Errors
     ///
-    /// [`LoadError`]; a program of somebody else is left alone.
+    /// [`LoadError`]; a program that is not ours is left alone.
     pub fn attach(
         &mut self,
         interface: &Interface,
@@ -218,7 +218,7 @@ struct OpenLink {
     link: FdLink,
     /// Of the program in it.
     program: u32,
-    /// Where it is attached; 0: that interface is gone, or somebody has detached it.
+    /// Where it is attached; 0: that interface is gone, or it was detached.
     ifindex: u32,
 }
 

@@ -95,7 +95,7 @@ impl Loaded {
         self.warning.as_ref()
     }
 
-    /// The loaded program, for whatever else aya can do with it.
+    /// The loaded program, for other uses of aya.
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl Loaded {
 /// To load them takes the kernel most of a second, so an agent that starts again takes what is pinned. The
 /// first program has a pin that is named by a hash of the object that it comes from. An agent that loads
 /// another object removes the pin, puts its own programs behind the first, and pins its own first program: so
-/// whoever finds a pin by the hash of its object finds all of that object's programs.
+/// if there is a pin with the hash of an object, there are pins of all its programs.
 enum Programs {
     Loaded(Ebpf),
     Reused(Box<Xdp>),

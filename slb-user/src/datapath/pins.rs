@@ -50,7 +50,7 @@ impl Pins {
         self.version().join("progs").join(format!("{PROGRAM}-{:016x}", hash.finish()))
     }
 
-    /// The pins that [`Pins::program_of`] names, whatever the object.
+    /// The pins that [`Pins::program_of`] names, for every object.
     pub(super) fn programs_of_objects(&self) -> Result<Vec<PathBuf>, LoadError> {
         let pins = entries(&self.version().join("progs"))?.into_iter();
         let prefix = format!("{PROGRAM}-");

@@ -109,7 +109,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
         state.status.health = Health::Unhealthy;
         state.status.last_failure = Some(LastFailure { at, reason: reason.clone() });
         let (health, reason, duration) = (Health::Unhealthy, Some(reason), Duration::ZERO);
-        // Nobody listens any more: then nobody misses it.
+        // The receiver is gone only when the agent ends.
         let (key, checker) = (key.clone(), checker.number);
         let _ = self.events.send(Event { key, checker, health, reason, at, duration });
     }
@@ -225,7 +225,7 @@ impl<K: Clone> Task<K> {
             state.status.last_failure = Some(LastFailure { at, reason: reason.clone() });
         }
         if let Some(health) = transition {
-            // Nobody listens any more: then nobody misses it.
+            // The receiver is gone only when the agent ends.
             let (key, checker) = (self.key.clone(), self.number);
             let _ = self.events.send(Event { key, checker, health, reason, at, duration });
         }

@@ -51,7 +51,7 @@ impl Tracker {
         self.health
     }
 
-    /// Makes it unhealthy, whatever the probes have said. Whether it was not.
+    /// Makes it unhealthy without regard to the probes so far. Returns whether it was not unhealthy before.
     pub fn fail(&mut self) -> bool {
         let was_other = self.health != Health::Unhealthy;
         *self = Self { health: Health::Unhealthy, against: 0, ..*self };

@@ -30,7 +30,7 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// More than the header section of any sensible answer.
 const HTTP_BUFFER: usize = 16 * 1024;
 
-/// Header of the PROXY protocol, version 2, of a connection that is on nobody's behalf (`LOCAL`).
+/// Header of the PROXY protocol, version 2, of a connection without a client (`LOCAL`).
 const PROXY_LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 const USER_AGENT: &str = concat!("slb/", env!("CARGO_PKG_VERSION"));
@@ -38,7 +38,7 @@ const USER_AGENT: &str = concat!("slb/", env!("CARGO_PKG_VERSION"));
 /// Why a probe failed, in words for a table's cell.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// TCP: nobody listens.
+    /// TCP: the port is closed.
     #[error("connection refused")]
     Refused,
     /// TCP: the other side ended the connection without an answer.
@@ -50,7 +50,7 @@ pub enum Failure {
     /// The gateway knows no way to the backend, or its neighbour does not resolve.
     #[error("no route")]
     NoRoute,
-    /// UDP: nobody listens.
+    /// UDP: the port is closed.
     #[error("ICMP port unreachable")]
     PortUnreachable,
     /// UDP: there was an answer, but not the right one.
@@ -341,8 +341,8 @@ mod tests {
         (addr, served)
     }
 
-    /// Where nobody listens: a port that was just given back.
-    async fn nobody() -> SocketAddr {
+    /// A closed port: one that was just given back.
+    async fn closed_port() -> SocketAddr {
         TcpListener::bind(V4).await.unwrap().local_addr().unwrap()
     }
 
@@ -393,7 +393,7 @@ mod tests {
             assert_eq!(reason(&kind, addr, AMPLE).await, expected, "{case}");
         }
         let kind = ProbeKind::Http(http());
-        assert_eq!(reason(&kind, nobody().await, AMPLE).await, "connection refused");
+        assert_eq!(reason(&kind, closed_port().await, AMPLE).await, "connection refused");
     }
 
     #[tokio::test]
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn given_a_backend_that_expects_a_proxy_header_when_probed_then_it_gets_one_for_nobody() {
+    async fn given_a_backend_that_expects_a_proxy_header_when_probed_then_it_gets_one_without_a_client() {
         let (addr, served) = http_server("HTTP/1.1 200 OK\r\n\r\n").await;
         let kind = ProbeKind::Http(http());
         let check = HealthCheck { proxy_header: true, ..check(&kind, AMPLE) };

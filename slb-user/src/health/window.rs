@@ -29,7 +29,7 @@ impl Windows {
         Self {
             refuses: (refused, refused + interval),
             hangs: (hung, hung + interval),
-            // A probe that nobody has answered may still be under way.
+            // A probe without an answer may still be under way.
             recovers: (back, back + slow),
         }
     }

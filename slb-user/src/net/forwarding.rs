@@ -72,7 +72,7 @@ fn problems(root: &Path, interfaces: &[Interface]) -> Vec<String> {
 }
 
 fn problem(what: &str, path: &str) -> String {
-    // Slashes work whatever the interface is called; with dots, `eth0.5` would be ambiguous.
+    // Slashes work for every name of an interface; with dots, `eth0.5` would be ambiguous.
     format!("{what}; set it with: sysctl -w {path}=1")
 }
 

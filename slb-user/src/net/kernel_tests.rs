@@ -1,6 +1,6 @@
 //! The modules above against the kernel, each test in network namespaces of its own.
 //!
-//! A namespace belongs to a thread and ends with it, so nothing is left behind, whatever happens.
+//! A namespace belongs to a thread and ends with it, so nothing is left behind, even after a panic.
 
 use std::{
     collections::HashSet,
@@ -144,7 +144,7 @@ async fn until(network: &Network, address: &str, wanted: impl Fn(&NextHop) -> bo
 
 /// Everything that has happened so far, including what is on its way.
 async fn settle(network: &Network) {
-    // Whoever sees this interface has seen all events before it.
+    // Events come in order: when this interface is seen, all earlier events are.
     ip("link add marker0 type veth peer name marker1");
     while network.interface("marker0").is_none() {
         tokio::time::timeout(BOUND, network.changed()).await.expect("no event");

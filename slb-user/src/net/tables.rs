@@ -67,7 +67,7 @@ impl NetworkChange {
 
     /// Whether an answer that the kernel gave earlier, to anybody, may be wrong now.
     ///
-    /// A neighbour's first resolution is not such a change: nobody can remember its MAC.
+    /// A neighbour's first resolution is not such a change: no entry can have its MAC yet.
     #[must_use]
     pub fn outdates_answers(self) -> bool {
         self.routes || self.links || self.moved || self.addresses

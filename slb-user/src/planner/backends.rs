@@ -19,7 +19,7 @@ use crate::{
 };
 
 impl IndexedListener {
-    /// Whether all of its flows have entries, whatever the scheduler: with persistence a client's next flow has
+    /// Whether all of its flows have entries, with any scheduler: with persistence a client's next flow has
     /// to find its backend, and only an entry tells whether a datagram begins a flow.
     pub(super) fn remembers(&self) -> bool {
         let is_udp = self.endpoints[0].proto == abi::UDP;
@@ -53,7 +53,7 @@ pub(super) fn usable(
         .map(|(backend, &health)| match (backend.role, health) {
             _ if backend.is_orphaned() => false,
             _ if backend.check.is_none() => true,
-            // The secondary is for when the primary has failed, not for when nobody has looked yet.
+            // The secondary is used when the primary has failed, not before the first probe of the primary.
             (Role::Primary, health) => health != Health::Unhealthy,
             (_, Health::Unknown) => trusted.contains(&backend.id),
             (_, health) => health == Health::Healthy,

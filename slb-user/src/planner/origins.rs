@@ -59,7 +59,7 @@ pub(super) fn origin(
     let is_before = |owner: &&Owner| {
         before.is_some_and(|origin| (origin.vip, origin.port) == (owner.vip.addr, owner.vip.port))
     };
-    // Whoever was there first has flows without entries.
+    // The first owner has flows without entries.
     let Owner { at, vip, backend } = owners.iter().find(is_before).unwrap_or(&owners[0]);
     let of_all = REVNAT_CLOSING | REVNAT_WATCHED | REVNAT_LIMITED;
     let of_others = owners.iter().fold(0, |all, owner| all | flags[owner.backend] & of_all);

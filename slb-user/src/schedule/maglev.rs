@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn given_nobody_with_weight_when_filled_then_the_table_is_empty() {
+    fn given_no_member_with_weight_when_filled_then_the_table_is_empty() {
         assert!(table(&[], SMALL).is_empty(), "no members");
         assert!(table(&members([0, 0]), SMALL).is_empty(), "no weight");
     }

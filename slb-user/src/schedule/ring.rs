@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn given_nobody_with_weight_when_made_then_the_ring_is_empty() {
+    fn given_no_member_with_weight_when_made_then_the_ring_is_empty() {
         assert!(ring(&[], LIMIT).is_empty(), "no members");
         assert!(ring(&members([0, 0]), LIMIT).is_empty(), "no weight");
         assert!(ring(&members([1, 2]), 0).is_empty(), "no room");
@@ -169,7 +169,7 @@ mod tests {
 
         let slots = ring(&members([2, 1, 1]), LIMIT);
         let twice = slots.windows(2).any(|pair| pair[0] == pair[1]);
-        assert!(!twice && slots[0] != slots[3], "nobody twice in a row: {slots:?}");
+        assert!(!twice && slots[0] != slots[3], "no member twice in a row: {slots:?}");
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
         let cases: [(&str, &[u32], usize, &[usize]); 5] = [
             ("largest remainder", &[5, 3, 3], 10, &[4, 3, 3]),
             ("exact after scaling", &[8, 4, 3, 1], 16, &[8, 4, 3, 1]),
-            ("nobody without a slot", &[1000, 1, 1], 10, &[8, 1, 1]),
+            ("no member without a slot", &[1000, 1, 1], 10, &[8, 1, 1]),
             ("as many slots as members", &[7, 5, 3], 3, &[1, 1, 1]),
             ("more members than slots", &[1, 9, 2, 9], 3, &[0, 1, 1, 1]),
         ];
@@ -210,7 +210,7 @@ mod tests {
         }
 
         #[test]
-        fn given_any_weights_and_limit_when_made_then_nobody_is_left_out_while_there_is_room(
+        fn given_any_weights_and_limit_when_made_then_no_member_is_left_out_while_there_is_room(
             weights in proptest::collection::vec(1_u32..=100, 1..20),
             limit in 20_usize..200,
         ) {

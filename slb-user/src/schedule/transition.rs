@@ -25,7 +25,7 @@ use crate::state::Schedule;
 /// Where a slot is on its way from one owner to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Nobody remembers anything.
+    /// No flow has an entry.
     Settled,
     /// TCP: since then flows without an entry are the previous owner's.
     Moving(Instant),
@@ -64,7 +64,7 @@ pub struct Terms {
 }
 
 impl Transition {
-    /// A schedule that nobody has flows of.
+    /// A schedule without flows.
     #[must_use]
     pub fn new(scheduler: u16, owners: Vec<u32>) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl Transition {
         restored
     }
 
-    /// Watches the slots of owners whose flows have had entries so far, whatever the slot's phase was.
+    /// Watches the slots of owners whose flows have had entries so far, in every phase.
     pub fn watch(&mut self, owners: &HashSet<u32>) {
         for (owner, phase) in self.owners.iter().zip(&mut self.phases) {
             if *phase == Phase::Settled && owners.contains(owner) {
@@ -138,8 +138,8 @@ impl Transition {
             if before == owner {
                 return;
             }
-            let is_nobodys = before == NO_BACKEND && phase == Phase::Settled;
-            if !is_nobodys && !matches!(phase, Phase::Moving(_)) {
+            let is_unowned = before == NO_BACKEND && phase == Phase::Settled;
+            if !is_unowned && !matches!(phase, Phase::Moving(_)) {
                 self.phases[slot] = Phase::Moving(terms.now);
                 self.set_previous(slot, before);
             }

@@ -51,7 +51,7 @@ fn reload_applies_the_file_and_refuses_a_wrong_one() {
 
 #[test]
 #[ignore = "needs root"]
-fn commands_change_the_file_and_the_agent_whoever_owns_the_file() {
+fn commands_change_the_file_and_the_agent_with_any_owner_of_the_file() {
     let site = Site::start();
     for (weight, owner, mode) in
         [(20, "slb:slb", "640"), (30, "root:slb", "640"), (40, "root:root", "644")]

@@ -301,7 +301,7 @@ fn given_a_loaded_balancer_when_unloaded_then_nothing_of_it_is_left() {
 
 #[test]
 #[ignore = "needs root"]
-fn given_the_socket_when_curl_asks_then_the_api_answers_its_owner_and_nobody_else() {
+fn given_the_socket_when_curl_asks_then_the_api_answers_only_its_owner() {
     let lab = Lab::start();
     let socket = lab.gateway.config().with_file_name("api.sock");
     let curl = |more: &[&str]| {

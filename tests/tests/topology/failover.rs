@@ -66,7 +66,7 @@ fn dies_and_returns(death: Death) {
     sides.iter().for_each(|side| answers_more(&side.load, 400));
     let later = sides.each_ref().map(|side| given(&lab, side.to)[DEAD]);
     assert_eq!(later, at_bound, "new flows to {DEAD}, over IPv4 and IPv6, after the bound");
-    // Whoever was sent to it before has given up by then; its return is not to answer them.
+    // Clients that were sent to it before have given up by then; its return must not answer them.
     thread::sleep((BOUND + PATIENCE).saturating_sub(died.elapsed()));
     for Side { to, load, .. } in &sides {
         let exchanges = load.exchanges();

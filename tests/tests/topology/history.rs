@@ -1,4 +1,4 @@
-//! Many changes one after the other, under load: nobody who stays loses anything, and in the end nothing tells that
+//! Many changes one after the other, under load: backends that stay lose nothing, and in the end nothing tells that
 //! there were any.
 
 use std::{
@@ -109,7 +109,7 @@ fn is_settled(lab: &Lab) -> bool {
     })
 }
 
-/// Whether everybody who is probed is healthy.
+/// Whether all backends that are probed are healthy.
 fn is_healthy(status: &Value) -> bool {
     let text = status.to_string();
     !["\"unknown\"", "\"unhealthy\""].iter().any(|health| text.contains(health))
@@ -121,7 +121,7 @@ fn has_orphans(status: &Value) -> bool {
 
 #[test]
 #[ignore = "needs root"]
-fn given_load_when_anything_is_changed_again_and_again_then_nobody_who_stays_loses_anything() {
+fn given_load_when_anything_is_changed_again_and_again_then_backends_that_stay_lose_nothing() {
     const GUEST: usize = 3;
     let mut lab = Lab::prepare();
     // Removed backends are to be forgotten within the test, and slots to settle: none of a shared backend does.

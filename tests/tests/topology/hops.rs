@@ -1,4 +1,4 @@
-//! The way to backends and clients is the kernel's, whatever becomes of it.
+//! The next hops to backends and clients are those of the kernel, also after they change.
 
 use std::collections::BTreeSet;
 

@@ -61,7 +61,7 @@ impl Held {
     fn end(mut self) -> io::ErrorKind {
         match self.stream.read(&mut [0; 64]) {
             Ok(0) => io::ErrorKind::UnexpectedEof,
-            Ok(_) => panic!("nobody has asked"),
+            Ok(_) => panic!("no client has asked"),
             Err(error) => error.kind(),
         }
     }
@@ -154,7 +154,7 @@ fn given_a_drained_backend_and_idle_connections_when_their_time_is_up_then_both_
     assert!(began.elapsed() >= Duration::from_secs(8), "not before the deadline");
     wait_until("the backend's side", || connections(&lab, "web-2", 8080).is_empty());
     for held in &mut others {
-        assert_eq!(held.ask().unwrap(), held.backend, "nobody else's");
+        assert_eq!(held.ask().unwrap(), held.backend, "no other backend's");
     }
     assert_eq!(counted(&lab), 0);
 

@@ -376,7 +376,7 @@ fn given_commands_when_the_agent_is_changed_then_its_file_is_too_and_nothing_els
 
 #[test]
 #[ignore = "needs root"]
-fn given_a_stopped_listener_when_reloaded_then_its_port_is_nobodys_and_the_others_go_on() {
+fn given_a_stopped_listener_when_reloaded_then_its_port_is_free_and_the_others_go_on() {
     let lab = Lab::start();
     let load = Load::start(&lab.client, vips(plan::API_PORT)[0], RATE).unwrap();
     let web = format!("port = {}\nbackend_port", plan::WEB_PORT);

@@ -60,7 +60,7 @@ fn flood(host: &Host, stop: &Arc<AtomicBool>, sent: &Arc<AtomicU64>) -> thread::
                     thread::sleep(due.saturating_sub(began.elapsed()));
                 }
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                // Benchmarking addresses (RFC 2544): nobody has them.
+                // Benchmarking addresses (RFC 2544): no host has them.
                 let source = Ipv4Addr::from_bits(0xc612_0000 | (random >> 32) as u32 & 0x1_ffff);
                 let (port, _) = PORTS[(number % 2) as usize];
                 let mut tcp =

@@ -1,4 +1,4 @@
-//! What is not for a listener is none of our business.
+//! Packets that are not for a listener pass as they are.
 
 use std::{
     io::{Read as _, Write as _},

@@ -132,7 +132,7 @@ fn install(state: &mut State, number: u16, family: usize, drawn: &Drawn) {
             () if drawn.backends[at].2 == MODE_FULL => SLOT_LOOK | SLOT_KEEP,
             () => drawn.slots,
         };
-        // One in so many is nobody's.
+        // One in so many has no backend.
         if slot % 31 == 30 && is_by_hash { NO_BACKEND } else { ids[at] | flags }
     };
     let len = if is_by_hash || drawn.scheduler == SCHEDULER_QUIC { 101 } else { ids.len() };
@@ -147,7 +147,7 @@ fn install(state: &mut State, number: u16, family: usize, drawn: &Drawn) {
     }
     if drawn.is_limited {
         flags |= LISTENER_LIMITED;
-        // Nobody waits for the next.
+        // The next one is not needed.
         let (flow_ns, flow_burst) = (3_600_000_000_000, 50 * 3_600_000_000_000);
         state.limits.insert(id, Limits { flow_ns, flow_burst, ..Limits::default() });
     }

@@ -194,7 +194,7 @@ fn given_a_backend_that_is_not_usable_any_more_when_its_connections_go_on_then_o
 
 #[test]
 #[ignore = "needs root"]
-fn given_nobody_for_new_connections_when_old_ones_go_on_then_they_stay() {
+fn given_no_backend_for_new_connections_when_old_ones_go_on_then_they_stay() {
     with_slb(|slb| {
         for family in FAMILIES {
             let old = Flow::http(family, 1_000);
@@ -217,7 +217,7 @@ fn given_a_retired_backend_when_its_connection_goes_on_then_it_is_left_to_the_ke
         slb.change(|state| {
             state.backends.remove(&id::HTTP);
         });
-        // Nobody follows the way to it any more, so the kernel has to find it.
+        // The agent does not follow the route to it any more, so the kernel has to find it.
         let left =
             Outcome::Translated(Verdict::ForwardedByKernel, old.inside[0].clone().flags(ACK));
         slb.client_sends("ACK", &old.first.clone().flags(ACK), &left);

@@ -110,10 +110,10 @@ fn given_a_fragment_whose_first_has_not_been_seen_when_it_arrives_then_it_is_dro
             let dropped = Outcome::Untouched(Verdict::Fragment);
             slb.check("too early", WAN, second, &dropped);
             slb.run(WAN, first);
-            // Another packet of the same flow, and the same number from somebody else.
+            // Another packet of the same flow, and the same number from another client.
             slb.check("another", WAN, &fragments(&dns, 8)[1], &dropped);
             let other = dns.from(super::fixture::client_of(104, family, 1_000));
-            slb.check("somebody else's", WAN, &fragments(&other, 7)[1], &dropped);
+            slb.check("another client's", WAN, &fragments(&other, 7)[1], &dropped);
             for late in [third, second] {
                 assert_eq!(slb.run(WAN, late).verdict, Verdict::Forwarded, "in any order");
             }
@@ -143,8 +143,8 @@ fn given_fragments_that_are_the_kernels_when_they_arrive_then_all_of_them_are() 
         for family in FAMILIES {
             let from = client(family, 1_000);
             let payload = vec![7; 1_300];
-            let nobody = Frame { payload: payload.clone(), ..datagram(from, vip(family, 9)) };
-            for part in fragments(&nobody, 1) {
+            let unheard = Frame { payload: payload.clone(), ..datagram(from, vip(family, 9)) };
+            for part in fragments(&unheard, 1) {
                 slb.check("no listener", WAN, &part, &Outcome::Untouched(Verdict::NoListener));
             }
             let other = Frame { payload, ..datagram(from, client(family, 9)) };

@@ -1,4 +1,4 @@
-//! Frames that nobody sends on purpose: whatever arrives, the rules of every frame hold.
+//! Random and damaged frames: the rules that hold for every frame hold for them.
 
 use std::net::SocketAddr;
 
@@ -109,7 +109,7 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
     if matches!(run.verdict, Verdict::Reset | Verdict::Refused | Verdict::TooBig) {
         let swapped = [&input[6..12], &input[..6]].concat();
         assert_eq!(output[..12], swapped, "the way it came");
-        // It is made anew, whatever the checksum of the question was.
+        // It is computed anew; the checksum of the question does not matter.
         for checksum in checksums(output).expect("a packet") {
             assert!(checksum.holds(), "{checksum:?} in {output:02x?}");
         }
@@ -143,7 +143,7 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
     };
     let is_v4 = input[12..14] == [0x08, 0x00];
     if output[12..14] != input[12..14] && is_icmp(output) {
-        // Made anew, whatever the checksum was.
+        // Computed anew; the old checksum does not matter.
         for checksum in checksums(output).expect("a packet") {
             assert!(checksum.holds(), "{checksum:?} in {output:02x?}");
         }
@@ -309,7 +309,7 @@ fn frame(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
 
 fn accident(random: &mut Random, bytes: &mut Vec<u8>) {
     let at = random.below(bytes.len());
-    // Most accidents are to happen where somebody looks.
+    // Most damage should be where the program reads.
     let at = if random.one_in(2) { at } else { at.min(12 + random.below(70)) };
     match random.below(10) {
         0..3 => bytes[at] ^= 1 << random.below(8),
@@ -340,7 +340,7 @@ fn corpus() -> Vec<Vec<u8>> {
         for (net, sport) in nets.into_iter().flat_map(|net| (1..4).map(move |port| (net, port))) {
             let from = client_of(net, family, 1_000 * sport);
             for listener in
-                [port::HTTP, port::RING, port::SLOW, port::EMPTY, port::TWIN, port::NOBODY]
+                [port::HTTP, port::RING, port::SLOW, port::EMPTY, port::TWIN, port::NO_BACKEND]
             {
                 let http = syn(from, vip(family, listener));
                 frames.extend([ACK, FIN | ACK, RST].map(|flags| http.clone().flags(flags)));

@@ -1,4 +1,4 @@
-//! Hostile clients of groups that tell backends the client's address: whatever they send, and however the
+//! Hostile clients of groups that tell backends the client's address: with everything that they send, and with every behaviour of the
 //! network and the backend behave, the backend reads the true address.
 //!
 //! [`Receiver`] is the backend, and panics when it is deceived. The client knows all that it has been sent, and more:

@@ -61,7 +61,7 @@ fn given_an_echo_request_to_a_vip_when_it_arrives_then_the_reply_goes_back_the_w
 
 #[test]
 #[ignore = "needs root"]
-fn given_icmp_that_is_nobodys_when_it_arrives_then_it_is_the_kernels() {
+fn given_icmp_without_a_flow_when_it_arrives_then_it_is_the_kernels() {
     with_slb(|slb| {
         for family in FAMILIES {
             let [request, reply] = ECHO[family];
@@ -79,7 +79,7 @@ fn given_icmp_that_is_nobodys_when_it_arrives_then_it_is_the_kernels() {
                 ),
             ];
             for (frame, verdict) in cases {
-                slb.client_sends("nobody's", &frame, &Outcome::Untouched(verdict));
+                slb.client_sends("no flow's", &frame, &Outcome::Untouched(verdict));
             }
             let martian = ["127.0.0.1", "::1"][family].parse().expect("an address");
             let echo = icmp(&to(vip(family, 0)), [request, 0], head, b"x");

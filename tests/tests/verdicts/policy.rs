@@ -94,13 +94,13 @@ fn given_an_access_list_when_clients_come_then_it_says_who_gets_in() {
                 let frame = tagged(&inside.bytes(), &[(0x8100, 5)]);
                 assert_eq!(slb.run(WAN, &frame).verdict, Verdict::Forwarded, "in a VLAN");
             }
-            // A list for everybody has nobody of the other family on it, and one of nobody nobody.
+            // A list of all networks of one family has none of the other; an empty list has none at all.
             change(slb, at, |service| {
                 service.policy =
                     Policy { flags: LISTENER_GUARDED | ACL_ALLOW, acl: 0, sticky_jiffies: 0 };
             });
             slb.client_sends("an empty list", &listed, &denied);
-            // Answers, and other listeners, are nobody's business.
+            // The list does not concern answers, nor other listeners.
             let answer = answer(&listed.to(backend(0, family, port::HTTP_BACKEND)));
             slb.backend_sends("an answer", &answer, &replied(answer.from(listed.dst), ROUTER));
         }

@@ -373,7 +373,7 @@ impl Receiver {
         let found = options(&segment.options);
         let told = match &self.told {
             Told::Option(option) => Some(option),
-            // Options pass: nobody reads them there.
+            // Options pass: they are not read there.
             Told::Header(_) => None,
         };
         for option in found {

@@ -1,4 +1,4 @@
-//! What the gateway answers itself: packets that are too big, and ports where nobody listens.
+//! What the gateway answers itself: packets that are too big, and ports without a listener.
 
 use slb_common::{
     abi::{ERRORS_PER_JIFFY, NO_LISTENER_DROP, NO_LISTENER_RESET},

@@ -194,7 +194,7 @@ fn ended(family: usize) -> Vec<Row> {
         untouched("TTL 1, no listener", &to_port(9).ttl(1), Verdict::NoListener),
         untouched("no way to a backend", &to_port(port::LOST), Verdict::NoNeighbour),
         untouched("a listener without a cursor", &to_port(port::BROKEN), Verdict::Inconsistent),
-        untouched("a slot without a backend", &to_port(port::NOBODY), Verdict::NoBackend),
+        untouched("a slot without a backend", &to_port(port::NO_BACKEND), Verdict::NoBackend),
         untouched("VIP as source", &http.from(vip(family, 2_000)), Verdict::Martian),
         untouched(
             "multicast Ethernet destination",

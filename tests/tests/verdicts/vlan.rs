@@ -91,9 +91,9 @@ fn given_a_tagged_packet_when_it_is_answered_then_so_is_its_tag() {
             let Outcome::Answered(verdict, expected) = reset(&stray) else { panic!("a reset") };
             let expected = Outcome::Bytes(verdict, WAN, tagged(&expected.bytes(), tags));
             slb.check("a reset", WAN, &tagged(&stray.bytes(), tags), &expected);
-            let nobody = datagram(client(family, 1_000), vip(family, 9));
-            let plain = slb.run(WAN, &nobody.bytes());
-            let with_tags = slb.run(WAN, &tagged(&nobody.bytes(), tags));
+            let unheard = datagram(client(family, 1_000), vip(family, 9));
+            let plain = slb.run(WAN, &unheard.bytes());
+            let with_tags = slb.run(WAN, &tagged(&unheard.bytes(), tags));
             assert_eq!((plain.verdict, with_tags.verdict), (Verdict::Refused, Verdict::Refused));
             assert_eq!(with_tags.bytes, tagged(&plain.bytes, tags));
         }

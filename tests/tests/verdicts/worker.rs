@@ -32,7 +32,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Takes a worker that nobody uses, or makes one.
+    /// Takes a worker that is not in use, or makes one.
     pub fn take(capacities: Capacities) -> Self {
         let Capacities { flows, chunks } = capacities;
         let mut hash = DefaultHasher::new();
@@ -118,7 +118,7 @@ impl Worker {
 #[test]
 #[ignore = "needs root"]
 fn given_garbage_in_every_map_when_the_worker_is_taken_again_then_all_are_as_after_loading() {
-    // Nobody else wants these, so the first to take it is the one to load it.
+    // No other test takes these, so the first to take it is the one to load it.
     let capacities = Capacities { flows: 778, chunks: 7 };
     let dump = |worker: &Worker| -> Vec<_> {
         worker.maps().iter().map(|map| (map.name.clone(), map.contents())).collect()

@@ -29,7 +29,7 @@ impl Config {
         Some(config)
     }
 
-    /// Changes a backend, unless that leaves nobody in its group who gets new flows, or did so before: the
+    /// Changes a backend, unless no backend of its group gets new flows after that, or none did before: the
     /// warnings are others then.
     fn change(&mut self, place: &Place, change: impl FnOnce(&mut Backend)) -> Option<()> {
         let mut instances = self.instances.iter_mut();

@@ -191,7 +191,7 @@ impl<'a> Group<'a> {
         table.map_or(0, |table| table.at)
     }
 
-    /// Reports sources that belong to somebody else.
+    /// Reports sources that are addresses of a VIP or a backend.
     pub(super) fn check_sources(&self, owner: impl Fn(IpAddr) -> Option<String>) {
         let Some(table) = &self.table else { return };
         for source in self.sources.iter().flat_map(|list| &list.items) {

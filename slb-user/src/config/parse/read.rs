@@ -1,6 +1,6 @@
 //! Typed reading of a TOML tree that goes on after a mistake.
 //!
-//! Whoever gets no value from here need not report it: that is done.
+//! A caller that gets no value from here does not report it: the mistake is reported already.
 
 use std::fmt::Display;
 
@@ -107,7 +107,7 @@ pub(super) struct Table<'a> {
     misspelt: Vec<&'static str>,
 }
 
-/// A table that nobody has looked into yet.
+/// A table that has not been read yet.
 #[derive(Clone, Copy)]
 pub(super) struct Raw<'a> {
     pub(super) entries: &'a DeTable<'a>,

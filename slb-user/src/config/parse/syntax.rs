@@ -117,7 +117,7 @@ fn judge(text: &str, errors: &[Error], values: &[Value]) -> (Vec<Contained>, Opt
                 continue;
             }
             _ if text[line.clone()].trim_start().starts_with('[') => {
-                // Without its header nobody can tell what the rest belongs to.
+                // Without its header it is not known which table the rest belongs to.
                 let write = "[table] or [[table]], for nothing below it is read until then";
                 let finding = (at, invalid(error, &text[line.clone()], write));
                 Hiding { finding, lines: line.start..text.len() }

@@ -248,7 +248,7 @@ fn mutated() -> impl Strategy<Value = String> {
         })
 }
 
-/// Whatever it is, it is read, or refused with reasons that lie within it.
+/// Any text is read, or refused with mistakes whose places are in the text.
 fn is_judged(text: &str) -> Result<(), TestCaseError> {
     if let Err(report) = parse(Path::new("f"), text) {
         prop_assert!(!report.mistakes().is_empty());

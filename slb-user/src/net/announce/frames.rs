@@ -20,7 +20,7 @@ const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 /// The two forms of gratuitous ARP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arp {
-    /// An "ARP announcement" (RFC 5227): updates whoever has an entry already.
+    /// An "ARP announcement" (RFC 5227): updates hosts that have an entry already.
     Request = 1,
     /// An unasked reply (RFC 5944, section 4.6), for hosts that learn from replies only.
     Reply = 2,
@@ -42,7 +42,7 @@ pub(super) fn gratuitous_arp(form: Arp, mac: Mac, vip: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
-/// `vip` is at `mac`, whatever was known before (RFC 4861, section 7.2.6).
+/// `vip` is at `mac`; replaces what neighbours knew before (RFC 4861, section 7.2.6).
 pub(super) fn unsolicited_advertisement(mac: Mac, vip: Ipv6Addr, router: bool) -> Vec<u8> {
     let flags = if router { ROUTER | OVERRIDE } else { OVERRIDE };
     let mut message = vec![NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0];

@@ -150,7 +150,7 @@ fn given_more_events_than_fit_when_they_are_lost_then_the_tables_are_right_all_t
         let network = Network::open().await.unwrap();
         let lan = index(&network, "lan0");
         settle(&network).await;
-        // This runtime has one thread: while it is busy here, nobody reads events.
+        // This runtime has one thread: while it is busy here, no events are read.
         let mut batch = String::new();
         for round in 0..60 {
             for host in 0..1000 {

@@ -8,7 +8,7 @@ fn given_a_primary_secondary_group_when_the_primary_is_unhealthy_then_the_second
         let mut db = primary_secondary();
         db.listeners[0].scheduler = scheduler;
         let mut world = World::new(&config([db]));
-        // The secondary's own health does not count: nobody checks it.
+        // The secondary's own health does not count: it is not checked.
         let cases = [
             (Healthy, Healthy, 0),
             (Healthy, Unknown, 0),
@@ -74,7 +74,7 @@ fn given_health_when_planned_then_only_healthy_backends_get_new_flows() {
 }
 
 #[test]
-fn given_an_unchecked_listener_when_planned_then_its_backends_are_usable_whatever_is_known() {
+fn given_an_unchecked_listener_when_planned_then_its_backends_are_usable_with_any_health() {
     let mut shop = three();
     shop.listeners[0].health_check = None;
     let mut world = World::new(&config([shop]));

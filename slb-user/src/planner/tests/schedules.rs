@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn given_nobody_with_weight_when_planned_then_the_schedule_has_nobody() {
+fn given_no_backend_with_weight_when_planned_then_the_schedule_is_empty() {
     for scheduler in [Scheduler::Tch, Scheduler::Wrr] {
         for count in 0..=2 {
             let backends =
@@ -172,7 +172,7 @@ fn given_a_new_schedule_when_first_probes_are_out_then_it_waits_for_them_but_not
 
     world.wait(FIRST_PROBES);
     assert_eq!(world.chosen(), [0, 2]);
-    assert!(world.schedule().slots.iter().all(|slot| slot & SLOT_LOOK == 0), "nobody had a flow");
+    assert!(world.schedule().slots.iter().all(|slot| slot & SLOT_LOOK == 0), "there were no flows");
     assert_eq!(world.planner.due(), None);
 
     world.health = vec![Healthy; 3];

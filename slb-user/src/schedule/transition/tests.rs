@@ -80,7 +80,7 @@ fn given_datagrams_when_the_owner_takes_no_flows_then_it_is_replaced_at_once() {
 }
 
 #[test]
-fn given_nobodys_slots_when_they_get_an_owner_then_there_is_nothing_to_remember() {
+fn given_slots_without_owner_when_they_get_an_owner_then_there_is_nothing_to_remember() {
     for connections in [true, false] {
         let mut transition = Transition::new(SCHEDULER_HASH, vec![NO_BACKEND; 2]);
         transition.aim(SCHEDULER_HASH, &[1, 2], |_| true, terms(connections, Instant::now()));

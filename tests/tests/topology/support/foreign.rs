@@ -1,4 +1,4 @@
-//! An XDP program of somebody else.
+//! An XDP program that is not slb's.
 
 use std::{
     ffi::CString,

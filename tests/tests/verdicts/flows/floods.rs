@@ -43,7 +43,7 @@ fn given_a_handshake_when_the_client_proves_itself_then_its_entry_is_established
     });
 }
 
-/// SYNs from addresses that are nobody's, by number.
+/// SYNs from spoofed addresses, by number.
 fn flood(family: usize, number: u32, dst: std::net::SocketAddr) -> Frame {
     let (net, host) = (number >> 16 & 0xff, number & 0xffff);
     let from = [

@@ -65,7 +65,7 @@ fn given_turns_when_a_connection_has_ended_then_a_syn_takes_another_turn_and_not
         ("reset by the client", &[Client(RST)], true),
         ("reset by the backend", &[Backend(RST | ACK)], true),
         ("only the backend has closed", &[Backend(FIN | ACK), Client(ACK)], false),
-        ("nobody has closed", &[Client(ACK), Backend(ACK)], false),
+        ("neither end has closed", &[Client(ACK), Backend(ACK)], false),
     ];
     with_slb(|slb| {
         for family in FAMILIES {

@@ -1,4 +1,4 @@
-//! A pinned map as bytes, whatever its types are.
+//! A pinned map as bytes, of any types.
 
 use std::{
     collections::BTreeMap,
