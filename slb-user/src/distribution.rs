@@ -145,24 +145,7 @@ fn of_family(
             "shares of packets, for flows of UDP are not counted by hash: a busy flow weighs more"
                 .to_owned()
         }
-        None if differs && listener.persistence_seconds.is_some() => {
-            "session persistence keeps a client with its backend: clients share as expected, and \
-             busy ones weigh more"
-                .to_owned()
-        }
-        None if differs && listener.scheduler == Scheduler::Wlc => {
-            "wlc evens out the flows that there are, not those that begin: a backend whose flows end \
-             sooner gets more"
-                .to_owned()
-        }
-        None if differs && listener.scheduler == Scheduler::Sch => {
-            "sch gives all flows of a client to one backend: clients share as expected, and busy \
-             ones weigh more"
-                .to_owned()
-        }
-        None if differs => "differs by more than chance allows, for no reason that is known here; \
-                            SYNs that are sent again count twice"
-            .to_owned(),
+        None if differs => why_uneven(listener).to_owned(),
         None if listener.scheduler.is_by_hash() && is_few(&parts, total) => {
             "too few flows to tell".to_owned()
         }
@@ -180,6 +163,28 @@ fn of_family(
         is_as_expected: !differs,
         is_open,
     })
+}
+
+/// Why shares differ from what is expected, though nothing has changed meanwhile.
+fn why_uneven(listener: &ListenerStatus) -> &'static str {
+    match listener.scheduler {
+        _ if listener.persistence_seconds.is_some() => {
+            "session persistence keeps a client with its backend: clients share as expected, and \
+             busy ones weigh more"
+        }
+        Scheduler::Wlc => {
+            "wlc evens out the flows that there are, not those that begin: a backend whose flows end \
+             sooner gets more"
+        }
+        Scheduler::Sch => {
+            "sch gives all flows of a client to one backend: clients share as expected, and busy \
+             ones weigh more"
+        }
+        _ => {
+            "differs by more than chance allows, for no reason that is known here; SYNs that are sent \
+             again count twice"
+        }
+    }
 }
 
 fn part(backend: &BackendStatus, count: u64, total: u64, counts_packets: bool) -> Part {

@@ -18,8 +18,8 @@ use slb_common::{
 use self::allocator::Allocator;
 use crate::{
     config::{
-        self, AclMode, AllUnhealthy, ClientAddress, Config, Forwarding, GroupKind, HealthCheck,
-        Instance, Limits, Protocol, Scheduler,
+        self, AclMode, AllUnhealthy, Backend, ClientAddress, Config, Forwarding, Group, GroupKind,
+        HealthCheck, Instance, Limits, Listener, Protocol, Scheduler,
     },
     state::{Acl, State},
 };
@@ -179,41 +179,11 @@ impl Ids {
         let inside =
             if group.forwarding.crosses_families() && !serves(is_v4) { !is_v4 } else { is_v4 };
         for (backend, member) in group.backends.iter().enumerate() {
-            // The parser sees to it that one of them is there.
-            let port = member.port.or(listener.backend_port).unwrap_or(listener.port);
-            let role = Role::of(group.kind, backend);
-            let is_checked = role != Role::Secondary || group.check_secondary;
-            let check = listener.health_check.as_ref().filter(|_| is_checked);
+            let port = port(listener, member);
             for &addr in member.addresses.iter().filter(|addr| addr.is_ipv4() == inside) {
-                self.backends.push(IndexedBackend {
-                    id: allocator.backend(id, addr, port)?,
-                    backend: Some(backend),
-                    addr: SocketAddr::new(addr, port),
-                    weight: if member.drain { 0 } else { member.weight.into() },
-                    drains: member.drain,
-                    server_id: member.server_id,
-                    role,
-                    forwarding: group.forwarding,
-                    sources: group
-                        .sources
-                        .iter()
-                        .copied()
-                        .filter(|source| source.is_ipv4() == inside)
-                        .collect(),
-                    client_address: match listener.protocol {
-                        Protocol::Tcp => group.client_address,
-                        Protocol::Udp => ClientAddress::None,
-                    },
-                    identity: hash::identity(addr.into(), port),
-                    check: check.map(|check| {
-                        let at = check.port.unwrap_or(port);
-                        let proxy_header = at == port
-                            && listener.protocol == Protocol::Tcp
-                            && group.client_address == ClientAddress::ProxyV2;
-                        let check = HealthCheck { proxy_header, ..check.clone() };
-                        (check, SocketAddr::new(addr, at))
-                    }),
-                });
+                let id = allocator.backend(id, addr, port)?;
+                let addr = SocketAddr::new(addr, port);
+                self.backends.push(IndexedBackend::new(id, addr, backend, listener, group));
             }
         }
         for id in allocator.orphaned(id, &endpoints) {
@@ -237,7 +207,46 @@ impl Ids {
     }
 }
 
+/// The port of a backend, on behalf of a listener.
+fn port(listener: &Listener, backend: &Backend) -> u16 {
+    // The parser sees to it that one of the first two is there.
+    backend.port.or(listener.backend_port).unwrap_or(listener.port)
+}
+
 impl IndexedBackend {
+    /// The backend with this index in `group`.
+    fn new(id: u32, addr: SocketAddr, index: usize, listener: &Listener, group: &Group) -> Self {
+        let backend = &group.backends[index];
+        let role = Role::of(group.kind, index);
+        let is_checked = role != Role::Secondary || group.check_secondary;
+        let check = listener.health_check.as_ref().filter(|_| is_checked);
+        let is_alike = |source: &&IpAddr| source.is_ipv4() == addr.is_ipv4();
+        Self {
+            id,
+            backend: Some(index),
+            addr,
+            weight: if backend.drain { 0 } else { backend.weight.into() },
+            drains: backend.drain,
+            server_id: backend.server_id,
+            role,
+            forwarding: group.forwarding,
+            sources: group.sources.iter().filter(is_alike).copied().collect(),
+            client_address: match listener.protocol {
+                Protocol::Tcp => group.client_address,
+                Protocol::Udp => ClientAddress::None,
+            },
+            identity: hash::identity(addr.ip().into(), addr.port()),
+            check: check.map(|check| {
+                let at = check.port.unwrap_or(addr.port());
+                let proxy_header = at == addr.port()
+                    && listener.protocol == Protocol::Tcp
+                    && group.client_address == ClientAddress::ProxyV2;
+                let check = HealthCheck { proxy_header, ..check.clone() };
+                (check, SocketAddr::new(addr.ip(), at))
+            }),
+        }
+    }
+
     /// A backend that only the maps know any more.
     fn orphaned(id: u32, installed: &State) -> Self {
         let record = &installed.backends[&id];

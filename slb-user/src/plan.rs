@@ -51,9 +51,9 @@ pub enum Step {
     RemoveInterface(u32),
 }
 
-/// What is left of a backend that the configuration does not know any more: flows may refer to it. Nobody
-/// follows the way to it, so the kernel has to know it. Only NAT can be left to that; the others go the way
-/// that was the last.
+/// What is left of a backend that the configuration does not know any more: flows may refer to it. The
+/// agent does not follow the route to it any more, so the kernel has to route its packets. Only NAT can be left to the
+/// kernel; other packets use the last next hop.
 #[must_use]
 pub fn retire(backend: Backend) -> Backend {
     let hop = if backend.mode == MODE_NAT { NextHop::UNRESOLVED } else { backend.hop };
@@ -94,6 +94,16 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
         changed(&desired.limits, &installed.limits)
             .map(|(&id, &limits)| Step::PutLimits(id, limits)),
     );
+    publish(desired, installed, &mut steps);
+    steps.extend(
+        backends_last.into_iter().chain(retired).map(|(id, backend)| Step::PutBackend(id, backend)),
+    );
+    put_addresses(desired, installed, &mut steps);
+    steps
+}
+
+/// Replaces the records of listeners, which puts their schedules in force, and removes what only old records name.
+fn publish(desired: &State, installed: &State, steps: &mut Vec<Step>) {
     steps.extend(
         changed(&desired.listeners, &installed.listeners)
             .map(|(&endpoint, listener)| Step::PutListener(endpoint, listener.clone())),
@@ -110,9 +120,10 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
         gone(&desired.acls, &installed.acls)
             .map(|(&acl, list)| Step::RemoveAcl(acl, Arc::clone(list))),
     );
-    steps.extend(
-        backends_last.into_iter().chain(retired).map(|(id, backend)| Step::PutBackend(id, backend)),
-    );
+}
+
+/// Says which addresses are those of VIPs and backends, and by which interfaces their packets come.
+fn put_addresses(desired: &State, installed: &State, steps: &mut Vec<Step>) {
     steps.extend(
         changed(&desired.endpoints, &installed.endpoints)
             .map(|(&endpoint, &value)| Step::PutEndpoint(endpoint, value)),
@@ -132,7 +143,6 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
         gone(&desired.interfaces, &installed.interfaces)
             .map(|(&index, _)| Step::RemoveInterface(index)),
     );
-    steps
 }
 
 /// Whether the program may do more with the backend afterwards.

@@ -239,7 +239,8 @@ impl NetworkWatcher {
             }
         }
         self.failures.note(ProblemName::VipsNotAnnounced, result.map(drop));
-        let states = vips.iter().map(|&vip| (vip, self.announcers.state(vip))).collect();
+        let states: BTreeMap<_, _> =
+            vips.iter().map(|&vip| (vip, self.announcers.state(vip))).collect();
         let has_changed = self.vip_states != states;
         self.vip_states = states;
         has_changed

@@ -132,30 +132,7 @@ async fn needs(arguments: &Arguments) -> anyhow::Result<Vec<Need>> {
         return Ok(needs);
     }
     let here = network.addresses().await?;
-    for vip in &arguments.vips {
-        let (len, option) = if vip.is_ipv4() { (32, "") } else { (128, " nodad") };
-        needs.push(Need::new(
-            format!("{vip} is an address of this host, so that it takes the packets"),
-            Some(here.contains(vip)),
-            format!("ip address add {vip}/{len} dev lo{option}"),
-        ));
-    }
-    if arguments.vips.iter().any(IpAddr::is_ipv4) {
-        needs.push(sysctl(
-            "it does not answer ARP for the VIP: that is the gateway's",
-            EVERY,
-            "arp_ignore",
-            1,
-            |level| level >= 1,
-        ));
-        needs.push(sysctl(
-            "it does not ask by ARP as the VIP",
-            EVERY,
-            "arp_announce",
-            2,
-            |level| level == 2,
-        ));
-    }
+    needs.extend(held_vips(&arguments.vips, &here));
     let is_gue = match arguments.backend {
         Mode::Nat | Mode::FullNat | Mode::Dsr => return Ok(needs),
         Mode::Ipip => false,
@@ -186,6 +163,36 @@ async fn needs(arguments: &Arguments) -> anyhow::Result<Vec<Need>> {
         }
     }
     Ok(needs)
+}
+
+/// A backend has the VIPs as well, and does not announce them.
+fn held_vips(vips: &[IpAddr], here: &[IpAddr]) -> Vec<Need> {
+    let mut needs = Vec::new();
+    for vip in vips {
+        let (len, option) = if vip.is_ipv4() { (32, "") } else { (128, " nodad") };
+        needs.push(Need::new(
+            format!("{vip} is an address of this host, so that it takes the packets"),
+            Some(here.contains(vip)),
+            format!("ip address add {vip}/{len} dev lo{option}"),
+        ));
+    }
+    if vips.iter().any(IpAddr::is_ipv4) {
+        needs.push(sysctl(
+            "it does not answer ARP for the VIP: that is the gateway's",
+            EVERY,
+            "arp_ignore",
+            1,
+            |level| level >= 1,
+        ));
+        needs.push(sysctl(
+            "it does not ask by ARP as the VIP",
+            EVERY,
+            "arp_announce",
+            2,
+            |level| level == 2,
+        ));
+    }
+    needs
 }
 
 /// The interface towards the gateway or the Internet.

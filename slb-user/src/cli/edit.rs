@@ -82,11 +82,15 @@ pub(super) struct PlaceArguments {
     group: Option<String>,
 }
 
-fn listener(text: &str) -> Result<(Protocol, u16), String> {
-    let wrong = || "write tcp/PORT or udp/PORT, such as tcp/80".to_owned();
-    let (protocol, port) = text.split_once('/').ok_or_else(wrong)?;
-    let protocol = protocol.parse().map_err(|_| wrong())?;
-    Ok((protocol, port.parse().map_err(|_| wrong())?))
+/// A listener is not named by its protocol and port.
+#[derive(Debug, thiserror::Error)]
+#[error("write tcp/PORT or udp/PORT, such as tcp/80")]
+struct NoListenerName;
+
+fn listener(text: &str) -> Result<(Protocol, u16), NoListenerName> {
+    let (protocol, port) = text.split_once('/').ok_or(NoListenerName)?;
+    let protocol = protocol.parse().map_err(|_| NoListenerName)?;
+    Ok((protocol, port.parse().map_err(|_| NoListenerName)?))
 }
 
 impl From<PlaceArguments> for Place {

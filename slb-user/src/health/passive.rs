@@ -87,6 +87,10 @@ mod tests {
         let silent = wrong(&[(100, 10, 111, 0), (100, 10, 113, 900), (100, 10, 113, 1_000)]);
         assert_eq!(silent.unwrap(), "answered none of the last 3 connections of clients in 1.0s");
         assert_eq!(wrong(&[(100, 10, 113, 0), (100, 10, 113, 900)]), None, "not long enough");
-        assert_eq!(wrong(&[(100, 10, 110, 0), (100, 10, 110, 9_000)]), None, "no client has connected");
+        assert_eq!(
+            wrong(&[(100, 10, 110, 0), (100, 10, 110, 9_000)]),
+            None,
+            "no client has connected"
+        );
     }
 }

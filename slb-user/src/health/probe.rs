@@ -415,7 +415,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn given_a_backend_that_expects_a_proxy_header_when_probed_then_it_gets_one_without_a_client() {
+    async fn given_a_backend_that_expects_a_proxy_header_when_probed_then_it_gets_one_without_a_client()
+     {
         let (addr, served) = http_server("HTTP/1.1 200 OK\r\n\r\n").await;
         let kind = ProbeKind::Http(http());
         let check = HealthCheck { proxy_header: true, ..check(&kind, AMPLE) };

@@ -3,6 +3,7 @@
 use std::{
     io,
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use slb_common::abi::{self, Address, CHUNK_SLOTS, Chunk, Endpoint, Limits, Liste
 use super::{Maps, TableError, at, chunks_for};
 use crate::{
     plan::Step,
-    state::{ListenerState, Schedule},
+    state::{Acl, ListenerState, Schedule},
 };
 
 /// Longer than a packet is in the program.
@@ -52,38 +53,9 @@ impl Maps {
                 self.backends.set(id, backend, 0).map_err(at("SLB_BACKENDS"))?;
                 self.installed.backends.insert(id, backend);
             }
-            Step::PutAcl(acl, list) => {
-                // Another list may have had the number.
-                self.set(|settings| {
-                    settings.acl_epoch = settings.acl_epoch.wrapping_add(1);
-                    settings.acl_epoch = settings.acl_epoch.max(1);
-                })?;
-                for (done, &(bits, addr)) in list.iter().enumerate() {
-                    let key = Key::new(bits, abi::listed(acl, addr));
-                    if let Err(error) = self.acls.insert(&key, 1, 0) {
-                        self.remove_prefixes(acl, list.iter().take(done))?;
-                        return Err(at("SLB_ACL")(error));
-                    }
-                }
-                self.installed.acls.insert(acl, list);
-            }
-            Step::RemoveAcl(acl, list) => {
-                // A packet may have read the listener's old record. The list stays installed until that is over.
-                let due = self.listeners_changed.map(|changed| changed + PACKET);
-                if let Some(due) = due.filter(|due| *due > Instant::now()) {
-                    return Ok(Applied::Later(due));
-                }
-                self.remove_prefixes(acl, list.iter())?;
-                self.installed.acls.remove(&acl);
-            }
-            Step::PutLimits(id, limits) => {
-                self.limits.set(id, limits, 0).map_err(at("SLB_LIMITS"))?;
-                if limits == Limits::default() {
-                    self.installed.limits.remove(&id);
-                } else {
-                    self.installed.limits.insert(id, limits);
-                }
-            }
+            Step::PutAcl(acl, list) => self.put_acl(acl, list)?,
+            Step::RemoveAcl(acl, list) => return self.remove_acl(acl, &list),
+            Step::PutLimits(id, limits) => self.put_limits(id, limits)?,
             Step::PutQuic(server, backend) => {
                 self.quic.insert(server, backend, 0).map_err(at("SLB_QUIC"))?;
                 self.installed.quic.insert(server, backend);
@@ -93,15 +65,7 @@ impl Maps {
                 self.installed.quic.remove(&server);
             }
             Step::PutListener(endpoint, listener) => self.put_listener(endpoint, listener)?,
-            Step::RemoveListener(endpoint) => {
-                absent_is_fine(self.listeners.remove(&endpoint)).map_err(at("SLB_LISTENERS"))?;
-                self.listener_index.remove(&endpoint);
-                self.listeners_changed = Some(Instant::now());
-                self.installed.listeners.remove(&endpoint);
-                if let Some(range) = self.ranges.remove(&endpoint) {
-                    self.release(range);
-                }
-            }
+            Step::RemoveListener(endpoint) => self.remove_listener(endpoint)?,
             Step::PutEndpoint(endpoint, value) => {
                 self.endpoints.insert(endpoint, value, 0).map_err(at("SLB_REVNAT"))?;
                 self.endpoint_index.put(endpoint, value);
@@ -126,6 +90,34 @@ impl Maps {
         Ok(Applied::Done)
     }
 
+    fn put_acl(&mut self, acl: u32, list: Arc<Acl>) -> Result<(), TableError> {
+        // Another list may have had the number.
+        self.set(|settings| {
+            settings.acl_epoch = settings.acl_epoch.wrapping_add(1);
+            settings.acl_epoch = settings.acl_epoch.max(1);
+        })?;
+        for (done, &(bits, addr)) in list.iter().enumerate() {
+            let key = Key::new(bits, abi::listed(acl, addr));
+            if let Err(error) = self.acls.insert(&key, 1, 0) {
+                self.remove_prefixes(acl, list.iter().take(done))?;
+                return Err(at("SLB_ACL")(error));
+            }
+        }
+        self.installed.acls.insert(acl, list);
+        Ok(())
+    }
+
+    fn remove_acl(&mut self, acl: u32, list: &Acl) -> Result<Applied, TableError> {
+        // A packet may have read the listener's old record. The list stays installed until that is over.
+        let due = self.listeners_changed.map(|changed| changed + PACKET);
+        if let Some(due) = due.filter(|due| *due > Instant::now()) {
+            return Ok(Applied::Later(due));
+        }
+        self.remove_prefixes(acl, list.iter())?;
+        self.installed.acls.remove(&acl);
+        Ok(Applied::Done)
+    }
+
     fn remove_prefixes<'a>(
         &mut self,
         acl: u32,
@@ -134,6 +126,16 @@ impl Maps {
         for &(bits, addr) in prefixes {
             let key = Key::new(bits, abi::listed(acl, addr));
             absent_is_fine(self.acls.remove(&key)).map_err(at("SLB_ACL"))?;
+        }
+        Ok(())
+    }
+
+    fn put_limits(&mut self, id: u32, limits: Limits) -> Result<(), TableError> {
+        self.limits.set(id, limits, 0).map_err(at("SLB_LIMITS"))?;
+        if limits == Limits::default() {
+            self.installed.limits.remove(&id);
+        } else {
+            self.installed.limits.insert(id, limits);
         }
         Ok(())
     }
@@ -166,6 +168,17 @@ impl Maps {
         self.installed.listeners.insert(endpoint, state);
         if let Some(old) = self.ranges.insert(endpoint, range) {
             self.release(old);
+        }
+        Ok(())
+    }
+
+    fn remove_listener(&mut self, endpoint: Endpoint) -> Result<(), TableError> {
+        absent_is_fine(self.listeners.remove(&endpoint)).map_err(at("SLB_LISTENERS"))?;
+        self.listener_index.remove(&endpoint);
+        self.listeners_changed = Some(Instant::now());
+        self.installed.listeners.remove(&endpoint);
+        if let Some(range) = self.ranges.remove(&endpoint) {
+            self.release(range);
         }
         Ok(())
     }
