@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Below the group of this process, in each hierarchy that systemd uses. Dropping it removes it.
 #[derive(Debug)]
-pub struct Cgroup {
+pub(crate) struct Cgroup {
     directories: Vec<PathBuf>,
 }
 
@@ -29,7 +29,7 @@ impl Cgroup {
     /// # Errors
     ///
     /// Not root, or a kernel without control groups.
-    pub fn create() -> Result<Self> {
+    pub(crate) fn create() -> Result<Self> {
         let mut group = Self { directories: Vec::new() };
         let name = naming::unique();
         for parent in own()? {
@@ -42,7 +42,7 @@ impl Cgroup {
     }
 
     /// Where it is in each hierarchy.
-    pub fn directories(&self) -> &[PathBuf] {
+    pub(crate) fn directories(&self) -> &[PathBuf] {
         &self.directories
     }
 }

@@ -15,7 +15,7 @@ const MAX_HEAD: usize = 4096;
 
 /// Response head, and how much body followed it.
 #[derive(Debug)]
-pub struct Response {
+pub(crate) struct Response {
     /// The header `x-backend`.
     pub backend: String,
     /// Bytes of body, all of them read.
@@ -27,7 +27,7 @@ pub struct Response {
 /// # Errors
 ///
 /// Those of the socket; `InvalidData` for anything but a 200 with a length and `x-backend`.
-pub async fn get(stream: &mut TcpStream, path: &str) -> io::Result<Response> {
+pub(crate) async fn get(stream: &mut TcpStream, path: &str) -> io::Result<Response> {
     let request = format!("GET {path} HTTP/1.1\r\nhost: lab\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
 

@@ -10,13 +10,13 @@ use std::{
 const PREFIX: &str = "slb-lab";
 
 /// A name that no other lab has: `slb-lab-<pid>-<count>`.
-pub fn unique() -> String {
+pub(crate) fn unique() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("{PREFIX}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Whether `name` was made by [`unique`], perhaps with an ending, in a process that is gone.
-pub fn is_stale(name: &str) -> bool {
+pub(crate) fn is_stale(name: &str) -> bool {
     name.strip_prefix(PREFIX)
         .and_then(|rest| rest.strip_prefix('-'))
         .and_then(|rest| rest.split('-').next())
@@ -25,7 +25,7 @@ pub fn is_stale(name: &str) -> bool {
 }
 
 /// Whether there is no process of this number.
-pub fn is_gone(pid: u32) -> bool {
+pub(crate) fn is_gone(pid: u32) -> bool {
     !Path::new(&format!("/proc/{pid}")).exists()
 }
 

@@ -14,11 +14,11 @@ use crate::naming;
 const PARENT: &str = "/run";
 
 /// Where bpffs goes.
-pub const PINS: &str = "bpf";
+pub(crate) const PINS: &str = "bpf";
 
 /// A directory under `/run`; dropping it unmounts [`PINS`] and removes the directory.
 #[derive(Debug)]
-pub struct Scratch {
+pub(crate) struct Scratch {
     path: PathBuf,
 }
 
@@ -26,13 +26,13 @@ impl Scratch {
     /// # Errors
     ///
     /// `/run` is not writable.
-    pub fn create() -> Result<Self> {
+    pub(crate) fn create() -> Result<Self> {
         let path = Path::new(PARENT).join(naming::unique());
         fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(Self { path })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -45,7 +45,7 @@ impl Drop for Scratch {
 
 /// Removes the directories of labs whose process is gone; with the bpffs go the pins, with the
 /// last pin goes the program.
-pub fn remove_stale() {
+pub(crate) fn remove_stale() {
     let Ok(entries) = fs::read_dir(PARENT) else { return };
     for entry in entries.flatten() {
         if entry.file_name().to_str().is_some_and(naming::is_stale) {

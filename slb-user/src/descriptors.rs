@@ -61,24 +61,24 @@ pub(crate) struct Descriptors {
 
 impl Descriptors {
     /// Nothing is open yet.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         Ok(Self { limit, own: 0, probes: 0, connections: MostConnections::default() })
     }
 
     /// Counts the descriptors that are open now as open for ever.
-    pub fn count_open(&mut self) -> io::Result<()> {
+    pub(crate) fn count_open(&mut self) -> io::Result<()> {
         // Reading the directory takes one itself.
         self.own = (fs::read_dir("/proc/self/fd")?.count() as u64).saturating_sub(1);
         Ok(())
     }
 
-    pub const fn connections(&self) -> &MostConnections {
+    pub(crate) const fn connections(&self) -> &MostConnections {
         &self.connections
     }
 
     /// So many probes may be under way at once.
-    pub fn reserve(&mut self, probes: usize) {
+    pub(crate) fn reserve(&mut self, probes: usize) {
         self.probes = probes as u64;
         let left = self.limit.saturating_sub(self.own + self.probes + SPARE);
         let each = (left / 2).clamp(FEWEST, MOST);
@@ -86,7 +86,7 @@ impl Descriptors {
     }
 
     /// That there are too few, in words.
-    pub fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         let Self { limit, own, probes, .. } = self;
         let needed = own + probes + SPARE + 2 * FEWEST;
         (needed > *limit).then(|| {

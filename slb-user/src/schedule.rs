@@ -32,7 +32,7 @@ mod fixtures {
     use super::Member;
 
     /// One member per weight, with ids 1, 2, ... and arbitrary identities.
-    pub fn members(weights: impl IntoIterator<Item = u32>) -> Vec<Member> {
+    pub(super) fn members(weights: impl IntoIterator<Item = u32>) -> Vec<Member> {
         (1..)
             .zip(weights)
             .map(|(id, weight)| {
@@ -43,7 +43,7 @@ mod fixtures {
     }
 
     /// How many slots `id` has.
-    pub fn count(slots: &[u32], id: u32) -> usize {
+    pub(super) fn count(slots: &[u32], id: u32) -> usize {
         slots.iter().filter(|&&slot| slot == id).count()
     }
 }

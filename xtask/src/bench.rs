@@ -21,7 +21,7 @@ mod table;
 
 /// Options of `cargo xtask bench`.
 #[derive(Debug, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Rounds, over which medians are taken
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -58,7 +58,7 @@ struct Row {
 /// # Errors
 ///
 /// Not root, or something does not work.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     if !process::is_root() {
         bail!("network namespaces and XDP take root");
     }

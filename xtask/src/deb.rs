@@ -15,7 +15,7 @@ use crate::process;
 /// # Errors
 ///
 /// The mirror does not have it, or it cannot be downloaded.
-pub fn fetch(package: &str) -> Result<(String, PathBuf)> {
+pub(crate) fn fetch(package: &str) -> Result<(String, PathBuf)> {
     let shown = process::output("apt-cache", &["show", "--no-all-versions", package]);
     let version = shown.as_deref().and_then(version).context("a package without a version")?;
     let cache = process::target()?.join("vm");
@@ -49,7 +49,7 @@ fn unpack(package: &str, cache: &Path, folder: &Path) -> Result<()> {
 /// # Errors
 ///
 /// There is none, or it cannot be read.
-pub fn only(folder: &Path) -> Result<String> {
+pub(crate) fn only(folder: &Path) -> Result<String> {
     let context = || folder.display().to_string();
     let mut entries = fs::read_dir(folder).with_context(context)?;
     let entry = entries.next().with_context(context)?.with_context(context)?;

@@ -12,7 +12,7 @@ use crate::{process, setup};
 /// # Errors
 ///
 /// It does not compile, or a table that is compared is out of date.
-pub fn run(is_writing: bool) -> Result<()> {
+pub(crate) fn run(is_writing: bool) -> Result<()> {
     setup::ensure(&setup::Options::default())?;
     // All packages, as for the tests, so that cargo picks the same features and builds them once.
     let mut command =

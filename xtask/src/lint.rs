@@ -20,7 +20,7 @@ type Check = (&'static str, fn() -> Result<()>);
 /// # Errors
 ///
 /// One of the checks fails, or `rustfmt` or `clippy` is missing.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     for (command, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if !process::cargo([command, "--version"]).output()?.status.success() {
             bail!(

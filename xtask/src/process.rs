@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 /// The `cargo` that runs this program.
-pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+pub(crate) fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);
     command
@@ -23,7 +23,7 @@ pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
 /// # Errors
 ///
 /// It cannot be started, or fails.
-pub fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     println!("$ {}", text(command));
     let status = command.status().with_context(|| text(command))?;
     if !status.success() {
@@ -37,7 +37,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 ///
 /// As those of [`run`].
-pub fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
+pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     println!("$ {}", text(command));
     let mut child = command.stdin(Stdio::null()).spawn().with_context(|| text(command))?;
     let deadline = Instant::now() + limit;
@@ -55,25 +55,25 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
 }
 
 /// What a command prints on stdout; `None` if it cannot be started or fails.
-pub fn output(program: &str, args: &[&str]) -> Option<String> {
+pub(crate) fn output(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Where a program is, if it is on the PATH.
-pub fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 /// Where cargo installs programs (below, in `bin`).
-pub fn cargo_home() -> Option<PathBuf> {
+pub(crate) fn cargo_home() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
     std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
 }
 
 /// Whether this process may make namespaces, load programs and install packages.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
@@ -82,7 +82,7 @@ pub fn is_root() -> bool {
 /// # Errors
 ///
 /// It does not compile.
-pub fn build_slb() -> Result<PathBuf> {
+pub(crate) fn build_slb() -> Result<PathBuf> {
     run(&mut cargo(["build", "--release", "--package", "slb-user"]))?;
     Ok(target()?.join("release/slb"))
 }
@@ -92,7 +92,7 @@ pub fn build_slb() -> Result<PathBuf> {
 /// # Errors
 ///
 /// This program is not where cargo has put it.
-pub fn target() -> Result<PathBuf> {
+pub(crate) fn target() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("where this program is")?;
     // This program is `<target>/<profile>/xtask`.
     let target = exe.ancestors().nth(2).context("this program is not in a target directory")?;
@@ -104,7 +104,7 @@ pub fn target() -> Result<PathBuf> {
 /// # Errors
 ///
 /// It does not compile.
-pub fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Value>> {
+pub(crate) fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Value>> {
     let mut command = cargo(args);
     println!("$ {}", text(&command));
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
@@ -117,7 +117,7 @@ pub fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Value>> {
 }
 
 /// A command as it would be typed, with the variables set for it.
-pub fn text(command: &Command) -> String {
+pub(crate) fn text(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(key, value)| {
         value.map(|value| format!("{}={}", key.display(), value.display()))
     });

@@ -15,7 +15,7 @@ mod shares;
 
 /// Options of `cargo xtask run`.
 #[derive(Debug, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// End when everything has been shown, with exit code 0 only if all of it held
     #[arg(long)]
     once: bool,
@@ -32,7 +32,7 @@ const NOTICED: Duration = Duration::from_secs(10);
 /// # Errors
 ///
 /// Something did not work, or something that was shown did not hold.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     if !process::is_root() {
         bail!(
             "network namespaces and XDP take root: sudo env PATH=\"$PATH\" HOME=\"$HOME\" cargo \

@@ -11,20 +11,20 @@ use clap::{Args, ValueEnum};
 
 use crate::{process, vm};
 
-pub mod apt;
+pub(crate) mod apt;
 mod compiler;
-pub mod helpers;
+pub(crate) mod helpers;
 mod linker;
-pub mod machine;
+pub(crate) mod machine;
 mod report;
 mod services;
 mod survey;
 
-pub use report::Report;
+pub(crate) use report::Report;
 
 /// Options of `cargo xtask setup`.
 #[derive(Debug, Default, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Where a toolchain comes from if none is found
     #[arg(long, value_enum, default_value_t)]
     from: Origin,
@@ -80,7 +80,7 @@ const VM_TOOLS: [Tool; 2] = [
 /// # Errors
 ///
 /// Those of [`ensure`].
-pub fn everything(options: &Options) -> Result<()> {
+pub(crate) fn everything(options: &Options) -> Result<()> {
     if options.dry_run {
         survey::print(options);
         return Ok(());
@@ -144,7 +144,7 @@ fn missing_packages(options: &Options) -> Vec<String> {
 /// # Errors
 ///
 /// Something is missing that could not be installed.
-pub fn virtual_machines() -> Result<()> {
+pub(crate) fn virtual_machines() -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("they are booted on x86-64 only");
     }
@@ -165,7 +165,7 @@ pub fn virtual_machines() -> Result<()> {
 /// # Errors
 ///
 /// Something is missing that could not be installed; what to do about it has been printed.
-pub fn ensure(options: &Options) -> Result<()> {
+pub(crate) fn ensure(options: &Options) -> Result<()> {
     let mut report = Report::default();
     need(options, &mut report);
     report.finish(true)

@@ -10,7 +10,7 @@ use crate::{deb, process, setup, times::Times, verify};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only the tests of the host's code and of single packets: what to run after each change
     #[arg(long)]
     quick: bool,
@@ -37,7 +37,7 @@ const AGENT: Suite =
 /// # Errors
 ///
 /// Set-up, the build or a test fails.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let mut times = Times::start();
     let result = parts(options, &mut times);
     times.print();

@@ -7,14 +7,14 @@ use comfy_table::{CellAlignment, Table, presets};
 
 /// The parts of a command, in their order.
 #[derive(Debug)]
-pub struct Times {
+pub(crate) struct Times {
     began: Instant,
     parts: Vec<(&'static str, Duration, bool)>,
 }
 
 impl Times {
     /// Nothing has been done yet.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self { began: Instant::now(), parts: Vec::new() }
     }
 
@@ -23,7 +23,11 @@ impl Times {
     /// # Errors
     ///
     /// Those of the part.
-    pub fn part<T>(&mut self, name: &'static str, part: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn part<T>(
+        &mut self,
+        name: &'static str,
+        part: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let began = Instant::now();
         let result = part();
         self.parts.push((name, began.elapsed(), result.is_ok()));
@@ -31,7 +35,7 @@ impl Times {
     }
 
     /// Prints the table.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(["part", "seconds", "result"]);
         for (name, took, succeeded) in &self.parts {

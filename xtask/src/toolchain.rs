@@ -7,14 +7,14 @@
 use std::{path::Path, process::Command};
 
 /// The ordinary way: rustup's nightly with the component `rust-src`.
-pub const NIGHTLY: &str = "nightly";
+pub(crate) const NIGHTLY: &str = "nightly";
 
 /// Where rustup can fetch nothing: the distribution's compiler, under this name
 /// (`rustup toolchain link slb-bpf /usr`).
-pub const LINKED: &str = "slb-bpf";
+pub(crate) const LINKED: &str = "slb-bpf";
 
 /// The first of [`NIGHTLY`] and [`LINKED`] that has the sources of `core`.
-pub fn find() -> Option<&'static str> {
+pub(crate) fn find() -> Option<&'static str> {
     [NIGHTLY, LINKED].into_iter().find(|name| has_sources(name))
 }
 

@@ -21,7 +21,7 @@ mod measure;
 
 /// Options of `cargo xtask verify`.
 #[derive(Debug, Default, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Write what was found as the new budget
     #[arg(long)]
     record: bool,
@@ -88,7 +88,7 @@ enum Tests {
 /// # Errors
 ///
 /// A kernel refuses the program, a test fails in a virtual machine, or something is over the budget.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(object) = &options.measure {
         println!("{MEASURED}{}", serde_json::to_string(&measured(object)?)?);
         return Ok(());

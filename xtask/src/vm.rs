@@ -18,13 +18,13 @@ use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 use crate::process;
 use image::Image;
-pub use kernel::{KERNELS, Kernel};
+pub(crate) use kernel::{KERNELS, Kernel};
 
 mod image;
 mod kernel;
 
-pub const QEMU: &str = "qemu-system-x86_64";
-pub const BUSYBOX: &str = "busybox";
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+pub(crate) const BUSYBOX: &str = "busybox";
 
 /// What the machine may take for everything. It is done in a quarter of that, on two processors.
 const LIMIT: Duration = Duration::from_secs(1_800);
@@ -36,7 +36,7 @@ const PROGRAMS: &str = "/slb/bin";
 const MARK: &str = "slb-vm:";
 
 /// A command in the machine.
-pub struct Step {
+pub(crate) struct Step {
     /// What it is called in the machine; one word.
     pub name: &'static str,
     /// The program, as it is here; its libraries come along.
@@ -46,7 +46,7 @@ pub struct Step {
 }
 
 /// What to boot.
-pub struct Machine {
+pub(crate) struct Machine {
     /// In their order, until one fails.
     pub steps: Vec<Step>,
     /// Programs of this system that the steps start.
@@ -65,7 +65,7 @@ impl Machine {
     /// # Errors
     ///
     /// A step fails, the machine dies or is not done in time.
-    pub fn run(&self, kernel: &Kernel) -> Result<Vec<String>> {
+    pub(crate) fn run(&self, kernel: &Kernel) -> Result<Vec<String>> {
         let folder =
             tempfile::tempdir_in(process::target()?).context("making a temporary directory")?;
         let initramfs = folder.path().join("initramfs");

@@ -6,6 +6,7 @@
 #![no_std]
 #![no_main]
 #![allow(missing_docs, reason = "the `xdp` macro drops the documentation of what it wraps")]
+#![allow(unreachable_pub, reason = "no other crate can use the items of a program")]
 
 use aya_ebpf::{
     bindings::xdp_action,

@@ -8,6 +8,7 @@
 #![no_std]
 #![no_main]
 #![allow(missing_docs, reason = "the `xdp` macro drops the documentation of what it wraps")]
+#![allow(unreachable_pub, reason = "no other crate can use the items of a program")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[path = "../atomic.rs"]

@@ -17,17 +17,17 @@ pub(super) struct Attacher {
 
 impl Attacher {
     /// Where the program is attached, and how.
-    pub fn attached(&self) -> &[(Interface, Attachment)] {
+    pub(super) fn attached(&self) -> &[(Interface, Attachment)] {
         &self.attached
     }
 
     /// Whether XDP is in generic mode somewhere.
-    pub fn is_generic(&self) -> bool {
+    pub(super) fn is_generic(&self) -> bool {
         self.attached.iter().any(|(_, attachment)| attachment.mode == GENERIC)
     }
 
     /// Whether every interface of a configuration is there, and free or ours. Changes nothing.
-    pub fn check(
+    pub(super) fn check(
         datapath: &Loaded,
         config: &Config,
         network: &NetworkSnapshot,
@@ -40,7 +40,7 @@ impl Attacher {
 
     /// Attaches the program to each interface that does not have it: all of them at first, and later
     /// those that were deleted and made again, or from which it was taken.
-    pub fn attach(
+    pub(super) fn attach(
         &mut self,
         datapath: &mut Loaded,
         config: &Config,
@@ -81,12 +81,12 @@ impl Attacher {
     }
 
     /// Forgets all attachments, so that they are made anew.
-    pub fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.attached.clear();
     }
 
     /// Forgets the attachments to interfaces that a configuration does not have.
-    pub fn keep(&mut self, config: &Config) {
+    pub(super) fn keep(&mut self, config: &Config) {
         self.attached.retain(|(known, _)| config.gateway.interfaces.contains(&known.name));
     }
 }

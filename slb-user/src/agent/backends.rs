@@ -35,7 +35,7 @@ pub(super) struct Backends {
 
 impl Backends {
     /// The backends of a ids, with the health that an earlier agent has left in the maps. Nothing is checked yet.
-    pub fn new(ids: Arc<Ids>, installed: &State, checkers: Checkers<u32>) -> Self {
+    pub(super) fn new(ids: Arc<Ids>, installed: &State, checkers: Checkers<u32>) -> Self {
         Self {
             health: Arc::new(restored(&ids, installed)),
             ids,
@@ -48,7 +48,10 @@ impl Backends {
     }
 
     /// Takes over the transitions that are about a present backend, and gives them with its index in the ids.
-    pub fn record(&mut self, events: Vec<health::Event<u32>>) -> Vec<(usize, health::Event<u32>)> {
+    pub(super) fn record(
+        &mut self,
+        events: Vec<health::Event<u32>>,
+    ) -> Vec<(usize, health::Event<u32>)> {
         let known: Vec<_> = events
             .into_iter()
             .filter(|event| self.checkers.is_current(event))
@@ -65,18 +68,18 @@ impl Backends {
     }
 
     /// The index in the ids of the backend with an id.
-    pub fn position(&self, id: u32) -> Option<usize> {
+    pub(super) fn position(&self, id: u32) -> Option<usize> {
         self.ids.backends.iter().position(|backend| backend.id == id)
     }
 
     /// Makes a backend unhealthy because of what clients see; the event that tells of it follows.
-    pub fn fail(&mut self, index: usize, reason: String) {
+    pub(super) fn fail(&mut self, index: usize, reason: String) {
         self.checkers.fail(&self.ids.backends[index].id, reason);
         Arc::make_mut(&mut self.health)[index] = Health::Unhealthy;
     }
 
     /// Whether the listener of a backend has another one that gets new flows.
-    pub fn has_another(&self, than: usize) -> bool {
+    pub(super) fn has_another(&self, than: usize) -> bool {
         let mut listeners = self.ids.listeners.iter();
         let listener = listeners.find(|listener| listener.backends.contains(&than));
         listener.is_some_and(|listener| {
@@ -89,7 +92,7 @@ impl Backends {
     }
 
     /// Has every backend checked as the configuration says.
-    pub fn check(&mut self) -> usize {
+    pub(super) fn check(&mut self) -> usize {
         let backends = self.ids.backends.iter().enumerate().filter_map(|(index, backend)| {
             let (check, addr) = backend.check.as_ref()?;
             let (check, initial) = (Arc::new(check.clone()), self.health[index]);
@@ -104,7 +107,7 @@ impl Backends {
 
     /// Replaces the ids by those of another configuration. Health goes with it only where a backend was checked before
     /// and is checked now.
-    pub fn adopt(&mut self, ids: Ids) {
+    pub(super) fn adopt(&mut self, ids: Ids) {
         let before = Before::new(&self.ids);
         let mut health = Vec::with_capacity(ids.backends.len());
         let mut trusted = HashSet::new();
@@ -133,7 +136,7 @@ impl Backends {
     }
 
     /// Takes down since when backends are there for the sake of their flows only.
-    pub fn note_orphaned(&mut self) {
+    pub(super) fn note_orphaned(&mut self) {
         let now = Instant::now();
         let backends = self.ids.backends.iter();
         let since = backends
@@ -143,7 +146,7 @@ impl Backends {
     }
 
     /// Listener and backend of a backend, in words.
-    pub fn describe(&self, config: &Config, index: usize) -> (String, String) {
+    pub(super) fn describe(&self, config: &Config, index: usize) -> (String, String) {
         let place = self.ids.listeners.iter().find(|listener| listener.backends.contains(&index));
         let Some(indexed) = place else { return (String::new(), String::new()) };
         let instance = &config.instances[indexed.instance];

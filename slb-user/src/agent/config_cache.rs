@@ -26,7 +26,7 @@ pub(super) struct Replacement {
 
 impl Replacement {
     /// Replaces the text of `source`.
-    pub fn commit(
+    pub(super) fn commit(
         &self,
         source: &dyn ConfigSource,
         is_wanted: &dyn Fn() -> bool,
@@ -47,7 +47,7 @@ struct Entry {
 
 impl ConfigCache {
     /// Reads the configuration.
-    pub fn read(&self, source: &dyn ConfigSource) -> Result<Parsed, Refusal> {
+    pub(super) fn read(&self, source: &dyn ConfigSource) -> Result<Parsed, Refusal> {
         let text = source.read()?.text;
         let entry = match self.take(&text) {
             Some(entry) => entry,
@@ -59,7 +59,7 @@ impl ConfigCache {
     }
 
     /// The configuration after an edit, and the text to write; `None`: the text stays as it is.
-    pub fn edited(
+    pub(super) fn edited(
         &self,
         source: &dyn ConfigSource,
         edit: &Edit,

@@ -13,7 +13,7 @@ pub(super) struct Failures(BTreeMap<ProblemName, String>);
 
 impl Failures {
     /// Takes down how an attempt has ended; `problem` is what a failure of it means.
-    pub fn note<E: Error + 'static>(&mut self, problem: ProblemName, result: Result<(), E>) {
+    pub(super) fn note<E: Error + 'static>(&mut self, problem: ProblemName, result: Result<(), E>) {
         let task = task(problem);
         let Err(error) = result else {
             if self.0.remove(&problem).is_some() {
@@ -28,11 +28,11 @@ impl Failures {
         self.0.insert(problem, text);
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub fn problems(&self) -> impl Iterator<Item = Problem> {
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
         self.0
             .iter()
             .map(|(&problem, text)| Problem::new(problem, format!("{}: {text}", task(problem))))

@@ -46,7 +46,7 @@ pub(super) struct FileJob<T> {
 pub(super) struct Wanted(Arc<AtomicBool>);
 
 impl Wanted {
-    pub fn holds(&self) -> bool {
+    pub(super) fn holds(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -59,7 +59,7 @@ impl Default for FileJobs {
 
 impl FileJobs {
     /// Runs `work` unless too many hang already.
-    pub fn start<T: Send + 'static>(
+    pub(super) fn start<T: Send + 'static>(
         &self,
         work: impl FnOnce(Wanted) -> T + Send + 'static,
     ) -> Option<FileJob<T>> {
@@ -78,7 +78,7 @@ impl FileJobs {
 
 impl<T> FileJob<T> {
     /// Waits for its end. Cancel-safe.
-    pub async fn ended(&mut self) -> Result<T, JobFailure> {
+    pub(super) async fn ended(&mut self) -> Result<T, JobFailure> {
         match timeout_at(self.until, &mut self.outcome).await {
             Ok(outcome) => outcome.map_err(|_| JobFailure::Panicked),
             Err(_) => Err(JobFailure::Late),

@@ -16,7 +16,7 @@ pub(super) struct MetricsServer(Option<(SocketAddr, AbortHandle)>);
 
 impl MetricsServer {
     /// Listens on `wanted`, if not already; `None`: nowhere.
-    pub fn serve(
+    pub(super) fn serve(
         &mut self,
         wanted: Option<SocketAddr>,
         observer: &Arc<dyn Observer>,

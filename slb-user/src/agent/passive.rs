@@ -42,12 +42,12 @@ pub(super) struct PassiveChecks {
 }
 
 impl PassiveChecks {
-    pub fn new(counters: Arc<Counters>) -> Self {
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
         Self { counters, checks: HashMap::new() }
     }
 
     /// Checks the backends of the latest snapshot until the agent ends; suspects go to `agent`.
-    pub async fn run(
+    pub(super) async fn run(
         mut self,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
         agent: mpsc::Sender<Vec<Suspect>>,

@@ -28,7 +28,7 @@ pub(super) struct Publisher {
 type Schedules = HashMap<u32, (Arc<Schedule>, Arc<std::collections::BTreeMap<u32, f64>>)>;
 
 impl Publisher {
-    pub fn new(first: Snapshot) -> Self {
+    pub(super) fn new(first: Snapshot) -> Self {
         Self {
             snapshots: watch::Sender::new(Arc::new(first)),
             problems: ProblemLog::default(),
@@ -39,7 +39,7 @@ impl Publisher {
     }
 
     /// Where the latest snapshot is.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.subscribe()
     }
 

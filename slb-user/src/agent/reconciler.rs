@@ -39,12 +39,12 @@ pub(super) struct Reconciler {
 }
 
 impl Reconciler {
-    pub fn new(jiffies: Jiffies) -> Self {
+    pub(super) fn new(jiffies: Jiffies) -> Self {
         Self { planner: Planner::default(), jiffies, closing: HashMap::new(), later: None }
     }
 
     /// Writes what the program is told besides its tables.
-    pub fn set(
+    pub(super) fn set(
         maps: &mut Maps,
         config: &Config,
         network: &NetworkSnapshot,
@@ -66,7 +66,7 @@ impl Reconciler {
     }
 
     /// Brings the maps in line.
-    pub fn apply(
+    pub(super) fn apply(
         &mut self,
         maps: &mut Maps,
         backends: &Backends,
@@ -106,40 +106,40 @@ impl Reconciler {
     }
 
     /// When the maps have to be brought in line again although nothing else changes.
-    pub fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         self.planner.due().into_iter().chain(self.later).min()
     }
 
     /// Forgets the schedules of listeners that `ids` does not have.
-    pub fn keep(&mut self, ids: &Ids) {
+    pub(super) fn keep(&mut self, ids: &Ids) {
         self.planner.keep(ids);
     }
 
     /// The schedules of which slots may be settled, by the id of their listener.
-    pub fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
+    pub(super) fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
         self.planner.watched()
     }
 
     /// Settles the slots of a listener that no entry differs from.
-    pub fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
+    pub(super) fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
         self.planner.settle(id, schedule, pinned);
     }
 
     /// From now on the packets of these connections are answered with resets, for [`CLOSING`].
-    pub fn close(&mut self, ended: &[Flow]) {
+    pub(super) fn close(&mut self, ended: &[Flow]) {
         let until = Instant::now() + CLOSING;
         self.closing.extend(ended.iter().map(|flow| (flow.backend, until)));
     }
 
     /// Whether a backend's connections need no answer any more.
-    pub fn end_closing(&mut self) -> bool {
+    pub(super) fn end_closing(&mut self) -> bool {
         let (now, known) = (Instant::now(), self.closing.len());
         self.closing.retain(|_, until| *until > now);
         self.closing.len() != known
     }
 
     /// The backends that were removed so long ago that all flows that they still have left an entry.
-    pub fn leaving(maps: &Maps, backends: &Backends) -> HashSet<u32> {
+    pub(super) fn leaving(maps: &Maps, backends: &Backends) -> HashSet<u32> {
         let Backends { ids, orphaned, .. } = backends;
         let indexed = ids.listeners.iter().flat_map(|listener| {
             let indexed = ids.backends[listener.backends.clone()].iter();
@@ -153,7 +153,7 @@ impl Reconciler {
     }
 
     /// The backends that are drained, and whose time is up.
-    pub fn closed(maps: &Maps) -> HashSet<u32> {
+    pub(super) fn closed(maps: &Maps) -> HashSet<u32> {
         const CLOSED: u32 = BACKEND_CLOSED | BACKEND_IN_USE;
         let backends = maps.installed().backends.iter();
         backends

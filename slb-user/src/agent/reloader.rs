@@ -122,7 +122,7 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    pub fn new(
+    pub(super) fn new(
         source: Arc<dyn ConfigSource>,
         orders: mpsc::UnboundedSender<WatchOrder>,
         spec: WatchSpec,
@@ -142,12 +142,12 @@ impl Reloader {
     }
 
     /// Whether a reload is under way.
-    pub const fn is_busy(&self) -> bool {
+    pub(super) const fn is_busy(&self) -> bool {
         !matches!(self.state, State::Idle)
     }
 
     /// Waits for the end of the present step; without one, for ever. Cancel-safe.
-    pub async fn event(&mut self) -> ReloadEvent {
+    pub(super) async fn event(&mut self) -> ReloadEvent {
         match &mut self.state {
             State::Idle => {}
             State::Parsing(_, job) => {
@@ -211,7 +211,11 @@ impl Reloader {
     }
 
     /// Has the network watcher watch something else.
-    pub fn order(&mut self, spec: WatchSpec, found: Option<oneshot::Sender<NetworkSnapshot>>) {
+    pub(super) fn order(
+        &mut self,
+        spec: WatchSpec,
+        found: Option<oneshot::Sender<NetworkSnapshot>>,
+    ) {
         self.spec = spec.clone();
         // It is gone only when the agent ends.
         let _ = self.orders.send(WatchOrder { spec, found });

@@ -46,7 +46,7 @@ pub(super) struct Swept {
 
 impl Sweeper {
     /// Reports go to `reports`, one at a time.
-    pub const fn new(reports: mpsc::Sender<Swept>, jiffies: Jiffies) -> Self {
+    pub(super) const fn new(reports: mpsc::Sender<Swept>, jiffies: Jiffies) -> Self {
         Self { reports, turns: 0, jiffies }
     }
 

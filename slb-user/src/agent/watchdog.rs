@@ -19,13 +19,13 @@ struct Fed {
 
 impl Watchdog {
     /// As the environment says: nothing is reported unless the manager watches this process.
-    pub fn from_env() -> std::io::Result<Self> {
+    pub(super) fn from_env() -> std::io::Result<Self> {
         let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
         limit.map(Fed::start).transpose().map(Self)
     }
 
     /// Waits until a report is due, and makes it; for ever if nothing is to be reported.
-    pub async fn feed(&mut self) {
+    pub(super) async fn feed(&mut self) {
         match &mut self.0 {
             Some(fed) => {
                 fed.interval.tick().await;

@@ -43,13 +43,16 @@ pub(super) struct NetworkSnapshot {
 
 impl NetworkSnapshot {
     /// One of the interfaces.
-    pub fn interface(&self, name: &str) -> Result<&(Interface, Option<AttachedXdp>), LoadError> {
+    pub(super) fn interface(
+        &self,
+        name: &str,
+    ) -> Result<&(Interface, Option<AttachedXdp>), LoadError> {
         let found = self.interfaces.iter().find(|(found, _)| found.name == name);
         found.ok_or_else(|| LoadError::NoInterface(name.to_owned()))
     }
 
     /// The watcher goes on with the VIPs.
-    pub fn take(&mut self) {
+    pub(super) fn take(&mut self) {
         if let Some(taken) = self.taken.take() {
             // It is gone only when the agent ends.
             let _ = taken.send(());
@@ -71,7 +74,7 @@ pub(super) struct WatchSpec {
 }
 
 impl WatchSpec {
-    pub fn new(config: &Config, ids: &Ids) -> Self {
+    pub(super) fn new(config: &Config, ids: &Ids) -> Self {
         // In order, so that two can be compared.
         let backends: BTreeSet<IpAddr> =
             ids.backends.iter().map(|backend| backend.addr.ip()).collect();
@@ -117,7 +120,7 @@ pub(super) struct NetworkWatcher {
 }
 
 impl NetworkWatcher {
-    pub async fn open(spec: WatchSpec) -> Result<Self, net::Error> {
+    pub(super) async fn open(spec: WatchSpec) -> Result<Self, net::Error> {
         let network = Network::open().await?;
         Ok(Self {
             managed: ManagedNeighbours::new(&network),
@@ -136,7 +139,7 @@ impl NetworkWatcher {
     }
 
     /// Reports every change to `agent`, until that is gone, and watches something else when it says so.
-    pub async fn run(
+    pub(super) async fn run(
         mut self,
         agent: mpsc::Sender<NetworkSnapshot>,
         mut orders: mpsc::UnboundedReceiver<WatchOrder>,
@@ -182,7 +185,7 @@ impl NetworkWatcher {
     }
 
     /// Asks the kernel for the way to every backend.
-    pub async fn look(&mut self, change: NetworkChange) -> NetworkSnapshot {
+    pub(super) async fn look(&mut self, change: NetworkChange) -> NetworkSnapshot {
         let interfaces = self.interfaces();
         match self.network.resolve_all(&self.spec.backends).await {
             Ok(answers) => {
@@ -218,7 +221,7 @@ impl NetworkWatcher {
     }
 
     /// Logs new problems, after the agent has acted on the same look.
-    pub fn report(&mut self) {
+    pub(super) fn report(&mut self) {
         for problem in self.problems.iter().filter(|problem| !self.told.contains(problem)) {
             warn!("{}", problem.text);
         }
@@ -226,7 +229,7 @@ impl NetworkWatcher {
     }
 
     /// Announces the VIPs. Returns whether the state of one of them has changed.
-    pub async fn announce(&mut self) -> bool {
+    pub(super) async fn announce(&mut self) -> bool {
         let interfaces = self.interfaces();
         let WatchSpec { announce, vips, .. } = &self.spec;
         let result = self.announcers.announce(*announce, vips, &interfaces).await;

@@ -37,7 +37,7 @@ pub(super) struct Asking {
 
 impl Asking {
     /// Asks, and shows the answer: as JSON, or as `render` has it.
-    pub fn show<T: Serialize>(
+    pub(super) fn show<T: Serialize>(
         &self,
         question: impl AsyncFnOnce(&mut Connection) -> Result<T, ClientError>,
         render: impl FnOnce(&T) -> String,
@@ -65,12 +65,12 @@ pub(super) enum Asked<T> {
 
 impl Agent {
     /// The one that a file names, unless `api` does.
-    pub const fn of(config: PathBuf, api: Option<PathBuf>) -> Self {
+    pub(super) const fn of(config: PathBuf, api: Option<PathBuf>) -> Self {
         Self { file: ConfigFile { config }, api }
     }
 
     /// Connects to the agent, and asks it.
-    pub fn ask<T>(
+    pub(super) fn ask<T>(
         &self,
         question: impl AsyncFnOnce(&mut Connection) -> Result<T, ClientError>,
     ) -> anyhow::Result<Asked<T>> {

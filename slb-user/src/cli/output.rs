@@ -17,7 +17,7 @@ pub(super) struct OutputError(#[from] io::Error);
 
 impl OutputError {
     /// Whether the reader has closed the pipe: it has seen enough.
-    pub fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.0.kind() == io::ErrorKind::BrokenPipe
     }
 }

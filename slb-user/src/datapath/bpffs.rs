@@ -41,7 +41,7 @@ pub enum BpffsError {
 /// # Errors
 ///
 /// [`BpffsError`].
-pub fn ensure(path: &Path) -> Result<Option<String>, BpffsError> {
+pub(super) fn ensure(path: &Path) -> Result<Option<String>, BpffsError> {
     let mut warning = None;
     if !is_bpffs(path) {
         let at = if path.starts_with(USUAL) { Path::new(USUAL) } else { path };

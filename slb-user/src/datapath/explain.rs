@@ -655,7 +655,7 @@ const fn outcome(passes: bool) -> &'static str {
 
 /// What steps call a backend; the API puts its name there.
 #[must_use]
-pub fn name(backend: u32) -> String {
+pub(super) fn name(backend: u32) -> String {
     if backend == NO_BACKEND { "nobody".to_owned() } else { format!("#{backend}") }
 }
 

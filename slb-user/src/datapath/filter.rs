@@ -26,12 +26,12 @@ impl RoleFilter {
     /// # Errors
     ///
     /// [`TableError`].
-    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+    pub(super) fn open(pins: &Pins) -> Result<Self, TableError> {
         Ok(Self { memory: Memory::open(pins, "SLB_FILTER")?, addresses: BTreeMap::new() })
     }
 
     /// Writes all of it.
-    pub fn fill(&mut self, roles: &BTreeMap<Address, Roles>) {
+    pub(super) fn fill(&mut self, roles: &BTreeMap<Address, Roles>) {
         for &addr in roles.keys() {
             self.addresses.entry(hash::filter(addr)).or_default().push(addr);
         }
@@ -43,7 +43,7 @@ impl RoleFilter {
     }
 
     /// Writes what has changed with `addr`, given what all addresses are now.
-    pub fn set(&mut self, addr: Address, roles: &BTreeMap<Address, Roles>) {
+    pub(super) fn set(&mut self, addr: Address, roles: &BTreeMap<Address, Roles>) {
         let hash = hash::filter(addr);
         let addresses = self.addresses.entry(hash).or_default();
         addresses.retain(|known| *known != addr);

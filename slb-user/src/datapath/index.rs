@@ -30,7 +30,7 @@ pub(super) struct Indexed<V, const RECORDS: usize> {
 
 impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     /// Opens the pinned map.
-    pub fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         Ok(Self {
             index: Memory::open(pins, name)?,
             free: Vec::new(),
@@ -41,7 +41,7 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     }
 
     /// Brings it in line with `entries`, of the hash map. What is right stays as it is.
-    pub fn fill(&mut self, entries: &BTreeMap<Endpoint, V>) {
+    pub(super) fn fill(&mut self, entries: &BTreeMap<Endpoint, V>) {
         let named: HashSet<u32> = (0..INDEX_SLOTS)
             .map(|slot| self.slot(slot).load(Ordering::Acquire))
             .filter(|word| *word != INDEX_MANY)
@@ -73,7 +73,7 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     }
 
     /// An entry was written to the hash map.
-    pub fn put(&mut self, endpoint: Endpoint, value: V) {
+    pub(super) fn put(&mut self, endpoint: Endpoint, value: V) {
         let slot = hash::endpoint(&endpoint);
         let endpoints = self.hashes.entry(slot).or_default();
         if !endpoints.contains(&endpoint) {
@@ -86,7 +86,7 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     }
 
     /// An entry was removed from the hash map.
-    pub fn remove(&mut self, endpoint: &Endpoint) {
+    pub(super) fn remove(&mut self, endpoint: &Endpoint) {
         let slot = hash::endpoint(endpoint);
         if let Some(endpoints) = self.hashes.get_mut(&slot) {
             endpoints.retain(|known| known != endpoint);

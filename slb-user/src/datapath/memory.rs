@@ -28,7 +28,7 @@ impl<T: aya::Pod> Memory<T> {
     /// # Errors
     ///
     /// [`TableError`]: it is not there, or its memory cannot be mapped.
-    pub fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         let refused = |source| TableError::Map { map: name, source };
         let map = MapData::from_pin(pins.map(name)).map_err(refused)?;
         let len = map.info().map_err(refused)?.max_entries() as usize;
@@ -43,18 +43,18 @@ impl<T: aya::Pod> Memory<T> {
 
     /// How many elements there are.
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub(super) const fn len(&self) -> usize {
         self.len
     }
 
     /// Where the first element begins; there is no map without one.
-    pub fn first(&self) -> NonNull<T> {
+    pub(super) fn first(&self) -> NonNull<T> {
         NonNull::new(self.memory.as_mut_ptr().cast()).unwrap_or(NonNull::dangling())
     }
 
     /// Where an element begins; `None` if there is none of this number.
     #[must_use]
-    pub fn element(&self, index: usize) -> Option<NonNull<T>> {
+    pub(super) fn element(&self, index: usize) -> Option<NonNull<T>> {
         let size = size_of::<T>().next_multiple_of(8);
         let at = (index < self.len).then(|| self.memory.as_mut_ptr().wrapping_add(index * size))?;
         NonNull::new(at.cast())

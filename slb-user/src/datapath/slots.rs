@@ -15,7 +15,7 @@ pub(super) const GRACE: Duration = Duration::from_millis(100);
 
 /// A first-fit allocator of ranges.
 #[derive(Debug)]
-pub struct Chunks {
+pub(super) struct Chunks {
     /// Start → end.
     free: BTreeMap<u32, u32>,
     released: VecDeque<(Instant, Range<u32>)>,
@@ -24,12 +24,12 @@ pub struct Chunks {
 impl Chunks {
     /// All of `capacity` is free.
     #[must_use]
-    pub fn new(capacity: u32) -> Self {
+    pub(super) fn new(capacity: u32) -> Self {
         Self { free: BTreeMap::from([(0, capacity)]), released: VecDeque::new() }
     }
 
     /// A range of `len` chunks, if there is one.
-    pub fn take(&mut self, len: u32, now: Instant) -> Option<Range<u32>> {
+    pub(super) fn take(&mut self, len: u32, now: Instant) -> Option<Range<u32>> {
         while let Some((at, _)) = self.released.front()
             && now.duration_since(*at) >= GRACE
             && let Some((_, range)) = self.released.pop_front()
@@ -43,7 +43,7 @@ impl Chunks {
     }
 
     /// Takes a range that is known to be in use; what is not free of it stays as it is.
-    pub fn reserve(&mut self, range: Range<u32>) {
+    pub(super) fn reserve(&mut self, range: Range<u32>) {
         let overlapping: Vec<(u32, u32)> = self
             .free
             .range(..range.end)
@@ -62,7 +62,7 @@ impl Chunks {
     }
 
     /// No listener refers to the range any more.
-    pub fn release(&mut self, range: Range<u32>, now: Instant) {
+    pub(super) fn release(&mut self, range: Range<u32>, now: Instant) {
         if !range.is_empty() {
             self.released.push_back((now, range));
         }

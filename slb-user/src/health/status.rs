@@ -83,13 +83,13 @@ pub(super) struct State {
 }
 
 impl Shared {
-    pub const fn new(tracker: Tracker) -> Self {
+    pub(super) const fn new(tracker: Tracker) -> Self {
         let health = tracker.health();
         let status = Status { health, last: None, last_failure: None, shortage: None };
         Self(Mutex::new(State { status, tracker, stopped: false }))
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // Every write leaves it whole, so a panic elsewhere is no reason to stop checking.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -28,7 +28,7 @@ pub(super) struct Allocator<'a> {
 }
 
 impl<'a> Allocator<'a> {
-    pub fn new(config: &Config, installed: &'a State) -> Self {
+    pub(super) fn new(config: &Config, installed: &'a State) -> Self {
         let wanted: HashSet<Endpoint> = config
             .instances
             .iter()
@@ -72,7 +72,7 @@ impl<'a> Allocator<'a> {
     }
 
     /// For a listener with these VIPs and this port.
-    pub fn listener(&mut self, endpoints: &[Endpoint]) -> Result<u32, CapacityError> {
+    pub(super) fn listener(&mut self, endpoints: &[Endpoint]) -> Result<u32, CapacityError> {
         self.endpoints += endpoints.len();
         if self.endpoints > MAX_LISTENERS {
             return Err(CapacityError::TooManyListeners);
@@ -90,7 +90,7 @@ impl<'a> Allocator<'a> {
     }
 
     /// For a backend of a listener.
-    pub fn backend(
+    pub(super) fn backend(
         &mut self,
         listener: u32,
         addr: IpAddr,
@@ -108,7 +108,7 @@ impl<'a> Allocator<'a> {
 
     /// The backends of a listener that the maps have in use, and that were not given an index again. Must be called
     /// after all backends of the listener have theirs.
-    pub fn orphaned(&self, listener: u32, endpoints: &[Endpoint]) -> Vec<u32> {
+    pub(super) fn orphaned(&self, listener: u32, endpoints: &[Endpoint]) -> Vec<u32> {
         // An index that another listener has had before says nothing.
         let is_it = |at| self.installed.listeners.get(at).is_some_and(|known| known.id == listener);
         if !endpoints.iter().any(is_it) {

@@ -20,7 +20,7 @@ use crate::{
     state::State,
 };
 
-pub fn config(instances: impl Into<Vec<Instance>>) -> Config {
+pub(crate) fn config(instances: impl Into<Vec<Instance>>) -> Config {
     Config {
         gateway: Gateway {
             interfaces: vec!["wan0".to_owned()],
@@ -39,7 +39,7 @@ pub fn config(instances: impl Into<Vec<Instance>>) -> Config {
 }
 
 /// One group with these backends, at 203.0.113.10 and with a listener on port 80.
-pub fn instance(backends: impl Into<Vec<Backend>>) -> Instance {
+pub(crate) fn instance(backends: impl Into<Vec<Backend>>) -> Instance {
     Instance {
         name: "shop".to_owned(),
         vips: addresses(&["203.0.113.10"]),
@@ -48,7 +48,7 @@ pub fn instance(backends: impl Into<Vec<Backend>>) -> Instance {
     }
 }
 
-pub fn group(backends: impl Into<Vec<Backend>>) -> Group {
+pub(crate) fn group(backends: impl Into<Vec<Backend>>) -> Group {
     Group {
         name: None,
         kind: GroupKind::Default,
@@ -61,7 +61,7 @@ pub fn group(backends: impl Into<Vec<Backend>>) -> Group {
 }
 
 /// TCP to the first group, port 8080, checked.
-pub fn listener(port: u16) -> Listener {
+pub(crate) fn listener(port: u16) -> Listener {
     Listener {
         protocol: Protocol::Tcp,
         port,
@@ -88,7 +88,7 @@ pub fn listener(port: u16) -> Listener {
     }
 }
 
-pub fn backend(address: &str) -> Backend {
+pub(crate) fn backend(address: &str) -> Backend {
     Backend {
         name: address.to_owned(),
         addresses: addresses(&[address]),
@@ -100,12 +100,12 @@ pub fn backend(address: &str) -> Backend {
     }
 }
 
-pub fn addresses(addresses: &[&str]) -> Vec<IpAddr> {
+pub(crate) fn addresses(addresses: &[&str]) -> Vec<IpAddr> {
     addresses.iter().map(|address| address.parse().unwrap()).collect()
 }
 
 /// What the maps should hold when all backends are healthy.
-pub fn desired(ids: &Ids) -> State {
+pub(crate) fn desired(ids: &Ids) -> State {
     Planner::default().desired(
         ids,
         Inputs {
@@ -125,7 +125,7 @@ pub fn desired(ids: &Ids) -> State {
 }
 
 /// What an agent with this configuration makes of the maps.
-pub fn install(config: &Config, installed: &State) -> (Ids, State) {
+pub(crate) fn install(config: &Config, installed: &State) -> (Ids, State) {
     let ids = Ids::assign(config, installed).unwrap();
     let mut state = installed.clone();
     for step in plan(&desired(&ids), installed) {

@@ -6,7 +6,7 @@ use slb_api::{
     VerdictCount, XdpMode,
 };
 
-pub fn status() -> Status {
+pub(crate) fn status() -> Status {
     Status {
         version: "1.2.3".to_owned(),
         pid: 4_711,
@@ -73,7 +73,7 @@ pub fn status() -> Status {
     }
 }
 
-pub fn listener(backends: Vec<BackendStatus>) -> ListenerStatus {
+pub(crate) fn listener(backends: Vec<BackendStatus>) -> ListenerStatus {
     ListenerStatus {
         protocol: Protocol::Tcp,
         port: 80,
@@ -91,7 +91,7 @@ pub fn listener(backends: Vec<BackendStatus>) -> ListenerStatus {
     }
 }
 
-pub fn backend(name: &str) -> BackendStatus {
+pub(crate) fn backend(name: &str) -> BackendStatus {
     BackendStatus {
         name: name.to_owned(),
         role: Role::Member,

@@ -30,7 +30,7 @@ pub(super) struct Samples {
 
 impl Samples {
     /// Adds the present sample, and gives the one to compare it with.
-    pub fn add(&mut self, now: &Sample) -> Option<Sample> {
+    pub(super) fn add(&mut self, now: &Sample) -> Option<Sample> {
         let is_apart = |other: &Sample| now.at.duration_since(other.at) >= SHORTEST;
         if self.latest.as_ref().is_none_or(is_apart) {
             self.previous = self.latest.replace(now.clone());

@@ -83,7 +83,7 @@ pub struct History {
 }
 
 /// Part of new flows that backends are to get, by index into `SLB_BACKENDS`.
-pub type Shares = BTreeMap<u32, f64>;
+pub(super) type Shares = BTreeMap<u32, f64>;
 
 /// What the maps hold, as far as readers need it.
 #[derive(Clone, Debug, Default)]

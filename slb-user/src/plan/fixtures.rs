@@ -6,7 +6,7 @@ use super::Step;
 use crate::state::State;
 
 /// Carries out one step, as the adapter on the maps does.
-pub fn apply(state: &mut State, step: Step) {
+pub(crate) fn apply(state: &mut State, step: Step) {
     match step {
         Step::PutInterface(index, interface) => drop(state.interfaces.insert(index, interface)),
         Step::PutSource(index, addr) => drop(state.sources.insert(index, addr)),

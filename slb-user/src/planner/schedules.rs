@@ -76,25 +76,25 @@ pub(super) struct Candidates<'a> {
 
 impl Schedules {
     /// Forgets the schedules of listeners that are not in `ids`.
-    pub fn keep(&mut self, ids: &Ids) {
+    pub(super) fn keep(&mut self, ids: &Ids) {
         let ids: HashSet<u32> = ids.listeners.iter().map(|listener| listener.id).collect();
         self.states.retain(|id, _| ids.contains(id));
         self.waiting.retain(|id, _| ids.contains(id));
     }
 
     /// The backends that get new flows of a listener, in the order of its backends.
-    pub fn members(&self, id: u32) -> &[Member] {
+    pub(super) fn members(&self, id: u32) -> &[Member] {
         self.states.get(&id).map_or(&[], |state| &state.members)
     }
 
     /// When a schedule changes without an event from outside.
-    pub fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         let states = self.states.values().filter_map(ScheduleState::due);
         states.chain(self.waiting.values().copied()).min()
     }
 
     /// Whether a listener gets no backends yet because their first probes have not ended.
-    pub fn waits(
+    pub(super) fn waits(
         &mut self,
         listener: &IndexedListener,
         backends: &[IndexedBackend],
@@ -120,7 +120,7 @@ impl Schedules {
     }
 
     /// The schedules some of whose slots a look at the flow table may settle, by the listener's id.
-    pub fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
+    pub(super) fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
         let is_watched = |state: &&ScheduleState| match &state.progress {
             Progress::Hash(transition) => transition.is_watched(),
             Progress::Ring { .. } => false,
@@ -130,7 +130,7 @@ impl Schedules {
     }
 
     /// Settles the slots of `schedule` whose flows have no entries: all but those in `pinned`.
-    pub fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
+    pub(super) fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
         let Some(state) = self.states.get_mut(&id) else { return };
         // Another one by now: the look was in vain.
         if !Arc::ptr_eq(&state.published, schedule) {
@@ -147,7 +147,7 @@ impl Schedules {
     }
 
     /// Whether flows of the listener may have entries that want to know of SYN, FIN and RST.
-    pub fn is_tracked(&self, id: u32) -> bool {
+    pub(super) fn is_tracked(&self, id: u32) -> bool {
         self.states.get(&id).is_some_and(|state| match &state.progress {
             Progress::Hash(transition) => !transition.is_settled(),
             Progress::Ring { .. } => true,
@@ -155,7 +155,7 @@ impl Schedules {
     }
 
     /// Brings the schedule of a listener in line with its candidates, and gives it.
-    pub fn update(
+    pub(super) fn update(
         &mut self,
         listener: &IndexedListener,
         candidates: &Candidates<'_>,

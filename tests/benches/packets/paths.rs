@@ -25,7 +25,7 @@ use crate::{
 
 /// Which program is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     Slb,
     /// Nothing: what the harness takes.
     Stub,
@@ -45,14 +45,14 @@ pub enum Target {
 
 /// Whose address and port differ from flow to flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     Source,
     Destination,
 }
 
 /// One path through the datapath.
 #[derive(Clone, Debug)]
-pub struct Path {
+pub(crate) struct Path {
     pub name: String,
     /// Which table it belongs to.
     pub group: &'static str,
@@ -90,13 +90,13 @@ fn short(frame: Frame) -> Frame {
 }
 
 /// Backends of a listener.
-pub const BACKENDS: [u32; 3] = [10, 1_000, 10_000];
+pub(crate) const BACKENDS: [u32; 3] = [10, 1_000, 10_000];
 
 /// Name of the group of frames that are really sent.
-pub const LIVE: &str = "live";
+pub(crate) const LIVE: &str = "live";
 
 /// What the costs are compared with.
-pub fn references() -> Vec<Path> {
+pub(crate) fn references() -> Vec<Path> {
     let http = short(syn(client(0, 1_024), vip(0, port::HTTP)));
     let reference = |name: &str, target, flows| Path {
         target,
@@ -122,7 +122,7 @@ pub fn references() -> Vec<Path> {
 }
 
 /// Mode, family, protocol, and where in its life a flow is.
-pub fn all() -> Vec<Path> {
+pub(crate) fn all() -> Vec<Path> {
     let mut paths = Vec::new();
     for family in FAMILIES {
         let ip = ["IPv4", "IPv6"][family];
@@ -183,7 +183,7 @@ pub fn all() -> Vec<Path> {
 }
 
 /// Frames that are really sent, and what that takes by itself.
-pub fn live() -> Vec<Path> {
+pub(crate) fn live() -> Vec<Path> {
     let mut paths = Vec::new();
     let only = |name: &str, target, verdict| Path {
         target,
@@ -208,7 +208,7 @@ pub fn live() -> Vec<Path> {
 }
 
 /// Flows whose backend sees a source of ours, in both directions.
-pub fn full(slb: &mut Slb<'_>) -> Vec<Path> {
+pub(crate) fn full(slb: &mut Slb<'_>) -> Vec<Path> {
     let mut paths = Vec::new();
     for family in FAMILIES {
         let ip = ["IPv4", "IPv6"][family];
@@ -238,7 +238,7 @@ pub fn full(slb: &mut Slb<'_>) -> Vec<Path> {
 }
 
 /// The same packets of more and more flows.
-pub fn flows(flows: u32) -> Vec<Path> {
+pub(crate) fn flows(flows: u32) -> Vec<Path> {
     let mut paths = Vec::new();
     for family in FAMILIES {
         let ip = ["IPv4", "IPv6"][family];
@@ -272,7 +272,7 @@ pub fn flows(flows: u32) -> Vec<Path> {
 }
 
 /// The same packets, of one flow and of a thousand, with more and more backends.
-pub fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
+pub(crate) fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
     let to = 20_000 + count.ilog10() as u16;
     let first_id = 1_000 + count;
     let at = |number: u32| {

@@ -32,14 +32,14 @@ const BATCH: u32 = 64;
 const SINK: &str = "sink";
 
 /// Everything on one CPU, so that there is one cache and one set of per-CPU maps.
-pub fn pin() {
+pub(crate) fn pin() {
     let mut cpus = CpuSet::new();
     let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
     cpus.set(last).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus)).expect("a CPU");
 }
 
 /// The program before the programs.
-pub struct Timer {
+pub(crate) struct Timer {
     prelude: Ebpf,
     template: Array<MapData, Template>,
     target: ProgramArray<MapData>,
@@ -50,7 +50,7 @@ pub struct Timer {
 }
 
 impl Timer {
-    pub fn open(slb: &Slb<'_>) -> Self {
+    pub(crate) fn open(slb: &Slb<'_>) -> Self {
         let mut prelude = Ebpf::load(PRELUDE).expect("the prelude");
         for name in ["prelude", "stub", "lru", "chain", "fib", REDIRECT, SINK] {
             program(&mut prelude, name).load().expect("a program");
@@ -67,7 +67,7 @@ impl Timer {
     }
 
     /// Opens the connections of a path, and sees to it that its packets end as they should.
-    pub fn warm(&mut self, slb: &mut Slb<'_>, path: &Path) {
+    pub(crate) fn warm(&mut self, slb: &mut Slb<'_>, path: &Path) {
         for opening in &path.opening {
             self.aim(slb, Target::Slb);
             self.put(opening, path, 0);
@@ -81,7 +81,7 @@ impl Timer {
     }
 
     /// Nanoseconds per packet, without what the harness takes; of live frames with that.
-    pub fn time(&mut self, slb: &mut Slb<'_>, path: &Path) -> f64 {
+    pub(crate) fn time(&mut self, slb: &mut Slb<'_>, path: &Path) -> f64 {
         if path.group == LIVE {
             return self.time_live(slb, path);
         }

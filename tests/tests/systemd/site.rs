@@ -25,15 +25,15 @@ const RATE: u32 = 200;
 /// Answers that show that the load goes on: a second of it.
 const GOES_ON: u64 = 200;
 
-pub const UNIT: &str = "/etc/systemd/system/slb.service";
-pub const BINARY: &str = "/usr/local/sbin/slb";
-pub const CONFIG: &str = "/etc/slb/slb.toml";
+pub(crate) const UNIT: &str = "/etc/systemd/system/slb.service";
+pub(crate) const BINARY: &str = "/usr/local/sbin/slb";
+pub(crate) const CONFIG: &str = "/etc/slb/slb.toml";
 /// What the listener is served by.
 const PORT: u16 = 80;
 const SERVED: Service = Service::Http(8080);
 
 /// Everything that runs. The order of the fields is the order in which it ends.
-pub struct Site {
+pub(crate) struct Site {
     pub machine: Machine,
     _servers: Vec<Server>,
     pub client: Client,
@@ -42,7 +42,7 @@ pub struct Site {
 
 impl Site {
     /// The unit is installed, and not started.
-    pub fn install() -> Self {
+    pub(crate) fn install() -> Self {
         let topology = Topology::build().unwrap();
         let servers = topology.backends.iter().map(|host| Server::start(host, SERVED).unwrap());
         let servers = servers.collect();
@@ -65,7 +65,7 @@ impl Site {
     }
 
     /// [`install`](Self::install), and the unit is started.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let site = Self::install();
         site.done(&["systemctl", "start", "slb"]);
         site.wait_all_healthy();
@@ -73,7 +73,7 @@ impl Site {
     }
 
     /// One listener, and every backend with the same weight.
-    pub fn config(&self, interfaces: &[&str]) -> String {
+    pub(crate) fn config(&self, interfaces: &[&str]) -> String {
         let mut text = format!(
             "[gateway]\ninterfaces = {interfaces:?}\nflows = 65_536\nannounce = \"arp\"\n\n\
              [[instance]]\nname = \"shop\"\nvips = [\"{VIP_V4}\", \"{VIP_V6}\"]\n\n",
@@ -98,16 +98,16 @@ impl Site {
     }
 
     /// Writes the file in place, as an editor of root's does that keeps the owner.
-    pub fn configure(&self, text: &str) {
+    pub(crate) fn configure(&self, text: &str) {
         fs::write(self.machine.path(CONFIG), text).unwrap();
     }
 
-    pub fn read_config(&self) -> String {
+    pub(crate) fn read_config(&self) -> String {
         fs::read_to_string(self.machine.path(CONFIG)).unwrap()
     }
 
     /// Puts another file in the place of the binary, which may be in use.
-    pub fn replace_binary(&self, content: &[u8]) {
+    pub(crate) fn replace_binary(&self, content: &[u8]) {
         let (new, binary) =
             (self.machine.path("/usr/local/sbin/slb.new"), self.machine.path(BINARY));
         fs::write(&new, content).unwrap();
@@ -115,12 +115,12 @@ impl Site {
         fs::rename(&new, &binary).unwrap();
     }
 
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.machine.run(args).unwrap()
     }
 
     /// What a command prints that has to succeed.
-    pub fn done(&self, args: &[&str]) -> String {
+    pub(crate) fn done(&self, args: &[&str]) -> String {
         let output = self.run(args);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{args:?}: {}: {said}", output.status);
@@ -128,36 +128,36 @@ impl Site {
     }
 
     /// What a command prints, to either side, that has to fail.
-    pub fn fails(&self, args: &[&str]) -> String {
+    pub(crate) fn fails(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(!output.status.success(), "{args:?} has succeeded");
         String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
     }
 
     /// A property of the unit.
-    pub fn property(&self, name: &str) -> String {
+    pub(crate) fn property(&self, name: &str) -> String {
         let value = self.done(&["systemctl", "show", "slb", "--value", "--property", name]);
         value.trim().to_owned()
     }
 
-    pub fn journal(&self) -> String {
+    pub(crate) fn journal(&self) -> String {
         self.done(&["journalctl", "--no-pager", "--unit=slb"])
     }
 
     /// `slb status --json`, as root asks for it.
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         serde_json::from_str(&self.done(&[BINARY, "status", "--json"])).unwrap()
     }
 
     /// Weight of the backend `name`, as the running agent has it.
-    pub fn weight(&self, name: &str) -> u64 {
+    pub(crate) fn weight(&self, name: &str) -> u64 {
         let status = self.status();
         let backends = gateway::backends(&status, "tcp", PORT);
         let backend = backends.into_iter().find(|backend| backend["name"] == name).unwrap();
         backend["weight"].as_u64().unwrap()
     }
 
-    pub fn wait_all_healthy(&self) {
+    pub(crate) fn wait_all_healthy(&self) {
         wait_until("all backends healthy", || {
             let status = self.status();
             let backends = gateway::backends(&status, "tcp", PORT);
@@ -166,7 +166,7 @@ impl Site {
     }
 
     /// New connections until [`Load::stop`], of which some have been answered.
-    pub fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         let [v4, _] = vips();
         let load = Load::start(&self.client, v4, RATE).unwrap();
         goes_on(&load);
@@ -174,7 +174,7 @@ impl Site {
     }
 
     /// Connections to both VIPs, all of which have to be answered; how many by which backend.
-    pub fn expect_traffic(&self) -> [Outcome; 2] {
+    pub(crate) fn expect_traffic(&self) -> [Outcome; 2] {
         vips().map(|vip| {
             let outcome = self.client.http(vip, 200, 8).unwrap();
             assert_eq!((outcome.ok(), outcome.failed()), (200, 0), "{vip}: {outcome}");
@@ -183,24 +183,24 @@ impl Site {
     }
 }
 
-pub fn vips() -> [SocketAddr; 2] {
+pub(crate) fn vips() -> [SocketAddr; 2] {
     [IpAddr::from(VIP_V4), VIP_V6.into()].map(|vip| SocketAddr::new(vip, PORT))
 }
 
 /// Waits for more answers.
-pub fn goes_on(load: &Load) {
+pub(crate) fn goes_on(load: &Load) {
     let wanted = load.so_far().ok() + GOES_ON;
     wait_until("the load gets its answers", || load.so_far().ok() >= wanted);
 }
 
 /// Ends a load, of which no connection may have failed.
-pub fn expect_no_failure(load: Load) {
+pub(crate) fn expect_no_failure(load: Load) {
     goes_on(&load);
     let outcome = load.stop().unwrap();
     assert_eq!(outcome.failed(), 0, "{outcome}");
 }
 
-pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !reached() {
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");

@@ -1,11 +1,11 @@
 //! What the tests have in common: a lab with everything running, and ways to look at it.
 
-pub mod attack;
-pub mod foreign;
-pub mod maps;
-pub mod proxies;
-pub mod raw;
-pub mod talk;
+pub(crate) mod attack;
+pub(crate) mod foreign;
+pub(crate) mod maps;
+pub(crate) mod proxies;
+pub(crate) mod raw;
+pub(crate) mod talk;
 
 use std::{
     net::SocketAddr,
@@ -16,18 +16,18 @@ use std::{
 };
 
 use serde_json::Value;
-pub use slb_lab::plan;
+pub(crate) use slb_lab::plan;
 use slb_lab::{Gateway, Host, Load, Netns, Outcome, Server, gateway};
 
 /// Bound on what the agent notices, and on what a loaded machine takes.
-pub const NOTICED: Duration = Duration::from_secs(15);
+pub(crate) const NOTICED: Duration = Duration::from_secs(15);
 /// Less than the second after which TCP sends a lost SYN again.
-pub const AT_ONCE: Duration = Duration::from_millis(900);
+pub(crate) const AT_ONCE: Duration = Duration::from_millis(900);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(10);
 
 /// A [`slb_lab::Lab`] whose methods panic.
-pub struct Lab(slb_lab::Lab);
+pub(crate) struct Lab(slb_lab::Lab);
 
 impl Deref for Lab {
     type Target = slb_lab::Lab;
@@ -45,7 +45,7 @@ impl DerefMut for Lab {
 
 impl Lab {
     /// All of [`plan`], and every backend found healthy.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut lab = Self::prepare();
         lab.gateway.start().unwrap();
         lab.wait_all_healthy();
@@ -53,37 +53,37 @@ impl Lab {
     }
 
     /// All of [`plan`], but the agent does not run yet.
-    pub fn prepare() -> Self {
+    pub(crate) fn prepare() -> Self {
         Self(slb_lab::Lab::prepare().unwrap())
     }
 
     /// The server of `service` on the host `name`.
-    pub fn server(&mut self, name: &str, service: slb_lab::Service) -> &mut Server {
+    pub(crate) fn server(&mut self, name: &str, service: slb_lab::Service) -> &mut Server {
         self.0.server(name, service).unwrap()
     }
 
     /// The host `name`.
-    pub fn host(&self, name: &str) -> &Host {
+    pub(crate) fn host(&self, name: &str) -> &Host {
         self.0.host(name).unwrap()
     }
 
-    pub fn wait_all_healthy(&self) {
+    pub(crate) fn wait_all_healthy(&self) {
         self.0.wait_all_healthy(NOTICED).unwrap();
     }
 
     /// Waits until the backend `name` has `health`, at both of its addresses.
-    pub fn wait_health(&self, protocol: &str, port: u16, name: &str, health: &str) {
+    pub(crate) fn wait_health(&self, protocol: &str, port: u16, name: &str, health: &str) {
         self.0.wait_health((protocol, port), name, health, NOTICED).unwrap();
     }
 
     /// Replaces a part of the configuration file, which has to be there.
-    pub fn edit(&self, from: &str, to: &str) {
+    pub(crate) fn edit(&self, from: &str, to: &str) {
         edit(&self.gateway, from, to);
     }
 }
 
 /// Changes a text in the configuration file.
-pub fn edit(gateway: &Gateway, from: &str, to: &str) {
+pub(crate) fn edit(gateway: &Gateway, from: &str, to: &str) {
     let path = gateway.config();
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(from), "{from:?} is not in\n{text}");
@@ -91,12 +91,12 @@ pub fn edit(gateway: &Gateway, from: &str, to: &str) {
 }
 
 /// Has XDP run above the driver.
-pub fn make_generic(gateway: &Gateway) {
+pub(crate) fn make_generic(gateway: &Gateway) {
     edit(gateway, "announce ", "xdp_mode   = \"generic\"\nannounce ");
 }
 
 /// Polls until `reached`.
-pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
     let deadline = Instant::now() + NOTICED;
     while !reached() {
         assert!(Instant::now() < deadline, "{what}: not within {NOTICED:?}");
@@ -105,13 +105,13 @@ pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
 }
 
 /// Waits until `load` has had `more` answers.
-pub fn answers_more(load: &Load, more: u64) {
+pub(crate) fn answers_more(load: &Load, more: u64) {
     let wanted = load.so_far().ok() + more;
     wait_until("the load gets its answers", || load.so_far().ok() >= wanted);
 }
 
 /// Ends `load`, of which every request has to have been answered at once.
-pub fn expect_unscathed(load: Load) -> Outcome {
+pub(crate) fn expect_unscathed(load: Load) -> Outcome {
     let exchanges = load.stop_with_exchanges().unwrap();
     let mut outcome = Outcome::default();
     for exchange in exchanges {
@@ -123,7 +123,7 @@ pub fn expect_unscathed(load: Load) -> Outcome {
 }
 
 /// Flows that the backend `name` was given so far, at its addresses of the family of `vip`.
-pub fn flows(status: &Value, protocol: &str, vip: SocketAddr, name: &str) -> u64 {
+pub(crate) fn flows(status: &Value, protocol: &str, vip: SocketAddr, name: &str) -> u64 {
     gateway::backends(status, protocol, vip.port())
         .into_iter()
         .filter(|backend| {
@@ -135,7 +135,7 @@ pub fn flows(status: &Value, protocol: &str, vip: SocketAddr, name: &str) -> u64
 }
 
 /// What a program prints, run inside `netns`; panics if it fails.
-pub fn output(netns: &Netns, program: &str, args: &[&str]) -> String {
+pub(crate) fn output(netns: &Netns, program: &str, args: &[&str]) -> String {
     let output = netns.run(|| Command::new(program).args(args).output()).unwrap().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args:?}: {}: {said}", output.status);

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Runs a client's frame and gives the source port that it leaves with, which must be another.
-pub fn replaced_port(slb: &mut Slb<'_>, frame: &Frame, verdict: Verdict) -> u16 {
+pub(crate) fn replaced_port(slb: &mut Slb<'_>, frame: &Frame, verdict: Verdict) -> u16 {
     let run = slb.run(WAN, &frame.bytes());
     assert_eq!(run.verdict, verdict, "{frame:?}");
     let packet = SlicedPacket::from_ethernet(&run.bytes).expect("a packet");

@@ -12,11 +12,11 @@ use crate::{
 };
 
 /// What a client counts from.
-pub const ISN: u32 = 0xffff_fff0;
+pub(crate) const ISN: u32 = 0xffff_fff0;
 
 /// A client's connection to a VIP, and what its backend sees of it.
 #[derive(Clone)]
-pub struct Connection {
+pub(crate) struct Connection {
     /// Without data.
     pub syn: Frame,
     /// Number of the backend's first byte.
@@ -30,12 +30,18 @@ pub struct Connection {
 impl Connection {
     /// Through [`port::FULL`], or between families through [`port::OTHER`]. The SYN is to arrive as the
     /// backend counts.
-    pub fn open(slb: &mut Slb<'_>, family: usize, crosses: bool, sport: u16, shift: u32) -> Self {
+    pub(crate) fn open(
+        slb: &mut Slb<'_>,
+        family: usize,
+        crosses: bool,
+        sport: u16,
+        shift: u32,
+    ) -> Self {
         Self::open_at(slb, family, crosses, sport, shift, [ISN, ISN])
     }
 
     /// The same, and what the client and the backend count from.
-    pub fn open_at(
+    pub(crate) fn open_at(
         slb: &mut Slb<'_>,
         family: usize,
         crosses: bool,
@@ -60,12 +66,12 @@ impl Connection {
     }
 
     /// Number of the client's first byte.
-    pub const fn first(&self) -> u32 {
+    pub(crate) const fn first(&self) -> u32 {
         self.syn.seq.wrapping_add(1)
     }
 
     /// A later packet of the client's; `at` counts what it has sent before.
-    pub fn segment(&self, flags: u8, at: u32, payload: &[u8]) -> Frame {
+    pub(crate) fn segment(&self, flags: u8, at: u32, payload: &[u8]) -> Frame {
         let seq = self.first().wrapping_add(at);
         // As most have them: no operation twice, and timestamps.
         let options = [&[1, 1, 8, 10][..], &[7; 8]].concat();
@@ -74,7 +80,7 @@ impl Connection {
     }
 
     /// A packet of the backend's; `missing` is how far its acknowledgement is from the client's first byte.
-    pub fn reply(&self, flags: u8, missing: u32) -> Frame {
+    pub(crate) fn reply(&self, flags: u8, missing: u32) -> Frame {
         let inside = Frame { src: self.source, dst: self.inside, ..self.syn.clone() };
         let inside = Frame { ack: self.first().wrapping_sub(missing), ..inside };
         let reply = answer(&between(&inside, &self.syn).0);
@@ -84,30 +90,30 @@ impl Connection {
     }
 
     /// The key of what the backend sends.
-    pub fn reply_key(&self) -> FlowKey {
+    pub(crate) fn reply_key(&self) -> FlowKey {
         self.reply(ACK, 0).key()
     }
 
     /// The backend accepts; `shift` is how much earlier it counts.
-    pub fn accept(&self, slb: &mut Slb<'_>, shift: u32) {
+    pub(crate) fn accept(&self, slb: &mut Slb<'_>, shift: u32) {
         let reply = self.reply(SYN | ACK, shift);
         assert_eq!(slb.run(LAN, &reply.bytes()).verdict, Verdict::Replied, "SYN-ACK");
     }
 
-    pub fn is_sent(&self, run: &Run, frame: &Frame, expected: &Frame, case: &str) {
+    pub(crate) fn is_sent(&self, run: &Run, frame: &Frame, expected: &Frame, case: &str) {
         assert_eq!(run.verdict, Verdict::Forwarded, "{case}");
         let expected = Frame { src: self.source, dst: self.inside, ..expected.clone() };
         assert_eq!(run.bytes, between(&expected, frame).sent_as(FIRST), "{case}");
     }
 
     /// The client sends `frame`; but for the addresses, the backend gets `expected`.
-    pub fn sends(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
+    pub(crate) fn sends(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
         let run = slb.run(WAN, &frame.bytes());
         self.is_sent(&run, frame, expected, case);
     }
 
     /// The same the other way.
-    pub fn hears(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
+    pub(crate) fn hears(&self, slb: &mut Slb<'_>, case: &str, frame: &Frame, expected: &Frame) {
         let run = slb.run(LAN, &frame.bytes());
         assert_eq!(run.verdict, Verdict::Replied, "{case}");
         let expected = Frame { src: self.syn.dst, dst: self.syn.src, ..expected.clone() };
@@ -116,7 +122,7 @@ impl Connection {
 }
 
 /// The header of the PROXY protocol, version 2, for a frame of a client's.
-pub fn header(frame: &Frame) -> Vec<u8> {
+pub(crate) fn header(frame: &Frame) -> Vec<u8> {
     let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
     match (frame.src.ip(), frame.dst.ip()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -135,7 +141,7 @@ pub fn header(frame: &Frame) -> Vec<u8> {
 }
 
 /// A frame with the header before its data.
-pub fn headed(frame: &Frame) -> Frame {
+pub(crate) fn headed(frame: &Frame) -> Frame {
     let header = header(frame);
     Frame {
         seq: frame.seq.wrapping_sub(header.len() as u32),
@@ -145,14 +151,14 @@ pub fn headed(frame: &Frame) -> Frame {
 }
 
 /// A frame with the option before its others.
-pub fn with_option(frame: &Frame) -> Frame {
+pub(crate) fn with_option(frame: &Frame) -> Frame {
     let Transport::Tcp { flags, options } = &frame.transport else { panic!("not TCP") };
     let options = [&option(frame.src)[..], options].concat();
     Frame { transport: Transport::Tcp { flags: *flags, options }, ..frame.clone() }
 }
 
 /// The TCP option that names a client.
-pub fn option(client: SocketAddr) -> Vec<u8> {
+pub(crate) fn option(client: SocketAddr) -> Vec<u8> {
     let addr = match client.ip() {
         IpAddr::V4(addr) => addr.octets().to_vec(),
         IpAddr::V6(addr) => addr.octets().to_vec(),
@@ -161,19 +167,23 @@ pub fn option(client: SocketAddr) -> Vec<u8> {
 }
 
 /// With a smaller segment size in the options of [`Connection::reply`].
-pub fn with_mss(frame: Frame, mss: u16) -> Frame {
+pub(crate) fn with_mss(frame: Frame, mss: u16) -> Frame {
     let Transport::Tcp { flags, .. } = frame.transport else { panic!("not TCP") };
     let [high, low] = mss.to_be_bytes();
     let options = vec![1, 2, 4, high, low, 0, 0, 0];
     Frame { transport: Transport::Tcp { flags, options }, ..frame }
 }
 
-pub fn with_ack(frame: &Frame, ack: u32) -> Frame {
+pub(crate) fn with_ack(frame: &Frame, ack: u32) -> Frame {
     Frame { ack, ..frame.clone() }
 }
 
 /// Runs `test` for each family and with backends of the same and the other one. `len` is that of what is told.
-pub fn everywhere(flag: u32, lens: [u32; 2], test: impl Fn(&mut Slb<'_>, usize, bool, u32) + Sync) {
+pub(crate) fn everywhere(
+    flag: u32,
+    lens: [u32; 2],
+    test: impl Fn(&mut Slb<'_>, usize, bool, u32) + Sync,
+) {
     with_slb(|slb| {
         for family in FAMILIES {
             for (crosses, id) in [(false, id::FULL), (true, id::OTHER)] {
@@ -184,5 +194,5 @@ pub fn everywhere(flag: u32, lens: [u32; 2], test: impl Fn(&mut Slb<'_>, usize, 
     });
 }
 
-pub const HEADERS: [u32; 2] = [28, 52];
-pub const OPTIONS: [u32; 2] = [8, 20];
+pub(crate) const HEADERS: [u32; 2] = [28, 52];
+pub(crate) const OPTIONS: [u32; 2] = [8, 20];

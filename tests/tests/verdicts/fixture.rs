@@ -30,7 +30,7 @@ use crate::{
 };
 
 use self::state::small;
-pub use self::{flow_table::Flows, names::*};
+pub(crate) use self::{flow_table::Flows, names::*};
 
 #[path = "fixture/flow_table.rs"]
 mod flow_table;
@@ -40,23 +40,23 @@ mod names;
 mod state;
 
 /// `XDP_DROP` and the rest, as `linux/bpf.h` numbers them.
-pub const XDP_DROP: u32 = 1;
-pub const XDP_PASS: u32 = 2;
-pub const XDP_TX: u32 = 3;
-pub const XDP_REDIRECT: u32 = 4;
+pub(crate) const XDP_DROP: u32 = 1;
+pub(crate) const XDP_PASS: u32 = 2;
+pub(crate) const XDP_TX: u32 = 3;
+pub(crate) const XDP_REDIRECT: u32 = 4;
 
 /// A client's SYN as it comes from [`ROUTER`].
-pub fn syn(src: SocketAddr, dst: SocketAddr) -> Frame {
+pub(crate) fn syn(src: SocketAddr, dst: SocketAddr) -> Frame {
     Frame { src_mac: ROUTER.dst_mac, dst_mac: WAN_MAC, ..Frame::tcp(src, dst) }
 }
 
 /// A client's datagram as it comes from [`ROUTER`].
-pub fn datagram(src: SocketAddr, dst: SocketAddr) -> Frame {
+pub(crate) fn datagram(src: SocketAddr, dst: SocketAddr) -> Frame {
     Frame { src_mac: ROUTER.dst_mac, dst_mac: WAN_MAC, ..Frame::udp(src, dst) }
 }
 
 /// What a backend answers to `frame`, which it has got.
-pub fn answer(frame: &Frame) -> Frame {
+pub(crate) fn answer(frame: &Frame) -> Frame {
     let (src, dst) = (frame.dst, frame.src);
     let payload = b"an answer".to_vec();
     Frame { src_mac: FIRST.dst_mac, dst_mac: LAN_MAC, ttl: 63, src, dst, payload, ..frame.clone() }
@@ -64,7 +64,7 @@ pub fn answer(frame: &Frame) -> Frame {
 }
 
 /// The reset that answers a segment with an acknowledgement number, on its way back.
-pub fn reset(frame: &Frame) -> Outcome {
+pub(crate) fn reset(frame: &Frame) -> Outcome {
     Outcome::Answered(
         Verdict::Reset,
         Frame {
@@ -85,7 +85,7 @@ pub fn reset(frame: &Frame) -> Outcome {
 
 /// What becomes of a frame.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Sent through the hop, with its MAC addresses and one hop less to go.
     Sent(Verdict, Frame, NextHop),
     /// Translated, and left to the kernel.
@@ -99,7 +99,7 @@ pub enum Outcome {
 }
 
 /// Source address and port of a frame that was sent.
-pub fn sender(bytes: &[u8], family: usize) -> SocketAddr {
+pub(crate) fn sender(bytes: &[u8], family: usize) -> SocketAddr {
     let (addr, l4) = if family == 0 { (12..16, 20) } else { (8..24, 40) };
     let bytes = &bytes[L3..];
     let port = u16::from_be_bytes([bytes[l4], bytes[l4 + 1]]);
@@ -110,17 +110,17 @@ pub fn sender(bytes: &[u8], family: usize) -> SocketAddr {
     }
 }
 
-pub fn forwarded(frame: Frame, hop: NextHop) -> Outcome {
+pub(crate) fn forwarded(frame: Frame, hop: NextHop) -> Outcome {
     Outcome::Sent(Verdict::Forwarded, frame, hop)
 }
 
-pub fn replied(frame: Frame, hop: NextHop) -> Outcome {
+pub(crate) fn replied(frame: Frame, hop: NextHop) -> Outcome {
     Outcome::Sent(Verdict::Replied, frame, hop)
 }
 
 /// One run of the program.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub(crate) struct Run {
     pub verdict: Verdict,
     pub action: u32,
     /// The frame afterwards.
@@ -128,7 +128,7 @@ pub struct Run {
 }
 
 /// The loaded datapath.
-pub struct Slb<'a> {
+pub(crate) struct Slb<'a> {
     pub maps: Maps,
     pub table: FlowTable,
     /// What a frame comes to first.
@@ -149,17 +149,17 @@ fn pinned(pins: &Path, name: &str) -> Map {
 }
 
 /// Runs `test` on a datapath that is as after loading, in a namespace of its own.
-pub fn with_slb(test: impl FnOnce(&mut Slb<'_>) + Send) {
+pub(crate) fn with_slb(test: impl FnOnce(&mut Slb<'_>) + Send) {
     with_capacity(4_096, test);
 }
 
 /// The same, with room for so many flows.
-pub fn with_capacity(flows: u32, test: impl FnOnce(&mut Slb<'_>) + Send) {
+pub(crate) fn with_capacity(flows: u32, test: impl FnOnce(&mut Slb<'_>) + Send) {
     with_capacities(Capacities { flows, chunks: 96 }, test);
 }
 
 /// The same, with room for so much.
-pub fn with_capacities(capacities: Capacities, test: impl FnOnce(&mut Slb<'_>) + Send) {
+pub(crate) fn with_capacities(capacities: Capacities, test: impl FnOnce(&mut Slb<'_>) + Send) {
     let netns = lab::gateway();
     netns.run(|| test(&mut Slb::open(&netns, capacities))).expect("the namespace");
 }
@@ -190,29 +190,29 @@ impl<'a> Slb<'a> {
     }
 
     /// Goes on from the pinned maps, as an agent that is started again.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.worker.load(self.capacities);
         self.program = self.worker.program();
         self.maps = Maps::open(&self.pins()).expect("the maps");
     }
 
     /// Where everything is pinned.
-    pub fn pins(&self) -> Pins {
+    pub(crate) fn pins(&self) -> Pins {
         Pins::new(&self.worker.pins())
     }
 
     /// A map, by its name.
-    pub fn pinned(&self, name: &str) -> Map {
+    pub(crate) fn pinned(&self, name: &str) -> Map {
         pinned(&self.worker.pins(), name)
     }
 
     /// The present in jiffies.
-    pub fn now(&self) -> u32 {
+    pub(crate) fn now(&self) -> u32 {
         Jiffies::from_kernel().and_then(Jiffies::now).expect("a clock")
     }
 
     /// Installs another state, as the agent would.
-    pub fn change(&mut self, change: impl FnOnce(&mut State)) {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut State)) {
         let mut desired = self.maps.installed().clone();
         change(&mut desired);
         for step in plan(&desired, self.maps.installed()) {
@@ -222,7 +222,7 @@ impl<'a> Slb<'a> {
 
     /// A listener goes by these slots from now on, and by `previous` where that is to be; the
     /// scheduler stays.
-    pub fn publish(
+    pub(crate) fn publish(
         &mut self,
         listener: SocketAddr,
         proto: u32,
@@ -245,12 +245,12 @@ impl<'a> Slb<'a> {
     }
 
     /// New flows to a listener go to these backends from now on, as if it had always been so.
-    pub fn schedule(&mut self, listener: SocketAddr, proto: u32, slots: Vec<u32>) {
+    pub(crate) fn schedule(&mut self, listener: SocketAddr, proto: u32, slots: Vec<u32>) {
         self.publish(listener, proto, slots, Vec::new());
     }
 
     /// New connections to a listener go to these backends from now on, and old ones stay.
-    pub fn move_to(&mut self, listener: SocketAddr, slots: &[u32]) {
+    pub(crate) fn move_to(&mut self, listener: SocketAddr, slots: &[u32]) {
         let key = endpoint(listener, abi::TCP);
         let before = self.maps.installed().listeners[&key].schedule.slots.clone();
         let slots = slots.iter().map(|slot| slot | SLOT_LOOK | SLOT_KEEP).collect();
@@ -258,16 +258,16 @@ impl<'a> Slb<'a> {
     }
 
     /// Changes the settings.
-    pub fn set(&mut self, change: impl FnOnce(&mut Settings)) {
+    pub(crate) fn set(&mut self, change: impl FnOnce(&mut Settings)) {
         self.maps.set(change).expect("a write");
     }
 
-    pub fn backend(&mut self, id: u32, change: impl FnOnce(&mut Backend)) {
+    pub(crate) fn backend(&mut self, id: u32, change: impl FnOnce(&mut Backend)) {
         self.change(|state| change(state.backends.get_mut(&id).expect("a backend")));
     }
 
     /// Runs the program on a frame that came through the interface `ingress`.
-    pub fn run(&mut self, ingress: u32, input: &[u8]) -> Run {
+    pub(crate) fn run(&mut self, ingress: u32, input: &[u8]) -> Run {
         // Room for what a tunnel or an error adds.
         let mut output = vec![0; input.len() + 128];
         let len = u32::try_from(input.len()).expect("a short frame");
@@ -302,7 +302,7 @@ impl<'a> Slb<'a> {
     }
 
     /// Runs the program on a frame, and looks at nothing but its XDP action.
-    pub fn act(&mut self, ingress: u32, input: &[u8]) -> u32 {
+    pub(crate) fn act(&mut self, ingress: u32, input: &[u8]) -> u32 {
         let mut output = vec![0; input.len() + 128];
         let action = self.test_run(ingress, input, &mut output).return_value;
         self.recount();
@@ -310,7 +310,7 @@ impl<'a> Slb<'a> {
     }
 
     /// What has been counted up to now was not by [`Slb::run`].
-    pub fn recount(&mut self) {
+    pub(crate) fn recount(&mut self) {
         self.counters = self.maps.verdicts().expect("counters");
     }
 
@@ -320,7 +320,7 @@ impl<'a> Slb<'a> {
     }
 
     /// Makes every CPU believe that it has sent `errors` ICMP errors in a jiffy.
-    pub fn set_errors(&mut self, errors_at: u32, errors: u32) {
+    pub(crate) fn set_errors(&mut self, errors_at: u32, errors: u32) {
         let cpus = nr_cpus().expect("the number of CPUs");
         let scratch = Scratch { errors_at, errors, ..Scratch::default() };
         let values = PerCpuValues::try_from(vec![scratch; cpus]).expect("as many");
@@ -328,7 +328,7 @@ impl<'a> Slb<'a> {
     }
 
     /// The last jiffy of each CPU in which it was to send ICMP errors, and how many.
-    pub fn errors(&self) -> Vec<(u32, u32)> {
+    pub(crate) fn errors(&self) -> Vec<(u32, u32)> {
         let values = self.scratch.get(&0, 0).expect("a read");
         values.iter().map(|scratch| (scratch.errors_at, scratch.errors)).collect()
     }
@@ -360,7 +360,7 @@ impl<'a> Slb<'a> {
     }
 
     /// Runs a frame and compares all that can be seen of it.
-    pub fn check(&mut self, case: &str, ingress: u32, input: &[u8], expected: &Outcome) {
+    pub(crate) fn check(&mut self, case: &str, ingress: u32, input: &[u8], expected: &Outcome) {
         let run = self.run(ingress, input);
         let (verdict, action, bytes) = match expected {
             Outcome::Sent(verdict, frame, hop) => {
@@ -383,27 +383,27 @@ impl<'a> Slb<'a> {
     }
 
     /// A frame from the clients' side.
-    pub fn client_sends(&mut self, case: &str, frame: &Frame, expected: &Outcome) {
+    pub(crate) fn client_sends(&mut self, case: &str, frame: &Frame, expected: &Outcome) {
         self.check(case, WAN, &frame.bytes(), expected);
     }
 
     /// A frame from the backends' side.
-    pub fn backend_sends(&mut self, case: &str, frame: &Frame, expected: &Outcome) {
+    pub(crate) fn backend_sends(&mut self, case: &str, frame: &Frame, expected: &Outcome) {
         self.check(case, LAN, &frame.bytes(), expected);
     }
 
     /// The entry of a frame in the flow table.
-    pub fn flow(&self, frame: &Frame) -> Option<Flow> {
+    pub(crate) fn flow(&self, frame: &Frame) -> Option<Flow> {
         self.flows.get(&frame.key())
     }
 
     /// Changes the entry of a frame behind the program's back.
-    pub fn tamper(&mut self, frame: &Frame, change: impl FnOnce(&mut Flow)) {
+    pub(crate) fn tamper(&mut self, frame: &Frame, change: impl FnOnce(&mut Flow)) {
         self.flows.change(&frame.key(), change);
     }
 
     /// Makes it so long since a frame's entry was last used.
-    pub fn age(&mut self, frame: &Frame, jiffies: u32) {
+    pub(crate) fn age(&mut self, frame: &Frame, jiffies: u32) {
         self.tamper(frame, |flow| flow.expires = flow.expires.wrapping_sub(jiffies));
     }
 }

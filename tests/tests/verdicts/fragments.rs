@@ -16,7 +16,7 @@ use crate::{
 const PART: usize = 600;
 
 /// The fragments of a frame's packet, as any router or host would make them.
-pub fn fragments(frame: &Frame, id: u16) -> Vec<Vec<u8>> {
+pub(crate) fn fragments(frame: &Frame, id: u16) -> Vec<Vec<u8>> {
     let bytes = frame.bytes();
     let (head, body) = bytes.split_at(frame.l4());
     let parts: Vec<&[u8]> = body.chunks(PART).collect();

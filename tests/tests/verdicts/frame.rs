@@ -9,18 +9,18 @@ use etherparse::{
 use slb_common::abi::{Address, FlowKey, NextHop};
 
 /// Length of the Ethernet header: where the network header begins.
-pub const L3: usize = Ethernet2Header::LEN;
+pub(crate) const L3: usize = Ethernet2Header::LEN;
 
-pub const FIN: u8 = 0x01;
-pub const SYN: u8 = 0x02;
-pub const RST: u8 = 0x04;
-pub const PSH: u8 = 0x08;
-pub const ACK: u8 = 0x10;
-pub const URG: u8 = 0x20;
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const URG: u8 = 0x20;
 
 /// A frame that [`Frame::bytes`] writes out, with all lengths and checksums right.
 #[derive(Clone, Debug)]
-pub struct Frame {
+pub(crate) struct Frame {
     pub src_mac: [u8; 6],
     pub dst_mac: [u8; 6],
     pub src: SocketAddr,
@@ -46,7 +46,7 @@ pub struct Frame {
 }
 
 #[derive(Clone, Debug)]
-pub enum Transport {
+pub(crate) enum Transport {
     /// A multiple of four bytes of options.
     Tcp { flags: u8, options: Vec<u8> },
     /// Without a checksum it is 0.
@@ -57,7 +57,7 @@ pub enum Transport {
 
 /// An IPv6 extension header.
 #[derive(Clone, Debug)]
-pub enum Extension {
+pub(crate) enum Extension {
     /// Everything from the third byte on: six bytes, or eight more, and so on.
     Raw(IpNumber, Vec<u8>),
     /// Offset in units of eight bytes, and whether more fragments follow.
@@ -66,12 +66,12 @@ pub enum Extension {
 
 impl Extension {
     /// Six bytes of padding options (RFC 8200, section 4.2).
-    pub fn padding(number: IpNumber) -> Self {
+    pub(crate) fn padding(number: IpNumber) -> Self {
         Self::Raw(number, vec![1, 4, 0, 0, 0, 0])
     }
 
     /// An experimental routing header (RFC 4727, type 253).
-    pub fn routing(segments_left: u8) -> Self {
+    pub(crate) fn routing(segments_left: u8) -> Self {
         Self::Raw(IpNumber::IPV6_ROUTE_HEADER, vec![253, segments_left, 0, 0, 0, 0])
     }
 
@@ -97,7 +97,7 @@ impl Extension {
 
 impl Frame {
     /// A SYN.
-    pub fn tcp(src: SocketAddr, dst: SocketAddr) -> Self {
+    pub(crate) fn tcp(src: SocketAddr, dst: SocketAddr) -> Self {
         Self {
             src_mac: [2, 0, 0, 0, 0, 0xfe],
             dst_mac: [2, 0, 0, 0, 0, 0xff],
@@ -116,39 +116,39 @@ impl Frame {
         }
     }
 
-    pub fn udp(src: SocketAddr, dst: SocketAddr) -> Self {
+    pub(crate) fn udp(src: SocketAddr, dst: SocketAddr) -> Self {
         Self { transport: Transport::Udp { checksum: true }, ..Self::tcp(src, dst) }
     }
 
     /// Replaces TCP's flags.
-    pub fn flags(mut self, new: u8) -> Self {
+    pub(crate) fn flags(mut self, new: u8) -> Self {
         if let Transport::Tcp { flags, .. } = &mut self.transport {
             *flags = new;
         }
         self
     }
 
-    pub fn ttl(self, ttl: u8) -> Self {
+    pub(crate) fn ttl(self, ttl: u8) -> Self {
         Self { ttl, ..self }
     }
 
     /// This frame on its way through `hop`.
-    pub fn sent(self, hop: NextHop) -> Self {
+    pub(crate) fn sent(self, hop: NextHop) -> Self {
         Self { ttl: self.ttl - 1, src_mac: hop.src_mac, dst_mac: hop.dst_mac, ..self }
     }
 
     /// This frame to another destination.
-    pub fn to(&self, dst: SocketAddr) -> Self {
+    pub(crate) fn to(&self, dst: SocketAddr) -> Self {
         Self { dst, ..self.clone() }
     }
 
     /// This frame from another source.
-    pub fn from(&self, src: SocketAddr) -> Self {
+    pub(crate) fn from(&self, src: SocketAddr) -> Self {
         Self { src, ..self.clone() }
     }
 
     /// The key of its entry in the flow table.
-    pub fn key(&self) -> FlowKey {
+    pub(crate) fn key(&self) -> FlowKey {
         FlowKey {
             src: Address::from(self.src.ip()),
             dst: Address::from(self.dst.ip()),
@@ -159,7 +159,7 @@ impl Frame {
     }
 
     /// Offset of the transport header.
-    pub fn l4(&self) -> usize {
+    pub(crate) fn l4(&self) -> usize {
         let network = match self.src.ip() {
             IpAddr::V4(_) => Ipv4Header::MIN_LEN + self.v4_options.len(),
             IpAddr::V6(_) => Ipv6Header::LEN + self.chain().len(),
@@ -167,7 +167,7 @@ impl Frame {
         L3 + network
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let transport = self.transport();
         let (ether_type, network) = match (self.src.ip(), self.dst.ip()) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -281,7 +281,7 @@ impl Frame {
 }
 
 /// An ICMP message of the frame's family, in place of its transport: type, code, four bytes and the rest.
-pub fn icmp(frame: &Frame, [kind, code]: [u8; 2], head: [u8; 4], rest: &[u8]) -> Frame {
+pub(crate) fn icmp(frame: &Frame, [kind, code]: [u8; 2], head: [u8; 4], rest: &[u8]) -> Frame {
     let mut message = vec![kind, code, 0, 0];
     message.extend(head);
     message.extend(rest);
@@ -304,7 +304,7 @@ fn without_sum(message: &[u8]) -> Vec<u8> {
 }
 
 /// RFC 1071.
-pub fn naive_sum(bytes: &[u8]) -> u16 {
+pub(crate) fn naive_sum(bytes: &[u8]) -> u16 {
     let words = bytes
         .chunks(2)
         .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default()));
@@ -316,7 +316,7 @@ pub fn naive_sum(bytes: &[u8]) -> u16 {
 }
 
 /// A frame with VLAN tags, the outer one first: what each says, and its EtherType.
-pub fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+pub(crate) fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     let mut bytes = frame[..12].to_vec();
     for (kind, tag) in tags {
         bytes.extend(kind.to_be_bytes());
@@ -327,7 +327,7 @@ pub fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
 }
 
 /// Makes the checksum of an IPv4 header right.
-pub fn seal_v4(bytes: &mut [u8]) {
+pub(crate) fn seal_v4(bytes: &mut [u8]) {
     let len = usize::from(bytes[L3] & 0x0f) * 4;
     bytes[L3 + 10..L3 + 12].fill(0);
     let sum: u32 = bytes[L3..L3 + len]
@@ -341,7 +341,7 @@ pub fn seal_v4(bytes: &mut [u8]) {
 
 /// Where a checksum stands, what it should be, and what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checksum {
+pub(crate) struct Checksum {
     pub at: usize,
     pub right: u16,
     pub found: u16,
@@ -349,14 +349,14 @@ pub struct Checksum {
 
 impl Checksum {
     /// 0 and 0xffff are the same number in one's complement.
-    pub const fn holds(self) -> bool {
+    pub(crate) const fn holds(self) -> bool {
         self.right % 0xffff == self.found % 0xffff
     }
 }
 
 /// All checksums of a frame with TCP, UDP or ICMP in it, computed from scratch; `None` for any other, and
 /// for those that etherparse cannot read. UDP's 0 is none.
-pub fn checksums(bytes: &[u8]) -> Option<Vec<Checksum>> {
+pub(crate) fn checksums(bytes: &[u8]) -> Option<Vec<Checksum>> {
     let packet = SlicedPacket::from_ethernet(bytes).ok()?;
     let offset = |part: &[u8]| part.as_ptr() as usize - bytes.as_ptr() as usize;
     let (mut found, addresses) = match packet.net? {

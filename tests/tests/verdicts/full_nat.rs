@@ -36,9 +36,9 @@ fn talks(slb: &mut Slb<'_>, case: &str, frame: &Frame, inside: SocketAddr) -> So
 }
 
 /// A frame that was translated from another family looks a bit different.
-pub struct Between(pub Frame, bool);
+pub(crate) struct Between(pub Frame, bool);
 
-pub fn between(frame: &Frame, from: &Frame) -> Between {
+pub(crate) fn between(frame: &Frame, from: &Frame) -> Between {
     let crosses = frame.src.is_ipv4() != from.src.is_ipv4();
     let mut frame = frame.clone();
     if crosses {
@@ -48,7 +48,7 @@ pub fn between(frame: &Frame, from: &Frame) -> Between {
 }
 
 impl Between {
-    pub fn sent_as(&self, hop: NextHop) -> Vec<u8> {
+    pub(crate) fn sent_as(&self, hop: NextHop) -> Vec<u8> {
         let mut bytes = self.0.clone().sent(hop).bytes();
         if self.1 {
             // Traffic class: that of the other family. No identification, no flow label.

@@ -19,7 +19,7 @@ const ECHO: [[u8; 2]; 2] = [[8, 0], [128, 129]];
 const ERRORS: [[[u8; 2]; 3]; 2] = [[[3, 3], [3, 4], [11, 0]], [[1, 4], [2, 0], [3, 0]]];
 
 /// The first part of a frame's packet, as an error quotes it.
-pub fn quote(frame: &Frame, len: usize) -> Vec<u8> {
+pub(crate) fn quote(frame: &Frame, len: usize) -> Vec<u8> {
     let packet = &frame.bytes()[L3..];
     packet[..len.min(packet.len())].to_vec()
 }

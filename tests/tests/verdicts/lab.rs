@@ -4,24 +4,27 @@ use slb_common::abi::NextHop;
 use slb_lab::Netns;
 
 /// Index of the interface towards the clients.
-pub const WAN: u32 = 11;
+pub(crate) const WAN: u32 = 11;
 /// Index of the interface towards the backends.
-pub const LAN: u32 = 12;
+pub(crate) const LAN: u32 = 12;
 /// Index of an interface that XDP is not attached to.
-pub const MGMT: u32 = 13;
+pub(crate) const MGMT: u32 = 13;
 
-pub const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
-pub const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
+pub(crate) const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+pub(crate) const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 const MGMT_MAC: [u8; 6] = [2, 0, 0, 0, 1, 3];
 
 /// The router that leads to most clients.
-pub const ROUTER: NextHop = NextHop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 2, 1], src_mac: WAN_MAC };
+pub(crate) const ROUTER: NextHop =
+    NextHop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 2, 1], src_mac: WAN_MAC };
 /// Another one beside it, which no route leads to yet.
-pub const OTHER_ROUTER: NextHop = NextHop { dst_mac: [2, 0, 0, 0, 2, 2], ..ROUTER };
+pub(crate) const OTHER_ROUTER: NextHop = NextHop { dst_mac: [2, 0, 0, 0, 2, 2], ..ROUTER };
 /// `10.0.0.11` and `2001:db8:a::11`.
-pub const FIRST: NextHop = NextHop { ifindex: LAN, dst_mac: [2, 0, 0, 0, 3, 1], src_mac: LAN_MAC };
+pub(crate) const FIRST: NextHop =
+    NextHop { ifindex: LAN, dst_mac: [2, 0, 0, 0, 3, 1], src_mac: LAN_MAC };
 /// `10.0.0.12` and `2001:db8:a::12`: on the clients' side, so that its frames leave as they came.
-pub const SECOND: NextHop = NextHop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 3, 2], src_mac: WAN_MAC };
+pub(crate) const SECOND: NextHop =
+    NextHop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 3, 2], src_mac: WAN_MAC };
 
 /// The namespace. Clients of `198.51.N.0/24` and `2001:db8:N::/64` differ in the way to them:
 ///
@@ -33,7 +36,7 @@ pub const SECOND: NextHop = NextHop { ifindex: WAN, dst_mac: [2, 0, 0, 0, 3, 2],
 /// | 105 | by a neighbour on LAN that the kernel has not met |
 /// | 106 | by a neighbour on MGMT |
 /// | 107 | no route |
-pub fn gateway() -> Netns {
+pub(crate) fn gateway() -> Netns {
     let netns = Netns::create("verdicts").expect("root");
     let mut batch = String::new();
     let devices = [("wan0", WAN, WAN_MAC), ("lan0", LAN, LAN_MAC), ("mgmt0", MGMT, MGMT_MAC)];
@@ -80,7 +83,7 @@ pub fn gateway() -> Netns {
 }
 
 /// Switches the kernel's own forwarding.
-pub fn forwarding(netns: &Netns, family: &str, on: bool) {
+pub(crate) fn forwarding(netns: &Netns, family: &str, on: bool) {
     netns
         .sysctl(&format!("{family}/conf/all/forwarding"), if on { "1" } else { "0" })
         .expect("forwarding");

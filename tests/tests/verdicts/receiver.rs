@@ -19,7 +19,7 @@ use crate::{
 
 /// How a group's backends are told who the client is, and in which bytes.
 #[derive(Clone, Debug)]
-pub enum Told {
+pub(crate) enum Told {
     /// By a header before the client's first byte.
     Header(Vec<u8>),
     /// By a TCP option.
@@ -28,7 +28,7 @@ pub enum Told {
 
 /// A segment that reached the backend.
 #[derive(Clone, Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     pub source: SocketAddr,
     pub seq: u32,
     pub ack: u32,
@@ -40,7 +40,7 @@ pub struct Segment {
 
 impl Segment {
     /// Reads a frame. Panics if it is no TCP segment, or one of its checksums is wrong.
-    pub fn read(bytes: &[u8]) -> Self {
+    pub(crate) fn read(bytes: &[u8]) -> Self {
         let packet = SlicedPacket::from_ethernet(bytes).expect("a frame");
         let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
             panic!("not TCP: {bytes:02x?}")
@@ -66,7 +66,7 @@ impl Segment {
 
 /// What the backend sends to `to`.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub to: SocketAddr,
     pub seq: u32,
     pub ack: u32,
@@ -125,7 +125,7 @@ impl Connection {
 
 /// How often something has happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reached {
+pub(crate) struct Reached {
     /// Handshakes that were completed, of these those with SYN cookies, and of the others those whose first
     /// segment to come was not the client's first.
     pub established: u64,
@@ -141,7 +141,7 @@ pub struct Reached {
 }
 
 impl Reached {
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.established += other.established;
         self.by_cookie += other.by_cookie;
         self.out_of_order += other.out_of_order;
@@ -153,7 +153,7 @@ impl Reached {
 }
 
 /// The backend.
-pub struct Receiver {
+pub(crate) struct Receiver {
     told: Told,
     /// It answers SYNs with cookies (as Linux does with `tcp_syncookies` and a full queue).
     pub has_cookies: bool,
@@ -172,7 +172,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub fn new(told: Told, secret: u64) -> Self {
+    pub(crate) fn new(told: Told, secret: u64) -> Self {
         Self {
             told,
             has_cookies: false,
@@ -187,7 +187,7 @@ impl Receiver {
     }
 
     /// Whether a connection from `source` has ever shown all of what its backend is to be told.
-    pub fn is_informed(&self, source: &SocketAddr) -> bool {
+    pub(crate) fn is_informed(&self, source: &SocketAddr) -> bool {
         self.informed.contains(source)
     }
 
@@ -199,7 +199,7 @@ impl Receiver {
     }
 
     /// Takes a segment. `iss`: what the connection is to count from if it begins one.
-    pub fn take(&mut self, segment: &Segment, iss: u32) -> Vec<Answer> {
+    pub(crate) fn take(&mut self, segment: &Segment, iss: u32) -> Vec<Answer> {
         self.look_at_options(segment);
         let to = segment.source;
         if segment.has(SYN) {
@@ -389,7 +389,7 @@ impl Receiver {
     }
 
     /// The application sends `payload`, closes or resets one of its connections.
-    pub fn speak(&mut self, number: usize, flags: u8, payload: &[u8]) -> Vec<Answer> {
+    pub(crate) fn speak(&mut self, number: usize, flags: u8, payload: &[u8]) -> Vec<Answer> {
         let mut known: Vec<_> =
             self.connections.iter().filter(|(_, it)| it.is_established).collect();
         known.sort_unstable_by_key(|(source, _)| **source);
@@ -407,7 +407,7 @@ impl Receiver {
     }
 
     /// A SYN-ACK is sent again, of all that are not acknowledged.
-    pub fn repeat(&self) -> Vec<Answer> {
+    pub(crate) fn repeat(&self) -> Vec<Answer> {
         let open = self.connections.iter().filter(|(_, it)| !it.is_established);
         let mut answers: Vec<_> = open
             .map(|(to, it)| Answer { seq: it.own.wrapping_sub(1), ..it.answer(*to, SYN | ACK) })
@@ -417,7 +417,7 @@ impl Receiver {
     }
 
     /// Forgets all connections, and says nothing.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.reached.forgotten +=
             self.connections.values().filter(|it| it.is_established).count() as u64;
         self.connections.clear();

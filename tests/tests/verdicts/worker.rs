@@ -25,7 +25,7 @@ mod raw;
 const SETTINGS: &str = "SLB_SETTINGS";
 
 /// A loaded datapath, whose maps are as they were when it was loaded.
-pub struct Worker {
+pub(crate) struct Worker {
     folder: PathBuf,
     /// Released when it is closed.
     _lock: File,
@@ -33,7 +33,7 @@ pub struct Worker {
 
 impl Worker {
     /// Takes a worker that is not in use, or makes one.
-    pub fn take(capacities: Capacities) -> Self {
+    pub(crate) fn take(capacities: Capacities) -> Self {
         let Capacities { flows, chunks } = capacities;
         let mut hash = DefaultHasher::new();
         OBJECT.hash(&mut hash);
@@ -58,17 +58,17 @@ impl Worker {
     }
 
     /// Where everything is pinned.
-    pub fn pins(&self) -> PathBuf {
+    pub(crate) fn pins(&self) -> PathBuf {
         self.folder.join(workers::PINS)
     }
 
     /// The program in use.
-    pub fn program(&self) -> Xdp {
+    pub(crate) fn program(&self) -> Xdp {
         Xdp::from_pin(self.program_pin(), XdpAttachType::Interface).expect("the program")
     }
 
     /// Loads another program onto the maps, as an agent that is started again.
-    pub fn load(&self, capacities: Capacities) {
+    pub(crate) fn load(&self, capacities: Capacities) {
         let mut loaded = Loaded::open(Pins::new(&self.pins()), capacities).expect("the datapath");
         let pin = self.program_pin();
         if pin.exists() {

@@ -23,7 +23,7 @@ const METRICS: &str = "127.0.0.1:9470";
 
 /// What something took.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub(super) struct Row {
     /// What.
     pub what: String,
     /// Milliseconds, the median.
@@ -37,7 +37,7 @@ pub struct Row {
 /// # Errors
 ///
 /// The lab does not work.
-pub fn measure() -> Result<Vec<Row>> {
+pub(super) fn measure() -> Result<Vec<Row>> {
     let topology = Topology::build()?;
     // All behind one neighbour: the kernel's tables do not have room for as many by default.
     topology.gateway.ip(&format!("route add 10.128.0.0/9 via {}", topology.backends[0].v4))?;

@@ -32,7 +32,7 @@ const STARTED: Duration = Duration::from_secs(15);
 
 /// What clients got through one balancer.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub(super) struct Row {
     /// Which.
     pub through: String,
     /// One TCP stream.
@@ -45,7 +45,7 @@ pub struct Row {
 
 /// What `wrk` says.
 #[derive(Debug, Serialize)]
-pub struct Load {
+pub(super) struct Load {
     /// Requests.
     pub per_second: f64,
     /// Microseconds that half of them took at most.
@@ -74,7 +74,7 @@ impl Drop for Process {
 /// # Errors
 ///
 /// `wrk`, `iperf3` or nginx is missing, or the lab does not work.
-pub fn measure() -> Result<Vec<Row>> {
+pub(super) fn measure() -> Result<Vec<Row>> {
     for tool in ["wrk", "iperf3", "nginx"] {
         if process::find(tool).is_none() {
             bail!("{tool} is missing: apt-get install wrk iperf3 nginx haproxy nftables");

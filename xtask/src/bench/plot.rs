@@ -14,7 +14,7 @@ const SIZE: (u32, u32) = (900, 520);
 /// # Errors
 ///
 /// The file cannot be written.
-pub fn flows(rows: &[Row], path: &Path) -> Result<()> {
+pub(super) fn flows(rows: &[Row], path: &Path) -> Result<()> {
     let mut series = BTreeMap::<String, Vec<(f64, f64)>>::new();
     for row in rows.iter().filter(|row| row.group == "flows" || row.name.starts_with("one LRU")) {
         let name = row.name.rsplit_once(", ").map_or(row.name.as_str(), |(name, _)| name);

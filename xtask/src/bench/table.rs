@@ -17,7 +17,7 @@ fn table(header: &[&str]) -> Table {
 }
 
 /// Single packets.
-pub fn packets(rows: &[Row]) -> String {
+pub(super) fn packets(rows: &[Row]) -> String {
     let hot = rows.iter().find(|row| row.name == "one LRU look-up, 1 flow");
     let unit = hot.map_or(f64::NAN, |row| row.median);
     let mut table = table(&["path", "flows", "median ns", "p10 ns", "LRU look-ups", "verdict"]);
@@ -36,7 +36,7 @@ pub fn packets(rows: &[Row]) -> String {
 
 /// Frames that are really sent, of all that is the harness's: in each round as a part of what a redirect
 /// alone lets through.
-pub fn live(rows: &[Row]) -> String {
+pub(super) fn live(rows: &[Row]) -> String {
     let mut table = table(&["live frames", "million/s", "of redirect only"]);
     let Some(only) = rows.iter().find(|row| row.name == "redirect only") else {
         return String::new();
@@ -55,7 +55,7 @@ pub fn live(rows: &[Row]) -> String {
 }
 
 /// The agent with a large configuration.
-pub fn control(rows: &[control::Row]) -> String {
+pub(super) fn control(rows: &[control::Row]) -> String {
     let mut table = table(&["", "median ms", "longest ms"]);
     for row in rows {
         let number = |value: f64| format!("{value:.0}");
@@ -65,7 +65,7 @@ pub fn control(rows: &[control::Row]) -> String {
 }
 
 /// Clients through the lab.
-pub fn end_to_end(rows: &[end_to_end::Row]) -> String {
+pub(super) fn end_to_end(rows: &[end_to_end::Row]) -> String {
     let mut table = table(&[
         "through",
         "Gbit/s",

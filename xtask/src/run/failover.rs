@@ -27,7 +27,7 @@ const SETTLED: u64 = 20;
 const STOPPED: &str = "web-2";
 
 /// Stops the primary of a primary/secondary group, and starts it again.
-pub fn primary_and_secondary(lab: &mut Lab, report: &mut Report) -> Result<()> {
+pub(super) fn primary_and_secondary(lab: &mut Lab, report: &mut Report) -> Result<()> {
     let port = plan::DB_PORT;
     report.step(&format!("Primary and secondary: {PRIMARY} and {SECONDARY} behind tcp/{port}"));
     expect(lab, report, PRIMARY)?;
@@ -71,7 +71,7 @@ fn expect(lab: &Lab, report: &mut Report, name: &str) -> Result<()> {
 }
 
 /// Stops one backend of a weighted group under load, and starts it again.
-pub fn weighted(lab: &mut Lab, report: &mut Report) -> Result<()> {
+pub(super) fn weighted(lab: &mut Lab, report: &mut Report) -> Result<()> {
     let port = plan::WEB_PORT;
     let [v4, v6] = plan::vips(port);
     report.step(&format!(

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Prints step by step, and counts what did not hold.
-pub struct Report {
+pub(super) struct Report {
     began: Instant,
     steps: u32,
     checks: u32,
@@ -23,18 +23,18 @@ impl Default for Report {
 
 impl Report {
     /// What is being done now.
-    pub fn step(&mut self, what: &str) {
+    pub(super) fn step(&mut self, what: &str) {
         self.steps += 1;
         println!("\n{}", self.paint("1", &format!("{}. {what}", self.steps)));
     }
 
     /// Something that was seen and is neither right nor wrong.
-    pub fn seen(&self, what: &str) {
+    pub(super) fn seen(&self, what: &str) {
         println!("   {what}");
     }
 
     /// Something that has to hold.
-    pub fn check(&mut self, holds: bool, what: &str) {
+    pub(super) fn check(&mut self, holds: bool, what: &str) {
         self.checks += 1;
         self.failures += u32::from(!holds);
         println!("   {} {what}", self.verdict(holds));
@@ -45,7 +45,7 @@ impl Report {
     }
 
     /// The last lines; returns how many checks failed.
-    pub fn close(self) -> u32 {
+    pub(super) fn close(self) -> u32 {
         let passed = self.checks - self.failures;
         let seconds = self.began.elapsed().as_secs();
         let verdict = self.verdict(self.failures == 0);
@@ -59,6 +59,6 @@ impl Report {
 }
 
 /// Without colour, which would spoil the widths of a table.
-pub fn word(holds: bool) -> &'static str {
+pub(super) fn word(holds: bool) -> &'static str {
     if holds { "ok" } else { "FAILED" }
 }

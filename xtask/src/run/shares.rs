@@ -30,7 +30,7 @@ const TRAFFIC: [Traffic; 3] = [
 ];
 
 /// Sends `count` exchanges to every listener with weights, over IPv4 and IPv6.
-pub fn show(lab: &Lab, report: &mut Report, count: u32) -> Result<()> {
+pub(super) fn show(lab: &Lab, report: &mut Report, count: u32) -> Result<()> {
     for traffic in TRAFFIC {
         for (vip, family) in plan::vips(traffic.port).into_iter().zip(["IPv4", "IPv6"]) {
             interrupt::check()?;

@@ -28,7 +28,7 @@ static REFUSED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
 
 /// What apt would do to install packages.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// New packages, dependencies included.
     pub new: Vec<String>,
     /// Installed packages that would be replaced by newer ones.
@@ -44,7 +44,7 @@ pub struct Plan {
 /// # Errors
 ///
 /// Says why apt cannot install them, in a few words.
-pub fn plan(packages: &[&str]) -> Result<Plan, String> {
+pub(crate) fn plan(packages: &[&str]) -> Result<Plan, String> {
     if !is_here() {
         return Err("this is not a Debian-like system".to_owned());
     }
@@ -113,7 +113,7 @@ fn bytes(text: &str) -> u64 {
 /// # Errors
 ///
 /// Says for the first package that is left out why that is.
-pub fn install(packages: &[&str], allow_upgrades: bool) -> Result<(), String> {
+pub(crate) fn install(packages: &[&str], allow_upgrades: bool) -> Result<(), String> {
     let refused = |packages: &[&str]| {
         let refused = REFUSED.lock().unwrap_or_else(PoisonError::into_inner);
         packages.iter().find_map(|&package| refused.get(package).cloned()).map_or(Ok(()), Err)
@@ -169,7 +169,7 @@ fn refusal(plan: &Plan) -> Option<String> {
 }
 
 /// Brings the package lists up to date, unless this process has done so.
-pub fn refresh() {
+pub(crate) fn refresh() {
     static REFRESH: Once = Once::new();
     REFRESH.call_once(|| {
         if let Err(why) = run(Command::new("apt-get").arg("update")) {
@@ -179,7 +179,7 @@ pub fn refresh() {
 }
 
 /// What the user would type to install packages, or where to look on another distribution.
-pub fn advice(packages: &[&str]) -> String {
+pub(crate) fn advice(packages: &[&str]) -> String {
     let packages = packages.join(" ");
     if !is_here() {
         return format!("install what Debian calls: {packages}");
@@ -189,7 +189,7 @@ pub fn advice(packages: &[&str]) -> String {
 }
 
 /// Whether the system has apt.
-pub fn is_here() -> bool {
+pub(crate) fn is_here() -> bool {
     process::find("apt-get").is_some()
 }
 

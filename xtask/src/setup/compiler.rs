@@ -10,17 +10,17 @@ use super::{
 use crate::{process, toolchain};
 
 /// The distribution's compiler, new enough and with its sources.
-pub const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+pub(super) const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// Bound on a download of rustup's. Without a network it fails in seconds; this is for a network
 /// that swallows packets.
 const LIMIT: Duration = Duration::from_secs(600);
 const THING: &str = "toolchain";
 
 /// What rustup's takes, about.
-pub const COST: Cost = Cost::megabytes(120, 700);
+pub(super) const COST: Cost = Cost::megabytes(120, 700);
 
 /// Finds or installs a toolchain, and returns its name.
-pub fn ensure(options: &Options, report: &mut Report) -> Option<&'static str> {
+pub(super) fn ensure(options: &Options, report: &mut Report) -> Option<&'static str> {
     let found = toolchain::find();
     if let Some(name) = found.filter(|name| is_new_enough(name)) {
         report.found(THING, describe(name));
@@ -63,12 +63,12 @@ pub fn ensure(options: &Options, report: &mut Report) -> Option<&'static str> {
 }
 
 /// The toolchain that the build uses, if there is one.
-pub fn usable() -> Option<&'static str> {
+pub(super) fn usable() -> Option<&'static str> {
     toolchain::find().filter(|name| is_new_enough(name))
 }
 
 /// Whether the distribution's packages are needed, and are the first thing to try.
-pub fn needs_packages(from: Origin) -> bool {
+pub(super) fn needs_packages(from: Origin) -> bool {
     usable().is_none()
         && from == Origin::Distribution
         && process::find("rustup").is_some()
@@ -76,7 +76,7 @@ pub fn needs_packages(from: Origin) -> bool {
 }
 
 /// The command for rustup, if a toolchain is missing and rustup is asked first.
-pub fn by_rustup(from: Origin) -> Option<String> {
+pub(super) fn by_rustup(from: Origin) -> Option<String> {
     // An installed compiler of the distribution only has to be made known to rustup.
     let asks_rustup = from == Origin::Auto
         && usable().is_none()
@@ -86,7 +86,7 @@ pub fn by_rustup(from: Origin) -> Option<String> {
 }
 
 /// Major version of the LLVM in a toolchain.
-pub fn llvm(toolchain: &str) -> Option<u32> {
+pub(super) fn llvm(toolchain: &str) -> Option<u32> {
     llvm_of(&process::output("rustup", &["run", toolchain, "rustc", "-vV"])?)
 }
 

@@ -10,7 +10,7 @@ use super::{report::Report, report::say, survey::Cost};
 use crate::process;
 
 /// A program that cargo knows by its name.
-pub struct Helper {
+pub(crate) struct Helper {
     pub program: &'static str,
     /// Its package on crates.io.
     package: &'static str,
@@ -22,7 +22,7 @@ pub struct Helper {
 }
 
 /// Runs the tests.
-pub const NEXTEST: Helper = Helper {
+pub(crate) const NEXTEST: Helper = Helper {
     program: "cargo-nextest",
     package: "cargo-nextest",
     version: "0.9.148",
@@ -30,7 +30,7 @@ pub const NEXTEST: Helper = Helper {
     cost: Cost::megabytes(10, 35),
 };
 /// Looks at the licences of dependencies.
-pub const DENY: Helper = Helper {
+pub(crate) const DENY: Helper = Helper {
     program: "cargo-deny",
     package: "cargo-deny",
     version: "0.20.2",
@@ -38,7 +38,7 @@ pub const DENY: Helper = Helper {
     cost: Cost::megabytes(5, 9),
 };
 /// Finds dependencies that nothing uses.
-pub const SHEAR: Helper = Helper {
+pub(crate) const SHEAR: Helper = Helper {
     program: "cargo-shear",
     package: "cargo-shear",
     version: "1.14.0",
@@ -46,7 +46,7 @@ pub const SHEAR: Helper = Helper {
     cost: Cost::megabytes(2, 4),
 };
 /// Finds misspelt words.
-pub const TYPOS: Helper = Helper {
+pub(crate) const TYPOS: Helper = Helper {
     program: "typos",
     package: "typos-cli",
     version: "1.52.0",
@@ -54,7 +54,7 @@ pub const TYPOS: Helper = Helper {
     cost: Cost::megabytes(8, 34),
 };
 /// Those of `cargo xtask lint`.
-pub const LINT: [&Helper; 3] = [&DENY, &SHEAR, &TYPOS];
+pub(crate) const LINT: [&Helper; 3] = [&DENY, &SHEAR, &TYPOS];
 
 /// A slow mirror.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -63,7 +63,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(1_800);
 const THING: &str = "helpers";
 
 /// Finds or installs helpers; one that is there is used, in any version.
-pub fn ensure<'a>(helpers: impl IntoIterator<Item = &'a Helper>, report: &mut Report) {
+pub(crate) fn ensure<'a>(helpers: impl IntoIterator<Item = &'a Helper>, report: &mut Report) {
     let (mut found, mut installed) = (vec![], vec![]);
     for helper in helpers {
         let Helper { program, .. } = helper;

@@ -18,16 +18,16 @@ const SERIES: &str = "0.13.";
 /// The LLVM versions that it can be built against, oldest first.
 const SUPPORTED: [u32; 3] = [21, 22, 23];
 /// The oldest of them: a compiler with an older one is of no use.
-pub const OLDEST_LLVM: u32 = SUPPORTED[0];
+pub(super) const OLDEST_LLVM: u32 = SUPPORTED[0];
 /// The LLVM inside the binaries that the project publishes.
 const PUBLISHED: u32 = 23;
 const THING: &str = "linker";
 
 /// Without LLVM, which comes as a package.
-pub const COST: Cost = Cost::megabytes(37, 42);
+pub(super) const COST: Cost = Cost::megabytes(37, 42);
 
 /// Finds or installs the linker for `toolchain`; without one there is nothing to match.
-pub fn ensure(toolchain: Option<&str>, options: &Options, report: &mut Report) {
+pub(super) fn ensure(toolchain: Option<&str>, options: &Options, report: &mut Report) {
     let Some(wanted) = toolchain.and_then(compiler::llvm) else {
         let again = ["cargo xtask setup    # again, for the linker".to_owned()];
         report.missing(THING, "waits for the toolchain, whose LLVM it has to match", again);
@@ -51,20 +51,20 @@ pub fn ensure(toolchain: Option<&str>, options: &Options, report: &mut Report) {
 }
 
 /// Whether no linker is there that the toolchain can use.
-pub fn is_missing() -> bool {
+pub(super) fn is_missing() -> bool {
     let wanted = compiler::usable().and_then(compiler::llvm);
     wanted.is_none_or(|wanted| state(wanted).is_err())
 }
 
 /// The package with the LLVM that the linker is to be built against, unless one is there that does.
-pub fn package(wanted: u32) -> Option<String> {
+pub(super) fn package(wanted: u32) -> Option<String> {
     let is_known = SUPPORTED.contains(&wanted);
     let is_needed = state(wanted).is_err() && installed_llvm(wanted).is_none();
     (is_known && is_needed).then(|| format!("llvm-{wanted}-dev"))
 }
 
 /// What [`ensure`] installs.
-pub fn name() -> String {
+pub(super) fn name() -> String {
     format!("{NAME} {VERSION}")
 }
 

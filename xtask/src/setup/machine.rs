@@ -22,11 +22,11 @@ pub(super) const TOOLS: [Tool; 2] = [
 ];
 
 /// Of its file system, about.
-pub const COST: Cost = Cost::megabytes(60, 135);
+pub(crate) const COST: Cost = Cost::megabytes(60, 135);
 const THING: &str = "machine";
 
 /// Whether it would be made, if it were asked for.
-pub fn is_missing() -> bool {
+pub(crate) fn is_missing() -> bool {
     process::is_root()
         && apt::is_here()
         && process::target().is_ok_and(|target| !target.join(ROOT).is_dir())
@@ -37,7 +37,7 @@ pub fn is_missing() -> bool {
 /// # Errors
 ///
 /// Not root, not a Debian-like system, or the packages cannot be had.
-pub fn ensure(options: &Options, report: &mut Report) -> Result<()> {
+pub(crate) fn ensure(options: &Options, report: &mut Report) -> Result<()> {
     if !process::is_root() {
         bail!("booting one takes root");
     }

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 /// One line for each thing that set-up has looked at.
 #[derive(Default)]
-pub struct Report {
+pub(crate) struct Report {
     lines: Vec<Line>,
     /// Commands that finish the set-up.
     left: Vec<String>,
@@ -27,22 +27,22 @@ enum State {
 
 impl Report {
     /// It was there, and is used as it is.
-    pub fn found(&mut self, thing: &'static str, text: impl Into<String>) {
+    pub(crate) fn found(&mut self, thing: &'static str, text: impl Into<String>) {
         self.add(State::Found, thing, text);
     }
 
     /// It was installed just now.
-    pub fn installed(&mut self, thing: &'static str, text: impl Into<String>) {
+    pub(crate) fn installed(&mut self, thing: &'static str, text: impl Into<String>) {
         self.add(State::Installed, thing, text);
     }
 
     /// It is missing, and set-up succeeds all the same.
-    pub fn without(&mut self, thing: &'static str, text: impl Into<String>) {
+    pub(crate) fn without(&mut self, thing: &'static str, text: impl Into<String>) {
         self.add(State::Without, thing, text);
     }
 
     /// It is missing, and set-up fails. `advice` are commands that install it.
-    pub fn missing<A: IntoIterator<Item = String>>(
+    pub(crate) fn missing<A: IntoIterator<Item = String>>(
         &mut self,
         thing: &'static str,
         text: impl Into<String>,
@@ -57,7 +57,7 @@ impl Report {
     }
 
     /// Adds the lines of another report.
-    pub fn append(&mut self, other: Self) {
+    pub(crate) fn append(&mut self, other: Self) {
         self.lines.extend(other.lines);
         self.left.extend(other.left);
     }
@@ -67,7 +67,7 @@ impl Report {
     /// # Errors
     ///
     /// Something that is needed is missing; the commands that install it have been printed.
-    pub fn finish(&self, is_brief: bool) -> Result<()> {
+    pub(crate) fn finish(&self, is_brief: bool) -> Result<()> {
         if is_brief && self.lines.iter().all(|line| line.state == State::Found) {
             println!("setup: complete");
             return Ok(());
@@ -94,6 +94,6 @@ impl Report {
 }
 
 /// Progress, printed at once: what follows takes a while.
-pub fn say(thing: &str, text: &str) {
+pub(super) fn say(thing: &str, text: &str) {
     println!("setup: {thing}: {text}");
 }

@@ -8,12 +8,12 @@ use std::{
 };
 
 /// What Debian's tools run to learn whether a package may start or stop a service: yes if it is not there.
-pub const POLICY: &str = "/usr/sbin/policy-rc.d";
+pub(super) const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// How a policy of ours is told from one of the machine's owner.
 const MARK: &str = "# cargo xtask setup";
 
 /// Keeps packages from starting services, until it is dropped or this process ends.
-pub struct Policy {
+pub(super) struct Policy {
     /// `None`: the machine has a policy of its own, which stays.
     path: Option<PathBuf>,
 }
@@ -24,7 +24,7 @@ impl Policy {
     /// # Errors
     ///
     /// The file cannot be written.
-    pub fn create(path: &Path) -> Result<Self, String> {
+    pub(super) fn create(path: &Path) -> Result<Self, String> {
         let error = |error| format!("{}: {error}", path.display());
         if let Ok(text) = fs::read_to_string(path)
             && !text.contains(MARK)

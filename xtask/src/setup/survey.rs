@@ -7,14 +7,14 @@ use crate::process;
 
 /// What something takes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
+pub(crate) struct Cost {
     pub download: u64,
     pub disk: u64,
 }
 
 impl Cost {
     /// A cost in megabytes.
-    pub const fn megabytes(download: u64, disk: u64) -> Self {
+    pub(crate) const fn megabytes(download: u64, disk: u64) -> Self {
         Self { download: download * 1_000_000, disk: disk * 1_000_000 }
     }
 }
@@ -29,7 +29,7 @@ struct Row {
 }
 
 /// Prints what [`super::everything`] would install. Installs and downloads nothing.
-pub fn print(options: &Options) {
+pub(super) fn print(options: &Options) {
     let rows = rows(options);
     if rows.is_empty() {
         println!("setup: everything is there, so nothing would be installed");

@@ -23,7 +23,7 @@ const MARGIN_PERCENT: u32 = 3;
 /// The file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Budget {
+pub(super) struct Budget {
     compiler: String,
     margin_percent: u32,
     program: BTreeMap<String, Limits>,
@@ -52,18 +52,18 @@ impl Budget {
     /// # Errors
     ///
     /// The file cannot be read, or is not one.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         toml::from_str(&text).with_context(|| path.display().to_string())
     }
 
     /// Whose code it is for.
-    pub fn compiler(&self) -> &str {
+    pub(super) fn compiler(&self) -> &str {
         &self.compiler
     }
 
     /// What `measured` costs; on kernels that were not measured it is what `old` says.
-    pub fn record(old: Option<Self>, compiler: &str, measured: &[(Measured, Jit)]) -> Self {
+    pub(super) fn record(old: Option<Self>, compiler: &str, measured: &[(Measured, Jit)]) -> Self {
         let mut budget = Self {
             compiler: compiler.to_owned(),
             margin_percent: old.as_ref().map_or(MARGIN_PERCENT, |old| old.margin_percent),
@@ -85,13 +85,13 @@ impl Budget {
     /// # Errors
     ///
     /// The disk is full.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
         let text = toml::to_string(self).context("writing TOML")?;
         fs::write(path, format!("{HEAD}\n{text}")).with_context(|| path.display().to_string())
     }
 
     /// Prints what was found beside what is allowed, and gives what is too much.
-    pub fn compare(&self, measured: &Measured, jit: Jit) -> Vec<String> {
+    pub(super) fn compare(&self, measured: &Measured, jit: Jit) -> Vec<String> {
         let lines = self.lines(measured, jit);
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -161,7 +161,7 @@ impl Limits {
 
 /// Whether the size of machine code says something: it depends on the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Jit {
+pub(super) enum Jit {
     /// A known processor.
     Counts,
     /// The processor of this machine, which may differ.

@@ -27,14 +27,14 @@ const ENTRIES: u32 = 1024;
 const LOG_STATS: u32 = 4;
 const LOG_BYTES: usize = 1 << 20;
 /// `MAX_BPF_STACK`, and the unit in which kernel 6.1 counts frames against it; newer ones count finer.
-pub const STACK_LIMIT: u32 = 512;
+pub(super) const STACK_LIMIT: u32 = 512;
 const STACK_UNIT: u32 = 32;
 /// `MAX_CALL_FRAMES` of `linux/bpf_verifier.h`.
 const CALL_FRAMES: usize = 8;
 
 /// What was measured on one kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Measured {
+pub(super) struct Measured {
     /// Series of the kernel, as in `6.1`.
     pub kernel: String,
     /// By the program's name.
@@ -43,7 +43,7 @@ pub struct Measured {
 
 /// A program with all subprograms that it can reach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Program {
+pub(super) struct Program {
     /// In the object.
     pub instructions: u32,
     /// After the kernel has rewritten accesses and inlined its own functions.
@@ -60,7 +60,7 @@ pub struct Program {
 
 /// One function that was not inlined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subprogram {
+pub(super) struct Subprogram {
     /// Its own stack, in bytes.
     pub stack: u32,
     /// Calls to [`COPIES`]. None is allowed, so none is in the budget.
@@ -78,7 +78,7 @@ const fn is_none(copies: &u32) -> bool {
 /// # Errors
 ///
 /// The object is not one of ours, or the kernel refuses it.
-pub fn object(bytes: &[u8]) -> Result<Measured> {
+pub(super) fn object(bytes: &[u8]) -> Result<Measured> {
     let mut object = Object::parse(bytes).context("parsing the object")?;
     let features = aya::features();
     let btf = object

@@ -17,7 +17,7 @@ const PROGRAM: u32 = 0o100_755;
 
 /// Files by where they are to be.
 #[derive(Default)]
-pub struct Image {
+pub(super) struct Image {
     files: BTreeMap<PathBuf, Content>,
     libraries: BTreeSet<PathBuf>,
 }
@@ -37,7 +37,7 @@ impl Image {
     /// # Errors
     ///
     /// A library is missing here too.
-    pub fn add_program(&mut self, from: &Path, to: &Path) -> Result<()> {
+    pub(super) fn add_program(&mut self, from: &Path, to: &Path) -> Result<()> {
         self.add_file(from, to)?;
         // Fails for a static program, which needs none.
         let libraries = process::output("ldd", &[&from.display().to_string()]);
@@ -53,19 +53,19 @@ impl Image {
     /// # Errors
     ///
     /// It is not there.
-    pub fn add_file(&mut self, from: &Path, to: &Path) -> Result<()> {
+    pub(super) fn add_file(&mut self, from: &Path, to: &Path) -> Result<()> {
         let from = from.canonicalize().with_context(|| from.display().to_string())?;
         self.add(to, Content::File(from));
         Ok(())
     }
 
     /// A program that is a text.
-    pub fn add_script(&mut self, to: &Path, text: String) {
+    pub(super) fn add_script(&mut self, to: &Path, text: String) {
         self.add(to, Content::Text(text));
     }
 
     /// Folders with libraries, for the dynamic loader: it has no cache there.
-    pub fn library_path(&self) -> String {
+    pub(super) fn library_path(&self) -> String {
         let folders: Vec<_> =
             self.libraries.iter().map(|path| path.display().to_string()).collect();
         folders.join(":")
@@ -83,7 +83,7 @@ impl Image {
     /// # Errors
     ///
     /// A file cannot be read, or the disk is full.
-    pub fn write(&self, to: &Path) -> Result<()> {
+    pub(super) fn write(&self, to: &Path) -> Result<()> {
         let mut inputs: Vec<(NewcBuilder, Box<dyn ReadSeek>)> = Vec::new();
         // A folder comes before what is in it: its path is the beginning of theirs.
         for (path, content) in &self.files {

@@ -11,10 +11,10 @@ use object::{Object as _, ObjectSection as _};
 use crate::{deb, process, setup::apt};
 
 /// Series that the packet path has to be accepted by. Of each, the newest that the mirror has.
-pub const KERNELS: [&str; 1] = ["6.1"];
+pub(crate) const KERNELS: [&str; 1] = ["6.1"];
 
 /// An unpacked package.
-pub struct Kernel {
+pub(crate) struct Kernel {
     name: String,
     vmlinuz: PathBuf,
     /// `lib/modules/<release>`.
@@ -27,7 +27,7 @@ impl Kernel {
     /// # Errors
     ///
     /// The mirror has none, or it cannot be downloaded.
-    pub fn fetch(series: &str) -> Result<Self> {
+    pub(crate) fn fetch(series: &str) -> Result<Self> {
         Self::newest(series).or_else(|_| {
             // There were no lists, or they name what the mirror has dropped.
             apt::refresh();
@@ -50,12 +50,12 @@ impl Kernel {
     }
 
     /// Package and version.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// What to boot.
-    pub fn vmlinuz(&self) -> &Path {
+    pub(crate) fn vmlinuz(&self) -> &Path {
         &self.vmlinuz
     }
 
@@ -64,7 +64,7 @@ impl Kernel {
     /// # Errors
     ///
     /// There is no such module.
-    pub fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
+    pub(crate) fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let list = |name: &str| {
             let path = self.modules.join(name);
             fs::read_to_string(&path).with_context(|| path.display().to_string())

@@ -15,12 +15,12 @@ use proptest::{collection::vec, prelude::*};
 use super::{FRAGMENT_NONE, L3, Packet};
 use crate::abi::{FlowKey, TCP, UDP};
 
-pub const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-pub const DESTINATION_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub(crate) const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const DESTINATION_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// A TCP or UDP packet, and whatever may stand around it.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub(crate) struct Sample {
     pub src: IpAddr,
     pub dst: IpAddr,
     pub sport: u16,
@@ -60,7 +60,7 @@ impl Default for Sample {
 }
 
 impl Sample {
-    pub fn v6() -> Self {
+    pub(crate) fn v6() -> Self {
         Self {
             src: "2001:db8:5::7".parse().unwrap(),
             dst: "2001:db8:113::10".parse().unwrap(),
@@ -68,12 +68,12 @@ impl Sample {
         }
     }
 
-    pub fn udp(self) -> Self {
+    pub(crate) fn udp(self) -> Self {
         Self { proto: UDP, flags: 0, ..self }
     }
 
     /// What a parser should find.
-    pub fn expected(&self) -> Packet {
+    pub(crate) fn expected(&self) -> Packet {
         let extensions = self.extensions.header_len();
         let is_v4 = self.dst.is_ipv4();
         Packet {
@@ -98,7 +98,7 @@ impl Sample {
         (self.bytes().len() - L3 - self.padding) as u32
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let ip = match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let mut header =
@@ -134,7 +134,7 @@ impl Sample {
 }
 
 /// Any packet that is to be accepted.
-pub fn samples() -> impl Strategy<Value = Sample> {
+pub(crate) fn samples() -> impl Strategy<Value = Sample> {
     let families = prop_oneof![
         (any::<[u8; 4]>(), any::<[u8; 4]>())
             .prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b)))
@@ -196,11 +196,11 @@ fn extensions() -> impl Strategy<Value = Ipv6Extensions> {
 }
 
 /// All bytes 0: padding in an options header, and no segments left in a routing header.
-pub fn raw_extension(units: usize) -> Ipv6RawExtHeader {
+pub(crate) fn raw_extension(units: usize) -> Ipv6RawExtHeader {
     Ipv6RawExtHeader::new_raw(IpNumber(0), &[0; 6 + 8 * 4][..6 + 8 * units]).unwrap()
 }
 
 /// RFC 6946's atomic fragment.
-pub fn whole_packet_fragment() -> Ipv6FragmentHeader {
+pub(crate) fn whole_packet_fragment() -> Ipv6FragmentHeader {
     Ipv6FragmentHeader::new(IpNumber(0), IpFragOffset::ZERO, false, 7)
 }

@@ -10,17 +10,17 @@ use ppp::v2::{Builder, Command, Protocol, Version};
 use super::raw::{ACK, FIN, PSH, Parts, RST, RawClient, SYN};
 
 /// More than an answer takes on a loaded machine.
-pub const LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// How often a SYN is sent within that.
 const TRIES: u32 = 50;
 /// Addresses for documentation (RFC 5737, RFC 3849), which the client claims to have.
 const FORGED_V4: &str = "203.0.113.66:6666";
 const FORGED_V6: &str = "[2001:db8:bad::66]:6666";
 /// As most systems have them: a segment size, and that nothing follows.
-pub const SYN_OPTIONS: [u8; 4] = [2, 4, 0x05, 0xb4];
+pub(crate) const SYN_OPTIONS: [u8; 4] = [2, 4, 0x05, 0xb4];
 
 /// A connection of the hostile client.
-pub struct Attack<'a> {
+pub(crate) struct Attack<'a> {
     raw: &'a RawClient,
     pub from: SocketAddr,
     pub to: SocketAddr,
@@ -50,18 +50,18 @@ pub struct Attack<'a> {
 }
 
 /// The address and port that the client claims to have.
-pub fn forged(is_v4: bool) -> SocketAddr {
+pub(crate) fn forged(is_v4: bool) -> SocketAddr {
     if is_v4 { FORGED_V4 } else { FORGED_V6 }.parse().unwrap()
 }
 
 /// What a proxy answers to a client that it takes for `client` and that has connected to `to`.
-pub fn known_as(client: SocketAddr, to: SocketAddr) -> String {
+pub(crate) fn known_as(client: SocketAddr, to: SocketAddr) -> String {
     format!("{} {} {} {}", client.ip(), client.port(), to.ip(), to.port())
 }
 
 impl<'a> Attack<'a> {
     /// From a port of its own.
-    pub fn new(raw: &'a RawClient, to: SocketAddr, name: &str) -> Self {
+    pub(crate) fn new(raw: &'a RawClient, to: SocketAddr, name: &str) -> Self {
         let from = raw.source(to);
         let forged = forged(to.is_ipv4());
         let family = if to.is_ipv4() { "TCP4" } else { "TCP6" };
@@ -97,17 +97,17 @@ impl<'a> Attack<'a> {
     }
 
     /// The forged header, and a request behind it.
-    pub fn forged_request(&self) -> Vec<u8> {
+    pub(crate) fn forged_request(&self) -> Vec<u8> {
         [&self.forged[..], &self.request].concat()
     }
 
     /// An ordinary one.
-    pub fn syn(&mut self) {
+    pub(crate) fn syn(&mut self) {
         self.syn_with(0, SYN, &SYN_OPTIONS, b"");
     }
 
     /// A SYN whose number is higher by `offset`.
-    pub fn syn_with(&mut self, offset: i64, flags: u8, options: &[u8], payload: &[u8]) {
+    pub(crate) fn syn_with(&mut self, offset: i64, flags: u8, options: &[u8], payload: &[u8]) {
         let isn = self.isn.wrapping_add(offset as u32);
         self.syns.push(isn);
         let parts = Parts { flags, options, payload, ..Parts::default() };
@@ -120,7 +120,7 @@ impl<'a> Attack<'a> {
 
     /// Waits for the SYN-ACK to one of the SYNs. Like every client, it sends the last SYN again, and resets an old
     /// connection that the server still has with the same ports.
-    pub fn is_accepted(&mut self) {
+    pub(crate) fn is_accepted(&mut self) {
         for _ in 0..TRIES {
             if self.accepted_within(LIMIT / TRIES) {
                 return;
@@ -155,13 +155,13 @@ impl<'a> Attack<'a> {
     }
 
     /// SYN and SYN-ACK.
-    pub fn open(&mut self) {
+    pub(crate) fn open(&mut self) {
         self.syn();
         self.is_accepted();
     }
 
     /// Another connection from the same port; the number of its SYN is higher by `offset`.
-    pub fn open_again(&mut self, offset: i64) {
+    pub(crate) fn open_again(&mut self, offset: i64) {
         self.isn = self.isn.wrapping_add(offset as u32);
         self.syns.clear();
         self.open();
@@ -169,7 +169,7 @@ impl<'a> Attack<'a> {
 
     /// Sends another SYN, whose number is higher by `offset`, waits a moment for an answer, and goes on as if there were
     /// none.
-    pub fn syn_aside(&mut self, offset: i64) {
+    pub(crate) fn syn_aside(&mut self, offset: i64) {
         let before = (self.first, self.server_first, self.received);
         self.syn_with(offset, SYN, &SYN_OPTIONS, b"");
         self.accepted_within(LIMIT / TRIES);
@@ -177,7 +177,7 @@ impl<'a> Attack<'a> {
     }
 
     /// The TCP option with the true address, and with the forged one.
-    pub fn options(&self) -> [Vec<u8>; 2] {
+    pub(crate) fn options(&self) -> [Vec<u8>; 2] {
         [self.from, forged(self.from.is_ipv4())].map(|client| {
             let address = match client.ip() {
                 IpAddr::V4(address) => address.octets().to_vec(),
@@ -189,32 +189,32 @@ impl<'a> Attack<'a> {
     }
 
     /// A segment; `at` counts from the client's first byte.
-    pub fn send(&self, flags: u8, at: i64, payload: &[u8]) {
+    pub(crate) fn send(&self, flags: u8, at: i64, payload: &[u8]) {
         self.send_with(at, 0, Parts { flags, payload, ..Parts::default() });
     }
 
     /// The same; `ack` counts from the server's first byte.
-    pub fn send_with(&self, at: i64, ack: i64, parts: Parts<'_>) {
+    pub(crate) fn send_with(&self, at: i64, ack: i64, parts: Parts<'_>) {
         let sequence = self.first.wrapping_add(at as u32);
         let acknowledgement = self.server_first.wrapping_add(ack as u32);
         self.raw.send(self.from, self.to, (sequence, acknowledgement), parts);
     }
 
     /// Sends a request as an honest client does, and is answered under the true address.
-    pub fn is_known(&mut self) {
+    pub(crate) fn is_known(&mut self) {
         self.send(ACK, 0, b"");
         self.send(ACK | PSH, 0, &self.request);
         self.is_answered();
     }
 
     /// Waits for the answer to a request.
-    pub fn is_answered(&mut self) {
+    pub(crate) fn is_answered(&mut self) {
         let deadline = Instant::now() + LIMIT;
         while !self.is_answer(deadline).unwrap_or_else(|| panic!("no answer: {}", self.case)) {}
     }
 
     /// Waits until the server closes.
-    pub fn is_closed(&mut self) {
+    pub(crate) fn is_closed(&mut self) {
         let deadline = Instant::now() + LIMIT;
         while !self.received.1 {
             assert!(self.is_answer(deadline).is_some(), "the server does not close: {}", self.case);
@@ -222,7 +222,7 @@ impl<'a> Attack<'a> {
     }
 
     /// How many bytes have come from the server.
-    pub fn received(&self) -> i64 {
+    pub(crate) fn received(&self) -> i64 {
         self.received.0
     }
 
@@ -242,12 +242,12 @@ impl<'a> Attack<'a> {
     }
 
     /// Resets the connection, after one request.
-    pub fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.send(RST, self.request.len() as i64, b"");
     }
 
     /// Checks what has been answered so far, and resets the connection.
-    pub fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.reset();
         while self.is_answer(Instant::now()).is_some() {}
     }

@@ -11,7 +11,7 @@ use slb_lab::Netns;
 use super::output;
 
 /// Passes every packet; dropping it unloads it, once it is detached as well.
-pub struct Foreign {
+pub(crate) struct Foreign {
     fd: OwnedFd,
 }
 
@@ -33,7 +33,7 @@ struct Load {
 
 impl Foreign {
     /// `name` has at most 15 bytes.
-    pub fn load(name: &str) -> Self {
+    pub(crate) fn load(name: &str) -> Self {
         const PROG_LOAD: libc::c_long = 5;
         const XDP: u32 = 6;
         // r0 = XDP_PASS; exit
@@ -58,7 +58,7 @@ impl Foreign {
     }
 
     /// The kernel's number for it.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
         let text = std::fs::read_to_string(path).unwrap();
         let id = text.lines().find_map(|line| line.strip_prefix("prog_id:")).unwrap();
@@ -66,7 +66,7 @@ impl Foreign {
     }
 
     /// Attaches it, in the old way: not by a link.
-    pub fn attach(&self, netns: &Netns, interface: &str) {
+    pub(crate) fn attach(&self, netns: &Netns, interface: &str) {
         let id = self.id().to_string();
         output(netns, "bpftool", &["net", "attach", "xdp", "id", &id, "dev", interface]);
     }

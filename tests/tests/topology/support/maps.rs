@@ -21,7 +21,7 @@ use slb_lab::{Gateway, topology};
 
 /// Everything that an agent writes because of its configuration and of the network.
 #[derive(PartialEq)]
-pub struct Contents {
+pub(crate) struct Contents {
     pub listeners: BTreeMap<Endpoint, Listener>,
     pub slots: Vec<Chunk>,
     pub backends: Vec<Backend>,
@@ -31,7 +31,7 @@ pub struct Contents {
 }
 
 impl Contents {
-    pub fn read(gateway: &Gateway) -> Self {
+    pub(crate) fn read(gateway: &Gateway) -> Self {
         Self {
             listeners: hash(gateway, "SLB_LISTENERS"),
             slots: array(gateway, "SLB_SLOTS"),
@@ -43,7 +43,7 @@ impl Contents {
     }
 
     /// The maps that are not as in `other`.
-    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+    pub(crate) fn differences(&self, other: &Self) -> Vec<&'static str> {
         [
             ("SLB_LISTENERS", self.listeners == other.listeners),
             ("SLB_SLOTS", self.slots == other.slots),
@@ -58,12 +58,12 @@ impl Contents {
     }
 }
 
-pub fn backends(gateway: &Gateway) -> Vec<Backend> {
+pub(crate) fn backends(gateway: &Gateway) -> Vec<Backend> {
     array(gateway, "SLB_BACKENDS")
 }
 
 /// The backends that the first slots of a listener lead to.
-pub fn chosen(gateway: &Gateway, endpoint: Endpoint) -> Vec<Backend> {
+pub(crate) fn chosen(gateway: &Gateway, endpoint: Endpoint) -> Vec<Backend> {
     let listeners: BTreeMap<Endpoint, Listener> = hash(gateway, "SLB_LISTENERS");
     let listener = listeners[&endpoint];
     let slots: Vec<Chunk> = array(gateway, "SLB_SLOTS");
@@ -74,12 +74,12 @@ pub fn chosen(gateway: &Gateway, endpoint: Endpoint) -> Vec<Backend> {
 }
 
 /// Where everything of this version is pinned.
-pub fn version(gateway: &Gateway) -> PathBuf {
+pub(crate) fn version(gateway: &Gateway) -> PathBuf {
     gateway.pins().join(format!("v{ABI_VERSION}"))
 }
 
 /// The names in a directory, sorted, without those that every bpffs has at its root.
-pub fn names(directory: &Path) -> Vec<String> {
+pub(crate) fn names(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).unwrap();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -89,12 +89,12 @@ pub fn names(directory: &Path) -> Vec<String> {
 }
 
 /// The pinned link of each interface.
-pub fn links(gateway: &Gateway) -> Vec<PathBuf> {
+pub(crate) fn links(gateway: &Gateway) -> Vec<PathBuf> {
     topology::INTERFACES.iter().map(|name| version(gateway).join("links").join(name)).collect()
 }
 
 /// The ids of the programs in the links, then that of the pinned program.
-pub fn programs(gateway: &Gateway) -> Vec<u32> {
+pub(crate) fn programs(gateway: &Gateway) -> Vec<u32> {
     let in_links = links(gateway)
         .into_iter()
         .map(|path| FdLink::from(PinnedLink::from_pin(path).unwrap()).info().unwrap().program_id());
@@ -103,7 +103,7 @@ pub fn programs(gateway: &Gateway) -> Vec<u32> {
 }
 
 /// The hash of the pinned program's instructions.
-pub fn tag(gateway: &Gateway) -> u64 {
+pub(crate) fn tag(gateway: &Gateway) -> u64 {
     ProgramInfo::from_pin(version(gateway).join("progs/slb")).unwrap().tag()
 }
 

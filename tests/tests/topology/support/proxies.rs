@@ -14,19 +14,19 @@ use super::wait_until;
 
 /// Where clients are served, each connection behind a header. Answers say in `x-backend` and in the body what is in that:
 /// address and port of the client, then those that it has connected to.
-pub const PORT: u16 = 8080;
+pub(crate) const PORT: u16 = 8080;
 /// Where health checks are answered, without a header, so that the log is about clients only.
-pub const CHECK_PORT: u16 = 9090;
+pub(crate) const CHECK_PORT: u16 = 9090;
 
 /// The program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Nginx,
     Haproxy,
 }
 
 /// A running proxy; dropping it ends it.
-pub struct Proxy {
+pub(crate) struct Proxy {
     kind: Kind,
     child: Child,
     folder: TempDir,
@@ -34,7 +34,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts one on both addresses of `host`. The thread that calls this has to outlive it.
-    pub fn start(host: &Host, kind: Kind) -> Self {
+    pub(crate) fn start(host: &Host, kind: Kind) -> Self {
         let folder = TempDir::new().unwrap();
         let at = |name: &str| folder.path().join(name);
         let (config, mut command) = match kind {
@@ -73,12 +73,12 @@ impl Proxy {
 
     /// What it has said about clients: a line for each request, with what is in the header, as in answers, and the
     /// path. HAProxy has other lines for connections that it refuses.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.read("access.log")
     }
 
     /// Its errors: nginx tells here about connections that it refuses.
-    pub fn complaints(&self) -> String {
+    pub(crate) fn complaints(&self) -> String {
         self.read("stderr.log") + &self.read("error.log")
     }
 

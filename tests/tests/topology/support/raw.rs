@@ -17,25 +17,25 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::output;
 
 /// Its IPv4 address, beside the clients.
-pub const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
+pub(crate) const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
 /// Its IPv6 address, beside the clients.
-pub const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x66);
+pub(crate) const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x66);
 /// Source ports are taken in order, from here on.
 const FIRST_PORT: u16 = 10_000;
 
-pub const FIN: u8 = 1;
-pub const SYN: u8 = 2;
-pub const RST: u8 = 4;
-pub const PSH: u8 = 8;
-pub const ACK: u8 = 16;
-pub const URG: u8 = 32;
+pub(crate) const FIN: u8 = 1;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const RST: u8 = 4;
+pub(crate) const PSH: u8 = 8;
+pub(crate) const ACK: u8 = 16;
+pub(crate) const URG: u8 = 32;
 
 /// Captures the IPv4 and IPv6 packets that a host receives.
-pub struct Tap([Socket; 2]);
+pub(crate) struct Tap([Socket; 2]);
 
 /// A TCP segment as it was received.
 #[derive(Clone, Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub flags: u8,
@@ -47,7 +47,7 @@ pub struct Segment {
 
 /// A segment to send, but for its ports and numbers.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Parts<'a> {
+pub(crate) struct Parts<'a> {
     pub flags: u8,
     pub urgent: u16,
     /// A multiple of four bytes.
@@ -57,13 +57,13 @@ pub struct Parts<'a> {
 
 impl Parts<'_> {
     /// A segment without options or data.
-    pub fn of(flags: u8) -> Self {
+    pub(crate) fn of(flags: u8) -> Self {
         Self { flags, ..Self::default() }
     }
 }
 
 /// The client: it sends and receives on the device of another host.
-pub struct RawClient {
+pub(crate) struct RawClient {
     sockets: [Socket; 2],
     tap: Tap,
     next_port: Cell<u16>,
@@ -71,7 +71,7 @@ pub struct RawClient {
 
 impl Segment {
     /// Its options, each with kind and length, as far as a receiver reads them. End and no operation are left out.
-    pub fn options(&self) -> Vec<&[u8]> {
+    pub(crate) fn options(&self) -> Vec<&[u8]> {
         let (mut left, mut found) = (&self.options[..], Vec::new());
         while let [kind, rest @ ..] = left {
             left = match (*kind, rest) {
@@ -90,7 +90,7 @@ impl Segment {
 
 impl Tap {
     /// Starts to listen.
-    pub fn new(netns: &Netns) -> Self {
+    pub(crate) fn new(netns: &Netns) -> Self {
         let open = |kind: i32| {
             let kind = u16::try_from(kind).unwrap().to_be();
             let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(i32::from(kind).into()));
@@ -102,7 +102,7 @@ impl Tap {
     }
 
     /// The next TCP segment of a family, if one comes before `deadline`.
-    pub fn next(&self, is_v4: bool, deadline: Instant) -> Option<Segment> {
+    pub(crate) fn next(&self, is_v4: bool, deadline: Instant) -> Option<Segment> {
         let mut socket = &self.0[usize::from(!is_v4)];
         let mut packet = vec![0; 1 << 16];
         loop {
@@ -150,7 +150,7 @@ fn segment(packet: &[u8]) -> Option<Segment> {
 
 impl RawClient {
     /// Joins the network of `host`, and tells the gateway where its addresses are.
-    pub fn new(topology: &Topology, host: &Host) -> Self {
+    pub(crate) fn new(topology: &Topology, host: &Host) -> Self {
         let links = output(&host.netns, "ip", &["-json", "link", "show", "eth0"]);
         let links: serde_json::Value = serde_json::from_str(&links).unwrap();
         let mac = links[0]["address"].as_str().unwrap();
@@ -171,7 +171,7 @@ impl RawClient {
     }
 
     /// Its address in the family of `to`, with a port that it has not used before.
-    pub fn source(&self, to: SocketAddr) -> SocketAddr {
+    pub(crate) fn source(&self, to: SocketAddr) -> SocketAddr {
         let port = self.next_port.get();
         self.next_port.set(port + 1);
         let address: IpAddr = if to.is_ipv4() { V4.into() } else { V6.into() };
@@ -179,7 +179,7 @@ impl RawClient {
     }
 
     /// Sends a segment.
-    pub fn send(
+    pub(crate) fn send(
         &self,
         from: SocketAddr,
         to: SocketAddr,
@@ -217,7 +217,12 @@ impl RawClient {
     }
 
     /// The next segment from `peer` to `own`, if one comes before `deadline`.
-    pub fn receive(&self, own: SocketAddr, peer: SocketAddr, deadline: Instant) -> Option<Segment> {
+    pub(crate) fn receive(
+        &self,
+        own: SocketAddr,
+        peer: SocketAddr,
+        deadline: Instant,
+    ) -> Option<Segment> {
         loop {
             let segment = self.tap.next(own.is_ipv4(), deadline)?;
             if (segment.from, segment.to) == (peer, own) {

@@ -10,13 +10,18 @@ use slb_lab::Host;
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// A kept connection with one of the lab's HTTP servers.
-pub struct Talk {
+pub(crate) struct Talk {
     stream: TcpStream,
 }
 
 impl Talk {
     /// Connects from `port` of `host`; nothing may take longer than `limit`.
-    pub fn begin(host: &Host, port: u16, to: SocketAddr, limit: Duration) -> io::Result<Self> {
+    pub(crate) fn begin(
+        host: &Host,
+        port: u16,
+        to: SocketAddr,
+        limit: Duration,
+    ) -> io::Result<Self> {
         host.netns
             .run(|| {
                 let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
@@ -32,7 +37,7 @@ impl Talk {
     }
 
     /// Who is at the other end.
-    pub fn ask(&mut self) -> io::Result<String> {
+    pub(crate) fn ask(&mut self) -> io::Result<String> {
         self.stream.write_all(b"GET / HTTP/1.1\r\nhost: lab\r\n\r\n")?;
         let mut response = Vec::new();
         let mut buffer = [0; 4096];
@@ -54,13 +59,13 @@ impl Talk {
     }
 
     /// Ends it by a reset instead of a close.
-    pub fn reset(self) {
+    pub(crate) fn reset(self) {
         SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 }
 
 /// A UDP socket at `port` of `host` that can talk to anybody of the family of `to`.
-pub fn datagrams(host: &Host, port: u16, to: SocketAddr, limit: Duration) -> UdpSocket {
+pub(crate) fn datagrams(host: &Host, port: u16, to: SocketAddr, limit: Duration) -> UdpSocket {
     host.netns
         .run(|| {
             let socket = UdpSocket::bind(source(host, port, to))?;
@@ -72,7 +77,7 @@ pub fn datagrams(host: &Host, port: u16, to: SocketAddr, limit: Duration) -> Udp
 }
 
 /// Who answers at `to`, which also has to be where the answer comes from.
-pub fn ask(socket: &UdpSocket, to: SocketAddr, payload: &str) -> io::Result<String> {
+pub(crate) fn ask(socket: &UdpSocket, to: SocketAddr, payload: &str) -> io::Result<String> {
     socket.send_to(payload.as_bytes(), to)?;
     let mut buffer = [0; 256];
     let (n, from) = socket.recv_from(&mut buffer)?;

@@ -44,7 +44,7 @@ struct Batch {
 }
 
 /// A map.
-pub struct Raw {
+pub(super) struct Raw {
     pub name: String,
     pub kind: MapType,
     /// Bytes of a value, as user space sees it: for all CPUs.
@@ -55,7 +55,7 @@ pub struct Raw {
 }
 
 impl Raw {
-    pub fn open(pin: &Path) -> Self {
+    pub(super) fn open(pin: &Path) -> Self {
         let map = MapData::from_pin(pin).expect("a map");
         let info = map.info().expect("a map");
         let kind = info.map_type().expect("a known type");
@@ -70,7 +70,7 @@ impl Raw {
     }
 
     /// Gives every element of an array this value.
-    pub fn fill(&self, value: &[u8]) {
+    pub(super) fn fill(&self, value: &[u8]) {
         let keys: Vec<u32> = (0..self.entries).collect();
         let values = value.repeat(keys.len());
         let batch = Batch {
@@ -89,7 +89,7 @@ impl Raw {
     }
 
     /// All keys, as they were when this began.
-    pub fn keys(&self) -> impl Iterator<Item = Vec<u8>> {
+    pub(super) fn keys(&self) -> impl Iterator<Item = Vec<u8>> {
         let mut keys = Vec::new();
         let mut key: Option<Vec<u8>> = None;
         loop {
@@ -105,7 +105,7 @@ impl Raw {
         keys.into_iter()
     }
 
-    pub fn delete(&self, key: &[u8]) {
+    pub(super) fn delete(&self, key: &[u8]) {
         // SAFETY: the kernel reads the key.
         match unsafe { self.element(DELETE, Some(key), &mut []) } {
             // An LRU map may have dropped it.
@@ -116,20 +116,20 @@ impl Raw {
         }
     }
 
-    pub fn lookup(&self, key: &[u8]) -> io::Result<Vec<u8>> {
+    pub(super) fn lookup(&self, key: &[u8]) -> io::Result<Vec<u8>> {
         let mut value = vec![0; self.value];
         // SAFETY: the kernel reads the key and writes one value.
         unsafe { self.element(LOOKUP, Some(key), &mut value) }.map(|()| value)
     }
 
     /// Everything in it.
-    pub fn contents(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    pub(super) fn contents(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let keys = self.keys();
         keys.filter_map(|key| self.lookup(&key).ok().map(|value| (key, value))).collect()
     }
 
     /// Changes every element of an array; puts something into any other map.
-    pub fn litter(&self) {
+    pub(super) fn litter(&self) {
         match self.kind {
             MapType::ProgramArray => {}
             MapType::Array | MapType::PerCpuArray => self.fill(&vec![0x5a; self.value]),
