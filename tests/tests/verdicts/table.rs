@@ -17,7 +17,7 @@ use crate::{
 /// What no single frame brings about.
 const UNREACHABLE: [(Verdict, &str); 2] = [
     (Verdict::TableFull, "needs a full bucket; see `flows.rs`"),
-    (Verdict::NoPort, "needs 65 000 flows; see `direct.rs`"),
+    (Verdict::NoPort, "needs 65 000 flows; see `bypass.rs`"),
 ];
 
 struct Row {
@@ -51,7 +51,7 @@ fn given_a_small_state_when_frames_arrive_then_each_gets_its_verdict() {
     });
 }
 
-/// Take more than a state and a frame: `answers.rs`, `icmp.rs`, `policy.rs` and `tell.rs` have them.
+/// Take more than a state and a frame: `respond.rs`, `icmp.rs`, `policy.rs` and `proxy_protocol.rs` have them.
 const ELSEWHERE: [Verdict; 12] = [
     Verdict::Echo,
     Verdict::TooBig,
