@@ -119,10 +119,93 @@ fn has_orphans(status: &Value) -> bool {
     status.to_string().contains("\"removed\"")
 }
 
+/// The backend that comes and goes.
+const GUEST: usize = 3;
+
+/// Makes one change; `is_there` says for each group whether [`GUEST`] is in it.
+fn carry_out(lab: &Lab, change: Change, is_there: &mut [bool; 2], case: &str) {
+    let name = |backend: usize| lab.topology.backends[backend].name.clone();
+    let slb = |args: &[&str]| lab.gateway.slb(args).unwrap().status.code();
+    match change {
+        Change::Weight { backend, group, weight } => {
+            let (name, weight) = (name(backend), weight.to_string());
+            let mut args = vec!["backend", "weight", "lab", &name, &weight];
+            args.extend(if group { &["--group", "api"][..] } else { &[] });
+            assert_eq!(slb(&args), Some(0), "{case}");
+        }
+        Change::Drain { backend, group, stop } => {
+            let name = name(backend);
+            let mut args = vec!["backend", "drain", "lab", &name];
+            args.extend(if group { &["--group", "api"][..] } else { &[] });
+            args.extend(if stop { &["--stop"][..] } else { &[] });
+            assert_eq!(slb(&args), Some(0), "{case}");
+        }
+        Change::Guest { group } => {
+            let (name, port) = (name(GUEST), plan::API.port().to_string());
+            let [v4, v6] = lab.topology.backends[GUEST].addresses().map(|a| a.to_string());
+            let at = if group { &["--group", "api"][..] } else { &[] };
+            let is_there = &mut is_there[usize::from(group)];
+            let mut args = vec!["backend", if *is_there { "remove" } else { "add" }, "lab", &name];
+            args.extend(at);
+            if !*is_there {
+                args.extend(["--address", &v4, &v6, "--weight", "40"]);
+                if group {
+                    args.extend(["--port", port.as_str()]);
+                }
+            }
+            assert_eq!(slb(&args), Some(0), "{case}");
+            *is_there = !*is_there;
+        }
+        Change::Listener { port, start } => {
+            let listener = ["tcp/5432", "udp/5433"][port];
+            let verb = if start { "start" } else { "stop" };
+            assert_eq!(slb(&["listener", verb, "lab", listener]), Some(0), "{case}");
+        }
+        Change::Reload { weight } => {
+            let path = lab.gateway.config();
+            let text = fs::read_to_string(&path).unwrap();
+            // That of the first backend in the file.
+            let (before, rest) = text.split_once("weight = ").unwrap();
+            let (_, rest) = rest.split_once('\n').unwrap();
+            fs::write(&path, format!("{before}weight = {weight}\n{rest}")).unwrap();
+            lab.gateway.signal(Signal::SIGHUP).unwrap();
+        }
+        Change::Wrong(which) => {
+            let wrong: [&[&str]; 5] = [
+                &["backend", "weight", "lab", "web-1", "101"],
+                &["backend", "remove", "lab", "nobody"],
+                &["backend", "add", "lab", "web-1", "--address", "10.0.0.1"],
+                &["listener", "stop", "lab", "tcp/1"],
+                &["backend", "drain", "lab", "db-1", "--group", "db"],
+            ];
+            assert_eq!(slb(wrong[which]), Some(2), "{case}");
+        }
+    }
+}
+
+/// The maps say what they say after a start on the same file. Returns that.
+fn expect_as_after_a_start(lab: &mut Lab) -> Meaning {
+    let after = meaning(lab);
+    lab.gateway.terminate().unwrap();
+    assert!(lab.gateway.slb(&["unload"]).unwrap().status.success());
+    lab.gateway.start().unwrap();
+    lab.gateway.wait("all are healthy", NOTICED, is_healthy).unwrap();
+    wait_until("all slots are settled", || is_settled(lab));
+    let afresh = meaning(lab);
+    let at = |meaning: &Meaning| meaning.listeners.keys().copied().collect::<BTreeSet<_>>();
+    assert_eq!(at(&after), at(&afresh));
+    for (at, listener) in &after.listeners {
+        // Too long to be shown.
+        assert!(*listener == afresh.listeners[at], "{at:?}: not the schedule of a fresh start");
+    }
+    assert_eq!(after.addresses, afresh.addresses);
+    assert_eq!(after.endpoints, afresh.endpoints);
+    after
+}
+
 #[test]
 #[ignore = "needs root"]
 fn given_load_when_anything_is_changed_again_and_again_then_backends_that_stay_lose_nothing() {
-    const GUEST: usize = 3;
     let mut lab = Lab::prepare();
     // Removed backends are to be forgotten within the test, and slots to settle: none of a shared backend does.
     let text = fs::read_to_string(lab.gateway.config()).unwrap();
@@ -138,7 +221,6 @@ fn given_load_when_anything_is_changed_again_and_again_then_backends_that_stay_l
         ProptestConfig::default(),
         TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]),
     );
-    let name = |backend: usize| lab.topology.backends[backend].name.clone();
     let to = [vips(plan::WEB_PORT)[0], vips(plan::API_PORT)[1]];
     let loads = to.map(|to| Load::start(&lab.client, to, RATE / 2).unwrap());
     let kept = to.map(|to| Sessions::open(&lab.client, to, 20).unwrap());
@@ -146,64 +228,8 @@ fn given_load_when_anything_is_changed_again_and_again_then_backends_that_stay_l
 
     for number in 0..count {
         let change = changes().new_tree(&mut runner).unwrap().current();
-        let slb = |args: &[&str]| lab.gateway.slb(args).unwrap().status.code();
         let case = format!("{number}: {change:?}");
-        match change {
-            Change::Weight { backend, group, weight } => {
-                let (name, weight) = (name(backend), weight.to_string());
-                let mut args = vec!["backend", "weight", "lab", &name, &weight];
-                args.extend(if group { &["--group", "api"][..] } else { &[] });
-                assert_eq!(slb(&args), Some(0), "{case}");
-            }
-            Change::Drain { backend, group, stop } => {
-                let name = name(backend);
-                let mut args = vec!["backend", "drain", "lab", &name];
-                args.extend(if group { &["--group", "api"][..] } else { &[] });
-                args.extend(if stop { &["--stop"][..] } else { &[] });
-                assert_eq!(slb(&args), Some(0), "{case}");
-            }
-            Change::Guest { group } => {
-                let (name, port) = (name(GUEST), plan::API.port().to_string());
-                let [v4, v6] = lab.topology.backends[GUEST].addresses().map(|a| a.to_string());
-                let at = if group { &["--group", "api"][..] } else { &[] };
-                let is_there = &mut is_there[usize::from(group)];
-                let mut args =
-                    vec!["backend", if *is_there { "remove" } else { "add" }, "lab", &name];
-                args.extend(at);
-                if !*is_there {
-                    args.extend(["--address", &v4, &v6, "--weight", "40"]);
-                    if group {
-                        args.extend(["--port", port.as_str()]);
-                    }
-                }
-                assert_eq!(slb(&args), Some(0), "{case}");
-                *is_there = !*is_there;
-            }
-            Change::Listener { port, start } => {
-                let listener = ["tcp/5432", "udp/5433"][port];
-                let verb = if start { "start" } else { "stop" };
-                assert_eq!(slb(&["listener", verb, "lab", listener]), Some(0), "{case}");
-            }
-            Change::Reload { weight } => {
-                let path = lab.gateway.config();
-                let text = fs::read_to_string(&path).unwrap();
-                // That of the first backend in the file.
-                let (before, rest) = text.split_once("weight = ").unwrap();
-                let (_, rest) = rest.split_once('\n').unwrap();
-                fs::write(&path, format!("{before}weight = {weight}\n{rest}")).unwrap();
-                lab.gateway.signal(Signal::SIGHUP).unwrap();
-            }
-            Change::Wrong(which) => {
-                let wrong: [&[&str]; 5] = [
-                    &["backend", "weight", "lab", "web-1", "101"],
-                    &["backend", "remove", "lab", "nobody"],
-                    &["backend", "add", "lab", "web-1", "--address", "10.0.0.1"],
-                    &["listener", "stop", "lab", "tcp/1"],
-                    &["backend", "drain", "lab", "db-1", "--group", "db"],
-                ];
-                assert_eq!(slb(wrong[which]), Some(2), "{case}");
-            }
-        }
+        carry_out(&lab, change, &mut is_there, &case);
     }
     loads.iter().for_each(|load| answers_more(load, u64::from(RATE)));
     loads.into_iter().for_each(|load| drop(expect_unscathed(load)));
@@ -211,26 +237,12 @@ fn given_load_when_anything_is_changed_again_and_again_then_backends_that_stay_l
         assert_eq!(session.failure, None, "{session:?}");
     }
 
-    // When the last flows of who left are over, the maps say what they say after a start on the same file.
+    // When the last flows of removed backends are over.
     let limit = Duration::from_secs(90);
     lab.gateway.wait("no backend is orphaned", limit, |status| !has_orphans(status)).unwrap();
     wait_until("all slots are settled", || is_settled(&lab));
     lab.gateway.wait("all are healthy", NOTICED, is_healthy).unwrap();
-    let after = meaning(&lab);
-    lab.gateway.terminate().unwrap();
-    assert!(lab.gateway.slb(&["unload"]).unwrap().status.success());
-    lab.gateway.start().unwrap();
-    lab.gateway.wait("all are healthy", NOTICED, is_healthy).unwrap();
-    wait_until("all slots are settled", || is_settled(&lab));
-    let afresh = meaning(&lab);
-    let at = |meaning: &Meaning| meaning.listeners.keys().copied().collect::<BTreeSet<_>>();
-    assert_eq!(at(&after), at(&afresh));
-    for (at, listener) in &after.listeners {
-        // Too long to be shown.
-        assert!(*listener == afresh.listeners[at], "{at:?}: not the schedule of a fresh start");
-    }
-    assert_eq!(after.addresses, afresh.addresses);
-    assert_eq!(after.endpoints, afresh.endpoints);
+    let after = expect_as_after_a_start(&mut lab);
     let guest: IpAddr = lab.topology.backends[GUEST].addresses()[0];
     let is_listed = after.endpoints.keys().any(|at| at.addr == guest.into() && at.port == 8080);
     assert_eq!(is_listed, is_there[0]);

@@ -109,11 +109,7 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
     if matches!(run.verdict, Verdict::Reset | Verdict::Refused | Verdict::TooBig) {
         let swapped = [&input[6..12], &input[..6]].concat();
         assert_eq!(output[..12], swapped, "the way it came");
-        // It is computed anew; the checksum of the question does not matter.
-        for checksum in checksums(output).expect("a packet") {
-            assert!(checksum.holds(), "{checksum:?} in {output:02x?}");
-        }
-        assert_eq!(output.len(), packet_end(output), "as long as it says");
+        is_computed_anew(output);
         return None;
     }
     if run.verdict == Verdict::Echo {
@@ -122,18 +118,7 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
         return keeps_checksums(input, output);
     }
     let is_sent = run.verdict.action() == Action::Transmit;
-    if is_sent {
-        let hops: &[NextHop] = &[FIRST, SECOND, ROUTER, OTHER_ROUTER];
-        let macs = |hop: &NextHop| [hop.dst_mac, hop.src_mac].concat() == output[..12];
-        // A neighbour that the kernel has not met gets what it has sent, MAC addresses swapped.
-        assert!(
-            hops.iter().any(macs) || run.verdict == Verdict::Replied,
-            "sent to {:02x?}",
-            &output[..12]
-        );
-    } else {
-        assert_eq!(output[..12], input[..12], "MAC addresses are the kernel's business");
-    }
+    goes_by_a_known_hop(run.verdict, input, output);
     let unwrapped;
     let output = if is_tunnel(output) {
         unwrapped = unwrap(input, output);
@@ -143,24 +128,11 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
     };
     let is_v4 = input[12..14] == [0x08, 0x00];
     if output[12..14] != input[12..14] && is_icmp(output) {
-        // Computed anew; the old checksum does not matter.
-        for checksum in checksums(output).expect("a packet") {
-            assert!(checksum.holds(), "{checksum:?} in {output:02x?}");
-        }
-        assert_eq!(output.len(), packet_end(output), "as long as it says");
+        is_computed_anew(output);
         return None;
     }
     if output[12..14] != input[12..14] {
-        let padding = input.len() - packet_end(input);
-        assert_eq!(packet_end(output) + padding, output.len(), "as long as it says");
-        let ttl = |is_v4: bool| L3 + if is_v4 { 8 } else { 7 };
-        assert_eq!(output[ttl(!is_v4)], input[ttl(is_v4)] - u8::from(is_sent), "TTL");
-        // IPv6 has one checksum less, which others make up for: all of them count.
-        let before = checksums(input)?;
-        let is_whole = before.iter().all(|checksum| checksum.holds());
-        let after = checksums(output).expect("still a packet");
-        assert!(!is_whole || after.iter().all(|checksum| checksum.holds()), "{output:02x?}");
-        return Some(is_whole);
+        return crosses_families(input, output, is_sent);
     }
     let ttl = L3 + if is_v4 { 8 } else { 7 };
     assert_eq!(output[ttl], input[ttl] - u8::from(is_sent), "TTL");
@@ -173,6 +145,45 @@ fn run(slb: &mut Slb<'_>, ingress: u32, input: &[u8]) -> Option<bool> {
         assert_eq!(packet_end(output) + padding, output.len(), "as long as it says");
     }
     keeps_checksums(input, output)
+}
+
+/// A packet of the gateway's own, or one that is too different: its checksums do not come from those of the question.
+fn is_computed_anew(output: &[u8]) {
+    for checksum in checksums(output).expect("a packet") {
+        assert!(checksum.holds(), "{checksum:?} in {output:02x?}");
+    }
+    assert_eq!(output.len(), packet_end(output), "as long as it says");
+}
+
+/// The MAC addresses are those of a next hop, or left to the kernel.
+fn goes_by_a_known_hop(verdict: Verdict, input: &[u8], output: &[u8]) {
+    if verdict.action() == Action::Transmit {
+        let hops: &[NextHop] = &[FIRST, SECOND, ROUTER, OTHER_ROUTER];
+        let macs = |hop: &NextHop| [hop.dst_mac, hop.src_mac].concat() == output[..12];
+        // A neighbour that the kernel has not met gets what it has sent, MAC addresses swapped.
+        assert!(
+            hops.iter().any(macs) || verdict == Verdict::Replied,
+            "sent to {:02x?}",
+            &output[..12]
+        );
+    } else {
+        assert_eq!(output[..12], input[..12], "MAC addresses are the kernel's business");
+    }
+}
+
+/// What holds for a packet that was translated between families. Returns whether its checksums were right.
+fn crosses_families(input: &[u8], output: &[u8], is_sent: bool) -> Option<bool> {
+    let is_v4 = input[12..14] == [0x08, 0x00];
+    let padding = input.len() - packet_end(input);
+    assert_eq!(packet_end(output) + padding, output.len(), "as long as it says");
+    let ttl = |is_v4: bool| L3 + if is_v4 { 8 } else { 7 };
+    assert_eq!(output[ttl(!is_v4)], input[ttl(is_v4)] - u8::from(is_sent), "TTL");
+    // IPv6 has one checksum less, which others make up for: all of them count.
+    let before = checksums(input)?;
+    let is_whole = before.iter().all(|checksum| checksum.holds());
+    let after = checksums(output).expect("still a packet");
+    assert!(!is_whole || after.iter().all(|checksum| checksum.holds()), "{output:02x?}");
+    Some(is_whole)
 }
 
 /// How much longer a packet may become for what its backend is told about the client.
