@@ -60,9 +60,9 @@ enum Command {
     /// Show what a reload would change, without doing it.
     Plan(reload::PlanArguments),
     /// Reload the configuration; an invalid file changes nothing.
-    Reload(ask::Asking),
+    Reload(ask::Query),
     /// Show instances, listeners, backends, their health, and what became of packets.
-    Status(ask::Asking),
+    Status(ask::Query),
     /// Count new flows for a while: who should get how many, who does, and why they differ.
     Distribution(distribution::Arguments),
     /// Show the flows that have entries.

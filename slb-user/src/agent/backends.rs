@@ -29,7 +29,7 @@ pub(super) struct Backends {
     pub checkers: Checkers<u32>,
     /// What the probes have found.
     pub probes: health::Statuses<u32>,
-    /// Backends that are there for the sake of their flows only, and since when.
+    /// Orphaned backends: the configuration does not name them, but they have flows; and since when.
     pub orphaned: HashMap<u32, Instant>,
 }
 
@@ -135,7 +135,7 @@ impl Backends {
         self.note_orphaned();
     }
 
-    /// Takes down since when backends are there for the sake of their flows only.
+    /// Records since when backends are orphaned.
     pub(super) fn note_orphaned(&mut self) {
         let now = Instant::now();
         let backends = self.ids.backends.iter();

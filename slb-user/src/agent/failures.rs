@@ -39,7 +39,7 @@ impl Failures {
     }
 }
 
-/// What is tried, in the log and in texts.
+/// The name of the task in the log and in texts.
 const fn task(problem: ProblemName) -> &'static str {
     match problem {
         ProblemName::MapsNotWritten => "maps",

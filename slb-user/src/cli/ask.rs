@@ -25,9 +25,9 @@ pub(super) struct Agent {
     api: Option<PathBuf>,
 }
 
-/// Whom to ask, and for whom.
+/// The agent to ask, and the format of its answer.
 #[derive(Debug, clap::Args)]
-pub(super) struct Asking {
+pub(super) struct Query {
     #[command(flatten)]
     pub agent: Agent,
     /// For programs.
@@ -35,7 +35,7 @@ pub(super) struct Asking {
     pub json: bool,
 }
 
-impl Asking {
+impl Query {
     /// Asks, and shows the answer: as JSON, or as `render` has it.
     pub(super) fn show<T: Serialize>(
         &self,
@@ -43,8 +43,8 @@ impl Asking {
         render: impl FnOnce(&T) -> String,
     ) -> anyhow::Result<Exit> {
         let answer = match self.agent.ask(question)? {
-            Asked::Answer(answer) => answer,
-            Asked::Exit(exit) => return Ok(exit),
+            QueryResult::Answer(answer) => answer,
+            QueryResult::Exit(exit) => return Ok(exit),
         };
         if self.json {
             print_json(&answer)?;
@@ -55,8 +55,8 @@ impl Asking {
     }
 }
 
-/// How asking has ended.
-pub(super) enum Asked<T> {
+/// How a query has ended.
+pub(super) enum QueryResult<T> {
     /// With an answer.
     Answer(T),
     /// Without; stderr says why.
@@ -73,7 +73,7 @@ impl Agent {
     pub(super) fn ask<T>(
         &self,
         question: impl AsyncFnOnce(&mut Connection) -> Result<T, ClientError>,
-    ) -> anyhow::Result<Asked<T>> {
+    ) -> anyhow::Result<QueryResult<T>> {
         let named = || config::api(&self.file.source().read_lossy());
         let socket = self.api.clone().unwrap_or_else(named);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -85,18 +85,18 @@ impl Agent {
             question(&mut connection).await
         });
         match answer {
-            Ok(answer) => Ok(Asked::Answer(answer)),
+            Ok(answer) => Ok(QueryResult::Answer(answer)),
             Err(error @ ClientError::NoAgent { .. }) => {
                 print_error(error);
-                Ok(Asked::Exit(Exit::NoAgent))
+                Ok(QueryResult::Exit(Exit::NoAgent))
             }
             Err(ClientError::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, reason }) => {
                 print_error(format_args!("{reason}\nnothing was changed"));
-                Ok(Asked::Exit(Exit::Invalid))
+                Ok(QueryResult::Exit(Exit::Invalid))
             }
             Err(ClientError::Refused { status: StatusCode::CONFLICT, reason }) => {
                 print_error(format_args!("{reason}\nnothing was changed"));
-                Ok(Asked::Exit(Exit::Failed))
+                Ok(QueryResult::Exit(Exit::Failed))
             }
             Err(error) => Err(error.into()),
         }

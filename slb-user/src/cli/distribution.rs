@@ -6,7 +6,7 @@ use slb_api::{BusiestClient, FlowFilter, Flows, Status};
 
 use super::{
     Exit,
-    ask::{Agent, Asked},
+    ask::{Agent, QueryResult},
     output::{print, print_error, print_json},
     status::{align, lines, percent, table},
 };
@@ -62,8 +62,8 @@ pub(super) fn distribution(arguments: &Arguments) -> anyhow::Result<Exit> {
         Ok(found)
     })?;
     let found = match looks {
-        Asked::Answer(found) => found,
-        Asked::Exit(exit) => return Ok(exit),
+        QueryResult::Answer(found) => found,
+        QueryResult::Exit(exit) => return Ok(exit),
     };
     if let (Some(listener), true) = (&arguments.listener, found.is_empty()) {
         print_error(format_args!("there is no listener '{listener}'; `slb status` lists them"));

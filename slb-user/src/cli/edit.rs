@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use slb_api::{Edit, Place, Protocol};
 
-use super::{Exit, ask::Asking, reload::tell};
+use super::{Exit, ask::Query, reload::tell};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Backend {
@@ -22,14 +22,14 @@ pub(super) enum Backend {
         #[arg(long)]
         weight: Option<u32>,
         #[command(flatten)]
-        asking: Asking,
+        query: Query,
     },
     /// Remove a backend: no new flows, its TCP connections go on to their ends.
     Remove {
         #[command(flatten)]
         place: PlaceArguments,
         #[command(flatten)]
-        asking: Asking,
+        query: Query,
     },
     /// Give a backend another share of new flows; 0: none, and its flows go on.
     Weight {
@@ -38,7 +38,7 @@ pub(super) enum Backend {
         /// 0 to 100.
         weight: u32,
         #[command(flatten)]
-        asking: Asking,
+        query: Query,
     },
     /// Drain a backend: no new flows, and those that it has are ended after the listener's `drain`.
     Drain {
@@ -48,7 +48,7 @@ pub(super) enum Backend {
         #[arg(long)]
         stop: bool,
         #[command(flatten)]
-        asking: Asking,
+        query: Query,
     },
 }
 
@@ -68,7 +68,7 @@ pub(super) struct ListenerArguments {
     #[arg(value_name = "PROTOCOL/PORT", value_parser = listener)]
     listener: (Protocol, u16),
     #[command(flatten)]
-    asking: Asking,
+    query: Query,
 }
 
 #[derive(Debug, clap::Args)]
@@ -100,20 +100,20 @@ impl From<PlaceArguments> for Place {
 }
 
 pub(super) fn backend(command: Backend) -> anyhow::Result<Exit> {
-    let (edit, asking) = match command {
-        Backend::Add { place, address, port, weight, asking } => {
+    let (edit, query) = match command {
+        Backend::Add { place, address, port, weight, query } => {
             let place = place.into();
-            (Edit::AddBackend { place, addresses: address, port, weight }, asking)
+            (Edit::AddBackend { place, addresses: address, port, weight }, query)
         }
-        Backend::Remove { place, asking } => (Edit::RemoveBackend { place: place.into() }, asking),
-        Backend::Weight { place, weight, asking } => {
-            (Edit::SetWeight { place: place.into(), weight }, asking)
+        Backend::Remove { place, query } => (Edit::RemoveBackend { place: place.into() }, query),
+        Backend::Weight { place, weight, query } => {
+            (Edit::SetWeight { place: place.into(), weight }, query)
         }
-        Backend::Drain { place, stop, asking } => {
-            (Edit::DrainBackend { place: place.into(), drain: !stop }, asking)
+        Backend::Drain { place, stop, query } => {
+            (Edit::DrainBackend { place: place.into(), drain: !stop }, query)
         }
     };
-    ask(&edit, &asking)
+    ask(&edit, &query)
 }
 
 pub(super) fn enable(command: Listener) -> anyhow::Result<Exit> {
@@ -121,11 +121,11 @@ pub(super) fn enable(command: Listener) -> anyhow::Result<Exit> {
         Listener::Start(arguments) => (arguments, true),
         Listener::Stop(arguments) => (arguments, false),
     };
-    let ListenerArguments { instance, listener: (protocol, port), asking } = arguments;
-    ask(&Edit::EnableListener { instance, protocol, port, enabled }, &asking)
+    let ListenerArguments { instance, listener: (protocol, port), query } = arguments;
+    ask(&Edit::EnableListener { instance, protocol, port, enabled }, &query)
 }
 
-fn ask(edit: &Edit, asking: &Asking) -> anyhow::Result<Exit> {
-    let answer = asking.agent.ask(async |agent| agent.post("/v1/edit", edit).await)?;
-    tell(answer, asking.json, |reloaded| format!("generation {}", reloaded.generation))
+fn ask(edit: &Edit, query: &Query) -> anyhow::Result<Exit> {
+    let answer = query.agent.ask(async |agent| agent.post("/v1/edit", edit).await)?;
+    tell(answer, query.json, |reloaded| format!("generation {}", reloaded.generation))
 }

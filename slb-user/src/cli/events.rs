@@ -6,7 +6,7 @@ use slb_api::{Event, EventFilter};
 
 use super::{
     Exit,
-    ask::{Asked, Asking},
+    ask::{Query, QueryResult},
     output::print,
 };
 
@@ -16,22 +16,22 @@ pub(super) struct Arguments {
     #[arg(long, short)]
     follow: bool,
     #[command(flatten)]
-    asking: Asking,
+    query: Query,
 }
 
 /// How often an agent is asked for what is new.
 const PERIOD: Duration = Duration::from_millis(500);
 
 pub(super) fn events(arguments: &Arguments) -> anyhow::Result<Exit> {
-    let Arguments { follow, asking } = arguments;
-    let asked = asking.agent.ask(async |agent| {
+    let Arguments { follow, query } = arguments;
+    let asked = query.agent.ask(async |agent| {
         let mut after = 0;
         loop {
             let filter = EventFilter { after: Some(after) };
             let events: Vec<Event> = agent.get_with("/v1/events", &filter).await?;
             let mut text = String::new();
             for event in &events {
-                text += &if asking.json { serde_json::to_string(event)? } else { tell(event) };
+                text += &if query.json { serde_json::to_string(event)? } else { tell(event) };
                 text.push('\n');
                 after = event.number;
             }
@@ -43,11 +43,11 @@ pub(super) fn events(arguments: &Arguments) -> anyhow::Result<Exit> {
         }
     })?;
     match asked {
-        Asked::Answer(printed) => {
+        QueryResult::Answer(printed) => {
             printed?;
             Ok(Exit::Done)
         }
-        Asked::Exit(exit) => Ok(exit),
+        QueryResult::Exit(exit) => Ok(exit),
     }
 }
 

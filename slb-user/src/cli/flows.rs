@@ -6,7 +6,7 @@ use slb_api::{ExplainRequest, ExplainResponse, FlowFilter, FlowStatus, Flows, Pr
 
 use super::{
     Exit,
-    ask::Asking,
+    ask::Query,
     status::{align, lines, table},
 };
 
@@ -22,13 +22,13 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 1_000)]
     limit: usize,
     #[command(flatten)]
-    asking: Asking,
+    query: Query,
 }
 
 pub(super) fn flows(arguments: Arguments) -> anyhow::Result<Exit> {
-    let Arguments { listener, backend, limit, asking } = arguments;
+    let Arguments { listener, backend, limit, query } = arguments;
     let filter = FlowFilter { listener, backend, limit: Some(limit) };
-    asking.show(async |agent| agent.get_with("/v1/flows", &filter).await, render)
+    query.show(async |agent| agent.get_with("/v1/flows", &filter).await, render)
 }
 
 fn render(found: &Flows) -> String {
@@ -72,13 +72,13 @@ pub(super) struct ExplainArguments {
     #[arg(long)]
     established: bool,
     #[command(flatten)]
-    asking: Asking,
+    query: Query,
 }
 
 pub(super) fn explain(arguments: ExplainArguments) -> anyhow::Result<Exit> {
-    let ExplainArguments { protocol, src, dst, established, asking } = arguments;
+    let ExplainArguments { protocol, src, dst, established, query } = arguments;
     let question = ExplainRequest { protocol, src, dst, established };
-    asking.show(async |agent| agent.get_with("/v1/explain", &question).await, tell)
+    query.show(async |agent| agent.get_with("/v1/explain", &question).await, tell)
 }
 
 fn tell(explained: &ExplainResponse) -> String {

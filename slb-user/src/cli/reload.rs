@@ -6,7 +6,7 @@ use slb_api::{ConfigFile, Reloaded};
 
 use super::{
     Exit,
-    ask::{Agent, Asked, Asking},
+    ask::{Agent, Query, QueryResult},
     output::{print, print_error, print_json},
 };
 use crate::config::{
@@ -27,7 +27,7 @@ pub(super) struct PlanArguments {
     json: bool,
 }
 
-pub(super) fn reload(arguments: &Asking) -> anyhow::Result<Exit> {
+pub(super) fn reload(arguments: &Query) -> anyhow::Result<Exit> {
     let answer = arguments.agent.ask(async |agent| agent.post("/v1/reload", &()).await)?;
     tell(answer, arguments.json, |reloaded| format!("generation {}", reloaded.generation))
 }
@@ -48,13 +48,13 @@ pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<Exit> {
 
 /// Prints what was done, or would be; `end` says which.
 pub(super) fn tell(
-    answer: Asked<Reloaded>,
+    answer: QueryResult<Reloaded>,
     json: bool,
     end: impl FnOnce(&Reloaded) -> String,
 ) -> anyhow::Result<Exit> {
     let reloaded = match answer {
-        Asked::Answer(reloaded) => reloaded,
-        Asked::Exit(exit) => return Ok(exit),
+        QueryResult::Answer(reloaded) => reloaded,
+        QueryResult::Exit(exit) => return Ok(exit),
     };
     if json {
         print_json(&reloaded)?;

@@ -3,9 +3,9 @@
 use comfy_table::{CellAlignment, Table, presets};
 use slb_api::{BackendStatus, ListenerStatus, Role, Status};
 
-use super::{Exit, ask::Asking};
+use super::{Exit, ask::Query};
 
-pub(super) fn status(arguments: &Asking) -> anyhow::Result<Exit> {
+pub(super) fn status(arguments: &Query) -> anyhow::Result<Exit> {
     arguments.show(async |agent| agent.get("/v1/status").await, render)
 }
 
@@ -90,7 +90,7 @@ fn name(backend: &BackendStatus) -> String {
     }
 }
 
-/// In place of what is not known.
+/// Shown in place of a value that is not known.
 const UNKNOWN: &str = "-";
 
 fn number(number: Option<impl ToString>) -> String {

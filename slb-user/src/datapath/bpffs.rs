@@ -64,7 +64,7 @@ pub(super) fn ensure(path: &Path) -> Result<Option<String>, BpffsError> {
     Ok(warning)
 }
 
-/// Whether what is mounted here is seen by this process and its children only.
+/// Whether only this process and its children see the mounts that are made here.
 fn has_private_mounts() -> bool {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
     let (ours, first) = (namespace("self"), namespace("1"));

@@ -48,7 +48,7 @@ pub struct SweepRequest {
     pub listeners: HashSet<Endpoint>,
     /// In jiffies: the present, as far as it is certain.
     pub now: u32,
-    /// For how many jiffies what is ended is remembered.
+    /// How long the end of a flow is remembered, in jiffies.
     pub closing: u32,
 }
 

@@ -40,7 +40,7 @@ impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
         })
     }
 
-    /// Brings it in line with `entries`, of the hash map. What is right stays as it is.
+    /// Brings it in line with `entries`, those of the hash map; writes only differences.
     pub(super) fn fill(&mut self, entries: &BTreeMap<Endpoint, V>) {
         let named: HashSet<u32> = (0..INDEX_SLOTS)
             .map(|slot| self.slot(slot).load(Ordering::Acquire))

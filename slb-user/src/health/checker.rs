@@ -31,7 +31,7 @@ pub struct Target {
     pub addr: SocketAddr,
     /// How it is probed, shared by all backends of a listener.
     pub check: Arc<HealthCheck>,
-    /// What is known of it before the first probe; used when its checker starts.
+    /// Its health before the first probe; used when its checker starts.
     pub initial: Health,
 }
 

@@ -38,7 +38,7 @@ pub const MANAGE_INTERVAL: Duration = Duration::from_secs(10);
 /// The time that the kernel's answer to a request gets to show in the tables.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Keeps neighbours resolved, and lets go of those that are no longer wanted.
+/// Keeps neighbours resolved, and releases those that are no longer wanted.
 #[derive(Debug)]
 pub struct ManagedNeighbours {
     rtnl: Rtnl,

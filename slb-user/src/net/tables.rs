@@ -192,7 +192,7 @@ fn parse_link(message: &LinkMessage, before: Option<&Interface>) -> Interface {
     interface
 }
 
-/// `None` for what is no IP neighbour: a bridge's forwarding entries, and proxy entries.
+/// `None` for entries that are not IP neighbours: a bridge's forwarding entries, and proxy entries.
 fn key(message: &NeighbourMessage) -> Option<NeighbourKey> {
     if message.header.flags.contains(NeighbourFlags::Proxy) {
         return None;

@@ -110,7 +110,7 @@ const fn told(backend: &IndexedBackend) -> u32 {
     }
 }
 
-/// What is left of an MTU for the packets that go to a backend.
+/// The part of an MTU that packets to a backend can use beside the headers of a tunnel, in bytes.
 fn inner_mtu(backend: &IndexedBackend, mtu: u32) -> u32 {
     let overhead = match backend.forwarding {
         Forwarding::Nat | Forwarding::FullNat | Forwarding::Dsr => 0,

@@ -377,7 +377,20 @@ pub(crate) fn checksums(bytes: &[u8]) -> Option<Vec<Checksum>> {
         }
         NetSlice::Arp(_) => return None,
     };
-    let transport = match packet.transport? {
+    match packet.transport? {
+        TransportSlice::Udp(udp) if udp.checksum() == 0 => {}
+        transport => found.push(transport_checksum(&transport, addresses, offset)?),
+    }
+    Some(found)
+}
+
+/// That of TCP, UDP or ICMP; `offset` says where a part of the frame begins.
+fn transport_checksum(
+    transport: &TransportSlice<'_>,
+    addresses: (IpAddr, IpAddr),
+    offset: impl Fn(&[u8]) -> usize,
+) -> Option<Checksum> {
+    let checksum = match transport {
         TransportSlice::Tcp(tcp) => Checksum {
             at: offset(tcp.slice()) + 16,
             right: match addresses {
@@ -410,8 +423,7 @@ pub(crate) fn checksums(bytes: &[u8]) -> Option<Vec<Checksum>> {
             .ok()?,
             found: udp.checksum(),
         },
-        TransportSlice::Udp(_) => return Some(found),
-        TransportSlice::Igmp(_) => return None,
+        TransportSlice::Udp(_) | TransportSlice::Igmp(_) => return None,
         TransportSlice::Icmpv4(icmp) => Checksum {
             at: offset(icmp.slice()) + 2,
             right: naive_sum(&without_sum(icmp.slice())),
@@ -424,6 +436,5 @@ pub(crate) fn checksums(bytes: &[u8]) -> Option<Vec<Checksum>> {
             Checksum { at: offset(icmp.slice()) + 2, right, found: icmp.checksum() }
         }
     };
-    found.push(transport);
-    Some(found)
+    Some(checksum)
 }

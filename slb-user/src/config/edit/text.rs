@@ -12,7 +12,7 @@ use super::{Edit, EditError, Place};
 ///
 /// # Errors
 ///
-/// The file does not have what is to be edited.
+/// The file has no object of that name.
 pub(super) fn change(file: &mut DocumentMut, edit: &Edit) -> Result<(), EditError> {
     match edit {
         Edit::AddBackend { place, addresses, port, weight } => {

@@ -215,7 +215,7 @@ fn acl(listener: &Table<'_>) -> Option<Option<Acl>> {
             if found.value.items.is_empty() && found.value.complete && mode == Some(AclMode::Allow)
             {
                 let message =
-                    "allows nobody, so every packet is dropped; add sources, or remove it";
+                    "allows no client, so every packet is dropped; add sources, or remove it";
                 table.warning(found.at, message);
             }
             Some(found.value)

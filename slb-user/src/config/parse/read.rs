@@ -164,7 +164,7 @@ impl<'a> Table<'a> {
         self.findings.mistake(at, self.says(message));
     }
 
-    /// Reports at `at` what is no mistake, but hardly meant.
+    /// Reports a warning at `at`: a value that is allowed, and probably not meant.
     pub(super) fn warning(&self, at: usize, message: impl Display) {
         self.findings.warning(at, self.says(message));
     }

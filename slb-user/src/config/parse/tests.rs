@@ -1,4 +1,4 @@
-//! The files of `tests/configs/`: what is right is read, and what is wrong is reported where it is.
+//! The files of `tests/configs/`: good ones are read, and mistakes in bad ones are reported at their places.
 
 use std::{
     fs,

@@ -22,7 +22,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// `None` for what is no unicast address.
+    /// `None` if the message has no unicast address.
     pub(super) fn parse(message: &AddressMessage) -> Option<Self> {
         let (mut local, mut network, mut own) = (None, None, false);
         for attribute in &message.attributes {
