@@ -49,8 +49,9 @@ words!(HttpMethod { Head = "HEAD", Get = "GET" });
 pub struct Config {
     /// `[gateway]`.
     pub gateway: Gateway,
-    /// `[[instance]]`, in the order of the file.
-    pub instances: Vec<Instance>,
+    /// `[[instance]]`, in the order of the file. An edit shares those that it leaves alone with the configuration
+    /// before: there may be thousands of backends in them.
+    pub instances: Vec<Arc<Instance>>,
 }
 
 /// `[gateway]`: the host that runs `slb`.

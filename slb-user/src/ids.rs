@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustc_hash::FxHashMap;
 use slb_common::{
     abi::{self, Endpoint, MAX_BACKENDS, MAX_LISTENERS, MAX_PREFIXES},
     hash,
@@ -91,7 +92,7 @@ pub struct IndexedBackend {
     /// What the backend is known by on every gateway.
     pub identity: u64,
     /// How it is probed, and where; `None`: it counts as healthy.
-    pub check: Option<(HealthCheck, SocketAddr)>,
+    pub check: Option<(Arc<HealthCheck>, SocketAddr)>,
 }
 
 /// Place of a backend in its group.
@@ -133,9 +134,47 @@ impl Ids {
     ///
     /// The configuration does not fit into the maps.
     pub fn assign(config: &Config, installed: &State) -> Result<Self, CapacityError> {
+        Self::build(config, installed, &Self::default(), &FxHashMap::default())
+    }
+
+    /// The same, where these ids are in force, which are those of `before`. Instances that `config` shares with `before`
+    /// keep theirs, so that a change of one instance does not take the time of all.
+    ///
+    /// # Errors
+    ///
+    /// The configuration does not fit into the maps.
+    pub fn reassign(
+        &self,
+        before: &Config,
+        config: &Config,
+        installed: &State,
+    ) -> Result<Self, CapacityError> {
+        let instances = before.instances.iter().enumerate();
+        let known = instances.map(|(at, instance)| (Arc::as_ptr(instance), at)).collect();
+        Self::build(config, installed, self, &known)
+    }
+
+    /// `known` has the index in `before` of the instances that may be taken from there.
+    fn build(
+        config: &Config,
+        installed: &State,
+        before: &Self,
+        known: &FxHashMap<*const Instance, usize>,
+    ) -> Result<Self, CapacityError> {
         let mut allocator = Allocator::new(config, installed);
+        let known = |instance: &Arc<Instance>| known.get(&Arc::as_ptr(instance)).copied();
+        // An instance that stays keeps its ids, whatever comes ahead of it in the file.
+        for at in config.instances.iter().filter_map(known) {
+            for listener in before.of_instance(at) {
+                allocator.keep(listener, &before.backends[listener.backends.clone()])?;
+            }
+        }
         let mut ids = Self::default();
         for (at, instance) in config.instances.iter().enumerate() {
+            if let Some(known) = known(instance) {
+                ids.copy(before, known, at);
+                continue;
+            }
             for index in 0..instance.listeners.len() {
                 for is_v4 in [true, false] {
                     ids.add((at, instance), index, is_v4, &mut allocator, installed)?;
@@ -150,6 +189,23 @@ impl Ids {
         }
         let prefixes: usize = lists.iter().map(|list| list.len()).sum();
         if prefixes > MOST_PREFIXES { Err(CapacityError::TooManyPrefixes) } else { Ok(ids) }
+    }
+
+    /// The listeners of an instance.
+    fn of_instance(&self, at: usize) -> &[IndexedListener] {
+        let first = self.listeners.partition_point(|listener| listener.instance < at);
+        let after = self.listeners.partition_point(|listener| listener.instance <= at);
+        &self.listeners[first..after]
+    }
+
+    /// Adds an instance with the ids that it has in `before`, where its index is `known`.
+    fn copy(&mut self, before: &Self, known: usize, at: usize) {
+        for listener in before.of_instance(known) {
+            let first = self.backends.len();
+            self.backends.extend_from_slice(&before.backends[listener.backends.clone()]);
+            let backends = first..self.backends.len();
+            self.listeners.push(IndexedListener { instance: at, backends, ..listener.clone() });
+        }
     }
 
     /// Adds the part of a listener that concerns one family, if there is any.
@@ -242,7 +298,7 @@ impl IndexedBackend {
                     && listener.protocol == Protocol::Tcp
                     && group.client_address == ClientAddress::ProxyV2;
                 let check = HealthCheck { proxy_header, ..check.clone() };
-                (check, SocketAddr::new(addr.ip(), at))
+                (Arc::new(check), SocketAddr::new(addr.ip(), at))
             }),
         }
     }

@@ -14,13 +14,9 @@ mod schedules;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
     Address, BACKEND_CLOSED, BACKEND_SHARED, Backend, Endpoint, Interface, LISTENER_LIMITED,
     MODE_FULL, NextHop, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED,
@@ -65,9 +61,9 @@ pub struct Inputs<'a> {
     pub health: &'a [Health],
     /// Backends, by index, that were in use without checks when checking began: they stay in use until their
     /// first probe has ended.
-    pub trusted: &'a HashSet<u32>,
+    pub trusted: &'a FxHashSet<u32>,
     /// The way to each backend's address, as far as known.
-    pub routes: &'a HashMap<IpAddr, BackendRoute>,
+    pub routes: &'a FxHashMap<IpAddr, BackendRoute>,
     /// Whether XDP is in generic mode on some interface: packets may then be as long as the stack has made
     /// them, and are cut on their way out.
     pub generic: bool,
@@ -84,7 +80,7 @@ pub struct Inputs<'a> {
     /// The present in jiffies.
     pub moment: u32,
     /// Backends, by index, of which some connections are being reset.
-    pub closing: &'a HashSet<u32>,
+    pub closing: &'a FxHashSet<u32>,
 }
 
 impl Planner {
@@ -140,12 +136,12 @@ impl Planner {
 
     /// The schedules some of whose slots a look at the flow table may settle, by the listener's id.
     #[must_use]
-    pub fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
+    pub fn watched(&self) -> FxHashMap<u32, Arc<Schedule>> {
         self.schedules.watched()
     }
 
     /// Settles the slots of `schedule` whose flows have no entries: all but those in `pinned`.
-    pub fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
+    pub fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &FxHashSet<usize>) {
         self.schedules.settle(id, schedule, pinned);
     }
 }
@@ -160,7 +156,7 @@ struct Members<'a> {
     usable: Vec<bool>,
     /// Backends, by index, whose replies only an entry can assign: their address answers for several
     /// listeners, or they see a source address of the gateway.
-    shared: HashSet<u32>,
+    shared: FxHashSet<u32>,
 }
 
 impl<'a> Members<'a> {

@@ -1,11 +1,8 @@
 //! What the agent knows about backends: their indices, their health, and their checks.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{BACKEND_HEALTHY, BACKEND_UNHEALTHY};
 
 use crate::{
@@ -22,15 +19,15 @@ pub(super) struct Backends {
     /// One per element of [`Ids::backends`].
     pub health: Arc<Vec<Health>>,
     /// Backends, by index, that stay in use until their first probe, see [`crate::planner::Inputs::trusted`].
-    pub trusted: HashSet<u32>,
+    pub trusted: FxHashSet<u32>,
     /// How the health of backends has changed, by id.
-    pub history: Arc<HashMap<u32, History>>,
+    pub history: Arc<FxHashMap<u32, History>>,
     /// By [`crate::ids::IndexedBackend::id`].
     pub checkers: Checkers<u32>,
     /// What the probes have found.
     pub probes: health::Statuses<u32>,
     /// Orphaned backends: the configuration does not name them, but they have flows; and since when.
-    pub orphaned: HashMap<u32, Instant>,
+    pub orphaned: FxHashMap<u32, Instant>,
 }
 
 impl Backends {
@@ -39,11 +36,11 @@ impl Backends {
         Self {
             health: Arc::new(restored(&ids, installed)),
             ids,
-            trusted: HashSet::new(),
+            trusted: FxHashSet::default(),
             history: Arc::default(),
             checkers,
             probes: health::Statuses::default(),
-            orphaned: HashMap::new(),
+            orphaned: FxHashMap::default(),
         }
     }
 
@@ -95,7 +92,7 @@ impl Backends {
     pub(super) fn check(&mut self) -> usize {
         let backends = self.ids.backends.iter().enumerate().filter_map(|(index, backend)| {
             let (check, addr) = backend.check.as_ref()?;
-            let (check, initial) = (Arc::new(check.clone()), self.health[index]);
+            let (check, initial) = (Arc::clone(check), self.health[index]);
             Some((backend.id, health::Target { addr: *addr, check, initial }))
         });
         let backends: Vec<_> = backends.collect();
@@ -110,7 +107,7 @@ impl Backends {
     pub(super) fn adopt(&mut self, ids: Ids) {
         let before = Before::new(&self.ids);
         let mut health = Vec::with_capacity(ids.backends.len());
-        let mut trusted = HashSet::new();
+        let mut trusted = FxHashSet::default();
         for (listener, backend) in ids.listeners.iter().flat_map(|listener| {
             ids.backends[listener.backends.clone()].iter().map(move |backend| (listener, backend))
         }) {
@@ -129,7 +126,7 @@ impl Backends {
             }
         }
         (self.health, self.trusted) = (Arc::new(health), trusted);
-        let present: HashSet<u32> = ids.backends.iter().map(|backend| backend.id).collect();
+        let present: FxHashSet<u32> = ids.backends.iter().map(|backend| backend.id).collect();
         Arc::make_mut(&mut self.history).retain(|id, _| present.contains(id));
         self.ids = Arc::new(ids);
         self.note_orphaned();
@@ -163,7 +160,7 @@ impl Backends {
 
 /// Finds the backends of the configuration before. An index alone does not name one: a listener that comes may have
 /// been given that of one that goes.
-struct Before<'a>(HashMap<u32, (&'a IndexedListener, usize)>);
+struct Before<'a>(FxHashMap<u32, (&'a IndexedListener, usize)>);
 
 impl<'a> Before<'a> {
     fn new(ids: &'a Ids) -> Self {

@@ -1,7 +1,8 @@
 //! Publishes what the agent knows, for readers that do not wait for its loop.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::SystemTime};
 
+use rustc_hash::FxHashMap;
 use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem, ProblemName, XdpMode};
 use slb_common::abi::{BACKEND_IN_USE, Backend, MAX_SOURCES, MODE_FULL};
 use tokio::sync::watch;
@@ -25,7 +26,7 @@ pub(super) struct Publisher {
 }
 
 /// The schedule of each listener, by its id, and the shares that it gives.
-type Schedules = HashMap<u32, (Arc<Schedule>, Arc<std::collections::BTreeMap<u32, f64>>)>;
+type Schedules = FxHashMap<u32, (Arc<Schedule>, Arc<std::collections::BTreeMap<u32, f64>>)>;
 
 impl Publisher {
     pub(super) fn new(first: Snapshot) -> Self {
@@ -34,7 +35,7 @@ impl Publisher {
             problems: ProblemLog::default(),
             // No maps have this revision.
             installed: (u64::MAX, Arc::default()),
-            schedules: HashMap::new(),
+            schedules: FxHashMap::default(),
         }
     }
 
@@ -55,7 +56,7 @@ impl Publisher {
 
 /// Adds up the slots of those schedules only that have changed: there may be millions.
 fn schedules(maps: &Maps, before: &Schedules) -> Schedules {
-    let mut schedules = Schedules::new();
+    let mut schedules = Schedules::default();
     for listener in maps.installed().listeners.values() {
         if schedules.contains_key(&listener.id) {
             continue;

@@ -1,12 +1,12 @@
 //! Brings the maps in line with the configuration, health and network.
 
 use std::{
-    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
     self, BACKEND_CLOSED, BACKEND_IN_USE, CHUNK_SLOTS, DEFAULT_CHUNKS, Flow, NO_LISTENER_DROP,
     NO_LISTENER_PASS, NO_LISTENER_RESET,
@@ -33,14 +33,14 @@ pub(super) struct Reconciler {
     planner: Planner,
     jiffies: Jiffies,
     /// Backends of which some connections are being reset, and until when.
-    closing: HashMap<u32, Instant>,
+    closing: FxHashMap<u32, Instant>,
     /// When the maps take what they did not take yet.
     later: Option<Instant>,
 }
 
 impl Reconciler {
     pub(super) fn new(jiffies: Jiffies) -> Self {
-        Self { planner: Planner::default(), jiffies, closing: HashMap::new(), later: None }
+        Self { planner: Planner::default(), jiffies, closing: FxHashMap::default(), later: None }
     }
 
     /// Writes what the program is told besides its tables.
@@ -116,12 +116,12 @@ impl Reconciler {
     }
 
     /// The schedules of which slots may be settled, by the id of their listener.
-    pub(super) fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
+    pub(super) fn watched(&self) -> FxHashMap<u32, Arc<Schedule>> {
         self.planner.watched()
     }
 
     /// Settles the slots of a listener that no entry differs from.
-    pub(super) fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
+    pub(super) fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &FxHashSet<usize>) {
         self.planner.settle(id, schedule, pinned);
     }
 
@@ -139,7 +139,7 @@ impl Reconciler {
     }
 
     /// The backends that were removed so long ago that all flows that they still have left an entry.
-    pub(super) fn leaving(maps: &Maps, backends: &Backends) -> HashSet<u32> {
+    pub(super) fn leaving(maps: &Maps, backends: &Backends) -> FxHashSet<u32> {
         let Backends { ids, orphaned, .. } = backends;
         let indexed = ids.listeners.iter().flat_map(|listener| {
             let indexed = ids.backends[listener.backends.clone()].iter();
@@ -153,7 +153,7 @@ impl Reconciler {
     }
 
     /// The backends that are drained, and whose time is up.
-    pub(super) fn closed(maps: &Maps) -> HashSet<u32> {
+    pub(super) fn closed(maps: &Maps) -> FxHashSet<u32> {
         const CLOSED: u32 = BACKEND_CLOSED | BACKEND_IN_USE;
         let backends = maps.installed().backends.iter();
         backends

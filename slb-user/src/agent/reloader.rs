@@ -290,10 +290,11 @@ impl Agent {
     /// Looks at a file that was read.
     fn consider(
         &mut self,
-        (config, warnings): Parsed,
+        (mut config, warnings): Parsed,
         replacement: Option<Replacement>,
         origin: Origin,
     ) {
+        config.share(&self.config);
         let candidate = |config, ids| {
             Box::new(Candidate { config, ids, warnings, replacement, network: None, origin })
         };
@@ -324,7 +325,8 @@ impl Agent {
                 return Err(Refusal::Fixed { path, key, was });
             }
         }
-        let ids = Ids::assign(config, self.datapath.maps.installed())?;
+        let installed = self.datapath.maps.installed();
+        let ids = self.backends.ids.reassign(&self.config, config, installed)?;
         let (needed, capacity) = (chunks(config), self.datapath.maps.chunks());
         // For the schedules before, and to write new ones beside the old.
         if 3 * needed > capacity {

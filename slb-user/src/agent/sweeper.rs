@@ -1,11 +1,8 @@
 //! Looks after the flow table: settles slots, and ends flows whose time is up.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_api::{EventKind, ProblemName};
 use slb_common::abi::{Flow, MODE_DSR, MODE_GUE, MODE_IPIP, NO_SOURCE};
 use tokio::sync::mpsc;
@@ -40,7 +37,7 @@ pub(super) struct Sweeper {
 /// What a look through the flow table has found.
 pub(super) struct Swept {
     /// The schedules that it was for.
-    schedules: HashMap<u32, Arc<Schedule>>,
+    schedules: FxHashMap<u32, Arc<Schedule>>,
     report: SweepReport,
 }
 
@@ -110,7 +107,7 @@ impl Agent {
     }
 
     /// Forgets the backends of which no flow is left.
-    fn forget(&mut self, left: &HashSet<u32>) {
+    fn forget(&mut self, left: &FxHashSet<u32>) {
         if self.reloader.is_busy() {
             return;
         }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rustc_hash::FxHashMap;
 use slb_api::{Problem, ProblemName};
 use slb_common::abi;
 use tokio::sync::{mpsc, oneshot};
@@ -30,7 +31,7 @@ pub(super) struct NetworkSnapshot {
     /// Those of the configured interfaces that are there, and the XDP program on each, ours or another.
     pub interfaces: Vec<(Interface, Option<AttachedXdp>)>,
     /// The way to each backend, where the kernel knows it.
-    pub routes: HashMap<IpAddr, BackendRoute>,
+    pub routes: FxHashMap<IpAddr, BackendRoute>,
     /// Addresses of this host.
     pub addresses: Vec<IpAddr>,
     /// Whether the program may remember ways to clients that are wrong now.
@@ -106,7 +107,7 @@ pub(super) struct NetworkWatcher {
     /// How far each VIP is announced, as of the last attempt.
     vip_states: BTreeMap<IpAddr, VipState>,
     spec: WatchSpec,
-    routes: HashMap<IpAddr, BackendRoute>,
+    routes: FxHashMap<IpAddr, BackendRoute>,
     /// Next hops on our interfaces.
     neighbours: HashSet<(u32, IpAddr)>,
     addresses: Vec<IpAddr>,
@@ -128,7 +129,7 @@ impl NetworkWatcher {
             vip_states: BTreeMap::new(),
             network,
             spec,
-            routes: HashMap::new(),
+            routes: FxHashMap::default(),
             neighbours: HashSet::new(),
             addresses: Vec::new(),
             unreachable_backends: Vec::new(),

@@ -71,7 +71,8 @@ fn objects(config: &Config, same: &HashSet<&str>) -> Objects {
     ];
     let mut objects = Objects::from([("gateway".to_owned(), gateway)]);
     let others = config.instances.iter().filter(|instance| !same.contains(instance.name.as_str()));
-    for Instance { name, vips, groups, listeners } in others {
+    for instance in others {
+        let Instance { name, vips, groups, listeners } = &**instance;
         let instance = format!("instance {name}");
         for group in groups {
             add_group(&mut objects, &instance, group);

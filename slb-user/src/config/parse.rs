@@ -4,7 +4,10 @@
 //! why. Rules that compare drafts skip the gaps, so that one slip is reported once. Only a file
 //! without mistakes becomes a `Config`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use toml::de::DeTable;
 
@@ -112,7 +115,7 @@ fn file(raw: Raw<'_>) -> Option<Config> {
         backends.for_each(|backend| backend.check_region(&gateway.region));
     }
 
-    let instances: Vec<_> = instances.into_iter().map(Instance::build).collect();
+    let instances: Vec<_> = instances.into_iter().map(|it| it.build().map(Arc::new)).collect();
     Some(Config {
         gateway: gateway?.build()?,
         instances: instances.into_iter().collect::<Option<_>>()?,

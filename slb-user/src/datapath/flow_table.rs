@@ -2,7 +2,6 @@
 //! say nothing.
 
 use std::{
-    collections::{HashMap, HashSet},
     mem::offset_of,
     sync::{
         Arc,
@@ -10,6 +9,7 @@ use std::{
     },
 };
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::{
     abi::{
         self, BUCKET_FLOWS, Bucket, ConnState, Endpoint, FLOW_ORIGINAL, Flow, FlowKey, NO_PLACE,
@@ -33,7 +33,7 @@ pub struct FlowTable {
 }
 
 /// Listeners some of whose slots may be settled, by where clients connect to: id and schedule.
-pub type Watched = HashMap<Endpoint, (u32, Arc<Schedule>)>;
+pub type Watched = FxHashMap<Endpoint, (u32, Arc<Schedule>)>;
 
 /// What a sweep of the table is for.
 #[derive(Debug)]
@@ -41,11 +41,11 @@ pub struct SweepRequest {
     /// Whose entries may say nothing.
     pub watched: Watched,
     /// Backends that may have no flow left.
-    pub leaving: HashSet<u32>,
+    pub leaving: FxHashSet<u32>,
     /// Backends whose flows are to end now.
-    pub closed: HashSet<u32>,
+    pub closed: FxHashSet<u32>,
     /// Where clients connect to; other flows are between a client and a backend itself.
-    pub listeners: HashSet<Endpoint>,
+    pub listeners: FxHashSet<Endpoint>,
     /// In jiffies: the present, as far as it is certain.
     pub now: u32,
     /// How long the end of a flow is remembered, in jiffies.
@@ -56,9 +56,9 @@ pub struct SweepRequest {
 #[derive(Debug, Default)]
 pub struct SweepReport {
     /// The slots of watched listeners whose flows have entries that differ from them, by the listener's id.
-    pub pinned: HashMap<u32, HashSet<usize>>,
+    pub pinned: FxHashMap<u32, FxHashSet<usize>>,
     /// Backends of [`SweepRequest::leaving`] that have no flow left.
-    pub left: HashSet<u32>,
+    pub left: FxHashSet<u32>,
     /// TCP connections that were ended: both sides are to be told.
     pub ended: Vec<Flow>,
 }
@@ -117,7 +117,7 @@ impl FlowTable {
     /// watched slots that say what the slot says as well; and corrects the counts of active flows.
     #[must_use]
     pub fn sweep(&self, mut request: SweepRequest) -> SweepReport {
-        let pinned = request.watched.values().map(|(id, _)| (*id, HashSet::new())).collect();
+        let pinned = request.watched.values().map(|(id, _)| (*id, FxHashSet::default())).collect();
         let mut found = SweepReport { pinned, ..SweepReport::default() };
         let before = self.counters();
         let mut counted = vec![0_i64; before.len()];

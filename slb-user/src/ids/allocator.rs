@@ -1,24 +1,22 @@
 //! Hands out the indices that the maps and the flows know listeners and backends by.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{self, Address, Endpoint, MAX_BACKENDS, MAX_LISTENERS};
 
-use super::{CapacityError, endpoint};
+use super::{CapacityError, IndexedBackend, IndexedListener, endpoint};
 use crate::{config::Config, state::State};
 
 /// Hands out indices.
 pub(super) struct Allocator<'a> {
     installed: &'a State,
-    given_listeners: HashSet<u32>,
+    given_listeners: FxHashSet<u32>,
     /// Backends that the maps know, in use or not: by listener, address and port.
-    backends: HashMap<(u32, Address, u32), u32>,
-    given_backends: HashSet<u32>,
+    backends: FxHashMap<(u32, Address, u32), u32>,
+    given_backends: FxHashSet<u32>,
     /// Backends in use, by listener.
-    used_backends: HashMap<u32, Vec<u32>>,
+    used_backends: FxHashMap<u32, Vec<u32>>,
     /// Never used, then those of listeners that go.
     free_listeners: Box<dyn Iterator<Item = u32> + 'a>,
     /// How many entries of `SLB_LISTENERS` those given so far take.
@@ -29,7 +27,7 @@ pub(super) struct Allocator<'a> {
 
 impl<'a> Allocator<'a> {
     pub(super) fn new(config: &Config, installed: &'a State) -> Self {
-        let wanted: HashSet<Endpoint> = config
+        let wanted: FxHashSet<Endpoint> = config
             .instances
             .iter()
             .flat_map(|instance| {
@@ -39,9 +37,9 @@ impl<'a> Allocator<'a> {
             })
             .collect();
         let listeners = installed.listeners.iter();
-        let used: HashSet<u32> = listeners.clone().map(|(_, record)| record.id).collect();
+        let used: FxHashSet<u32> = listeners.clone().map(|(_, record)| record.id).collect();
         let kept = listeners.filter(|(at, _)| wanted.contains(*at));
-        let kept: HashSet<u32> = kept.map(|(_, record)| record.id).collect();
+        let kept: FxHashSet<u32> = kept.map(|(_, record)| record.id).collect();
         // What belongs to a listener that goes is not to pass to one that comes.
         let last: Vec<u32> = used.difference(&kept).copied().collect();
         let free_listeners =
@@ -50,7 +48,7 @@ impl<'a> Allocator<'a> {
         let backends =
             known.iter().map(|(&id, b)| ((b.listener.into(), b.addr, b.port), id)).collect();
         let mut retired = Vec::new();
-        let mut used_backends = HashMap::<u32, Vec<u32>>::new();
+        let mut used_backends = FxHashMap::<u32, Vec<u32>>::default();
         for (&id, backend) in &known {
             if backend.flags & abi::BACKEND_IN_USE == 0 {
                 retired.push(id);
@@ -61,9 +59,9 @@ impl<'a> Allocator<'a> {
         let never_used = (0..MAX_BACKENDS as u32).filter(move |id| !known.contains_key(id));
         Self {
             installed,
-            given_listeners: HashSet::new(),
+            given_listeners: FxHashSet::default(),
             backends,
-            given_backends: HashSet::new(),
+            given_backends: FxHashSet::default(),
             used_backends,
             free_listeners: Box::new(free_listeners),
             endpoints: 0,
@@ -71,12 +69,26 @@ impl<'a> Allocator<'a> {
         }
     }
 
+    /// Takes note of a listener that keeps its id, and of its backends, which do so as well.
+    pub(super) fn keep(
+        &mut self,
+        listener: &IndexedListener,
+        backends: &[IndexedBackend],
+    ) -> Result<(), CapacityError> {
+        self.count(&listener.endpoints)?;
+        self.given_listeners.insert(listener.id);
+        self.given_backends.extend(backends.iter().map(|backend| backend.id));
+        Ok(())
+    }
+
+    const fn count(&mut self, endpoints: &[Endpoint]) -> Result<(), CapacityError> {
+        self.endpoints += endpoints.len();
+        if self.endpoints > MAX_LISTENERS { Err(CapacityError::TooManyListeners) } else { Ok(()) }
+    }
+
     /// For a listener with these VIPs and this port.
     pub(super) fn listener(&mut self, endpoints: &[Endpoint]) -> Result<u32, CapacityError> {
-        self.endpoints += endpoints.len();
-        if self.endpoints > MAX_LISTENERS {
-            return Err(CapacityError::TooManyListeners);
-        }
+        self.count(endpoints)?;
         let mut known =
             endpoints.iter().filter_map(|endpoint| self.installed.listeners.get(endpoint));
         // VIPs that shared a listener may have one each by now: only one of those inherits.

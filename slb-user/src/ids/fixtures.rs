@@ -3,8 +3,11 @@
 use std::{
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Ids;
 use crate::{
@@ -34,7 +37,7 @@ pub(crate) fn config(instances: impl Into<Vec<Instance>>) -> Config {
             api: PathBuf::from("/run/slb/api.sock"),
             pins: PathBuf::from("/sys/fs/bpf/slb"),
         },
-        instances: instances.into(),
+        instances: instances.into().into_iter().map(Arc::new).collect(),
     }
 }
 
@@ -110,7 +113,7 @@ pub(crate) fn desired(ids: &Ids) -> State {
         ids,
         Inputs {
             health: &vec![Health::Healthy; ids.backends.len()],
-            routes: &[].into(),
+            routes: &FxHashMap::default(),
             generic: false,
             interfaces: &[].into(),
             locals: &[],
@@ -118,8 +121,8 @@ pub(crate) fn desired(ids: &Ids) -> State {
             installed: &State::default(),
             now: Instant::now(),
             moment: 0,
-            trusted: &[].into(),
-            closing: &[].into(),
+            trusted: &FxHashSet::default(),
+            closing: &FxHashSet::default(),
         },
     )
 }

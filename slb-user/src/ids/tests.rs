@@ -147,6 +147,10 @@ fn given_tcp_and_udp_on_one_port_when_given_ids_then_they_are_two_listeners() {
 /// What an edit does not concern keeps its indices: `(what, edit)`.
 type Edit = (&'static str, fn(&mut Config));
 
+fn first(config: &mut Config) -> &mut Instance {
+    Arc::make_mut(&mut config.instances[0])
+}
+
 #[test]
 fn given_installed_maps_when_the_configuration_changes_then_the_rest_keeps_its_indices() {
     let mut shop = instance(three());
@@ -160,23 +164,25 @@ fn given_installed_maps_when_the_configuration_changes_then_the_rest_keeps_its_i
     let edits: [Edit; 11] = [
         ("nothing", |_| ()),
         ("a new first backend", |c| {
-            c.instances[0].groups[0].backends.insert(0, backend("10.0.0.9"));
+            first(c).groups[0].backends.insert(0, backend("10.0.0.9"));
         }),
-        ("a new last backend", |c| c.instances[0].groups[0].backends.push(backend("10.0.0.9"))),
-        ("no first backend", |c| drop(c.instances[0].groups[0].backends.remove(0))),
-        ("another order of backends", |c| c.instances[0].groups[0].backends.reverse()),
-        ("a new first listener", |c| c.instances[0].listeners.insert(0, listener(79))),
-        ("no first listener", |c| drop(c.instances[0].listeners.remove(0))),
-        ("another order of listeners", |c| c.instances[0].listeners.reverse()),
+        ("a new last backend", |c| first(c).groups[0].backends.push(backend("10.0.0.9"))),
+        ("no first backend", |c| drop(first(c).groups[0].backends.remove(0))),
+        ("another order of backends", |c| first(c).groups[0].backends.reverse()),
+        ("a new first listener", |c| first(c).listeners.insert(0, listener(79))),
+        ("no first listener", |c| drop(first(c).listeners.remove(0))),
+        ("another order of listeners", |c| first(c).listeners.reverse()),
         ("another order of instances", |c| c.instances.reverse()),
-        ("another VIP", |c| c.instances[0].vips.insert(0, "203.0.113.9".parse().unwrap())),
-        ("another weight", |c| c.instances[0].groups[0].backends[0].weight = 1),
+        ("another VIP", |c| first(c).vips.insert(0, "203.0.113.9".parse().unwrap())),
+        ("another weight", |c| first(c).groups[0].backends[0].weight = 1),
     ];
     for (case, edit) in edits {
         let mut new = old.clone();
         edit(&mut new);
         let (after, _) = install(&new, &installed);
         assert_distinct(&after);
+        let shared = before.reassign(&old, &new, &installed).unwrap();
+        assert_eq!(format!("{shared:?}"), format!("{after:?}"), "{case}: with what is the same");
 
         let (old_listeners, new_listeners) = (listener_ids(&before), listener_ids(&after));
         let mut kept = 0;
@@ -204,6 +210,22 @@ fn given_installed_maps_when_the_configuration_changes_then_the_rest_keeps_its_i
             assert!(!taken, "{case}: {key:?} has the index of another");
         }
     }
+}
+
+#[test]
+fn given_an_instance_that_stays_when_another_comes_ahead_of_it_then_their_ids_differ() {
+    let mail = Instance { vips: addresses(&["203.0.113.99"]), ..instance([backend("10.0.1.1")]) };
+    let old = config([mail]);
+    // The maps do not have them: they could not be written.
+    let before = fresh(&old);
+    let mut new = config([instance(three())]);
+    new.instances.push(Arc::clone(&old.instances[0]));
+    let after = before.reassign(&old, &new, &State::default()).unwrap();
+
+    assert_distinct(&after);
+    let stays = after.listeners.last().unwrap();
+    assert_eq!((stays.id, stays.instance), (before.listeners[0].id, 1));
+    assert_eq!(after.backends[stays.backends.clone()][0].id, before.backends[0].id);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! What the agent's loop publishes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
+use rustc_hash::FxHashMap;
 use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem};
 
 use crate::{
@@ -41,7 +42,7 @@ pub struct Snapshot {
     /// One per element of [`Ids::backends`].
     pub health: Arc<Vec<Health>>,
     /// By [`crate::ids::IndexedBackend::id`]; backends whose health has not changed are left out.
-    pub history: Arc<HashMap<u32, History>>,
+    pub history: Arc<FxHashMap<u32, History>>,
     /// What the maps hold.
     pub installed: Arc<Installed>,
     /// What the probes have found, by [`crate::ids::IndexedBackend::id`].
@@ -92,9 +93,9 @@ pub struct Installed {
     /// [`slb_common::abi::Listener::id`] by index into `SLB_BACKENDS`, in ascending order.
     pub listeners: Vec<(u32, u32)>,
     /// When the flows of drained backends are ended, in jiffies; others are left out.
-    pub closes: HashMap<u32, u32>,
+    pub closes: FxHashMap<u32, u32>,
     /// What each schedule gives to backends, by [`crate::ids::IndexedListener::id`].
-    pub shares: HashMap<u32, Arc<Shares>>,
+    pub shares: FxHashMap<u32, Arc<Shares>>,
     /// How full the maps are.
     pub usage: Vec<MapStatus>,
 }

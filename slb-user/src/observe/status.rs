@@ -1,11 +1,12 @@
 //! Makes a status of a snapshot and of what was measured at the same time. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
+use rustc_hash::FxHashMap;
 use slb_api::{
     BackendStatus, Drop, Health, InstanceStatus, LastProbe, ListenerStatus, MapStatus, Problem,
     Protocol, Rates, Role, Scheduler, Status, VerdictCount,
@@ -135,21 +136,21 @@ struct Reader<'a> {
     /// Between the two samples; `None`: there is only one.
     seconds: Option<f64>,
     /// By the index of their instance and of their listener in it.
-    listeners: HashMap<(usize, usize), Vec<&'a IndexedListener>>,
+    listeners: FxHashMap<(usize, usize), Vec<&'a IndexedListener>>,
     /// By [`IndexedListener::id`]. What was a listener's backend's once is still the listener's.
-    by_listener: HashMap<u32, Sums>,
+    by_listener: FxHashMap<u32, Sums>,
 }
 
 impl<'a> Reader<'a> {
     fn new(snapshot: &'a Snapshot, measured: &'a Measured<'a>) -> Self {
-        let mut listeners = HashMap::<_, Vec<_>>::new();
+        let mut listeners = FxHashMap::<_, Vec<_>>::default();
         for indexed in &snapshot.ids.listeners {
             listeners.entry((indexed.instance, indexed.listener)).or_default().push(indexed);
         }
         let since = measured.before.as_ref().map(|before| before.at);
         let seconds = since.map(|at: Instant| measured.sample.at.duration_since(at).as_secs_f64());
         let mut reader =
-            Self { snapshot, measured, seconds, listeners, by_listener: HashMap::new() };
+            Self { snapshot, measured, seconds, listeners, by_listener: FxHashMap::default() };
         for &(backend, listener) in &snapshot.installed.listeners {
             let Sums { now, before } = reader.sums(backend);
             let sums = reader.by_listener.entry(listener).or_default();

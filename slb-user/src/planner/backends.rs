@@ -1,7 +1,8 @@
 //! The record of a backend: whether it is usable, how packets reach it, when its flows end.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
+use rustc_hash::FxHashSet;
 use slb_common::{
     abi::{
         self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY,
@@ -45,7 +46,7 @@ pub(super) fn usable(
     listener: &IndexedListener,
     backends: &[IndexedBackend],
     health: &[Health],
-    trusted: &HashSet<u32>,
+    trusted: &FxHashSet<u32>,
 ) -> Vec<bool> {
     let healthy: Vec<bool> = backends
         .iter()

@@ -1,11 +1,11 @@
 //! The schedule of each listener, and how it moves from the slots it has to those it should have.
 
 use std::{
-    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{self, NO_BACKEND, SLOT_BACKEND};
 
 use super::Inputs;
@@ -34,9 +34,9 @@ pub(super) const FIRST_PROBES: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Schedules {
     /// By [`IndexedListener::id`].
-    pub(super) states: HashMap<u32, ScheduleState>,
+    pub(super) states: FxHashMap<u32, ScheduleState>,
     /// Services that wait for first probes, and until when.
-    waiting: HashMap<u32, Instant>,
+    waiting: FxHashMap<u32, Instant>,
 }
 
 /// The schedule of a listener, and what it was made from.
@@ -48,7 +48,7 @@ pub(super) struct ScheduleState {
     /// How many backends the configuration names, usable or not.
     named: usize,
     /// Backends whose flows have entries in any case.
-    with_entries: HashSet<u32>,
+    with_entries: FxHashSet<u32>,
     wanted: Vec<u32>,
     progress: Progress,
     published: Arc<Schedule>,
@@ -71,13 +71,13 @@ pub(super) struct Candidates<'a> {
     /// One per backend: whether it may get new flows.
     pub usable: &'a [bool],
     /// Backends, by index, whose flows have entries in any case.
-    pub with_entries: HashSet<u32>,
+    pub with_entries: FxHashSet<u32>,
 }
 
 impl Schedules {
     /// Forgets the schedules of listeners that are not in `ids`.
     pub(super) fn keep(&mut self, ids: &Ids) {
-        let ids: HashSet<u32> = ids.listeners.iter().map(|listener| listener.id).collect();
+        let ids: FxHashSet<u32> = ids.listeners.iter().map(|listener| listener.id).collect();
         self.states.retain(|id, _| ids.contains(id));
         self.waiting.retain(|id, _| ids.contains(id));
     }
@@ -120,7 +120,7 @@ impl Schedules {
     }
 
     /// The schedules some of whose slots a look at the flow table may settle, by the listener's id.
-    pub(super) fn watched(&self) -> HashMap<u32, Arc<Schedule>> {
+    pub(super) fn watched(&self) -> FxHashMap<u32, Arc<Schedule>> {
         let is_watched = |state: &&ScheduleState| match &state.progress {
             Progress::Hash(transition) => transition.is_watched(),
             Progress::Ring { .. } => false,
@@ -130,7 +130,7 @@ impl Schedules {
     }
 
     /// Settles the slots of `schedule` whose flows have no entries: all but those in `pinned`.
-    pub(super) fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &HashSet<usize>) {
+    pub(super) fn settle(&mut self, id: u32, schedule: &Arc<Schedule>, pinned: &FxHashSet<usize>) {
         let Some(state) = self.states.get_mut(&id) else { return };
         // Another one by now: the look was in vain.
         if !Arc::ptr_eq(&state.published, schedule) {
@@ -237,7 +237,7 @@ fn progress(
         idle: listener.idle_timeout,
         now: inputs.now,
     };
-    let lost_entries: HashSet<u32> = before
+    let lost_entries: FxHashSet<u32> = before
         .iter()
         .flat_map(|before| before.with_entries.difference(&candidates.with_entries).copied())
         .collect();
@@ -298,7 +298,7 @@ impl Progress {
         from: Option<Self>,
         (scheduler, wanted): (u16, &[u32]),
         is_usable: impl Fn(u32) -> bool,
-        lost_entries: &HashSet<u32>,
+        lost_entries: &FxHashSet<u32>,
         terms: Terms,
     ) -> Self {
         let mut transition = match from {
@@ -331,7 +331,7 @@ impl Progress {
     fn schedule(
         &self,
         (scheduler, wanted): (u16, &[u32]),
-        with_entries: &HashSet<u32>,
+        with_entries: &FxHashSet<u32>,
     ) -> Schedule {
         match self {
             Self::Hash(transition) => transition.schedule(with_entries),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
     self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, MODE_DSR,
     SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
@@ -29,7 +30,7 @@ struct World {
     planner: Planner,
     ids: Ids,
     health: Vec<Health>,
-    routes: HashMap<IpAddr, BackendRoute>,
+    routes: FxHashMap<IpAddr, BackendRoute>,
     interfaces: BTreeMap<u32, Interface>,
     locals: Vec<IpAddr>,
     installed: State,
@@ -44,7 +45,7 @@ impl World {
             planner: Planner::default(),
             health: vec![Healthy; ids.backends.len()],
             ids,
-            routes: HashMap::new(),
+            routes: FxHashMap::default(),
             interfaces: BTreeMap::new(),
             locals: Vec::new(),
             installed: State::default(),
@@ -73,8 +74,8 @@ impl World {
             installed: &self.installed,
             now: self.now,
             moment: self.jiffies(),
-            trusted: &[].into(),
-            closing: &HashSet::new(),
+            trusted: &FxHashSet::default(),
+            closing: &FxHashSet::default(),
         };
         self.planner.desired(&self.ids, now)
     }

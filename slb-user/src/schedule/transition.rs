@@ -13,11 +13,9 @@
 //! until every live flow has an entry; then it changes owner, and is watched. An owner that takes no
 //! more flows is replaced at once.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashSet;
 use slb_common::abi::{NO_BACKEND, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK};
 
 use crate::state::Schedule;
@@ -105,7 +103,7 @@ impl Transition {
     }
 
     /// Watches the slots of owners whose flows have had entries so far, in every phase.
-    pub fn watch(&mut self, owners: &HashSet<u32>) {
+    pub fn watch(&mut self, owners: &FxHashSet<u32>) {
         for (owner, phase) in self.owners.iter().zip(&mut self.phases) {
             if *phase == Phase::Settled && owners.contains(owner) {
                 *phase = Phase::Watched;
@@ -237,7 +235,7 @@ impl Transition {
     }
 
     /// Ends the watch over all slots but those in `pinned`, whose flows have entries.
-    pub fn settle(&mut self, pinned: &HashSet<usize>) {
+    pub fn settle(&mut self, pinned: &FxHashSet<usize>) {
         for (slot, phase) in self.phases.iter_mut().enumerate() {
             if *phase == Phase::Watched && !pinned.contains(&slot) {
                 *phase = Phase::Settled;
@@ -284,7 +282,7 @@ impl Transition {
 
     /// What the program is to be told. Flows of `shared` backends always have entries.
     #[must_use]
-    pub fn schedule(&self, shared: &HashSet<u32>) -> Schedule {
+    pub fn schedule(&self, shared: &FxHashSet<u32>) -> Schedule {
         let slots = self.owners.iter().zip(&self.phases).map(|(&owner, phase)| {
             let flags = match phase {
                 _ if shared.contains(&owner) => SLOT_LOOK | SLOT_KEEP,

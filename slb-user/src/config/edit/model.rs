@@ -1,7 +1,9 @@
 //! An edit of the configuration in memory, which spares reading the edited file once more.
 
+use std::{collections::HashMap, sync::Arc};
+
 use super::{Edit, Place};
-use crate::config::{Backend, Config, Group, GroupKind, Listener, MAX_WEIGHT};
+use crate::config::{Backend, Config, Group, GroupKind, Instance, Listener, MAX_WEIGHT};
 
 impl Config {
     /// What the configuration is after an edit that needs no look at the rest of the file. `None`: one that does,
@@ -18,9 +20,7 @@ impl Config {
                 config.change(place, |backend| backend.drain = *drain)?;
             }
             Edit::EnableListener { instance, protocol, port, enabled } => {
-                let mut instances = config.instances.iter_mut();
-                let instance = instances.find(|known| known.name == *instance)?;
-                let mut listeners = instance.listeners.iter_mut();
+                let mut listeners = config.instance_mut(instance)?.listeners.iter_mut();
                 let is_it = |it: &&mut Listener| it.protocol == *protocol && it.port == *port;
                 listeners.find(is_it)?.enabled = *enabled;
             }
@@ -29,12 +29,29 @@ impl Config {
         Some(config)
     }
 
+    /// Takes over from another configuration the instances that are the same there, so that both share them.
+    pub fn share(&mut self, other: &Self) {
+        let known: HashMap<&str, &Arc<Instance>> =
+            other.instances.iter().map(|instance| (instance.name.as_str(), instance)).collect();
+        for instance in &mut self.instances {
+            if let Some(&known) = known.get(instance.name.as_str())
+                && known == instance
+            {
+                *instance = Arc::clone(known);
+            }
+        }
+    }
+
+    /// An instance, no longer shared with other configurations.
+    fn instance_mut(&mut self, name: &str) -> Option<&mut Instance> {
+        let mut instances = self.instances.iter_mut();
+        instances.find(|instance| instance.name == name).map(Arc::make_mut)
+    }
+
     /// Changes a backend, unless no backend of its group gets new flows after that, or none did before: the
     /// warnings are others then.
     fn change(&mut self, place: &Place, change: impl FnOnce(&mut Backend)) -> Option<()> {
-        let mut instances = self.instances.iter_mut();
-        let instance = instances.find(|instance| instance.name == place.instance)?;
-        let mut groups = instance.groups.iter_mut();
+        let mut groups = self.instance_mut(&place.instance)?.groups.iter_mut();
         let group = groups
             .find(|group| group.name == place.group && group.kind != GroupKind::PrimarySecondary)?;
         let serves = |group: &Group| group.backends.iter().any(|it| it.weight > 0 && !it.drain);

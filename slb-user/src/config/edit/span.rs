@@ -4,15 +4,18 @@
 
 use std::ops::Range;
 
+use memchr::memmem;
+
 /// Where in a file an instance may stand that is named like that: from its header to that of the next one. None, if
 /// what looks like a header may be within a string of several lines, or lines end in CR: `toml_edit` writes LF, and is
 /// to do so in the whole file.
 pub(super) fn parts(text: &str, name: &str) -> Vec<Range<usize>> {
-    if ["\"\"\"", "'''", "\r"].iter().any(|mark| text.contains(mark)) {
+    let has = |part: &str, what: &str| memmem::find(part.as_bytes(), what.as_bytes()).is_some();
+    if ["\"\"\"", "'''", "\r"].iter().any(|mark| has(text, mark)) {
         return Vec::new();
     }
-    let headers = text.match_indices("[[instance]]");
-    let starts = headers.map(|(at, _)| text[..at].rfind('\n').map_or(0, |end| end + 1)..at);
+    let headers = memmem::find_iter(text.as_bytes(), "[[instance]]");
+    let starts = headers.map(|at| text[..at].rfind('\n').map_or(0, |end| end + 1)..at);
     let mut starts: Vec<usize> = starts
         .filter(|indent| text[indent.clone()].chars().all(char::is_whitespace))
         .map(|indent| indent.start)
@@ -20,5 +23,5 @@ pub(super) fn parts(text: &str, name: &str) -> Vec<Range<usize>> {
     starts.push(text.len());
     let names = [format!("\"{name}\""), format!("'{name}'")];
     let parts = starts.windows(2).map(|bounds| bounds[0]..bounds[1]);
-    parts.filter(|part| names.iter().any(|name| text[part.clone()].contains(name))).collect()
+    parts.filter(|part| names.iter().any(|name| has(&text[part.clone()], name))).collect()
 }

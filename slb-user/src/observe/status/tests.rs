@@ -1,4 +1,4 @@
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use slb_common::abi::Traffic;
 
@@ -31,7 +31,7 @@ fn snapshot() -> Snapshot {
     let (config, _) = config::parse(Path::new("slb.toml"), FILE).unwrap();
     let ids = Ids::assign(&config, &State::default()).unwrap();
     let mut listeners = Vec::new();
-    let mut shares = HashMap::new();
+    let mut shares = rustc_hash::FxHashMap::default();
     for listener in &ids.listeners {
         let ids = ids.backends[listener.backends.clone()].iter().map(|backend| backend.id);
         listeners.extend(ids.clone().map(|id| (id, listener.id)));

@@ -1,6 +1,7 @@
 //! Schedules: their contents, and when they change.
 
 use super::*;
+use rustc_hash::FxHashSet;
 
 #[test]
 fn given_no_backend_with_weight_when_planned_then_the_schedule_is_empty() {
@@ -209,7 +210,7 @@ fn given_another_agents_schedule_when_planned_then_its_flows_are_not_forgotten()
     assert_eq!(world.schedule().previous, [0_u32; 0], "every old flow has an entry by now");
     let watched = world.planner.watched();
     let (&id, schedule) = watched.iter().next().unwrap();
-    world.planner.settle(id, schedule, &HashSet::new());
+    world.planner.settle(id, schedule, &FxHashSet::default());
     assert!(world.schedule().slots.iter().all(|slot| slot & SLOT_LOOK == 0));
 }
 

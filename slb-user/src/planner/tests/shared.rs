@@ -1,6 +1,7 @@
 //! Backends that several listeners or VIPs share.
 
 use super::*;
+use rustc_hash::FxHashSet;
 
 #[test]
 fn given_a_backend_of_two_listeners_when_planned_then_its_flows_have_entries() {
@@ -110,7 +111,7 @@ fn given_a_backend_that_is_shared_no_more_when_planned_then_its_flows_entries_ar
     world.installed = state;
     let watched = world.planner.watched();
     let (&id, schedule) = watched.iter().next().unwrap();
-    world.planner.settle(id, schedule, &HashSet::from([7]));
+    world.planner.settle(id, schedule, &FxHashSet::from_iter([7]));
     let slots = world.schedule().slots.clone();
     let looked: Vec<usize> = (0..slots.len()).filter(|&slot| slots[slot] & both != 0).collect();
     assert_eq!(looked, [7]);

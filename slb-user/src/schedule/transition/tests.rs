@@ -1,6 +1,5 @@
-use std::collections::HashMap;
-
 use proptest::prelude::*;
+use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::{
     abi::{SCHEDULER_HASH, SCHEDULER_SOURCE},
     hash,
@@ -29,7 +28,7 @@ fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases()
     let start = Instant::now();
     let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 1, 2]);
     transition.aim(SCHEDULER_HASH, &[1, 3, 2], |_| true, terms(true, start));
-    let moving = transition.schedule(&HashSet::new());
+    let moving = transition.schedule(&FxHashSet::default());
     assert_eq!(owners(&moving.slots), [1, 3, 2]);
     assert_eq!(flags(&moving), [0, MOVING, 0]);
     assert_eq!(moving.previous, [1, 1, 2]);
@@ -38,20 +37,20 @@ fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases()
     // A further change: who came in between has an entry, and the others are still the first owner's.
     let later = start + IDLE / 2;
     transition.aim(SCHEDULER_HASH, &[1, 4, 2], |_| true, terms(true, later));
-    let again = transition.schedule(&HashSet::new());
+    let again = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&again.slots)[1], again.previous[1]), (4, 1));
     assert_eq!(transition.due(), Some(start + IDLE));
 
     transition.advance(terms(true, start + IDLE));
-    let watched = transition.schedule(&HashSet::new());
+    let watched = transition.schedule(&FxHashSet::default());
     assert_eq!(flags(&watched), [0, SLOT_LOOK, 0]);
     assert_eq!(watched.previous, [0_u32; 0]);
     assert_eq!((transition.due(), transition.is_watched()), (None, true));
 
-    transition.settle(&HashSet::from([1]));
+    transition.settle(&FxHashSet::from_iter([1]));
     assert!(!transition.is_settled(), "entries are left");
-    transition.settle(&HashSet::new());
-    assert_eq!(flags(&transition.schedule(&HashSet::new())), [0, 0, 0]);
+    transition.settle(&FxHashSet::default());
+    assert_eq!(flags(&transition.schedule(&FxHashSet::default())), [0, 0, 0]);
     assert!(transition.is_settled() && !transition.is_watched());
 }
 
@@ -60,14 +59,14 @@ fn given_datagrams_when_a_slot_is_to_change_owner_then_it_is_observed_first() {
     let start = Instant::now();
     let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 2]);
     transition.aim(SCHEDULER_HASH, &[3, 2], |_| true, terms(false, start));
-    let observed = transition.schedule(&HashSet::new());
+    let observed = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&observed.slots), flags(&observed)), (vec![1, 2], vec![MOVING, 0]));
     assert_eq!(observed.previous, [0_u32; 0]);
 
     let over = terms(false, start + IDLE);
     transition.advance(over);
     transition.aim(SCHEDULER_HASH, &[3, 2], |_| true, over);
-    let moved = transition.schedule(&HashSet::new());
+    let moved = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&moved.slots), flags(&moved)), (vec![3, 2], vec![SLOT_LOOK, 0]));
 }
 
@@ -76,7 +75,7 @@ fn given_datagrams_when_the_owner_takes_no_flows_then_it_is_replaced_at_once() {
     let now = terms(false, Instant::now());
     let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 2]);
     transition.aim(SCHEDULER_HASH, &[3, 2], |owner| owner != 1, now);
-    assert_eq!(transition.schedule(&HashSet::new()).slots, [3, 2]);
+    assert_eq!(transition.schedule(&FxHashSet::default()).slots, [3, 2]);
 }
 
 #[test]
@@ -84,20 +83,20 @@ fn given_slots_without_owner_when_they_get_an_owner_then_there_is_nothing_to_rem
     for connections in [true, false] {
         let mut transition = Transition::new(SCHEDULER_HASH, vec![NO_BACKEND; 2]);
         transition.aim(SCHEDULER_HASH, &[1, 2], |_| true, terms(connections, Instant::now()));
-        assert_eq!(transition.schedule(&HashSet::new()).slots, [1, 2]);
+        assert_eq!(transition.schedule(&FxHashSet::default()).slots, [1, 2]);
     }
 }
 
 #[test]
 fn given_shared_backends_when_published_then_their_slots_keep_entries() {
-    let schedule = Transition::new(SCHEDULER_HASH, vec![1, 2]).schedule(&HashSet::from([2]));
+    let schedule = Transition::new(SCHEDULER_HASH, vec![1, 2]).schedule(&FxHashSet::from_iter([2]));
     assert_eq!(schedule.slots, [1, 2 | MOVING]);
 }
 
 /// The program's rules (`slb-ebpf/src/forward.rs`), for one listener.
 #[derive(Default)]
 struct Program {
-    entries: HashMap<u64, u32>,
+    entries: FxHashMap<u64, u32>,
 }
 
 /// Where a flow is, of so many slots.
@@ -130,7 +129,7 @@ impl Program {
     }
 
     /// The agent's look through the table.
-    fn sweep(&mut self, schedule: &Schedule, is_live: impl Fn(u64) -> bool) -> HashSet<usize> {
+    fn sweep(&mut self, schedule: &Schedule, is_live: impl Fn(u64) -> bool) -> FxHashSet<usize> {
         let slot_of = |flow| slot_of(schedule.scheduler, flow, &schedule.slots);
         self.entries.retain(|&flow, owner| {
             let slot = schedule.slots[slot_of(flow)];
@@ -185,7 +184,7 @@ proptest! {
         let mut aim = wanted(1, size);
         let mut transition = Transition::new(SCHEDULER_HASH, aim.clone());
         let mut program = Program::default();
-        let mut flows: HashMap<u64, u32> = HashMap::new();
+        let mut flows: FxHashMap<u64, u32> = FxHashMap::default();
         for event in history {
             match event {
                 Event::Aim(seed, resize, rehash) => {
@@ -206,7 +205,7 @@ proptest! {
                         now += IDLE / 100;
                         transition.advance(terms(connections, now));
                         transition.aim(scheduler, &aim, |_| true, terms(connections, now));
-                        let schedule = transition.schedule(&HashSet::new());
+                        let schedule = transition.schedule(&FxHashSet::default());
                         for (&flow, &owner) in &flows {
                             prop_assert_eq!(program.packet(&schedule, flow, !connections), owner);
                         }
@@ -214,7 +213,7 @@ proptest! {
                 }
                 Event::Begin(flow) => {
                     flows.entry(flow).or_insert_with(|| {
-                        let schedule = transition.schedule(&HashSet::new());
+                        let schedule = transition.schedule(&FxHashSet::default());
                         program.entries.remove(&flow);
                         program.packet(&schedule, flow, true)
                     });
@@ -225,16 +224,16 @@ proptest! {
                     }
                 }
                 Event::Sweep => {
-                    let schedule = transition.schedule(&HashSet::new());
+                    let schedule = transition.schedule(&FxHashSet::default());
                     let pinned = program.sweep(&schedule, |flow| flows.contains_key(&flow));
                     transition.settle(&pinned);
                 }
                 Event::Restart => {
-                    let schedule = transition.schedule(&HashSet::new());
+                    let schedule = transition.schedule(&FxHashSet::default());
                     transition = Transition::restored(&schedule, terms(connections, now));
                 }
             }
-            let schedule = transition.schedule(&HashSet::new());
+            let schedule = transition.schedule(&FxHashSet::default());
             for (&flow, &owner) in &flows {
                 prop_assert_eq!(program.packet(&schedule, flow, !connections), owner);
             }
@@ -246,10 +245,10 @@ proptest! {
             transition.advance(terms(connections, now));
             transition.aim(scheduler, &aim, |_| true, terms(connections, now));
         }
-        let schedule = transition.schedule(&HashSet::new());
+        let schedule = transition.schedule(&FxHashSet::default());
         transition.settle(&program.sweep(&schedule, |_| false));
         prop_assert!(transition.is_settled());
-        let settled = transition.schedule(&HashSet::new());
+        let settled = transition.schedule(&FxHashSet::default());
         prop_assert_eq!((settled.scheduler, settled.slots), (scheduler, aim));
     }
 }
