@@ -80,7 +80,8 @@ fn turns(members: &[Member], size: u32) -> Vec<Turn> {
         let due = (0..).map(|turn| (turn * UNIT + phase) / u64::from(weight));
         turns.extend(due.take_while(|&due| due < end).map(|due| Turn { due, member }));
     }
-    turns.sort_unstable();
+    // A run per member, which this sort finds and merges.
+    turns.sort();
     turns.truncate(size as usize);
     turns
 }

@@ -2,12 +2,14 @@
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs, io,
+    os::unix::net::UnixDatagram,
     process::{Command, Stdio},
+    thread,
     time::Instant,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::Serialize;
 use slb_lab::{Gateway, Netns, Topology};
 
@@ -17,6 +19,7 @@ const LISTENERS: u32 = 50;
 /// Of each group.
 const BACKENDS: u32 = 4;
 const STARTS: usize = 3;
+const RESTARTS: usize = 7;
 const CHANGES: usize = 31;
 const READS: usize = 15;
 const METRICS: &str = "127.0.0.1:9470";
@@ -39,19 +42,20 @@ pub(super) struct Row {
 /// The lab does not work.
 pub(super) fn measure() -> Result<Vec<Row>> {
     let topology = Topology::build()?;
+    let (first, restarts) = one_listener(&topology)?;
     // All behind one neighbour: the kernel's tables do not have room for as many by default.
     topology.gateway.ip(&format!("route add 10.128.0.0/9 via {}", topology.backends[0].v4))?;
     let mut starts = Vec::new();
     for start in 1..STARTS {
         let mut gateway = Gateway::new(&topology, &instances())?;
-        starts.push(milliseconds(|| gateway.start())?);
+        starts.push(ready(&mut gateway)?);
         eprintln!("start {start} of {STARTS}");
     }
     let mut gateway = Gateway::new(&topology, &instances())?;
     let file = fs::read_to_string(gateway.config())?;
     let with_metrics = file.replacen("[gateway]\n", &format!("[gateway]\nhttp = {METRICS:?}\n"), 1);
     fs::write(gateway.config(), with_metrics)?;
-    starts.push(milliseconds(|| gateway.start())?);
+    starts.push(ready(&mut gateway)?);
     let statuses = (0..READS).map(|_| milliseconds(|| status(&gateway)));
     let statuses = statuses.collect::<Result<_>>()?;
     let scrapes = (0..READS).map(|_| milliseconds(|| scrape(&topology.gateway)));
@@ -60,13 +64,67 @@ pub(super) fn measure() -> Result<Vec<Row>> {
     weight(&gateway, 0)?;
     let changes = (1..=CHANGES).map(|change| milliseconds(|| weight(&gateway, change)));
     let changes = changes.collect::<Result<_>>()?;
+    let large = restarted(&mut gateway)?;
     let backends = INSTANCES * LISTENERS * BACKENDS;
     Ok(vec![
-        row(&format!("start with {backends} backends, until `slb status` has answered"), starts),
+        row("first start with one listener, until it is ready", first),
+        row("restart with one listener, the programs being pinned", restarts),
+        row(&format!("first start with {backends} backends, until it is ready"), starts),
+        row("restart there, the programs being pinned", large),
         row("`slb backend weight` there, from its start to its end", changes),
         row("`slb status` there, from its start to its end", statuses),
         row("a scrape of its metrics there, by curl", scrapes),
     ])
+}
+
+/// First starts with one listener and two backends that are checked, and starts after that.
+fn one_listener(topology: &Topology) -> Result<(Vec<f64>, Vec<f64>)> {
+    let [first, second] = [&topology.backends[0].v4, &topology.backends[1].v4];
+    let instances = format!(
+        "[[instance]]\nname = \"shop\"\nvips = [\"203.0.113.10\"]\nbackend = [\n  \
+         {{ name = \"web-1\", address = \"{first}\", port = 8080 }},\n  \
+         {{ name = \"web-2\", address = \"{second}\", port = 8080 }},\n]\n\
+         listener = [{{ protocol = \"tcp\", port = 80 }}]\n"
+    );
+    let (mut starts, mut restarts) = (Vec::new(), Vec::new());
+    for _ in 0..STARTS {
+        let mut gateway = Gateway::new(topology, &instances)?;
+        starts.push(ready(&mut gateway)?);
+        restarts.extend(restarted(&mut gateway)?);
+    }
+    Ok((starts, restarts))
+}
+
+/// Stops the agent and starts it again, some times.
+fn restarted(gateway: &mut Gateway) -> Result<Vec<f64>> {
+    let restart = |gateway: &mut Gateway| {
+        gateway.terminate()?;
+        ready(gateway)
+    };
+    (0..RESTARTS).map(|_| restart(gateway)).collect()
+}
+
+/// Starts an agent, and gives the time until it tells the service manager that it is ready: its maps are in line, and
+/// it follows the health of its backends.
+fn ready(gateway: &mut Gateway) -> Result<f64> {
+    let scratch = tempfile::tempdir()?;
+    let path = scratch.path().join("notify");
+    let socket = UnixDatagram::bind(&path)?;
+    let told = thread::spawn(move || {
+        let mut message = [0; 4_096];
+        loop {
+            let length = socket.recv(&mut message)?;
+            if message[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+                return io::Result::Ok(Instant::now());
+            }
+        }
+    });
+    let began = Instant::now();
+    gateway.start_with(|command| {
+        command.env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).stderr(Stdio::null());
+    })?;
+    let at = told.join().map_err(|_| anyhow!("the thread that waits for it panicked"))??;
+    Ok((at - began).as_secs_f64() * 1_000.0)
 }
 
 fn row(what: &str, mut times: Vec<f64>) -> Row {
