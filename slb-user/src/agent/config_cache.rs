@@ -101,3 +101,60 @@ impl ConfigCache {
 fn parse(path: &Path, text: &str) -> Result<Parsed, Refusal> {
     config::parse(path, text).map_err(|report| Refusal::File(config::LoadError::Invalid(report)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use slb_api::Place;
+
+    use super::*;
+    use crate::config::source::FileSource;
+
+    const TEXT: &str = "\
+[gateway]
+interfaces = [\"eth0\"]
+
+[[instance]]
+name = \"shop\"
+vips = [\"203.0.113.10\"]
+
+[[instance.backend]]
+name = \"web-1\"
+address = \"10.0.0.1\"
+
+[[instance.listener]]
+protocol = \"tcp\"
+port = 80
+backend_port = 8080
+";
+
+    fn weight(weight: u32) -> Edit {
+        let place = Place { instance: "shop".to_owned(), group: None, backend: "web-1".to_owned() };
+        Edit::SetWeight { place, weight }
+    }
+
+    #[test]
+    fn edit_replaces_the_text_it_was_made_from_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("slb.toml");
+        fs::write(&path, TEXT).unwrap();
+        let (source, cache) = (FileSource::new(&path), ConfigCache::default());
+
+        let ((config, _), replacement) = cache.edited(&source, &weight(7)).unwrap();
+        assert_eq!(config.instances[0].groups[0].backends[0].weight, 7);
+        let replacement = replacement.unwrap();
+        replacement.commit(&source, &|| true).unwrap();
+        let edited = source.read().unwrap().text;
+        assert!(edited.contains("weight = 7"), "{edited}");
+        assert_eq!(cache.read(&source).unwrap().0, config);
+
+        let (_, same) = cache.edited(&source, &weight(7)).unwrap();
+        assert_eq!(same, None, "there is nothing to write");
+        let (_, late) = cache.edited(&source, &weight(8)).unwrap();
+        fs::write(&path, format!("# by an editor\n{edited}")).unwrap();
+        let refused = late.unwrap().commit(&source, &|| true);
+        assert!(matches!(refused, Err(ReplaceError::Changed)), "{refused:?}");
+        assert!(source.read().unwrap().text.contains("weight = 7"));
+    }
+}

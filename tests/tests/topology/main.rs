@@ -2,6 +2,8 @@
 //! in a network namespace of its own.
 
 #[cfg(test)]
+mod announce;
+#[cfg(test)]
 mod bypass;
 #[cfg(test)]
 mod client_address;
