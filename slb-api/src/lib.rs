@@ -13,7 +13,7 @@ mod words;
 
 pub use edit::{ConfigFile, Edit, Place, Reloaded};
 pub use events::{Event, EventFilter, EventKind};
-pub use explain::{ExplainRequest, ExplainResponse};
+pub use explain::{ExplainRequest, ExplainResponse, FragmentPart, PacketProtocol};
 pub use flows::{BusiestClient, FlowFilter, FlowState, FlowStatus, Flows};
 pub use problem::{Problem, ProblemName, Severity};
 pub use status::{

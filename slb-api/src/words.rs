@@ -86,6 +86,18 @@ pub struct UnknownWord {
     known: &'static str,
 }
 
+impl UnknownWord {
+    /// The value of a word; `known` lists the words for people.
+    pub(crate) fn find<T: Copy>(
+        words: &[(&str, T)],
+        word: &str,
+        known: &'static str,
+    ) -> Result<T, Self> {
+        let found = words.iter().find(|(known, _)| *known == word).map(|(_, value)| *value);
+        found.ok_or_else(|| Self { word: word.to_owned(), known })
+    }
+}
+
 impl fmt::Display for UnknownWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} is not known; write {}", self.word, self.known)
@@ -98,8 +110,6 @@ impl FromStr for Protocol {
     type Err = UnknownWord;
 
     fn from_str(word: &str) -> Result<Self, UnknownWord> {
-        let mut known = Self::WORDS.iter();
-        let found = known.find(|(known, _)| *known == word).map(|(_, protocol)| *protocol);
-        found.ok_or_else(|| UnknownWord { word: word.to_owned(), known: "tcp or udp" })
+        UnknownWord::find(Self::WORDS, word, "tcp or udp")
     }
 }

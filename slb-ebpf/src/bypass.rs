@@ -9,29 +9,18 @@ use slb_common::{
         ConnState, Endpoint, FLOW_BYPASS, FLOW_ORIGINAL, FlowKey, Keys, MODE_NAT, NO_PLACE,
         NatRewrite, RevNat, UDP, is_over,
     },
+    decide::{self, Entries},
     programs::Program,
     verdict::Verdict,
 };
 
 use crate::{
-    conntrack::{self, Entries},
+    conntrack,
     ctx::{PacketCtx, PacketView},
     maps,
     outcome::{Delivery, Stop},
     stats,
 };
-
-/// Whether somebody may be talking to a backend directly: then flows of it have entries. Nearly always nobody talks to
-/// any, which `any`, [`slb_common::abi::Filter::bypass_until`], says.
-#[inline(always)]
-pub fn is_recent(any: u32, id: u32, now: u32) -> bool {
-    is_until(any, now) && is_until(maps::SLB_BYPASS.get(id).copied().unwrap_or_default(), now)
-}
-
-#[inline(always)]
-const fn is_until(until: u32, now: u32) -> bool {
-    until != 0 && !is_over(now, until)
-}
 
 /// A packet whose destination, `to`, may be a backend. `None`: nobody balances to that address and port.
 #[inline(always)]
@@ -66,7 +55,7 @@ pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
 fn translated<const REST: bool>(pkt: &mut PacketCtx<'_>, place: u32) -> Result<Delivery, Stop> {
     let flow = conntrack::get(place).ok_or(Verdict::Bypass)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
-    pkt.check_ttl(backend.hop)?;
+    decide::check_ttl(pkt, backend.hop)?;
     stats::forward(flow.backend, pkt.bytes);
     if REST {
         pkt.args.backend = flow.backend;

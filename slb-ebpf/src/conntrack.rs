@@ -11,16 +11,16 @@ mod create;
 mod implied;
 mod update;
 
-pub use create::{Entries, create, insert_bypass, is_taken};
+pub use create::{create, insert_bypass, is_taken};
 pub use implied::may_be_balanced;
 pub use update::{establish, follow, update_bypass, update_original, update_reply};
 
 use slb_common::{
     abi::{
         self, Address, BUCKET_FLOWS, FLOW_ORIGINAL, FLOW_REPLY, Flow, FlowKey, NO_PLACE, NO_SOURCE,
-        TAG_FREE, TAG_LOCKED,
+        TAG_FREE,
     },
-    hash,
+    decide, hash,
 };
 
 use crate::{atomic, maps};
@@ -105,12 +105,7 @@ pub fn get(place: u32) -> Option<&'static mut Flow> {
 pub fn reverse(reply: &Flow, key: &FlowKey) -> Option<&'static mut Flow> {
     let flow = get(reply.peer)?;
     let backend = maps::backend(flow.backend)?;
-    let is_it = flow.tag > TAG_LOCKED
-        && flow.kind == FLOW_ORIGINAL
-        && flow.proto == reply.proto
-        && flow.port == key.dport
-        && backend.addr.same(key.src)
-        && is_sender(flow, &key.dst);
+    let is_it = decide::is_owner(flow, key, backend) && is_sender(flow, &key.dst);
     is_it.then_some(flow)
 }
 

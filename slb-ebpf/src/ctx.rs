@@ -2,11 +2,9 @@
 
 use aya_ebpf::{helpers::bpf_jiffies64, programs::XdpContext};
 use slb_common::{
-    abi::{NextHop, Scratch, TailCallArgs},
+    abi::{Scratch, TailCallArgs},
     frame::Frame,
     parse::{Packet, TAG_LEN},
-    rewrite,
-    verdict::Verdict,
 };
 
 /// A packet in a program.
@@ -96,16 +94,5 @@ impl<'a> PacketCtx<'a> {
         let [outer, inner] = self.args.tags;
         let tags = (outer != 0) as u64 + (inner != 0) as u64;
         self.bytes.wrapping_sub(tags * TAG_LEN as u64)
-    }
-
-    /// # Errors
-    ///
-    /// The TTL or hop limit does not allow another hop. Without a next hop the kernel checks that.
-    #[inline(always)]
-    pub fn check_ttl(&self, hop: NextHop) -> Result<(), Verdict> {
-        if hop.is_known() && rewrite::expires(&self.frame, self.packet) {
-            return Err(Verdict::TtlExpired);
-        }
-        Ok(())
     }
 }

@@ -4,9 +4,10 @@ use aya_ebpf::bindings::BPF_ANY;
 use slb_common::{
     abi::{
         FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Fragment, FragmentKey, Keys, MODE_DSR, MODE_NAT,
-        NatTuple, NextHop, ROLE_VIP, TCP, UDP, is_over,
+        NatTuple, NextHop,
     },
-    parse::{FRAGMENT_FIRST, Packet},
+    decide,
+    parse::FRAGMENT_FIRST,
     programs::Program,
     rewrite,
     verdict::{Action, Verdict},
@@ -18,18 +19,6 @@ use crate::{
     outcome::{Delivery, Next, Outcome, Stop, deliver, exceeds, sent, too_big},
     policy, stats,
 };
-
-/// Fragments of IPv4 packets belong together by their protocol as well (RFC 791, section 3.2); those of
-/// IPv6 do not (RFC 8200, section 4.5), and their headers may name different ones.
-#[inline(always)]
-fn key_of(packet: &Packet) -> FragmentKey {
-    FragmentKey {
-        src: packet.key.src,
-        dst: packet.key.dst,
-        id: packet.fragment_id,
-        proto: if packet.is_v4() { packet.key.proto } else { 0 },
-    }
-}
 
 /// Carries out a decision. If the packet is a first fragment, notes where it goes, or that the kernel gets it, for the
 /// other fragments.
@@ -56,7 +45,7 @@ pub fn lead(pkt: &mut PacketCtx<'_>, decision: Result<Delivery, Stop>) -> Outcom
 #[inline(never)]
 fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
     let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
-    *key = key_of(pkt.packet);
+    *key = decide::fragment_key(pkt.packet);
     // In place, field by field: a record on the stack would take more of that than all else.
     (fragment.src, fragment.dst) = (key.src.copied(), key.dst.copied());
     (fragment.hash, fragment.backend) = (pkt.args.hash, pkt.args.backend);
@@ -80,7 +69,7 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
 #[inline(never)]
 pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, is_reply: bool) {
     let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
-    *key = key_of(pkt.packet);
+    *key = decide::fragment_key(pkt.packet);
     *fragment = Fragment {
         src: ends.src,
         dst: ends.dst,
@@ -104,25 +93,8 @@ fn put(key: &FragmentKey, fragment: &Fragment) {
 /// A later fragment.
 #[inline(always)]
 pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let is_vip = maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0;
-    if !matches!(pkt.packet.key.proto, TCP | UDP) && pkt.packet.is_v4() {
-        return Err(if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs });
-    }
-    let Some(Keys { fragments: key, .. }) = maps::keys() else {
-        return Err(Verdict::Inconsistent);
-    };
-    *key = key_of(pkt.packet);
-    let key: &FragmentKey = key;
-    // SAFETY: read once; an entry that becomes another's meanwhile was the oldest of all.
-    let known = unsafe { maps::SLB_FRAGMENTS.get(key) };
-    let Some(first) = known.filter(|first| !is_over(pkt.now, first.expires)) else {
-        return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs });
-    };
-    if first.kind == FLOW_BYPASS.into() {
-        return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs });
-    }
+    let first = decide::later(pkt, pkt.packet)?;
     let mut hop = first.hop;
-    pkt.check_ttl(hop)?;
     if exceeds(pkt.packet.len, first.mtu) {
         match too_big(pkt, first.mode, first.mtu)? {
             Some(other) => hop = other,

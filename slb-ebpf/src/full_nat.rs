@@ -7,9 +7,9 @@ use slb_common::{
         ConnState, FLOW_ORIGINAL, Flow, MODE_FULL, MODE_NAT, NatTuple, NextHop, PROXY_NONE,
         PROXY_V2, UDP,
     },
-    icmp_error,
+    decide, icmp_error,
     nat64::{self, HEAD_V4, HEAD_V6},
-    parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3, TcpFlags},
+    parse::{FRAGMENT_FIRST, L3, TcpFlags},
     programs::Program,
     proxy_protocol, rewrite,
     verdict::Verdict,
@@ -36,13 +36,12 @@ pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
     if !is_reply && !hop.is_known() {
         return Err(Verdict::NoNeighbour);
     }
-    pkt.check_ttl(hop)?;
-    // Nothing can be put into a fragment, nor can be told what the others have.
-    if !is_reply && pkt.args.inserted_len != 0 && pkt.packet.fragment != FRAGMENT_NONE {
-        return Err(Verdict::Untranslatable);
-    }
+    decide::check_ttl(pkt, hop)?;
     // What a backend is told has to fit as well.
     let more = if is_reply { 0 } else { pkt.args.inserted_len };
+    if !decide::may_be_translated(pkt.packet, more, false) {
+        return Err(Verdict::Untranslatable);
+    }
     if ends.dst.is_v4() != pkt.packet.is_v4() {
         return cross(pkt, ends, hop, mtu, is_reply);
     }
@@ -147,7 +146,7 @@ fn cross(
 ) -> Outcome {
     let is_v4 = pkt.packet.is_v4();
     let more = if is_reply { 0 } else { pkt.args.inserted_len };
-    if pkt.packet.fragment != FRAGMENT_NONE
+    if !decide::may_be_translated(pkt.packet, more, true)
         || pkt.packet.key.proto == UDP && is_v4 && !nat64::has_checksum(&pkt.frame, pkt.packet)
     {
         return Err(Verdict::Untranslatable);

@@ -3,12 +3,11 @@
 
 use slb_common::{
     abi::{
-        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Keys, MODE_DSR, MODE_FULL, MODE_GUE,
-        MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2,
-        REVNAT_SHARED, ROLE_VIP, SLOT_BACKEND,
+        ConnState, FLOW_ORIGINAL, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT,
+        NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, ROLE_VIP,
     },
+    decide::{self, ErrorToBackend, Side},
     icmp::{self, Quote},
-    parse::FRAGMENT_NONE,
     programs::Program,
     proxy_protocol, rewrite,
     verdict::Verdict,
@@ -17,101 +16,59 @@ use slb_common::{
 use crate::{
     conntrack,
     ctx::PacketCtx,
-    forward, maps,
+    maps,
     neigh::{self, ClientRoute},
     outcome::{Next, Outcome, sent},
-    scheduler, stats,
+    stats,
 };
 
 /// An ICMP message to anybody.
 #[inline(always)]
 pub fn message(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let is_vip = maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0;
-    let otherwise = if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs };
-    if pkt.packet.fragment != FRAGMENT_NONE {
-        return Err(otherwise);
-    }
     if let Some(quote) = icmp::quote(&pkt.frame) {
-        return match about(pkt, &quote) {
-            Err(Verdict::NotOurs) => Err(otherwise),
-            outcome => outcome,
+        return match decide::concerns(pkt, pkt.packet, &quote.packet.key)? {
+            Side::Client => Ok(Next::TailCall(Program::IcmpClient)),
+            Side::Backend => match to_backend(pkt, &quote) {
+                Err(Verdict::NotOurs) => Err(otherwise(pkt)),
+                outcome => outcome,
+            },
         };
     }
-    if !is_vip {
-        return Err(Verdict::NotOurs);
-    }
-    if forward::is_martian(pkt.packet) || maps::roles(&pkt.packet.key.src) & ROLE_VIP != 0 {
-        return Err(Verdict::Martian);
-    }
+    decide::to_itself(pkt, pkt.packet)?;
     icmp::answer_echo(&mut pkt.frame).ok_or(Verdict::OtherProtocol)?;
     let egress = pkt.ctx.ingress_ifindex() as u32;
     Ok(Next::Send { verdict: Verdict::Echo, egress })
 }
 
-/// An error about a packet. [`Verdict::NotOurs`]: it was none of a listener's.
-#[inline(always)]
-fn about(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
-    let quoted = &quote.packet.key;
-    if maps::roles(&quoted.src) & ROLE_VIP != 0 {
-        return if pkt.packet.key.dst.same(quoted.src) {
-            to_backend(pkt, quote)
-        } else {
-            Err(Verdict::NotOurs)
-        };
-    }
-    if pkt.packet.key.dst.same(quoted.src) {
-        return Ok(Next::TailCall(Program::IcmpClient));
-    }
-    Err(Verdict::NotOurs)
-}
-
 /// Somebody could not deliver what a VIP has sent: its backend wants to know.
 #[inline(always)]
 fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
-    let key = quote.packet.key.reversed();
-    let listener = maps::listener(&key.destination()).ok_or(Verdict::NotOurs)?;
-    let hash = conntrack::hash(&key);
-    let (mut id, mut port, mut source) = (NO_BACKEND, key.sport, NO_SOURCE);
-    let place = conntrack::index_of(&key);
-    if let Some(flow) = conntrack::get(place) {
-        (id, port, source) = (flow.backend, flow.port, flow.source);
-    } else if let Ok(slot) = scheduler::by_schedule(listener, &key, hash, false) {
-        id = slot & SLOT_BACKEND;
-    }
-    if id == NO_BACKEND {
-        return Err(Verdict::NotOurs);
-    }
-    let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
-    pkt.check_ttl(backend.hop)?;
-    if backend.mode != MODE_NAT && !backend.hop.is_known() {
-        return Err(Verdict::NoNeighbour);
-    }
+    let quoted = &quote.packet.key;
+    let ErrorToBackend { backend, id, flow } = decide::error_to_backend(pkt, quoted)?;
+    // Whom the VIP has sent to.
+    let client = quoted.dst;
+    stats::forward(id, pkt.bytes);
     match backend.mode {
-        MODE_FULL if source == NO_SOURCE => Err(Verdict::NotOurs),
-        MODE_FULL if backend.addr.is_v4() != key.src.is_v4() => {
-            stats::forward(id, pkt.bytes);
-            Ok(cross(pkt, place, backend.hop, FLOW_ORIGINAL))
+        MODE_FULL if backend.addr.is_v4() != client.is_v4() => {
+            Ok(cross(pkt, flow.place, backend.hop, FLOW_ORIGINAL))
         }
         MODE_NAT | MODE_FULL => {
-            stats::forward(id, pkt.bytes);
             let kind = FLOW_ORIGINAL.into();
             let sport = backend.port as u16;
-            let to = NatRewrite { addr: backend.addr, sport, dport: port, kind };
-            let peer = match source {
-                NO_SOURCE => key.src,
-                _ => *maps::source(source).ok_or(Verdict::Inconsistent)?,
+            let to = NatRewrite { addr: backend.addr, sport, dport: flow.port, kind };
+            let peer = match flow.source {
+                NO_SOURCE => client,
+                source => *maps::source(source).ok_or(Verdict::Inconsistent)?,
             };
             icmp::translate_error(&mut pkt.frame, quote, &to, peer, backend.hop)?;
             Ok(sent(false, backend.hop))
         }
         MODE_DSR => {
-            stats::forward(id, pkt.bytes);
             rewrite::rewrite_l2(&mut pkt.frame, pkt.packet, backend.hop)?;
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: backend.hop.ifindex })
         }
         MODE_IPIP | MODE_GUE => {
-            stats::forward(id, pkt.bytes);
-            (pkt.args.hash, pkt.args.backend) = (hash, id);
+            (pkt.args.hash, pkt.args.backend) = (conntrack::hash(&quoted.reversed()), id);
             Ok(Next::TailCall(Program::Tunnel))
         }
         _ => Err(Verdict::Inconsistent),
@@ -151,40 +108,20 @@ pub fn for_client(pkt: &mut PacketCtx<'_>) -> Outcome {
 /// The verdict on a message that is about no flow of a listener.
 #[inline(always)]
 fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
-    let is_vip = maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0;
-    if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs }
+    decide::unrelated(maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0)
 }
 
 #[inline(always)]
 fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
-    let origin = maps::revnat(&quoted.destination()).ok_or(Verdict::NotOurs)?;
-    let kind = FLOW_REPLY.into();
-    let mut id = origin.backend;
-    let mut to =
-        NatRewrite { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
-    let Keys { reply: reply_key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
-    *reply_key = quoted.reversed();
-    let mut client = pkt.packet.key.dst;
-    let mut place = NO_PLACE;
-    match conntrack::slow_lookup(reply_key) {
-        Some(reply) if reply.kind == FLOW_BYPASS => return Err(Verdict::NotOurs),
-        Some(reply) => {
-            let flow = conntrack::reverse(reply, reply_key).ok_or(Verdict::NotOurs)?;
-            place = reply.peer;
-            id = flow.backend;
-            to = NatRewrite { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
-            if flow.source != NO_SOURCE {
-                client = flow.src;
-            }
-        }
-        None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs),
-        None => {}
-    }
+    let concerned = decide::error_to_client(pkt, quoted)?;
+    let (to, client) = (concerned.rewrite(quoted), concerned.client(pkt.packet));
+    let backend = concerned.backend();
+    let place = concerned.flow.map_or(NO_PLACE, |(place, _)| place);
     let ClientRoute { hop, .. } =
         neigh::client_route(pkt, &to.addr, &client)?.ok_or(Verdict::NotOurs)?;
-    pkt.check_ttl(hop)?;
-    stats::reply(id, pkt.bytes);
+    decide::check_ttl(pkt, hop)?;
+    stats::reply(backend, pkt.bytes);
     recount(pkt, quote, place);
     if client.is_v4() != quoted.src.is_v4() {
         return Ok(cross(pkt, place, hop, FLOW_REPLY));

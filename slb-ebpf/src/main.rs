@@ -41,6 +41,7 @@ mod fragments;
 mod full_nat;
 mod icmp;
 mod icmp_nat64;
+mod lookups;
 mod maps;
 mod neigh;
 mod outcome;

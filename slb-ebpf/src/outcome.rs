@@ -4,7 +4,7 @@
 
 use slb_common::{
     abi::{MODE_DSR, MODE_NAT, NatRewrite, NextHop},
-    icmp_error,
+    decide, icmp_error,
     programs::Program,
     rewrite,
     verdict::Verdict,
@@ -63,6 +63,16 @@ pub const fn respond(pkt: &mut PacketCtx<'_>, verdict: Verdict) -> Program {
     Program::Respond
 }
 
+/// Ends a packet by a verdict that was decided on. Some are those of packets that the gateway answers.
+#[inline(always)]
+pub const fn stop(pkt: &mut PacketCtx<'_>, verdict: Verdict) -> Stop {
+    if decide::is_answered(verdict) {
+        Stop::TailCall(respond(pkt, verdict))
+    } else {
+        Stop::End(verdict)
+    }
+}
+
 /// Rewrites the frame as decided.
 #[inline(always)]
 pub fn deliver(pkt: &mut PacketCtx<'_>, delivery: Delivery) -> Outcome {
@@ -107,11 +117,5 @@ pub const fn exceeds(len: u32, mtu: u32) -> bool {
 /// A translated packet goes to its next hop, or the kernel finds that.
 #[inline(always)]
 pub const fn sent(is_reply: bool, hop: NextHop) -> Next {
-    let verdict = match (is_reply, hop.is_known()) {
-        (false, true) => Verdict::Forwarded,
-        (true, true) => Verdict::Replied,
-        (false, false) => Verdict::ForwardedByKernel,
-        (true, false) => Verdict::RepliedByKernel,
-    };
-    Next::Send { verdict, egress: hop.ifindex }
+    Next::Send { verdict: decide::delivered(is_reply, hop.is_known()), egress: hop.ifindex }
 }

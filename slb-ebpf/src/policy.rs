@@ -8,10 +8,10 @@ use core::{
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use slb_common::{
     abi::{
-        ACL_ALLOW, ACL_DENY, Address, FLOW_BYPASS, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
-        Listener, MAX_ACL_CACHE, NO_BACKEND, NO_PLACE, Policers, REVNAT_LIMITED, ROLE_LOCAL, UDP,
+        Address, FLOW_BYPASS, LISTENER_GUARDED, Limits, MAX_ACL_CACHE, NO_BACKEND, Policers,
+        REVNAT_LIMITED, ROLE_LOCAL,
     },
-    hash,
+    decide, hash,
     programs::Program,
     verdict::Verdict,
 };
@@ -28,7 +28,7 @@ use crate::{
 pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
     if let Some(listener) = maps::listener(&pkt.packet.key.destination()) {
         if listener.flags & LISTENER_GUARDED != 0 {
-            from_client(pkt, listener)?;
+            decide::admit(pkt, pkt.packet, listener)?;
         }
     } else if let Some(origin) = maps::revnat(&pkt.packet.key.source())
         && origin.flags & REVNAT_LIMITED != 0
@@ -46,41 +46,23 @@ pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
     Ok(Next::TailCall(Program::Reentry))
 }
 
-#[inline(always)]
-fn from_client(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<(), Verdict> {
-    let key = &pkt.packet.key;
-    if listener.flags & (ACL_ALLOW | ACL_DENY) != 0
-        && is_listed(listener.acl, &key.src) != (listener.flags & ACL_ALLOW != 0)
-    {
-        return Err(Verdict::Denied);
-    }
-    if listener.flags & LISTENER_LIMITED == 0 {
-        return Ok(());
-    }
-    let begins = pkt.packet.is_syn() || key.proto == UDP && conntrack::index_of(key) == NO_PLACE;
-    if begins {
-        police_flow(listener.id)?;
-    }
-    police_bytes(listener.id, pkt.bytes, |meters| &raw mut meters.forward)
-}
-
 /// So many bytes come from a backend; [`NO_BACKEND`]: from nobody's.
 #[inline(always)]
 pub fn police_reply(backend: u32, bytes: u64) -> Result<(), Verdict> {
     let Some(backend) = maps::backend(backend) else { return Ok(()) };
-    police_bytes(backend.listener.into(), bytes, |meters| &raw mut meters.reply)
+    police(backend.listener.into(), bytes, |meters| &raw mut meters.reply)
 }
 
 /// So many bytes go to a backend.
 #[inline(always)]
 pub fn police_original(backend: u32, bytes: u64) -> Result<(), Verdict> {
     let Some(backend) = maps::backend(backend) else { return Ok(()) };
-    police_bytes(backend.listener.into(), bytes, |meters| &raw mut meters.forward)
+    police_bytes(backend.listener.into(), bytes)
 }
 
 /// Whether a client is on an access list. The list is asked once per client.
 #[inline(always)]
-fn is_listed(acl: u32, addr: &Address) -> bool {
+pub fn is_listed(acl: u32, addr: &Address) -> bool {
     let index = hash::address(*addr) ^ acl as usize;
     let Some(known) = maps::SLB_ACL_CACHE.get_ptr_mut((index % MAX_ACL_CACHE) as u32) else {
         return maps::is_listed(acl, addr);
@@ -116,8 +98,9 @@ fn is_listed(acl: u32, addr: &Address) -> bool {
     is_listed
 }
 
+/// A flow to a listener begins.
 #[inline(always)]
-fn police_flow(listener: u32) -> Result<(), Verdict> {
+pub fn police_flow(listener: u32) -> Result<(), Verdict> {
     let Some((limits, meters)) = limits(listener) else { return Ok(()) };
     if limits.flow_ns == 0 || conforms(&raw mut meters.flows, limits.flow_ns, limits.flow_burst) {
         return Ok(());
@@ -125,8 +108,14 @@ fn police_flow(listener: u32) -> Result<(), Verdict> {
     Err(Verdict::FlowLimit)
 }
 
+/// So many bytes go to a listener.
 #[inline(always)]
-fn police_bytes(
+pub fn police_bytes(listener: u32, bytes: u64) -> Result<(), Verdict> {
+    police(listener, bytes, |meters| &raw mut meters.forward)
+}
+
+#[inline(always)]
+fn police(
     listener: u32,
     bytes: u64,
     meter: impl Fn(&mut Policers) -> *mut u64,
@@ -149,8 +138,8 @@ fn limits(listener: u32) -> Option<(&'static Limits, &'static mut Policers)> {
     Some((maps::SLB_LIMITS.get(listener)?, unsafe { &mut *meters }))
 }
 
-/// The generic cell rate algorithm (ITU-T I.371, annex A): whether something that costs so many nanoseconds may
-/// pass by a meter that may be ahead by `burst`. All CPUs share it.
+/// Whether something that costs so many nanoseconds may pass by a meter that may be ahead by `burst`, by
+/// [`decide::conforms`]. All CPUs share the meter.
 #[inline(always)]
 fn conforms(meter: *mut u64, cost: u64, burst: u64) -> bool {
     /// A CPU that loses so often lets the packet pass.
@@ -160,11 +149,7 @@ fn conforms(meter: *mut u64, cost: u64, burst: u64) -> bool {
     for _ in 0..ATTEMPTS {
         // SAFETY: an aligned word of an array.
         let paid = unsafe { ptr::read_volatile(meter) };
-        let until = if paid > now { paid } else { now }.wrapping_add(cost);
-        // What is ahead afterwards; a single one always fits.
-        if until.wrapping_sub(now) > burst.wrapping_add(cost) {
-            return false;
-        }
+        let Some(until) = decide::conforms(paid, now, cost, burst) else { return false };
         // SAFETY: as above.
         if unsafe { atomic::compare_exchange64(meter, paid, until) } {
             return true;

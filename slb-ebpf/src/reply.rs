@@ -9,13 +9,14 @@ use slb_common::{
         MODE_NAT, NO_PLACE, NO_SOURCE, NatRewrite, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED,
         REVNAT_TRACKED, REVNAT_WATCHED, ROLE_LOCAL, RevNat, TCP,
     },
+    decide,
     parse::TcpFlags,
     programs::Program,
     verdict::Verdict,
 };
 
 use crate::{
-    bypass, conntrack,
+    conntrack,
     ctx::{self, PacketCtx, PacketView},
     maps,
     neigh::{self, ClientRoute},
@@ -44,7 +45,7 @@ pub fn from_backend<const REST: bool>(
     }
     let mut id = origin.backend;
     let mut to = NatRewrite { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
-    if origin.flags & REVNAT_SHARED != 0 || bypass::is_recent(bypass_until, id, pkt.now) {
+    if origin.flags & REVNAT_SHARED != 0 || decide::is_recent(pkt, bypass_until, id)? {
         let place = match Remembered::unpack(remembered(&pkt.view())) {
             Remembered::Direct => return Err(Verdict::Bypass.into()),
             Remembered::Closed => return Err(Stop::TailCall(respond(pkt, Verdict::Closed))),
@@ -78,7 +79,7 @@ pub fn from_backend<const REST: bool>(
             Err(Verdict::NotOurs.into())
         };
     };
-    pkt.check_ttl(hop)?;
+    decide::check_ttl(pkt, hop)?;
     stats::reply(id, pkt.bytes);
     if REST {
         pkt.args.backend = id;

@@ -6,8 +6,8 @@
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use slb_common::{
     abi::{ERRORS_PER_JIFFY, TCP},
+    decide,
     icmp_error::{self, HEAD_V4, HEAD_V6, Problem},
-    parse::FRAGMENT_NONE,
     reset,
     verdict::Verdict,
 };
@@ -23,23 +23,22 @@ use crate::{
 pub fn write(pkt: &mut PacketCtx<'_>) -> Outcome {
     let back = pkt.ctx.ingress_ifindex() as u32;
     let what = Verdict::from_slot(pkt.args.what);
-    let (written, otherwise) = match what {
-        Verdict::Reset => (reset(pkt), Verdict::NoFlow),
-        Verdict::Closed => (reset(pkt), Verdict::ClosedDropped),
-        Verdict::Refused if pkt.packet.key.proto == TCP => (reset(pkt), Verdict::NoListenerDropped),
-        Verdict::Refused => (error(pkt, true), Verdict::NoListenerDropped),
-        Verdict::TooBig => (error(pkt, false), Verdict::Oversize),
-        _ => (None, Verdict::Inconsistent),
+    let written = match what {
+        Verdict::Reset | Verdict::Closed => reset(pkt),
+        Verdict::Refused if pkt.packet.key.proto == TCP => reset(pkt),
+        Verdict::Refused => error(pkt, true),
+        Verdict::TooBig => error(pkt, false),
+        _ => None,
     };
     match written {
         Some(()) => Ok(Next::Send { verdict: what, egress: back }),
-        None => Err(otherwise),
+        None => Err(decide::unanswered(what)),
     }
 }
 
 #[inline(always)]
 fn reset(pkt: &mut PacketCtx<'_>) -> Option<()> {
-    if pkt.packet.fragment != FRAGMENT_NONE {
+    if !decide::can_be_reset(pkt.packet) {
         return None;
     }
     let before = pkt.bytes_left();

@@ -2,6 +2,7 @@
 
 use slb_common::{
     abi::{FLOW_BYPASS, ROLE_BACKEND, ROLE_VIP},
+    decide::Filtered,
     parse::Reject,
     programs::Program,
     verdict::Verdict,
@@ -61,7 +62,7 @@ fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     // One for all look-ups: stack is scarce.
     let mut at = pkt.packet.key.destination();
     if to & ROLE_VIP != 0 {
-        delivery = forward::to_vip::<REST>(pkt, &at, from, bypass_until)?;
+        delivery = forward::to_vip::<REST>(pkt, &at, Filtered { from, bypass_until })?;
     }
     if delivery.is_none() && from & ROLE_BACKEND != 0 {
         at = pkt.packet.key.source();

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
     abi::{Address, MODE_GUE, MODE_IPIP, NextHop, TCP},
-    mss,
+    decide, mss,
     parse::TcpFlags,
     tunnel::{self, GUE_PORT, Tunnel},
     verdict::Verdict,
@@ -48,7 +48,7 @@ fn wrap(pkt: &PacketCtx<'_>, mode: u32, dst: Address, hop: NextHop) -> Outcome {
 pub fn enter(pkt: &mut PacketCtx<'_>) -> Outcome {
     let backend = maps::backend(pkt.args.backend).ok_or(Verdict::Inconsistent)?;
     // It may be another's by now.
-    if !matches!(backend.mode, MODE_IPIP | MODE_GUE) || !backend.hop.is_known() {
+    if !decide::may_be_encapsulated(backend) {
         return Err(Verdict::NoNeighbour);
     }
     if pkt.packet.flags.intersects(TcpFlags::SYN) && pkt.packet.key.proto == TCP {

@@ -22,7 +22,7 @@ pub use bpffs::BpffsError;
 pub use counters::Counters;
 pub use decap::{Decap, Decapsulated};
 pub use error::LoadError;
-pub use explain::{Explainer, Explanation, Question, Step};
+pub use explain::{Explainer, Explanation, Kind, Part, Question, Step};
 pub use flow_table::{FlowTable, SweepReport, SweepRequest, Watched};
 pub use links::Attachment;
 pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE};

@@ -12,6 +12,7 @@ extern crate std;
 pub mod abi;
 pub mod bench;
 pub mod checksum;
+pub mod decide;
 pub mod frame;
 pub mod hash;
 pub mod icmp;

@@ -8,10 +8,10 @@ use core::{
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use slb_common::{
     abi::{
-        self, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ConnState, FLOW_BYPASS,
-        FLOW_ORIGINAL, FLOW_REPLY, Flow, FlowKey, Keys, NO_PLACE, NO_SOURCE, PROXY_NONE,
-        PROXY_OPTION, PROXY_V2, TAG_FREE, TAG_LOCKED, TCP, is_over,
+        self, BUCKET_FLOWS, Backend, ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Flow,
+        FlowKey, Keys, NO_PLACE, NO_SOURCE, PROXY_NONE, TAG_FREE, TAG_LOCKED, is_over,
     },
+    decide::{self, Entries},
     hash,
     verdict::Verdict,
 };
@@ -29,16 +29,6 @@ const FIRST_PORT: u32 = 1_024;
 
 /// The port behind the last: from here on, most clients take theirs (`net.ipv4.ip_local_port_range`).
 const LAST_PORT: u32 = 32_768;
-
-/// Whether and how the backend of a new flow is told who the client is.
-#[inline(always)]
-fn told(key: &FlowKey, backend: &Backend) -> u8 {
-    match backend.flags & (BACKEND_PROXY | BACKEND_OPTION) {
-        BACKEND_PROXY if key.proto == TCP => PROXY_V2,
-        BACKEND_OPTION if key.proto == TCP => PROXY_OPTION,
-        _ => PROXY_NONE,
-    }
-}
 
 /// What a backend answers with to `key`, if it was sent from `port`. Written in place: stack is scarce.
 #[inline(always)]
@@ -79,17 +69,6 @@ extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey
         return 0;
     }
     1
-}
-
-/// Which entries a flow needs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Entries {
-    /// That of the client's packets.
-    Forward = 0,
-    /// That of the answers as well.
-    Both = 1,
-    /// Both, and the backend is to see a source address of ours.
-    OwnSource = 2,
 }
 
 /// Makes the entries of the flow of `key` to the backend `id`, and gives the source port towards it.
@@ -158,13 +137,13 @@ extern "C" fn flow_draw_source(now: u32, key: *const FlowKey, id: u32) -> u64 {
     };
     let hash = flow_hash(key);
     write_reply_key(reply, key, backend, key.sport);
-    let source = backend.source + hash::slot(hash as u32, backend.sources.into()) as u16;
-    let Some(addr) = maps::source(source).filter(|_| backend.sources != 0) else {
+    let Some(source) = decide::source_of(backend, hash) else {
         return IS_VERDICT | Verdict::NoPort as u64;
     };
+    let Some(addr) = maps::source(source) else { return IS_VERDICT | Verdict::NoPort as u64 };
     reply.dst = addr.copied();
     // A SYN cookie of an earlier connection is good for its port only, which the client must not know.
-    let salt = if told(key, backend) == PROXY_NONE {
+    let salt = if decide::proxy_of(key.proto, backend) == PROXY_NONE {
         0
     } else {
         // SAFETY: touches no memory of ours.
@@ -213,7 +192,8 @@ extern "C" fn flow_insert(now: u32, key: *const FlowKey, id: u32, drawn: u32, bo
     let Some(flow) = get(place) else { return NO_PLACE };
     fill(flow, key, id, FLOW_ORIGINAL, now.wrapping_add(maps::settings().opening_jiffies));
     (flow.source, flow.port) = ((drawn >> 16) as u16, drawn as u16);
-    flow.proxy = if flow.source == NO_SOURCE { PROXY_NONE } else { told(key, backend) };
+    flow.proxy =
+        if flow.source == NO_SOURCE { PROXY_NONE } else { decide::proxy_of(key.proto, backend) };
     if flow.proxy != PROXY_NONE {
         flow.state = ConnState::PROXY_PENDING;
     }

@@ -6,7 +6,7 @@ use slb_common::{
 };
 
 use super::{hash as flow_hash, slow_lookup};
-use crate::{maps, scheduler};
+use crate::{lookups, maps};
 
 /// Whether `reply`, with which the backend `id` answers, may belong to a flow through a listener that
 /// has no entry.
@@ -55,7 +55,9 @@ fn is_choice(listener: &Listener, key: &FlowKey, id: u32) -> u32 {
     let hash = flow_hash(key);
     let is_by = |scheduler, first_chunk, slots| {
         let choice = hash::choice_by(scheduler, key, hash);
-        scheduler::slot(first_chunk, slots, choice).is_ok_and(|slot| slot & SLOT_BACKEND == id)
+        slots != 0
+            && lookups::slot(first_chunk, hash::slot(choice, slots))
+                .is_ok_and(|slot| slot & SLOT_BACKEND == id)
     };
     let Listener { scheduler, first_chunk, slots, .. } = *listener;
     let Listener { previous_scheduler, previous_chunk, previous_slots, .. } = *listener;

@@ -104,13 +104,17 @@ pub fn description_of_api() -> OpenApi {
     routes().split_for_parts().1
 }
 
+// Types of parameters are not found by the paths.
 #[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "slb",
-    description = "The local API of the agent, on a unix socket: curl --unix-socket /run/slb/api.sock \
+#[openapi(
+    components(schemas(slb_api::FragmentPart, slb_api::PacketProtocol)),
+    info(
+        title = "slb",
+        description = "The local API of the agent, on a unix socket: curl --unix-socket /run/slb/api.sock \
                    http://slb/v1/status. Every process that may open the socket may do everything. An error is one \
                    or more lines of text."
-))]
+    )
+)]
 struct Description;
 
 /// How things are.
@@ -153,8 +157,8 @@ async fn explain(
 ) -> Answer<ExplainResponse> {
     let explained = observe(&agent.observer, move |observer| observer.explain(&request)).await?;
     explained.map(Json).map_err(|error| match error {
-        ExplainError::Families { .. } => (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
         ExplainError::Read(error) => failed(&error),
+        _ => (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
     })
 }
 

@@ -154,12 +154,11 @@ async fn status_is_served_while_the_loop_is_busy() {
 async fn wrong_question_is_unprocessable_and_says_why() {
     let Served { socket, requests: _requests, _directory } = serve_somewhere();
     let mut connection = Connection::open(&socket).await.unwrap();
-    let request = ExplainRequest {
-        protocol: slb_api::Protocol::Tcp,
-        src: "198.51.100.7:4000".parse().unwrap(),
-        dst: "[2001:db8::1]:80".parse().unwrap(),
-        established: false,
-    };
+    let request = ExplainRequest::new(
+        slb_api::PacketProtocol::Tcp,
+        "198.51.100.7:4000".parse().unwrap(),
+        "[2001:db8::1]:80".parse().unwrap(),
+    );
     match connection.get_with::<ExplainResponse>("/v1/explain", &request).await {
         Err(ClientError::Refused { status, reason }) => {
             assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);

@@ -1,12 +1,15 @@
 //! `slb flows` and `slb explain`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use slb_api::{ExplainRequest, ExplainResponse, FlowFilter, FlowStatus, Flows, Protocol};
+use slb_api::{
+    ExplainRequest, ExplainResponse, FlowFilter, FlowStatus, Flows, FragmentPart, PacketProtocol,
+};
 
 use super::{
     Exit,
     ask::Query,
+    output::print_error,
     status::{align, lines, table},
 };
 
@@ -60,25 +63,57 @@ fn render(found: &Flows) -> String {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ExplainArguments {
-    /// tcp or udp.
-    protocol: Protocol,
-    /// The client's address and port, such as 198.51.100.7:40000; an IPv6 address is in brackets.
-    #[arg(value_name = "SRC:PORT")]
+    /// tcp, udp, or icmp: an echo request.
+    protocol: PacketProtocol,
+    /// The client's address and port, such as 198.51.100.7:40000; an IPv6 address is in brackets. With icmp an address.
+    #[arg(value_name = "SRC:PORT", value_parser = end)]
     src: SocketAddr,
-    /// The VIP and port that it talks to.
-    #[arg(value_name = "VIP:PORT")]
+    /// The VIP and port that it talks to. With icmp an address.
+    #[arg(value_name = "VIP:PORT", value_parser = end)]
     dst: SocketAddr,
     /// The packet is in the middle of a TCP connection, and not its first.
     #[arg(long)]
     established: bool,
+    /// TTL or hop limit with which it arrives.
+    #[arg(long, default_value_t = 64)]
+    ttl: u8,
+    /// It is a fragment: first or later.
+    #[arg(long, value_name = "PART")]
+    fragment: Option<FragmentPart>,
+    /// Identification of the packet that it is a later fragment of; without it, one whose first fragment was not seen.
+    #[arg(long, value_name = "NUMBER", requires = "fragment")]
+    fragment_id: Option<u32>,
+    /// It is an ICMP error about such a packet, on its way to SRC: give a VIP as SRC for one about what the VIP has sent.
+    #[arg(long)]
+    icmp_error: bool,
     #[command(flatten)]
     query: Query,
 }
 
 pub(super) fn explain(arguments: ExplainArguments) -> anyhow::Result<Exit> {
-    let ExplainArguments { protocol, src, dst, established, query } = arguments;
-    let question = ExplainRequest { protocol, src, dst, established };
+    let ExplainArguments { protocol, src, dst, query, .. } = arguments;
+    if protocol != PacketProtocol::Icmp && (src.port() == 0 || dst.port() == 0) {
+        let (of, at) = if src.port() == 0 { ("SRC:PORT", src) } else { ("VIP:PORT", dst) };
+        print_error(format_args!("{of}: {} has no port", at.ip()));
+        return Ok(Exit::Invalid);
+    }
+    let question = ExplainRequest {
+        established: arguments.established,
+        ttl: Some(arguments.ttl),
+        fragment: arguments.fragment,
+        fragment_id: arguments.fragment_id,
+        icmp_error: arguments.icmp_error,
+        ..ExplainRequest::new(protocol, src, dst)
+    };
     query.show(async |agent| agent.get_with("/v1/explain", &question).await, tell)
+}
+
+/// An address and port, or an address alone: port 0.
+fn end(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
+    text.parse().or_else(|error| {
+        let addr = text.parse::<IpAddr>().map_err(|_| error)?;
+        Ok(SocketAddr::new(addr, 0))
+    })
 }
 
 fn tell(explained: &ExplainResponse) -> String {

@@ -232,6 +232,15 @@ impl FlowTable {
         flows.find(|flow| flow.tag == tag && flow.is_of(key))
     }
 
+    /// The entry at a place, if there is one.
+    #[must_use]
+    pub fn at(&self, place: u32) -> Option<Flow> {
+        let bucket = self.flows.element(place as usize / BUCKET_FLOWS)?;
+        // SAFETY: the mapping lives as long as `self`, and its words are accessed by atomics only.
+        let flows = unsafe { bucket.cast::<[[AtomicU32; WORDS]; BUCKET_FLOWS]>().as_ref() };
+        read(&flows[place as usize % BUCKET_FLOWS])
+    }
+
     /// Whether all places that an entry could have are those of established flows.
     #[must_use]
     pub fn is_full(&self, key: &FlowKey, buckets: u32, now: u32) -> bool {

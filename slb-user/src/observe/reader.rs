@@ -8,8 +8,8 @@ use std::{
 };
 
 use slb_api::{
-    Event, ExplainRequest, ExplainResponse, FlowFilter, Flows, Problem, ProblemName, Protocol,
-    Status,
+    Event, ExplainRequest, ExplainResponse, FlowFilter, Flows, FragmentPart, PacketProtocol,
+    Problem, ProblemName, Status,
 };
 use slb_common::{
     abi::{Counter, TCP, UDP},
@@ -24,7 +24,9 @@ use super::{
 };
 use crate::{
     clock::Jiffies,
-    datapath::{Counters, Explainer, Explanation, FlowTable, Pins, Question, TableError},
+    datapath::{
+        Counters, Explainer, Explanation, FlowTable, Kind, Part, Pins, Question, TableError,
+    },
     net::local_source_problems,
 };
 
@@ -53,6 +55,12 @@ pub enum ExplainError {
         /// The destination.
         dst: SocketAddr,
     },
+    /// No router sends an error about what echo requests say.
+    #[error("icmp_error is about TCP or UDP")]
+    ErrorAboutIcmp,
+    /// Only later fragments are looked up by their identification.
+    #[error("fragment_id is that of a later fragment: fragment has to be \"later\"")]
+    FragmentId,
     /// The maps could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -178,20 +186,7 @@ impl Observer for StatusReader {
     }
 
     fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, ExplainError> {
-        let ExplainRequest { protocol, src, dst, established } = *request;
-        if src.is_ipv4() != dst.is_ipv4() {
-            return Err(ExplainError::Families { src, dst });
-        }
-        let question = Question {
-            proto: match protocol {
-                Protocol::Tcp => TCP,
-                Protocol::Udp => UDP,
-            },
-            src: canonical(src),
-            dst: canonical(dst),
-            is_established: established,
-            ingress: 0,
-        };
+        let question = question(request)?;
         let now = self.jiffies.now().map_err(ReadError::from)?;
         let explained = self.explainer.explain(&question, now).map_err(ReadError::from)?;
         let Explanation { steps, verdict, backend, to, from } = explained;
@@ -209,6 +204,32 @@ impl Observer for StatusReader {
     fn events(&self, after: u64) -> Vec<Event> {
         self.events.after(after)
     }
+}
+
+/// The packet that a request is about.
+fn question(request: &ExplainRequest) -> Result<Question, ExplainError> {
+    let ExplainRequest { protocol, src, dst, established, ttl, .. } = *request;
+    if src.is_ipv4() != dst.is_ipv4() {
+        return Err(ExplainError::Families { src, dst });
+    }
+    let (kind, proto) = match protocol {
+        PacketProtocol::Icmp if request.icmp_error => return Err(ExplainError::ErrorAboutIcmp),
+        PacketProtocol::Icmp => (Kind::Echo, UDP),
+        PacketProtocol::Tcp => (Kind::Transport, TCP),
+        PacketProtocol::Udp => (Kind::Transport, UDP),
+    };
+    let part = match (request.fragment, request.fragment_id) {
+        (None, None) => Part::Whole,
+        (Some(FragmentPart::First), None) => Part::First,
+        (Some(FragmentPart::Later), id) => Part::Later(id),
+        (_, Some(_)) => return Err(ExplainError::FragmentId),
+    };
+    let mut question = Question::new(proto, canonical(src), canonical(dst));
+    question.kind = if request.icmp_error { Kind::Error } else { kind };
+    question.is_established = established;
+    question.part = part;
+    question.ttl = ttl.unwrap_or(question.ttl);
+    Ok(question)
 }
 
 fn canonical(at: SocketAddr) -> SocketAddr {

@@ -308,6 +308,6 @@ fn given_flows_when_asked_about_then_they_are_listed_and_explained() {
         assert!(said.contains(&format!("forwarded: to {}, ", next.backend)), "{said}");
         assert!(said.contains("settled: needs no entry"), "{said}");
     }
-    let output = lab.gateway.slb(&["explain", "icmp", "192.0.2.1:1", "192.0.2.2:2"]).unwrap();
+    let output = lab.gateway.slb(&["explain", "sctp", "192.0.2.1:1", "192.0.2.2:2"]).unwrap();
     assert_eq!(output.status.code(), Some(2));
 }

@@ -1,0 +1,398 @@
+//! Which listener, slot and backend a packet goes to, and which verdict it gets if to none.
+//!
+//! Written once, over a trait of its look-ups ([`Lookups`]): the packet path looks into its maps, `slb explain` into the
+//! same maps from outside and says what it finds on the way ([`Step`]), and tests of the host into maps of their own.
+//! What changes a packet is not here, nor what depends on its bytes.
+//!
+//! ```text
+//! to_vip ──► slot settled, or an entry ─────────────────────────► reach ──► delivered
+//!    └─────► Begins ──► choose, by_schedule ──► begin ──► remember ─┘
+//! concerns ─► error_to_backend, error_to_client       later ─► as the first fragment
+//! ```
+
+mod begin;
+mod entry;
+#[cfg(test)]
+mod fixtures;
+mod fragment;
+mod icmp;
+mod policy;
+mod rules;
+mod schedule;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use core::ops::Deref;
+
+pub use begin::{Beginning, Entries, begin};
+pub use entry::{Entry, Judgement, judge};
+pub use fragment::{follows, later, may_be_translated};
+pub use icmp::{
+    ErrorToBackend, ErrorToClient, Known, Owner, Side, concerns, error_to_backend, error_to_client,
+    to_itself, unrelated,
+};
+pub use policy::{Limit, admit, conforms};
+pub use rules::{
+    can_be_reset, delivered, fragment_key, is_answered, is_kept, is_martian, is_open, is_owner,
+    is_until, may_be_encapsulated, proxy_of, source_of, unanswered,
+};
+pub use schedule::{by_schedule, choose, slot};
+pub use step::Step;
+
+use crate::{
+    abi::{
+        self, Address, Backend, Endpoint, Flow, FlowKey, Fragment, LISTENER_CHOOSES,
+        LISTENER_GUARDED, Listener, MODE_NAT, NO_LISTENER_DROP, NO_LISTENER_RESET, NextHop,
+        QuicKey, ROLE_BACKEND, ROLE_VIP, RevNat, SLOT_BACKEND, SLOT_LOOK, Settings, Sticky,
+    },
+    hash,
+    packet::Packet,
+    quic::ConnectionId,
+    verdict::Verdict,
+};
+
+/// What a decision reads, and what it has to be noted for.
+///
+/// The packet itself is handed to each function; only what it does not say is asked for here.
+pub trait Lookups {
+    /// Why a packet goes no further, or why something could not be read.
+    type Error: From<Verdict>;
+    /// A record of a map: a reference into it, or a copy.
+    type Ref<T: 'static>: Deref<Target = T>;
+    /// A record of `SLB_STICKY` that can be written again.
+    type Kept: Deref<Target = Sticky>;
+
+    /// The present: low half of the jiffies.
+    fn now(&self) -> u32;
+    /// Index of the interface that the packet has come in by.
+    fn ingress(&self) -> u32;
+    /// Whether the packet's TTL or hop limit lets it go no further than here.
+    fn is_last_hop(&self) -> bool;
+
+    /// The slot that [`choose`] has chosen for the packet, or [`abi::NOT_CHOSEN`].
+    fn chosen(&self) -> u32;
+
+    /// `SLB_SETTINGS`.
+    ///
+    /// # Errors
+    ///
+    /// As for all others: the map could not be read, or contradicts another.
+    fn settings(&self) -> Result<Settings, Self::Error>;
+    /// `SLB_ADDRESSES`: roles of an address, 0 if it has none.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn roles(&self, addr: &Address) -> Result<u32, Self::Error>;
+    /// `SLB_LISTENERS`.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn listener(&self, to: &Endpoint) -> Result<Option<Self::Ref<Listener>>, Self::Error>;
+    /// `SLB_REVNAT`.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn revnat(&self, from: &Endpoint) -> Result<Option<Self::Ref<RevNat>>, Self::Error>;
+    /// `SLB_SLOTS`: the slot of a number of the schedule that begins at `first_chunk`.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn slot(&self, first_chunk: u32, number: u32) -> Result<u32, Self::Error>;
+    /// `SLB_BACKENDS`; `None`: there is none of this index.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn backend(&self, id: u32) -> Result<Option<Self::Ref<Backend>>, Self::Error>;
+    /// [`abi::Filter::bypass_until`].
+    fn bypass_until(&self) -> u32;
+    /// `SLB_BYPASS`: until when a client may be talking to the backend without a listener, in jiffies; 0: none ever has.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn bypass(&self, backend: u32) -> Result<u32, Self::Error>;
+
+    /// `SLB_RR_CURSORS`: takes a turn of the listener with this id.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn turn(&mut self, listener: u32) -> Result<u64, Self::Error>;
+    /// `SLB_ACTIVE`: how many flows of a backend are active.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn active(&self, backend: u32) -> Result<u64, Self::Error>;
+    /// `SLB_STICKY`: the record of a listener's client.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn kept(
+        &mut self,
+        listener: &Listener,
+        client: &Address,
+    ) -> Result<Option<Self::Kept>, Self::Error>;
+    /// Keeps the client with its backend until `expires`, in jiffies.
+    fn keep(&mut self, kept: Self::Kept, expires: u32);
+    /// Keeps a client that has no record.
+    fn stick(&mut self, listener: &Listener, client: &Address, sticky: Sticky);
+    /// The QUIC connection ID in the packet.
+    fn connection_id(&self, packet: &Packet) -> Option<ConnectionId>;
+    /// `SLB_QUIC`: the backend that has issued a connection ID.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn server(&self, key: QuicKey) -> Result<Option<u32>, Self::Error>;
+
+    /// `SLB_FLOWS`: what the entry of a client's packet says, by [`judge`]. One that is stale is removed, one that is not
+    /// has seen another packet. `hash` is the packet's [`hash::flow`].
+    ///
+    /// # Errors
+    ///
+    /// [`Verdict::Closed`]; or as above.
+    fn entry(
+        &mut self,
+        packet: &Packet,
+        listener: &Listener,
+        hash: u64,
+    ) -> Result<Entry, Self::Error>;
+    /// `SLB_FLOWS`: makes the entries of a flow that begins, and gives the source port towards its backend; `None`: there is
+    /// no room.
+    ///
+    /// # Errors
+    ///
+    /// [`Verdict::NoPort`]; or as above.
+    fn remember(
+        &mut self,
+        key: &FlowKey,
+        backend: u32,
+        entries: Entries,
+    ) -> Result<Option<u16>, Self::Error>;
+    /// `SLB_FLOWS`: whether packets that may not be this one have an entry.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn is_known(&self, key: &FlowKey) -> Result<bool, Self::Error>;
+    /// `SLB_FLOWS`: the entry of packets that are not this one.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn known(&self, key: &FlowKey) -> Result<Option<Known>, Self::Error>;
+    /// `SLB_FLOWS`: the client's entry of the flow that a backend's answer to `sent` belongs to.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn owner(&mut self, sent: &FlowKey) -> Result<Owner<Self::Ref<Flow>>, Self::Error>;
+    /// `SLB_FRAGMENTS`: the record of the packet that a later fragment is a part of, by [`fragment_key`].
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn first_fragment(
+        &mut self,
+        packet: &Packet,
+    ) -> Result<Option<Self::Ref<Fragment>>, Self::Error>;
+
+    /// `SLB_ACL`: whether the address is on the list of this number.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn is_listed(&mut self, acl: u32, addr: &Address) -> Result<bool, Self::Error>;
+    /// `SLB_LIMITS` and `SLB_POLICERS`: takes the packet from what a listener may take.
+    ///
+    /// # Errors
+    ///
+    /// [`Verdict::FlowLimit`], [`Verdict::BandwidthLimit`]; or as above.
+    fn police(&mut self, listener: u32, limit: Limit) -> Result<(), Self::Error>;
+    /// Has a packet to a guarded listener looked at by [`admit`]. `false`: another program does that.
+    ///
+    /// # Errors
+    ///
+    /// As [`admit`].
+    fn admits(&mut self, packet: &Packet, listener: &Listener) -> Result<bool, Self::Error>;
+
+    /// [`hash::flow`], where code that is called costs less than code that is there once more.
+    #[inline(always)]
+    fn hash(&self, key: &FlowKey) -> u64 {
+        hash::flow(key)
+    }
+
+    /// Reports a step to whoever explains. Compiles to nothing in the packet path.
+    #[inline(always)]
+    fn step(&mut self, _: Step<'_>) {}
+}
+
+/// What the filter says of a packet, which may take an address for one of ours, but never the other way round.
+#[derive(Clone, Copy, Debug)]
+pub struct Filtered {
+    /// Roles that the source may have.
+    pub from: u32,
+    /// [`abi::Filter::bypass_until`].
+    pub bypass_until: u32,
+}
+
+/// Where a packet to a VIP goes.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// Its destination is neither a listener nor a VIP.
+    Elsewhere,
+    /// [`admit`] has to look at it first.
+    Guarded,
+    /// To a backend.
+    Backend {
+        /// Its index.
+        id: u32,
+        /// Source port towards it.
+        port: u16,
+        /// [`hash::flow`] of the packet.
+        hash: u64,
+        /// Whether a flow begins.
+        is_new: bool,
+    },
+    /// Its entry has a source of ours.
+    OwnSource {
+        /// [`hash::flow`] of the packet.
+        hash: u64,
+    },
+    /// It has no entry, and may need one.
+    Begins {
+        /// [`hash::flow`] of the packet.
+        hash: u64,
+        /// Whether [`choose`] comes before [`begin`].
+        chooses: bool,
+    },
+}
+
+/// A packet whose destination, `to`, may be a VIP.
+///
+/// # Errors
+///
+/// A verdict: it goes no further.
+#[inline(always)]
+pub fn to_vip<L: Lookups>(
+    look: &mut L,
+    packet: &Packet,
+    to: &Endpoint,
+    filtered: Filtered,
+    is_admitted: bool,
+) -> Result<Course, L::Error> {
+    let listener = look.listener(to)?;
+    if listener.is_none() && look.roles(&packet.key.dst)? & ROLE_VIP == 0 {
+        look.step(Step::Destination { is_vip: false });
+        return Ok(Course::Elsewhere);
+    }
+    look.step(Step::Destination { is_vip: true });
+    if is_martian(packet)
+        || filtered.from & ROLE_VIP != 0 && look.roles(&packet.key.src)? & ROLE_VIP != 0
+    {
+        look.step(Step::Martian);
+        return Err(Verdict::Martian.into());
+    }
+    let Some(listener) = listener else {
+        look.step(Step::NoListener);
+        return Err(no_listener(&look.settings()?).into());
+    };
+    look.step(Step::Listener(&listener));
+    if !is_admitted && listener.flags & LISTENER_GUARDED != 0 && !look.admits(packet, &listener)? {
+        return Ok(Course::Guarded);
+    }
+    let hash = hash::flow(&packet.key);
+    if abi::is_by_hash(listener.scheduler) {
+        let choice = hash::choice_by(listener.scheduler, &packet.key, hash);
+        let (number, slot) = slot(look, listener.first_chunk, listener.slots, choice)?;
+        let id = slot & SLOT_BACKEND;
+        let is_plain = !is_recent(look, filtered.bypass_until, id)?
+            // The filter may take a client for a backend, which may need an entry.
+            && (filtered.from & ROLE_BACKEND == 0
+                || look.roles(&packet.key.src)? & ROLE_BACKEND == 0);
+        let slots = listener.slots;
+        look.step(Step::Slot { number, slots, slot, is_special: !is_plain });
+        if slot & SLOT_LOOK == 0 && is_plain {
+            let is_new = packet.is_syn();
+            return Ok(Course::Backend { id, port: packet.key.sport, hash, is_new });
+        }
+    }
+    Ok(match look.entry(packet, &listener, hash)? {
+        Entry::Backend { id, port } => Course::Backend { id, port, hash, is_new: false },
+        Entry::OwnSource => Course::OwnSource { hash },
+        Entry::None => Course::Begins { hash, chooses: listener.flags & LISTENER_CHOOSES != 0 },
+    })
+}
+
+/// The verdict on a packet to a VIP where there is no listener.
+#[inline(always)]
+const fn no_listener(settings: &Settings) -> Verdict {
+    match settings.no_listener {
+        NO_LISTENER_DROP => Verdict::NoListenerDropped,
+        NO_LISTENER_RESET => Verdict::Refused,
+        _ => Verdict::NoListener,
+    }
+}
+
+/// Whether a client may be talking to a backend without a listener: then flows of it have entries. Nearly always no client
+/// talks to any, which `any`, [`abi::Filter::bypass_until`], says.
+///
+/// # Errors
+///
+/// The map could not be read.
+#[inline(always)]
+pub fn is_recent<L: Lookups>(look: &L, any: u32, backend: u32) -> Result<bool, L::Error> {
+    Ok(is_until(any, look.now()) && is_until(look.bypass(backend)?, look.now()))
+}
+
+/// The backend that was chosen for a packet, if the packet gets there.
+///
+/// # Errors
+///
+/// A verdict: it does not.
+#[inline(always)]
+pub fn reach<L: Lookups>(look: &mut L, id: u32) -> Result<L::Ref<Backend>, L::Error> {
+    let Some(backend) = look.backend(id)? else {
+        look.step(Step::NoBackend);
+        return Err(Verdict::NoBackend.into());
+    };
+    check_hop(look, &backend)?;
+    Ok(backend)
+}
+
+/// Whether a packet can be sent to a backend.
+///
+/// # Errors
+///
+/// A verdict: it cannot.
+#[inline(always)]
+pub fn check_hop<L: Lookups>(look: &mut L, backend: &Backend) -> Result<(), L::Error> {
+    check_ttl(look, backend.hop)?;
+    if backend.mode != MODE_NAT && !backend.hop.is_known() {
+        return Err(Verdict::NoNeighbour.into());
+    }
+    Ok(())
+}
+
+/// Whether a packet has a hop left. Without a next hop the kernel checks that.
+///
+/// # Errors
+///
+/// [`Verdict::TtlExpired`].
+#[inline(always)]
+pub fn check_ttl<L: Lookups>(look: &mut L, hop: NextHop) -> Result<(), L::Error> {
+    if hop.is_known() && look.is_last_hop() {
+        look.step(Step::LastHop);
+        return Err(Verdict::TtlExpired.into());
+    }
+    Ok(())
+}

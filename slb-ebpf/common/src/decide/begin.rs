@@ -1,0 +1,111 @@
+//! A packet to a VIP without an entry: its backend, and which entries its flow needs.
+
+use super::{Lookups, Step, by_schedule, check_ttl, is_recent};
+use crate::{
+    abi::{
+        self, BACKEND_CLOSED, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, Backend, MODE_FULL,
+        MODE_NAT, NO_BACKEND, NOT_CHOSEN, ROLE_BACKEND, SLOT_BACKEND, SLOT_KEEP, UDP,
+    },
+    packet::Packet,
+    verdict::Verdict,
+};
+
+/// Which entries a flow needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entries {
+    /// That of the client's packets.
+    Forward = 0,
+    /// That of the answers as well.
+    Both = 1,
+    /// Both, and the backend is to see a source address of ours.
+    OwnSource = 2,
+}
+
+/// Where a packet without an entry goes.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// To a backend that sees the client's address.
+    Backend {
+        /// Its index.
+        id: u32,
+        /// Source port towards it.
+        port: u16,
+    },
+    /// To one that sees an address of ours, as its entry says.
+    OwnSource {
+        /// Its index.
+        id: u32,
+    },
+}
+
+/// Decides on a packet without an entry, and has the entries made that its flow needs. `hash` is the packet's
+/// [`crate::hash::flow`].
+///
+/// # Errors
+///
+/// A verdict: it goes no further. The gateway answers those of [`super::is_answered`].
+#[inline(always)]
+pub fn begin<L: Lookups>(look: &mut L, packet: &Packet, hash: u64) -> Result<Beginning, L::Error> {
+    let key = &packet.key;
+    let listener = look.listener(&key.destination())?.ok_or(Verdict::NoListener)?;
+    let begins = packet.is_syn() || key.proto == UDP;
+    let slot = match look.chosen() {
+        NOT_CHOSEN => by_schedule(look, &listener, key, hash, begins)?,
+        slot => slot,
+    };
+    let id = slot & SLOT_BACKEND;
+    if id == NO_BACKEND {
+        look.step(Step::NoBackend);
+        return Err(Verdict::NoBackend.into());
+    }
+    let backend = look.backend(id)?.ok_or(Verdict::Inconsistent)?;
+    check_ttl(look, backend.hop)?;
+    if backend.flags & BACKEND_CLOSED != 0 && !begins {
+        look.step(Step::Closed { backend: id });
+        return Err(Verdict::Closed.into());
+    }
+    // The backend is told about the client as a connection begins, and knows this one from another port.
+    if backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0 && !begins {
+        look.step(Step::TooLate { backend: id });
+        return Err(Verdict::Reset.into());
+    }
+    if backend.mode == MODE_FULL || is_hairpin(look, packet, id, &backend)? {
+        let made = look.remember(key, id, Entries::OwnSource)?;
+        made.ok_or(Verdict::TableFull)?;
+        return Ok(Beginning::OwnSource { id });
+    }
+    let is_hash = abi::is_by_hash(listener.scheduler) && look.chosen() == NOT_CHOSEN;
+    let is_shared =
+        backend.flags & BACKEND_SHARED != 0 || is_recent(look, look.bypass_until(), id)?;
+    if slot & SLOT_KEEP == 0 && !is_shared {
+        return Ok(Beginning::Backend { id, port: key.sport });
+    }
+    let entries = if is_shared { Entries::Both } else { Entries::Forward };
+    let port = match look.remember(key, id, entries)? {
+        Some(port) => port,
+        // By hash the flow finds its backend again, as long as its slot is not changed.
+        None if is_hash && backend.flags & BACKEND_SHARED == 0 => key.sport,
+        None => return Err(Verdict::TableFull.into()),
+    };
+    Ok(Beginning::Backend { id, port })
+}
+
+/// Whether a backend is the client of another, or of itself, on the same side of the gateway: the answer
+/// would go there without us, from an address that the client has not asked.
+#[inline(always)]
+fn is_hairpin<L: Lookups>(
+    look: &mut L,
+    packet: &Packet,
+    id: u32,
+    backend: &Backend,
+) -> Result<bool, L::Error> {
+    let ingress = look.ingress();
+    let is_hairpin = backend.mode == MODE_NAT
+        && backend.hop.ifindex == ingress
+        && look.roles(&packet.key.src)? & ROLE_BACKEND != 0;
+    if is_hairpin {
+        look.step(Step::Hairpin { backend: id, ingress });
+    }
+    Ok(is_hairpin)
+}

@@ -1,0 +1,102 @@
+//! What an entry of the flow table says about a client's packet.
+
+use crate::{
+    abi::{
+        BACKEND_CLOSED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, ConnState, FLOW_ORIGINAL, Flow,
+        Listener, MODE_FULL, MODE_NAT, NO_SOURCE, SCHEDULER_QUIC, SLOT_BACKEND, UDP, is_over,
+    },
+    packet::{Packet, TcpFlags},
+};
+
+/// What the flow table says about a client's packet.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// There is none, or one that does not count any more.
+    None,
+    /// Its backend, and the source port towards it.
+    Backend {
+        /// Index of the backend.
+        id: u32,
+        /// The port.
+        port: u16,
+    },
+    /// The backend sees a source address of ours.
+    OwnSource,
+}
+
+impl Entry {
+    /// That of a flow whose entry is [`Judgement::Valid`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(flow: &Flow) -> Self {
+        match flow.source {
+            NO_SOURCE => Self::Backend { id: flow.backend & SLOT_BACKEND, port: flow.port },
+            _ => Self::OwnSource,
+        }
+    }
+}
+
+/// What becomes of a packet by its entry.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// The entry does not count any more.
+    Stale,
+    /// The agent has ended the flow.
+    Closed,
+    /// The packet belongs to the flow.
+    Valid,
+}
+
+/// Whether an entry, whose backend is `backend`, counts for a packet. `now` is in jiffies.
+#[must_use]
+#[inline(always)]
+pub const fn judge(
+    now: u32,
+    packet: &Packet,
+    listener: &Listener,
+    flow: &Flow,
+    backend: &Backend,
+) -> Judgement {
+    let fits = match flow.source {
+        NO_SOURCE => backend.mode != MODE_FULL,
+        // NAT: a backend is its client.
+        _ => matches!(backend.mode, MODE_FULL | MODE_NAT),
+    };
+    // Else the group's forwarding is another one by now.
+    if !fits || starts_anew(now, packet, listener, flow, backend) {
+        return Judgement::Stale;
+    }
+    if flow.state.intersects(ConnState::RST_PENDING) && !packet.flags.intersects(TcpFlags::RST) {
+        return Judgement::Closed;
+    }
+    Judgement::Valid
+}
+
+/// Whether a packet begins a flow anew although an entry for its tuple is there.
+///
+/// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
+/// none: both are better off elsewhere. But with QUIC, which has, one that is drained or removed keeps them.
+#[inline(always)]
+const fn starts_anew(
+    now: u32,
+    packet: &Packet,
+    listener: &Listener,
+    flow: &Flow,
+    backend: &Backend,
+) -> bool {
+    /// The client has given up the connection: it would not begin another otherwise.
+    const GIVEN_UP: ConnState =
+        ConnState::FIN_ORIGINAL.union(ConnState::RESET).union(ConnState::RST_PENDING);
+    let is_syn = packet.is_syn();
+    if flow.kind != FLOW_ORIGINAL || !(is_syn || packet.key.proto == UDP) {
+        return false;
+    }
+    let is_out = if listener.scheduler == SCHEDULER_QUIC {
+        backend.flags & (BACKEND_UNHEALTHY | BACKEND_CLOSED) != 0
+    } else {
+        backend.flags & BACKEND_USABLE == 0
+    };
+    is_out || is_over(now, flow.expires) || is_syn && flow.state.intersects(GIVEN_UP)
+}

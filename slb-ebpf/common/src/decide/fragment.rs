@@ -1,0 +1,48 @@
+//! Fragments other than the first: they go where that went.
+
+use super::{Lookups, Step, check_ttl, unrelated};
+use crate::{
+    abi::{FLOW_BYPASS, Fragment, ROLE_VIP, TCP, UDP, is_over},
+    packet::{FRAGMENT_NONE, Packet},
+    verdict::Verdict,
+};
+
+/// The record that a later fragment goes by.
+///
+/// # Errors
+///
+/// A verdict: it goes no further.
+#[inline(always)]
+pub fn later<L: Lookups>(look: &mut L, packet: &Packet) -> Result<L::Ref<Fragment>, L::Error> {
+    let is_vip = look.roles(&packet.key.dst)? & ROLE_VIP != 0;
+    if !matches!(packet.key.proto, TCP | UDP) && packet.is_v4() {
+        return Err(unrelated(is_vip).into());
+    }
+    let now = look.now();
+    let known = look.first_fragment(packet)?.filter(|first| follows(now, first));
+    look.step(Step::FirstFragment(known.as_deref()));
+    let Some(first) = known else {
+        return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs }.into());
+    };
+    if first.kind == u32::from(FLOW_BYPASS) {
+        return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs }.into());
+    }
+    check_ttl(look, first.hop)?;
+    Ok(first)
+}
+
+/// Whether a fragment that comes now, in jiffies, may belong to this record's packet.
+#[must_use]
+#[inline(always)]
+pub const fn follows(now: u32, first: &Fragment) -> bool {
+    !is_over(now, first.expires)
+}
+
+/// Whether a packet can be translated with both of its ends: nothing can be put into a fragment, nor can be told what
+/// the others have; and there are no fragments between families. `inserted_len` is how many bytes the backend is to be
+/// told.
+#[must_use]
+#[inline(always)]
+pub const fn may_be_translated(packet: &Packet, inserted_len: u32, is_cross: bool) -> bool {
+    packet.fragment == FRAGMENT_NONE || inserted_len == 0 && !is_cross
+}

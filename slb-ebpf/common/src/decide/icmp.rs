@@ -1,0 +1,191 @@
+//! ICMP messages: which of them are answered, and whom errors concern.
+
+use super::{Lookups, Step, by_schedule, check_hop, is_martian};
+use crate::{
+    abi::{
+        Address, Backend, FLOW_REPLY, Flow, FlowKey, MODE_FULL, NO_BACKEND, NO_PLACE, NO_SOURCE,
+        NatRewrite, REVNAT_SHARED, ROLE_VIP, RevNat, SLOT_BACKEND,
+    },
+    packet::{FRAGMENT_NONE, Packet},
+    verdict::Verdict,
+};
+
+/// Who has sent what an ICMP error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// A VIP: [`error_to_backend`].
+    Backend,
+    /// A client: [`error_to_client`].
+    Client,
+}
+
+/// Whom an ICMP error concerns. `quoted` is the key of the TCP or UDP packet that it is about.
+///
+/// # Errors
+///
+/// A verdict: it goes no further.
+#[inline(always)]
+pub fn concerns<L: Lookups>(look: &L, packet: &Packet, quoted: &FlowKey) -> Result<Side, L::Error> {
+    // Errors go to who has sent what they are about.
+    if packet.fragment != FRAGMENT_NONE || !packet.key.dst.same(quoted.src) {
+        let is_vip = look.roles(&packet.key.dst)? & ROLE_VIP != 0;
+        return Err(unrelated(is_vip).into());
+    }
+    let is_vip = look.roles(&quoted.src)? & ROLE_VIP != 0;
+    Ok(if is_vip { Side::Backend } else { Side::Client })
+}
+
+/// Whether an ICMP message other than an error is one that the gateway may answer: an echo request to a VIP is.
+///
+/// # Errors
+///
+/// A verdict: it goes no further.
+#[inline(always)]
+pub fn to_itself<L: Lookups>(look: &L, packet: &Packet) -> Result<(), L::Error> {
+    let is_vip = look.roles(&packet.key.dst)? & ROLE_VIP != 0;
+    if !is_vip || packet.fragment != FRAGMENT_NONE {
+        return Err(unrelated(is_vip).into());
+    }
+    if is_martian(packet) || look.roles(&packet.key.src)? & ROLE_VIP != 0 {
+        return Err(Verdict::Martian.into());
+    }
+    Ok(())
+}
+
+/// The verdict on a message that is about no flow of a listener, and on what has no ports; `is_vip`: its destination is a
+/// VIP.
+#[must_use]
+#[inline(always)]
+pub const fn unrelated(is_vip: bool) -> Verdict {
+    if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs }
+}
+
+/// What an entry says of the flow of packets that are not the one that is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its place in `SLB_FLOWS`.
+    pub place: u32,
+    /// [`crate::abi::Flow::backend`].
+    pub backend: u32,
+    /// [`crate::abi::Flow::port`].
+    pub port: u16,
+    /// [`crate::abi::Flow::source`].
+    pub source: u16,
+}
+
+/// The backend that an error concerns.
+pub struct ErrorToBackend<L: Lookups> {
+    /// Its record.
+    pub backend: L::Ref<Backend>,
+    /// Its index.
+    pub id: u32,
+    /// The client's entry, or what stands for it: without an entry its place is [`NO_PLACE`].
+    pub flow: Known,
+}
+
+/// An error about what a VIP has sent: its backend is to know. `quoted` is the key of that packet.
+///
+/// # Errors
+///
+/// A verdict: it goes no further. [`Verdict::NotOurs`]: the packet was none of a listener's; [`unrelated`] says which
+/// verdict that is.
+#[inline(always)]
+pub fn error_to_backend<L: Lookups>(
+    look: &mut L,
+    quoted: &FlowKey,
+) -> Result<ErrorToBackend<L>, L::Error> {
+    let key = quoted.reversed();
+    let listener = look.listener(&key.destination())?.ok_or(Verdict::NotOurs)?;
+    look.step(Step::ErrorToBackend { key: &key });
+    let hash = look.hash(&key);
+    let known = look.known(&key)?;
+    let flow = match known {
+        Some(known) => known,
+        None => {
+            let slot = by_schedule(look, &listener, &key, hash, false);
+            let backend = slot.map_or(NO_BACKEND, |slot| slot & SLOT_BACKEND);
+            Known { place: NO_PLACE, backend, port: key.sport, source: NO_SOURCE }
+        }
+    };
+    if flow.backend == NO_BACKEND {
+        return Err(Verdict::NotOurs.into());
+    }
+    let backend = look.backend(flow.backend)?.ok_or(Verdict::Inconsistent)?;
+    check_hop(look, &backend)?;
+    if backend.mode == MODE_FULL && flow.source == NO_SOURCE {
+        return Err(Verdict::NotOurs.into());
+    }
+    Ok(ErrorToBackend { backend, id: flow.backend, flow })
+}
+
+/// The flow that a backend's answer belongs to.
+#[derive(Clone, Copy, Debug)]
+pub enum Owner<F> {
+    /// The flow table knows of none.
+    None,
+    /// One that is none of a listener's, or whose client's entry is gone.
+    Other,
+    /// One through a listener: the place of its client's entry, and the entry.
+    Client(u32, F),
+}
+
+/// The client that an error concerns.
+pub struct ErrorToClient<L: Lookups> {
+    /// Whom the backend answers for, if it does for one listener only.
+    pub origin: L::Ref<RevNat>,
+    /// Place of the client's entry, and the entry, if there is one: it says for which listener, and who the client is.
+    pub flow: Option<(u32, L::Ref<Flow>)>,
+}
+
+impl<L: Lookups> ErrorToClient<L> {
+    /// Index of the backend.
+    #[must_use]
+    #[inline(always)]
+    pub fn backend(&self) -> u32 {
+        self.flow.as_ref().map_or(self.origin.backend, |(_, flow)| flow.backend)
+    }
+
+    /// What the quoted packet, whose key is `quoted`, is to have: the VIP, and the ports that the client knows.
+    #[must_use]
+    #[inline(always)]
+    pub fn rewrite(&self, quoted: &FlowKey) -> NatRewrite {
+        let kind = FLOW_REPLY.into();
+        let RevNat { vip, port, .. } = *self.origin;
+        match &self.flow {
+            Some((_, flow)) => {
+                NatRewrite { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind }
+            }
+            None => NatRewrite { addr: vip, sport: quoted.sport, dport: port as u16, kind },
+        }
+    }
+
+    /// Who is to get the error, `packet`.
+    #[must_use]
+    #[inline(always)]
+    pub fn client(&self, packet: &Packet) -> Address {
+        match &self.flow {
+            Some((_, flow)) if flow.source != NO_SOURCE => flow.src,
+            _ => packet.key.dst,
+        }
+    }
+}
+
+/// An error about what a client has sent to a backend. `quoted` is the key of that packet, as the backend gets it.
+///
+/// # Errors
+///
+/// As [`error_to_backend`].
+#[inline(always)]
+pub fn error_to_client<L: Lookups>(
+    look: &mut L,
+    quoted: &FlowKey,
+) -> Result<ErrorToClient<L>, L::Error> {
+    let origin = look.revnat(&quoted.destination())?.ok_or(Verdict::NotOurs)?;
+    look.step(Step::ErrorToClient { origin: &origin });
+    let flow = match look.owner(quoted)? {
+        Owner::Client(place, flow) => Some((place, flow)),
+        Owner::None if origin.flags & REVNAT_SHARED == 0 => None,
+        Owner::None | Owner::Other => return Err(Verdict::NotOurs.into()),
+    };
+    Ok(ErrorToClient { origin, flow })
+}

@@ -1,0 +1,56 @@
+//! Who gets in: access lists, and limits of new flows and of bandwidth.
+
+use super::{Lookups, Step};
+use crate::{
+    abi::{ACL_ALLOW, ACL_DENY, LISTENER_LIMITED, Listener, UDP},
+    packet::Packet,
+    verdict::Verdict,
+};
+
+/// What a listener may take so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// New flows.
+    Flows,
+    /// Bytes from clients.
+    Bytes,
+}
+
+/// Whether a client's packet gets to a guarded listener.
+///
+/// # Errors
+///
+/// [`Verdict::Denied`], [`Verdict::FlowLimit`], [`Verdict::BandwidthLimit`], or a map could not be read.
+#[inline(always)]
+pub fn admit<L: Lookups>(
+    look: &mut L,
+    packet: &Packet,
+    listener: &Listener,
+) -> Result<(), L::Error> {
+    let key = &packet.key;
+    if listener.flags & (ACL_ALLOW | ACL_DENY) != 0 {
+        let is_listed = look.is_listed(listener.acl, &key.src)?;
+        look.step(Step::AccessList { listener, is_listed });
+        if is_listed != (listener.flags & ACL_ALLOW != 0) {
+            return Err(Verdict::Denied.into());
+        }
+    }
+    if listener.flags & LISTENER_LIMITED == 0 {
+        return Ok(());
+    }
+    if packet.is_syn() || key.proto == UDP && !look.is_known(key)? {
+        look.police(listener.id, Limit::Flows)?;
+    }
+    look.police(listener.id, Limit::Bytes)
+}
+
+/// The generic cell rate algorithm (ITU-T I.371, annex A): until when a meter is paid once something that costs so many
+/// nanoseconds has passed by it. `None`: it does not pass, as the meter would be ahead by more than `burst`. All in
+/// nanoseconds; `paid` is until when the meter is paid now.
+#[must_use]
+#[inline(always)]
+pub const fn conforms(paid: u64, now: u64, cost: u64, burst: u64) -> Option<u64> {
+    let until = if paid > now { paid } else { now }.wrapping_add(cost);
+    // What is ahead afterwards; a single one always fits.
+    if until.wrapping_sub(now) > burst.wrapping_add(cost) { None } else { Some(until) }
+}

@@ -1,0 +1,376 @@
+//! The decision, on maps of the host.
+
+use std::vec;
+
+use super::{fixtures::*, *};
+use crate::{
+    abi::{
+        ACL_ALLOW, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_PROXY, BACKEND_SHARED, BACKEND_USABLE,
+        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, LISTENER_LIMITED, MODE_DSR, MODE_FULL, NO_BACKEND,
+        NO_SOURCE, SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_RING, SLOT_KEEP,
+        TAG_FREE, TCP, UDP,
+    },
+    packet::{FRAGMENT_LATER, TcpFlags},
+};
+
+fn go(maps: &mut Maps, packet: &Packet) -> Result<Course, Verdict> {
+    let all = Filtered { from: u32::MAX, bypass_until: NOW };
+    to_vip(maps, packet, &packet.key.destination(), all, false)
+}
+
+fn begun(maps: &mut Maps, packet: &Packet) -> Result<Beginning, Verdict> {
+    let hash = hash::flow(&packet.key);
+    begin(maps, packet, hash)
+}
+
+/// To a backend that sees the port of [`CLIENT`].
+const fn to(id: u32) -> Beginning {
+    Beginning::Backend { id, port: 40_000 }
+}
+
+#[test]
+fn settled_slot_needs_no_entry() {
+    let mut maps = maps(SCHEDULER_HASH, &[0, 1, 2, 3]);
+    for sport in 1..200 {
+        let at = std::format!("198.51.100.7:{sport}");
+        let packet = packet(TCP, TcpFlags::ACK, &at, VIP);
+        let hash = hash::flow(&packet.key);
+        let id = hash::slot(hash::choice(hash), 4);
+        let expected = Course::Backend { id, port: sport, hash, is_new: false };
+        assert_eq!(go(&mut maps, &packet), Ok(expected));
+    }
+}
+
+#[test]
+fn slot_that_looks_and_clients_that_may_confuse_the_backend_need_an_entry() {
+    let begins = |maps: &mut Maps, packet: &Packet| {
+        matches!(go(maps, packet), Ok(Course::Begins { chooses: false, .. }))
+    };
+    assert!(begins(&mut maps(SCHEDULER_HASH, &[SLOT_LOOK]), &syn()), "look");
+    let from_host = packet(TCP, TcpFlags::SYN, HOST, VIP);
+    assert!(begins(&mut maps(SCHEDULER_HASH, &[0]), &from_host), "a backend is the client");
+    for (until, expected) in [(0, false), (NOW - 1, false), (NOW, true), (NOW + 1, true)] {
+        let mut maps = maps(SCHEDULER_HASH, &[0]);
+        maps.bypass.insert(0, until);
+        assert_eq!(begins(&mut maps, &syn()), expected, "bypass until {until}");
+    }
+}
+
+#[test]
+fn source_that_is_no_clients_is_martian() {
+    let mut maps = maps(SCHEDULER_HASH, &[0]);
+    let sources = ["0.1.2.3", "127.0.0.1", "169.254.1.1", "224.0.0.1", "255.255.255.255"];
+    for src in sources.into_iter().chain(["203.0.113.10"]) {
+        let packet = packet(TCP, TcpFlags::SYN, &std::format!("{src}:9"), VIP);
+        assert_eq!(go(&mut maps, &packet), Err(Verdict::Martian), "{src}");
+    }
+    for src in ["::", "::1", "fe80::1", "febf::1", "ff02::1"] {
+        let packet = packet(TCP, TcpFlags::SYN, &std::format!("[{src}]:9"), "[2001:db8::1]:80");
+        assert!(is_martian(&packet), "{src}");
+    }
+    for src in ["::2", "fec0::1", "2001:db8::7"] {
+        let packet = packet(TCP, TcpFlags::SYN, &std::format!("[{src}]:9"), "[2001:db8::1]:80");
+        assert!(!is_martian(&packet), "{src}");
+    }
+}
+
+#[test]
+fn vip_without_a_listener_does_as_the_settings_say() {
+    let packet = packet(TCP, TcpFlags::SYN, CLIENT, "203.0.113.10:81");
+    for (no_listener, expected) in [
+        (0, Verdict::NoListener),
+        (NO_LISTENER_DROP, Verdict::NoListenerDropped),
+        (NO_LISTENER_RESET, Verdict::Refused),
+    ] {
+        let mut maps = maps(SCHEDULER_HASH, &[0]);
+        maps.settings.no_listener = no_listener;
+        assert_eq!(go(&mut maps, &packet), Err(expected));
+    }
+    let elsewhere = self::packet(TCP, TcpFlags::SYN, CLIENT, "203.0.113.11:81");
+    assert_eq!(go(&mut maps(SCHEDULER_HASH, &[0]), &elsewhere), Ok(Course::Elsewhere));
+}
+
+#[test]
+fn guarded_listener_is_looked_at_first() {
+    let mut maps = maps(SCHEDULER_HASH, &[0]);
+    maps.listener.flags = LISTENER_GUARDED | ACL_ALLOW | LISTENER_LIMITED;
+    assert_eq!(go(&mut maps, &syn()), Ok(Course::Guarded));
+    let listener = maps.listener;
+    assert_eq!(admit(&mut maps, &syn(), &listener), Err(Verdict::Denied));
+    maps.listed = true;
+    assert_eq!(admit(&mut maps, &syn(), &listener), Ok(()));
+    maps.exceeded = Some(Limit::Flows);
+    assert_eq!(admit(&mut maps, &syn(), &listener), Err(Verdict::FlowLimit));
+    assert_eq!(admit(&mut maps, &ack(), &listener), Ok(()), "begins no flow");
+    maps.exceeded = Some(Limit::Bytes);
+    assert_eq!(admit(&mut maps, &ack(), &listener), Err(Verdict::BandwidthLimit));
+}
+
+#[test]
+fn meter_lets_one_pass_and_then_as_much_as_the_burst() {
+    assert_eq!(conforms(0, 100, 10, 0), Some(110));
+    assert_eq!(conforms(110, 100, 10, 0), None);
+    assert_eq!(conforms(110, 100, 10, 10), Some(120));
+    assert_eq!(conforms(110, 200, 10, 0), Some(210));
+}
+
+/// An entry of the flow of [`syn`].
+fn flow(backend: u32, state: ConnState) -> Flow {
+    let key = syn().key;
+    Flow {
+        tag: 2,
+        expires: NOW + 10,
+        src: key.src,
+        dst: key.dst,
+        sport: key.sport,
+        dport: key.dport,
+        backend,
+        proto: TCP as u8,
+        kind: FLOW_ORIGINAL,
+        state,
+        proxy: 0,
+        port: 7,
+        source: NO_SOURCE,
+        peer: 0,
+        sequence: 0,
+    }
+}
+
+#[test]
+fn entry_counts_unless_a_flow_begins_anew() {
+    let (empty, reset) = (ConnState::empty(), ConnState::RESET);
+    let rst = packet(TCP, TcpFlags::RST, CLIENT, VIP);
+    let full = |flow: Flow| Flow { source: 3, ..flow };
+    let old = |flow: Flow| Flow { expires: NOW - 1, ..flow };
+    use Judgement::{Closed, Stale, Valid};
+    for (case, packet, flow, change, expected) in [
+        ("a SYN again", syn(), flow(0, empty), 0, Valid),
+        ("of a backend that takes no flows", syn(), flow(0, empty), BACKEND_USABLE, Stale),
+        ("in the middle there", ack(), flow(0, empty), BACKEND_USABLE, Valid),
+        ("a SYN after a reset", syn(), flow(0, reset), 0, Stale),
+        ("in the middle after a reset", ack(), flow(0, reset), 0, Valid),
+        ("a SYN after too long", syn(), old(flow(0, empty)), 0, Stale),
+        ("in the middle after too long", ack(), old(flow(0, empty)), 0, Valid),
+        ("the agent has ended it", ack(), flow(0, ConnState::RST_PENDING), 0, Closed),
+        ("and its reset comes", rst, flow(0, ConnState::RST_PENDING), 0, Valid),
+        ("a source of ours, by nat", ack(), full(flow(0, empty)), 0, Valid),
+    ] {
+        let backend = Backend { flags: USABLE & !change, ..host(1) };
+        let listener = Listener { scheduler: SCHEDULER_RING, ..Listener::default() };
+        assert_eq!(judge(NOW, &packet, &listener, &flow, &backend), expected, "{case}");
+    }
+    let backend = Backend { mode: MODE_FULL, ..host(1) };
+    let stale = judge(NOW, &ack(), &Listener::default(), &flow(0, empty), &backend);
+    assert_eq!(stale, Stale, "the group is full-nat by now");
+    let backend = Backend { mode: MODE_DSR, ..host(1) };
+    let stale = judge(NOW, &ack(), &Listener::default(), &full(flow(0, empty)), &backend);
+    assert_eq!(stale, Stale, "the group is dsr by now");
+    assert_ne!(TAG_FREE, flow(0, empty).tag);
+}
+
+#[test]
+fn connection_that_is_not_known_goes_by_the_schedule_before() {
+    let mut maps = maps(SCHEDULER_RING, &[0, 1]);
+    assert_eq!(begun(&mut maps, &ack()), Err(Verdict::Reset), "in turn");
+    maps.listener.previous_slots = 1;
+    maps.listener.previous_chunk = PREVIOUS;
+    maps.listener.previous_scheduler = SCHEDULER_HASH;
+    maps.previous = vec![2];
+    assert_eq!(begun(&mut maps, &ack()), Ok(to(2)));
+    assert_eq!(maps.made, Some(Entries::Forward));
+    assert_eq!(begun(&mut maps, &syn()), Ok(to(0)), "a SYN");
+    maps.previous = vec![NO_BACKEND];
+    assert_eq!(begun(&mut maps, &ack()), Err(Verdict::Reset), "no slot before");
+    maps.listener.slots = 1;
+    assert_eq!(begun(&mut maps, &ack()), Ok(to(0)), "the only one");
+}
+
+#[test]
+fn backend_of_a_flow_that_begins_says_which_entries_it_needs() {
+    let from_host = packet(TCP, TcpFlags::SYN, HOST, VIP);
+    let (own, both) = (Some(Entries::OwnSource), Some(Entries::Both));
+    type Change = fn(&mut Backend);
+    let cases: [(_, _, Change, _); 8] = [
+        ("settled", syn(), |_| {}, Ok(None)),
+        ("shared", syn(), |it| it.flags |= BACKEND_SHARED, Ok(both)),
+        ("full-nat", syn(), |it| it.mode = MODE_FULL, Ok(own)),
+        ("hairpin", from_host, |_| {}, Ok(own)),
+        ("by dsr there is none", from_host, |it| it.mode = MODE_DSR, Ok(None)),
+        ("nor on another side", from_host, |it| it.hop.ifindex = WAN, Ok(None)),
+        ("drained", ack(), |it| it.flags |= BACKEND_CLOSED, Err(Verdict::Closed)),
+        ("not told", ack(), |it| it.flags |= BACKEND_PROXY, Err(Verdict::Reset)),
+    ];
+    for (case, packet, change, expected) in cases {
+        let mut maps = maps(SCHEDULER_HASH, &[0]);
+        change(&mut maps.backends[0]);
+        let found = begun(&mut maps, &packet);
+        let is_own = matches!(found, Ok(Beginning::OwnSource { id: 0 }));
+        assert_eq!(is_own, expected == Ok(own), "{case}");
+        assert_eq!(found.map(|_| maps.made), expected, "{case}");
+    }
+    let mut nobody = maps(SCHEDULER_HASH, &[NO_BACKEND]);
+    assert_eq!(begun(&mut nobody, &syn()), Err(Verdict::NoBackend));
+    let mut chosen = maps(SCHEDULER_HASH, &[0]);
+    chosen.chosen = Some(3 | SLOT_KEEP);
+    assert_eq!(begun(&mut chosen, &syn()), Ok(to(3)));
+    assert_eq!(chosen.made, Some(Entries::Forward));
+}
+
+#[test]
+fn flow_that_finds_no_room_goes_without_an_entry_if_the_hash_finds_its_backend_again() {
+    type Change = fn(&mut Backend);
+    let cases: [(_, _, Option<u32>, Change, _); 5] = [
+        ("by hash", SCHEDULER_HASH, None, |_| {}, Ok(to(0))),
+        ("in turn", SCHEDULER_RING, None, |_| {}, Err(Verdict::TableFull)),
+        ("kept", SCHEDULER_HASH, Some(SLOT_KEEP), |_| {}, Err(Verdict::TableFull)),
+        ("shared", SCHEDULER_HASH, None, |it| it.flags |= BACKEND_SHARED, Err(Verdict::TableFull)),
+        ("full-nat", SCHEDULER_HASH, None, |it| it.mode = MODE_FULL, Err(Verdict::TableFull)),
+    ];
+    for (case, scheduler, chosen, change, expected) in cases {
+        let mut maps = maps(scheduler, &[SLOT_LOOK | SLOT_KEEP]);
+        (maps.is_full, maps.chosen) = (true, chosen);
+        change(&mut maps.backends[0]);
+        assert_eq!(begun(&mut maps, &syn()), expected, "{case}");
+    }
+}
+
+#[test]
+fn fewest_flows_for_the_weight_is_chosen() {
+    let mut maps = maps(SCHEDULER_LEAST, &[0, 1, NO_BACKEND, 2]);
+    let listener = maps.listener;
+    maps.active = [(0, 5), (1, 8), (2, 9)].into();
+    maps.backends[1].weight = 2;
+    assert_eq!(choose(&mut maps, &syn(), &listener, 0), Ok(1 | SLOT_KEEP));
+    maps.active.insert(2, u64::MAX);
+    assert_eq!(choose(&mut maps, &syn(), &listener, 0), Ok(2 | SLOT_KEEP), "below 0");
+    let none = Listener { slots: 0, ..listener };
+    assert_eq!(choose(&mut maps, &syn(), &none, 0), Err(Verdict::NoBackend));
+}
+
+#[test]
+fn client_stays_with_a_backend_that_is_open() {
+    let mut maps = maps(SCHEDULER_RING, &[1]);
+    maps.listener.sticky_jiffies = 50;
+    let listener = maps.listener;
+    let chosen = |maps: &mut Maps| choose(maps, &syn(), &listener, 0);
+    assert_eq!(chosen(&mut maps), Ok(1 | SLOT_KEEP));
+    let kept = Sticky { backend: 1, expires: NOW + 50 };
+    assert_eq!(maps.sticky, Some(kept));
+    maps.sticky = Some(Sticky { backend: 2, expires: NOW });
+    assert_eq!(chosen(&mut maps), Ok(2 | SLOT_KEEP));
+    assert_eq!(maps.sticky, Some(Sticky { backend: 2, expires: NOW + 50 }), "goes on");
+    maps.sticky = Some(Sticky { backend: 2, expires: NOW - 1 });
+    assert_eq!(chosen(&mut maps), Ok(1 | SLOT_KEEP), "for too long");
+    type Change = fn(&mut Backend);
+    let changes: [Change; 4] = [
+        |it| it.weight = 0,
+        |it| it.flags = BACKEND_IN_USE,
+        |it| it.flags |= BACKEND_CLOSED,
+        |it| it.listener = 9,
+    ];
+    for change in changes {
+        maps.backends[2] = host(3);
+        change(&mut maps.backends[2]);
+        maps.sticky = Some(Sticky { backend: 2, expires: NOW });
+        assert_eq!(chosen(&mut maps), Ok(1 | SLOT_KEEP), "{:?}", maps.backends[2]);
+        assert_eq!(maps.sticky, Some(kept));
+    }
+}
+
+#[test]
+fn connection_id_goes_to_who_has_issued_it() {
+    let mut maps = maps(SCHEDULER_QUIC, &[2, 3]);
+    let listener = maps.listener;
+    let datagram = packet(UDP, TcpFlags::empty(), CLIENT, VIP);
+    for (choice, server, expected) in
+        [(0, None, 2), (u32::MAX, None, 3), (u32::MAX, Some(1), 1), (0, Some(5), 2)]
+    {
+        maps.connection_id = Some(ConnectionId { choice, server });
+        let found = choose(&mut maps, &datagram, &listener, 0);
+        assert_eq!(found, Ok(expected | SLOT_KEEP), "{choice} {server:?}");
+    }
+    maps.backends[1].flags = 0;
+    maps.connection_id = Some(ConnectionId { choice: 0, server: Some(1) });
+    assert_eq!(choose(&mut maps, &datagram, &listener, 0), Ok(2 | SLOT_KEEP), "it is gone");
+}
+
+#[test]
+fn last_hop_ends_what_would_be_sent_and_leaves_the_rest_to_the_kernel() {
+    let mut maps = maps(SCHEDULER_HASH, &[0]);
+    maps.is_last_hop = true;
+    assert_eq!(reach(&mut maps, 0).err(), Some(Verdict::TtlExpired));
+    assert_eq!(begun(&mut maps, &syn()), Err(Verdict::TtlExpired));
+    maps.backends[0].hop = NextHop::UNRESOLVED;
+    assert!(reach(&mut maps, 0).is_ok());
+    maps.backends[0].mode = MODE_DSR;
+    assert_eq!(reach(&mut maps, 0).err(), Some(Verdict::NoNeighbour), "it has the VIP itself");
+    assert_eq!(reach(&mut maps, 99).err(), Some(Verdict::NoBackend));
+}
+
+#[test]
+fn icmp_message_is_for_whom_it_is_about() {
+    let maps = maps(SCHEDULER_HASH, &[0]);
+    let icmp = |src, dst| packet(1, TcpFlags::empty(), src, dst);
+    let (of_vip, of_client) = (syn().key.reversed(), packet(TCP, TcpFlags::SYN, CLIENT, HOST).key);
+    let router = "192.0.2.1:0";
+    for (case, packet, quoted, expected) in [
+        ("of a VIP", icmp(router, VIP), of_vip, Ok(Side::Backend)),
+        ("to another", icmp(router, CLIENT), of_vip, Err(Verdict::NotOurs)),
+        ("of a client", icmp(router, CLIENT), of_client, Ok(Side::Client)),
+        ("to a VIP", icmp(router, VIP), of_client, Err(Verdict::OtherProtocol)),
+    ] {
+        assert_eq!(concerns(&maps, &packet, &quoted), expected, "{case}");
+        let part = Packet { fragment: FRAGMENT_LATER, ..packet };
+        let unrelated = unrelated(part.key.dst == address(VIP));
+        assert_eq!(concerns(&maps, &part, &quoted), Err(unrelated), "{case}");
+    }
+    for (case, packet, expected) in [
+        ("echo", icmp(CLIENT, VIP), Ok(())),
+        ("echo elsewhere", icmp(CLIENT, HOST), Err(Verdict::NotOurs)),
+        ("echo of a martian", icmp("127.0.0.1:0", VIP), Err(Verdict::Martian)),
+        ("echo of a VIP", icmp(VIP, VIP), Err(Verdict::Martian)),
+    ] {
+        assert_eq!(to_itself(&maps, &packet), expected, "{case}");
+        let part = Packet { fragment: FRAGMENT_LATER, ..packet };
+        let unrelated = unrelated(part.key.dst == address(VIP));
+        assert_eq!(to_itself(&maps, &part), Err(unrelated), "{case}");
+    }
+}
+
+#[test]
+fn error_goes_to_the_backend_of_the_flow_or_of_the_schedule() {
+    let quoted = syn().key.reversed();
+    let found = |maps: &mut Maps| error_to_backend(maps, &quoted).map(|it| (it.id, it.flow.port));
+    let mut maps = maps(SCHEDULER_HASH, &[1]);
+    assert_eq!(found(&mut maps), Ok((1, 40_000)), "by its slot");
+    maps.entry = Some(flow(2, ConnState::empty()));
+    assert_eq!(found(&mut maps), Ok((2, 7)), "by its entry");
+    maps.backends[2].mode = MODE_FULL;
+    assert_eq!(found(&mut maps), Err(Verdict::NotOurs), "without a source of ours");
+    maps.entry = None;
+    maps.slots = vec![NO_BACKEND];
+    assert_eq!(found(&mut maps), Err(Verdict::NotOurs), "no backend");
+}
+
+#[test]
+fn later_fragment_goes_where_the_first_went() {
+    let part = Packet { fragment: FRAGMENT_LATER, ..syn() };
+    let first = Fragment { hop: KNOWN, expires: NOW, ..Fragment::default() };
+    for (case, fragment, expected) in [
+        ("not seen", None, Err(Verdict::Fragment)),
+        ("seen", Some(first), Ok(())),
+        ("too old", Some(Fragment { expires: NOW - 1, ..first }), Err(Verdict::Fragment)),
+        (
+            "left to the kernel",
+            Some(Fragment { kind: FLOW_BYPASS.into(), ..first }),
+            Err(Verdict::NoListener),
+        ),
+    ] {
+        let mut maps = maps(SCHEDULER_HASH, &[0]);
+        maps.fragment = fragment;
+        assert_eq!(later(&mut maps, &part).map(|_| ()), expected, "{case}");
+        maps.is_last_hop = true;
+        let expected = if expected.is_ok() { Err(Verdict::TtlExpired) } else { expected };
+        assert_eq!(later(&mut maps, &part).map(|_| ()), expected, "{case}");
+    }
+}

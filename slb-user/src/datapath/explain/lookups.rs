@@ -1,0 +1,285 @@
+//! What [`slb_common::decide`] looks up, in the maps from outside: nothing is changed.
+
+use std::{
+    io,
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use aya::maps::{MapError, lpm_trie::Key};
+use slb_common::{
+    abi::{
+        self, Address, Backend, CHUNK_SLOTS, Endpoint, FLOW_BYPASS, Flow, FlowKey, Fragment,
+        Listener, NO_PLACE, NO_SOURCE, QuicKey, RevNat, Settings, Sticky, StickyKey,
+    },
+    decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner},
+    packet::Packet,
+    quic::ConnectionId,
+    verdict::Verdict,
+};
+
+use super::{End, Path, name, text};
+
+impl Lookups for Path<'_> {
+    type Error = End;
+    type Ref<T: 'static> = Box<T>;
+    type Kept = Box<Sticky>;
+
+    fn now(&self) -> u32 {
+        self.now
+    }
+
+    fn ingress(&self) -> u32 {
+        if self.question.ingress != 0 {
+            return self.question.ingress;
+        }
+        // Towards the backend that sends it, if one does; otherwise no backend is behind it.
+        let src = self.question.src.ip().into();
+        self.hop_of(src).unwrap_or(u32::MAX)
+    }
+
+    fn is_last_hop(&self) -> bool {
+        self.question.ttl <= 1
+    }
+
+    fn chosen(&self) -> u32 {
+        self.chosen
+    }
+
+    fn settings(&self) -> Result<Settings, End> {
+        Ok(self.maps.settings.get(&0, 0)?)
+    }
+
+    fn roles(&self, addr: &Address) -> Result<u32, End> {
+        Ok(absent(self.maps.addresses.get(addr, 0))?.unwrap_or_default().roles)
+    }
+
+    fn listener(&self, to: &Endpoint) -> Result<Option<Box<Listener>>, End> {
+        Ok(absent(self.maps.listeners.get(to, 0))?.map(Box::new))
+    }
+
+    fn revnat(&self, from: &Endpoint) -> Result<Option<Box<RevNat>>, End> {
+        Ok(self.endpoint(from)?.map(Box::new))
+    }
+
+    fn slot(&self, first_chunk: u32, number: u32) -> Result<u32, End> {
+        let index = first_chunk.wrapping_add(number / CHUNK_SLOTS as u32);
+        let chunk = absent(self.maps.slots.get(&index, 0))?.ok_or(Verdict::Inconsistent)?;
+        Ok(chunk.slots[number as usize % CHUNK_SLOTS])
+    }
+
+    fn backend(&self, id: u32) -> Result<Option<Box<Backend>>, End> {
+        Ok(absent(self.maps.backends.get(&id, 0))?.map(Box::new))
+    }
+
+    fn bypass_until(&self) -> u32 {
+        let filter = self.maps.filter.first().as_ptr();
+        // SAFETY: a word of the mapping, which lives as long as the map and is accessed by atomics only.
+        let any = unsafe { AtomicU32::from_ptr(&raw mut (*filter).bypass_until) };
+        any.load(Ordering::Relaxed)
+    }
+
+    fn bypass(&self, backend: u32) -> Result<u32, End> {
+        Ok(absent(self.maps.direct.get(&backend, 0))?.unwrap_or_default())
+    }
+
+    fn turn(&mut self, listener: u32) -> Result<u64, End> {
+        Ok(absent(self.maps.cursors.get(&listener, 0))?.ok_or(Verdict::Inconsistent)?)
+    }
+
+    fn active(&self, backend: u32) -> Result<u64, End> {
+        let forgotten = u64::from(self.forgotten == Some(backend));
+        Ok(self.maps.table.active(backend).saturating_sub(forgotten))
+    }
+
+    fn kept(&mut self, listener: &Listener, client: &Address) -> Result<Option<Box<Sticky>>, End> {
+        let key = StickyKey { client: *client, listener: listener.id, spare: 0 };
+        Ok(absent(self.maps.sticky.get(&key, 0))?.map(Box::new))
+    }
+
+    fn keep(&mut self, _: Box<Sticky>, _: u32) {}
+
+    fn stick(&mut self, _: &Listener, _: &Address, _: Sticky) {}
+
+    fn connection_id(&self, _: &Packet) -> Option<ConnectionId> {
+        None
+    }
+
+    fn server(&self, _: QuicKey) -> Result<Option<u32>, End> {
+        Ok(None)
+    }
+
+    fn entry(&mut self, packet: &Packet, listener: &Listener, _: u64) -> Result<Entry, End> {
+        let Some(flow) = self.flow(&packet.key)? else {
+            self.say("flow table", "no entry");
+            return Ok(Entry::None);
+        };
+        let Some(backend) = self.backend(flow.backend)? else { return Ok(Entry::None) };
+        let judgement = decide::judge(self.now, packet, listener, &flow, &backend);
+        if judgement == Judgement::Stale {
+            let text = format!("an entry for {} that does not count any more", name(flow.backend));
+            self.say("flow table", text);
+            self.forgotten = (!flow.state.has_ended()).then_some(flow.backend);
+            return Ok(Entry::None);
+        }
+        self.say("flow table", text::entry(&flow));
+        if judgement == Judgement::Closed {
+            return Err(Verdict::Closed.into());
+        }
+        self.found = Some(flow);
+        Ok(Entry::of(&flow))
+    }
+
+    fn remember(&mut self, key: &FlowKey, _: u32, entries: Entries) -> Result<Option<u16>, End> {
+        if self.maps.table.is_full(key, self.buckets()?, self.now) {
+            self.say("flow table", "no room in its bucket");
+            return Ok(None);
+        }
+        self.say("flow table", "gets an entry");
+        if entries == Entries::Both {
+            let text = "the backend serves others as well: another port if the client's is taken";
+            self.say("source", text);
+            self.is_drawn = true;
+        }
+        Ok(Some(key.sport))
+    }
+
+    fn is_known(&self, key: &FlowKey) -> Result<bool, End> {
+        Ok(self.flow(key)?.is_some())
+    }
+
+    fn known(&self, key: &FlowKey) -> Result<Option<Known>, End> {
+        let flow = self.flow(key)?;
+        Ok(flow.map(|Flow { backend, port, source, .. }| Known {
+            place: NO_PLACE,
+            backend,
+            port,
+            source,
+        }))
+    }
+
+    fn owner(&mut self, sent: &FlowKey) -> Result<Owner<Box<Flow>>, End> {
+        let key = sent.reversed();
+        let Some(reply) = self.flow(&key)? else { return Ok(Owner::None) };
+        if reply.kind == FLOW_BYPASS {
+            return Ok(Owner::Other);
+        }
+        let Some(flow) = self.maps.table.at(reply.peer) else { return Ok(Owner::Other) };
+        let Some(backend) = self.backend(flow.backend)? else { return Ok(Owner::Other) };
+        let sender = match flow.source {
+            NO_SOURCE => flow.src,
+            source => self.maps.sources.get(&source.into(), 0)?,
+        };
+        let is_it = decide::is_owner(&flow, &key, &backend) && sender == key.dst;
+        Ok(if is_it { Owner::Client(reply.peer, Box::new(flow)) } else { Owner::Other })
+    }
+
+    fn first_fragment(&mut self, packet: &Packet) -> Result<Option<Box<Fragment>>, End> {
+        let key = decide::fragment_key(packet);
+        Ok(absent(self.maps.fragments.get(&key, 0))?.map(Box::new))
+    }
+
+    fn is_listed(&mut self, acl: u32, addr: &Address) -> Result<bool, End> {
+        let key = Key::new(abi::listed_bits(u128::BITS), abi::listed(acl, *addr));
+        Ok(absent(self.maps.acls.get(&key, 0))?.is_some())
+    }
+
+    fn police(&mut self, listener: u32, limit: Limit) -> Result<(), End> {
+        let limits = self.maps.limits.get(&listener, 0)?;
+        let meters = self.maps.meters.get(&listener, 0)?;
+        let now = monotonic().map_err(MapError::from)?;
+        let (per_second, what, paid, cost, burst, exceeded) = match limit {
+            Limit::Flows => (
+                1_000_000_000_u64.checked_div(limits.flow_ns),
+                "new flows a second",
+                meters.flows,
+                limits.flow_ns,
+                limits.flow_burst,
+                Verdict::FlowLimit,
+            ),
+            // What a packet costs by its length makes no difference: a single one always fits.
+            Limit::Bytes => (
+                (8_000_000_000_u64 << 16).checked_div(limits.byte_ns),
+                "bits a second",
+                meters.forward,
+                0,
+                limits.byte_burst,
+                Verdict::BandwidthLimit,
+            ),
+        };
+        let Some(per_second) = per_second else { return Ok(()) };
+        let passes = decide::conforms(paid, now, cost, burst).is_some();
+        let found = if passes { "not reached" } else { "exceeded" };
+        self.say("limit", format!("{per_second} {what}: {found}"));
+        if passes { Ok(()) } else { Err(exceeded.into()) }
+    }
+
+    fn admits(&mut self, packet: &Packet, listener: &Listener) -> Result<bool, End> {
+        decide::admit(self, packet, listener)?;
+        Ok(true)
+    }
+
+    fn step(&mut self, step: decide::Step<'_>) {
+        match step {
+            decide::Step::Candidate { backend, active, weight } => {
+                self.candidates.push(text::candidate(backend, active, weight));
+            }
+            decide::Step::Least { slot } => {
+                let seen = self.candidates.join(", ");
+                self.say("schedule", format!("{seen}: {} is least loaded", text::of_slot(slot)));
+            }
+            step => {
+                let (what, found) = text::step(&step);
+                self.say(what, found);
+            }
+        }
+    }
+}
+
+impl Path<'_> {
+    /// Whom an address and port answer for.
+    pub(super) fn endpoint(&self, from: &Endpoint) -> Result<Option<RevNat>, End> {
+        Ok(absent(self.maps.endpoints.get(from, 0))?)
+    }
+
+    pub(super) fn buckets(&self) -> Result<u32, End> {
+        Ok(self.settings()?.buckets)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, End> {
+        Ok(self.maps.table.find(key, self.buckets()?))
+    }
+
+    /// The interface towards the backend with an address.
+    fn hop_of(&self, addr: Address) -> Option<u32> {
+        let hop_of = |record: NonNull<Backend>| {
+            let record = record.as_ptr();
+            // SAFETY: in the mapping, which lives as long as the map. The agent may write to it meanwhile: the words are
+            // read one by one, and any bytes are a valid address.
+            let (found, ifindex) = unsafe {
+                (
+                    (&raw const (*record).addr).read_volatile(),
+                    (&raw const (*record).hop.ifindex).read_volatile(),
+                )
+            };
+            (found == addr && ifindex != 0).then_some(ifindex)
+        };
+        let records = &self.maps.records;
+        (0..records.len()).filter_map(|id| records.element(id)).find_map(hop_of)
+    }
+}
+
+/// What is not there is an answer, too.
+fn absent<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::OutOfBounds { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The clock of the meters, in nanoseconds.
+fn monotonic() -> io::Result<u64> {
+    let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(std::time::Duration::from(clock).as_nanos() as u64)
+}
