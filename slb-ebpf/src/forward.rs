@@ -84,9 +84,11 @@ fn to_backend<const REST: bool>(
 /// A packet to a VIP without an entry.
 #[inline(always)]
 pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
+    let is_new = decide::begins(pkt.packet);
+    let decided = decide::begin(pkt, pkt.packet, pkt.args.hash);
+    // Read once more: less has to be kept on the stack meanwhile.
     let hash = pkt.args.hash;
-    let is_new = pkt.packet.is_syn() || pkt.packet.key.proto == UDP;
-    match decide::begin(pkt, pkt.packet, hash) {
+    match decided {
         Ok(Beginning::Backend { id, port }) => {
             Ok(to_backend::<true>(pkt, Chosen { id, port, hash, is_new })?)
         }

@@ -3,8 +3,9 @@
 
 use slb_common::{
     abi::{
-        ConnState, FLOW_ORIGINAL, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT,
-        NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, ROLE_VIP,
+        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Keys, MODE_DSR, MODE_FULL, MODE_GUE,
+        MODE_IPIP, MODE_NAT, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, REVNAT_SHARED,
+        ROLE_VIP,
     },
     decide::{self, ErrorToBackend, Side},
     icmp::{self, Quote},
@@ -111,17 +112,38 @@ fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
     decide::unrelated(maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0)
 }
 
+/// [`decide::error_to_client`] once more: with that, the deepest chain of calls would take 32 bytes more of the stack than
+/// any may (`docs/adr/0022-one-decision.md`).
 #[inline(always)]
 fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
-    let concerned = decide::error_to_client(pkt, quoted)?;
-    let (to, client) = (concerned.rewrite(quoted), concerned.client(pkt.packet));
-    let backend = concerned.backend();
-    let place = concerned.flow.map_or(NO_PLACE, |(place, _)| place);
+    let origin = maps::revnat(&quoted.destination()).ok_or(Verdict::NotOurs)?;
+    let kind = FLOW_REPLY.into();
+    let mut id = origin.backend;
+    let mut to =
+        NatRewrite { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
+    let mut client = pkt.packet.key.dst;
+    let mut place = NO_PLACE;
+    let Keys { reply: reply_key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    *reply_key = quoted.reversed();
+    match conntrack::slow_lookup(reply_key) {
+        Some(reply) if reply.kind == FLOW_BYPASS => return Err(Verdict::NotOurs),
+        Some(reply) => {
+            let flow = conntrack::reverse(reply, reply_key).ok_or(Verdict::NotOurs)?;
+            place = reply.peer;
+            id = flow.backend;
+            to = NatRewrite { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
+            if flow.source != NO_SOURCE {
+                client = flow.src;
+            }
+        }
+        None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs),
+        None => {}
+    }
     let ClientRoute { hop, .. } =
         neigh::client_route(pkt, &to.addr, &client)?.ok_or(Verdict::NotOurs)?;
     decide::check_ttl(pkt, hop)?;
-    stats::reply(backend, pkt.bytes);
+    stats::reply(id, pkt.bytes);
     recount(pkt, quote, place);
     if client.is_v4() != quoted.src.is_v4() {
         return Ok(cross(pkt, place, hop, FLOW_REPLY));

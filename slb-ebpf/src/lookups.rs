@@ -174,17 +174,17 @@ impl Lookups for PacketCtx<'_> {
     }
 
     #[inline(always)]
-    fn owner(&mut self, sent: &FlowKey) -> Result<Owner<&'static Flow>, Verdict> {
+    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner<&'static Flow>>, Verdict> {
         let Keys { reply: key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
         *key = sent.reversed();
-        Ok(match conntrack::slow_lookup(key) {
-            None => Owner::None,
-            Some(reply) if reply.kind == FLOW_BYPASS => Owner::Other,
-            Some(reply) => match conntrack::reverse(reply, key) {
-                Some(flow) => Owner::Client(reply.peer, flow),
-                None => Owner::Other,
-            },
-        })
+        match conntrack::slow_lookup(key) {
+            None => Ok(None),
+            Some(reply) if reply.kind == FLOW_BYPASS => Err(Verdict::NotOurs),
+            Some(reply) => {
+                let flow = conntrack::reverse(reply, key).ok_or(Verdict::NotOurs)?;
+                Ok(Some(Owner { place: reply.peer, flow }))
+            }
+        }
     }
 
     #[inline(always)]

@@ -34,8 +34,8 @@ pub use icmp::{
 };
 pub use policy::{Limit, admit, conforms};
 pub use rules::{
-    can_be_reset, delivered, fragment_key, is_answered, is_kept, is_martian, is_open, is_owner,
-    is_until, may_be_encapsulated, proxy_of, source_of, unanswered,
+    begins, can_be_reset, delivered, fragment_key, is_answered, is_kept, is_martian, is_open,
+    is_owner, is_until, may_be_encapsulated, proxy_of, source_of, unanswered,
 };
 pub use schedule::{by_schedule, choose, slot};
 pub use step::Step;
@@ -189,12 +189,12 @@ pub trait Lookups {
     ///
     /// As above.
     fn known(&self, key: &FlowKey) -> Result<Option<Known>, Self::Error>;
-    /// `SLB_FLOWS`: the client's entry of the flow that a backend's answer to `sent` belongs to.
+    /// `SLB_FLOWS`: the flow that a backend's answer to `sent` belongs to; `None`: the answer has no entry.
     ///
     /// # Errors
     ///
-    /// As above.
-    fn owner(&mut self, sent: &FlowKey) -> Result<Owner<Self::Ref<Flow>>, Self::Error>;
+    /// [`Verdict::NotOurs`]: the flow is none of a listener's, or its client's entry is gone; or as above.
+    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner<Self::Ref<Flow>>>, Self::Error>;
     /// `SLB_FRAGMENTS`: the record of the packet that a later fragment is a part of, by [`fragment_key`].
     ///
     /// # Errors

@@ -13,9 +13,11 @@ use slb_common::{
         self, Address, Backend, Chunk, ClientNextHop, ConnState, Endpoint, FLOW_ORIGINAL, Filter,
         Flow, FlowKey, Fragment, FragmentKey, Limits, Listed, Listener, MODE_DSR, MODE_FULL,
         MODE_NAT, NEXT_HOP_LOCAL, NOT_CHOSEN, NextHop, PROXY_NONE, PROXY_V2, Policers,
-        REVNAT_SHARED, ROLE_LOCAL, ROLE_VIP, RevNat, Roles, Settings, Sticky, StickyKey, TCP, UDP,
+        REVNAT_SHARED, ROLE_LOCAL, ROLE_VIP, RevNat, Roles, Settings, Sticky, StickyKey, TCP,
     },
-    decide::{self, Beginning, Course, ErrorToBackend, Filtered, Limit, Lookups as _, Side},
+    decide::{
+        self, Beginning, Course, ErrorToBackend, ErrorToClient, Filtered, Limit, Lookups as _, Side,
+    },
     hash,
     packet::{FRAGMENT_LATER, Packet},
     verdict::Verdict,
@@ -225,7 +227,7 @@ impl Path<'_> {
     /// What has no entry.
     fn begin(&mut self, packet: &Packet, hash: u64, chooses: bool) -> Result<Verdict, End> {
         let key = &packet.key;
-        if chooses && (packet.is_syn() || key.proto == UDP) {
+        if chooses && decide::begins(packet) {
             let listener = self.maps.listeners.get(&key.destination(), 0)?;
             self.chosen = decide::choose(self, packet, &listener, hash)?;
         }
@@ -335,8 +337,7 @@ impl Path<'_> {
     }
 
     fn error_to_client(&mut self, packet: &Packet, quoted: &FlowKey) -> Result<Verdict, End> {
-        let concerned = decide::error_to_client(self, quoted)?;
-        let (to, client) = (concerned.rewrite(quoted), concerned.client(packet));
+        let ErrorToClient { to, client, .. } = decide::error_to_client(self, packet, quoted)?;
         let hop = self.route(&to.addr, &client)?.ok_or(Verdict::NotOurs)?;
         decide::check_ttl(self, hop)?;
         self.told.to = Some(SocketAddr::new(client.into(), to.sport));

@@ -1,10 +1,10 @@
 //! A packet to a VIP without an entry: its backend, and which entries its flow needs.
 
-use super::{Lookups, Step, by_schedule, check_ttl, is_recent};
+use super::{Lookups, Step, begins, by_schedule, check_ttl, is_recent};
 use crate::{
     abi::{
         self, BACKEND_CLOSED, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, Backend, MODE_FULL,
-        MODE_NAT, NO_BACKEND, NOT_CHOSEN, ROLE_BACKEND, SLOT_BACKEND, SLOT_KEEP, UDP,
+        MODE_NAT, NO_BACKEND, NOT_CHOSEN, ROLE_BACKEND, SLOT_BACKEND, SLOT_KEEP,
     },
     packet::Packet,
     verdict::Verdict,
@@ -49,7 +49,7 @@ pub enum Beginning {
 pub fn begin<L: Lookups>(look: &mut L, packet: &Packet, hash: u64) -> Result<Beginning, L::Error> {
     let key = &packet.key;
     let listener = look.listener(&key.destination())?.ok_or(Verdict::NoListener)?;
-    let begins = packet.is_syn() || key.proto == UDP;
+    let begins = begins(packet);
     let slot = match look.chosen() {
         NOT_CHOSEN => by_schedule(look, &listener, key, hash, begins)?,
         slot => slot,
@@ -100,11 +100,11 @@ fn is_hairpin<L: Lookups>(
     id: u32,
     backend: &Backend,
 ) -> Result<bool, L::Error> {
-    let ingress = look.ingress();
     let is_hairpin = backend.mode == MODE_NAT
-        && backend.hop.ifindex == ingress
+        && backend.hop.ifindex == look.ingress()
         && look.roles(&packet.key.src)? & ROLE_BACKEND != 0;
     if is_hairpin {
+        let ingress = look.ingress();
         look.step(Step::Hairpin { backend: id, ingress });
     }
     Ok(is_hairpin)

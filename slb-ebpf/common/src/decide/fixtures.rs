@@ -39,6 +39,7 @@ pub(super) struct Maps {
     /// The entries that were made.
     pub(super) made: Option<Entries>,
     pub(super) is_full: bool,
+    pub(super) revnat: Option<RevNat>,
     pub(super) fragment: Option<Fragment>,
     pub(super) listed: bool,
     pub(super) exceeded: Option<Limit>,
@@ -92,7 +93,7 @@ impl Lookups for Maps {
     }
 
     fn revnat(&self, _: &Endpoint) -> Result<Option<Box<RevNat>>, Verdict> {
-        Ok(None)
+        Ok(self.revnat.map(Box::new))
     }
 
     fn slot(&self, first_chunk: u32, number: u32) -> Result<u32, Verdict> {
@@ -172,8 +173,8 @@ impl Lookups for Maps {
         Ok(self.entry.map(known))
     }
 
-    fn owner(&mut self, _: &FlowKey) -> Result<Owner<Box<Flow>>, Verdict> {
-        Ok(Owner::None)
+    fn owner(&mut self, _: &FlowKey) -> Result<Option<Owner<Box<Flow>>>, Verdict> {
+        Ok(self.entry.map(|flow| Owner { place: 3, flow: Box::new(flow) }))
     }
 
     fn first_fragment(&mut self, _: &Packet) -> Result<Option<Box<Fragment>>, Verdict> {

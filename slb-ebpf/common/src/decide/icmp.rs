@@ -3,8 +3,8 @@
 use super::{Lookups, Step, by_schedule, check_hop, is_martian};
 use crate::{
     abi::{
-        Address, Backend, FLOW_REPLY, Flow, FlowKey, MODE_FULL, NO_BACKEND, NO_PLACE, NO_SOURCE,
-        NatRewrite, REVNAT_SHARED, ROLE_VIP, RevNat, SLOT_BACKEND,
+        Address, Backend, FLOW_REPLY, FlowKey, MODE_FULL, NO_BACKEND, NO_PLACE, NO_SOURCE,
+        NatRewrite, REVNAT_SHARED, ROLE_VIP, SLOT_BACKEND,
     },
     packet::{FRAGMENT_NONE, Packet},
     verdict::Verdict,
@@ -120,57 +120,27 @@ pub fn error_to_backend<L: Lookups>(
 
 /// The flow that a backend's answer belongs to.
 #[derive(Clone, Copy, Debug)]
-pub enum Owner<F> {
-    /// The flow table knows of none.
-    None,
-    /// One that is none of a listener's, or whose client's entry is gone.
-    Other,
-    /// One through a listener: the place of its client's entry, and the entry.
-    Client(u32, F),
+pub struct Owner<F> {
+    /// Place of its client's entry in `SLB_FLOWS`.
+    pub place: u32,
+    /// The entry.
+    pub flow: F,
 }
 
 /// The client that an error concerns.
-pub struct ErrorToClient<L: Lookups> {
-    /// Whom the backend answers for, if it does for one listener only.
-    pub origin: L::Ref<RevNat>,
-    /// Place of the client's entry, and the entry, if there is one: it says for which listener, and who the client is.
-    pub flow: Option<(u32, L::Ref<Flow>)>,
-}
-
-impl<L: Lookups> ErrorToClient<L> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorToClient {
     /// Index of the backend.
-    #[must_use]
-    #[inline(always)]
-    pub fn backend(&self) -> u32 {
-        self.flow.as_ref().map_or(self.origin.backend, |(_, flow)| flow.backend)
-    }
-
-    /// What the quoted packet, whose key is `quoted`, is to have: the VIP, and the ports that the client knows.
-    #[must_use]
-    #[inline(always)]
-    pub fn rewrite(&self, quoted: &FlowKey) -> NatRewrite {
-        let kind = FLOW_REPLY.into();
-        let RevNat { vip, port, .. } = *self.origin;
-        match &self.flow {
-            Some((_, flow)) => {
-                NatRewrite { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind }
-            }
-            None => NatRewrite { addr: vip, sport: quoted.sport, dport: port as u16, kind },
-        }
-    }
-
-    /// Who is to get the error, `packet`.
-    #[must_use]
-    #[inline(always)]
-    pub fn client(&self, packet: &Packet) -> Address {
-        match &self.flow {
-            Some((_, flow)) if flow.source != NO_SOURCE => flow.src,
-            _ => packet.key.dst,
-        }
-    }
+    pub backend: u32,
+    /// Place of the client's entry, or [`NO_PLACE`].
+    pub place: u32,
+    /// What the quoted packet is to have: the VIP, and the ports that the client knows.
+    pub to: NatRewrite,
+    /// Who is to get the error.
+    pub client: Address,
 }
 
-/// An error about what a client has sent to a backend. `quoted` is the key of that packet, as the backend gets it.
+/// An error, `packet`, about what a client has sent to a backend. `quoted` is the key of that, as the backend gets it.
 ///
 /// # Errors
 ///
@@ -178,14 +148,30 @@ impl<L: Lookups> ErrorToClient<L> {
 #[inline(always)]
 pub fn error_to_client<L: Lookups>(
     look: &mut L,
+    packet: &Packet,
     quoted: &FlowKey,
-) -> Result<ErrorToClient<L>, L::Error> {
+) -> Result<ErrorToClient, L::Error> {
     let origin = look.revnat(&quoted.destination())?.ok_or(Verdict::NotOurs)?;
     look.step(Step::ErrorToClient { origin: &origin });
-    let flow = match look.owner(quoted)? {
-        Owner::Client(place, flow) => Some((place, flow)),
-        Owner::None if origin.flags & REVNAT_SHARED == 0 => None,
-        Owner::None | Owner::Other => return Err(Verdict::NotOurs.into()),
+    let kind = FLOW_REPLY.into();
+    let (sport, dport) = (quoted.sport, origin.port as u16);
+    let mut concerned = ErrorToClient {
+        backend: origin.backend,
+        place: NO_PLACE,
+        to: NatRewrite { addr: origin.vip, sport, dport, kind },
+        client: packet.key.dst,
     };
-    Ok(ErrorToClient { origin, flow })
+    match look.owner(quoted)? {
+        Some(Owner { place, flow }) => {
+            (concerned.backend, concerned.place) = (flow.backend, place);
+            let (sport, dport) = (flow.sport, flow.dport);
+            concerned.to = NatRewrite { addr: flow.dst, sport, dport, kind };
+            if flow.source != NO_SOURCE {
+                concerned.client = flow.src;
+            }
+        }
+        None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs.into()),
+        None => {}
+    }
+    Ok(concerned)
 }

@@ -4,12 +4,19 @@ use crate::{
     abi::{
         BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY, BACKEND_USABLE, Backend,
         FLOW_ORIGINAL, Flow, FlowKey, FragmentKey, Listener, MODE_GUE, MODE_IPIP, PROXY_NONE,
-        PROXY_OPTION, PROXY_V2, Sticky, TAG_LOCKED, TCP, is_over,
+        PROXY_OPTION, PROXY_V2, Sticky, TAG_LOCKED, TCP, UDP, is_over,
     },
     hash,
     packet::{FRAGMENT_NONE, Packet, TcpFlags},
     verdict::Verdict,
 };
+
+/// Whether a flow begins with a packet, as far as the packet says: each datagram may be a flow's first.
+#[must_use]
+#[inline(always)]
+pub const fn begins(packet: &Packet) -> bool {
+    packet.is_syn() || packet.key.proto == UDP
+}
 
 /// Whether the source is no unicast address that a router may forward from: RFC 1812, section 5.3.7;
 /// RFC 3927, section 2.7; RFC 4291, sections 2.5.2, 2.5.3, 2.5.6 and 2.7.

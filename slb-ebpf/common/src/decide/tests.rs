@@ -353,6 +353,27 @@ fn error_goes_to_the_backend_of_the_flow_or_of_the_schedule() {
 }
 
 #[test]
+fn error_goes_to_the_client_of_the_flow_or_of_the_listener() {
+    let quoted = packet(TCP, TcpFlags::SYN, CLIENT, HOST).key;
+    let error = packet(1, TcpFlags::empty(), "10.0.0.9:0", CLIENT);
+    let mut maps = maps(SCHEDULER_HASH, &[1]);
+    let found = |maps: &mut Maps| error_to_client(maps, &error, &quoted);
+    assert_eq!(found(&mut maps).err(), Some(Verdict::NotOurs), "of no listener");
+    let vip = address(VIP);
+    maps.revnat = Some(RevNat { vip, port: 80, backend: 2, ..RevNat::default() });
+    let concerned = found(&mut maps).unwrap();
+    assert_eq!((concerned.backend, concerned.place), (2, abi::NO_PLACE), "by its backend");
+    assert_eq!((concerned.to.addr, concerned.client), (vip, address(CLIENT)));
+    assert_eq!((concerned.to.sport, concerned.to.dport), (40_000, 80));
+    maps.revnat.as_mut().unwrap().flags = abi::REVNAT_SHARED;
+    assert_eq!(found(&mut maps).err(), Some(Verdict::NotOurs), "which listener is not known");
+    let src = address("192.0.2.9:0");
+    maps.entry = Some(Flow { source: 1, src, ..flow(1, ConnState::empty()) });
+    let concerned = found(&mut maps).unwrap();
+    assert_eq!((concerned.backend, concerned.place, concerned.client), (1, 3, src), "by its entry");
+}
+
+#[test]
 fn later_fragment_goes_where_the_first_went() {
     let part = Packet { fragment: FRAGMENT_LATER, ..syn() };
     let first = Fragment { hop: KNOWN, expires: NOW, ..Fragment::default() };

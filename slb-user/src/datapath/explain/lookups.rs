@@ -158,20 +158,24 @@ impl Lookups for Path<'_> {
         }))
     }
 
-    fn owner(&mut self, sent: &FlowKey) -> Result<Owner<Box<Flow>>, End> {
+    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner<Box<Flow>>>, End> {
         let key = sent.reversed();
-        let Some(reply) = self.flow(&key)? else { return Ok(Owner::None) };
+        let Some(reply) = self.flow(&key)? else { return Ok(None) };
         if reply.kind == FLOW_BYPASS {
-            return Ok(Owner::Other);
+            return Err(Verdict::NotOurs.into());
         }
-        let Some(flow) = self.maps.table.at(reply.peer) else { return Ok(Owner::Other) };
-        let Some(backend) = self.backend(flow.backend)? else { return Ok(Owner::Other) };
+        let flow = self.maps.table.at(reply.peer).ok_or(Verdict::NotOurs)?;
+        let backend = self.backend(flow.backend)?.ok_or(Verdict::NotOurs)?;
         let sender = match flow.source {
             NO_SOURCE => flow.src,
             source => self.maps.sources.get(&source.into(), 0)?,
         };
         let is_it = decide::is_owner(&flow, &key, &backend) && sender == key.dst;
-        Ok(if is_it { Owner::Client(reply.peer, Box::new(flow)) } else { Owner::Other })
+        if is_it {
+            Ok(Some(Owner { place: reply.peer, flow: Box::new(flow) }))
+        } else {
+            Err(Verdict::NotOurs.into())
+        }
     }
 
     fn first_fragment(&mut self, packet: &Packet) -> Result<Option<Box<Fragment>>, End> {
