@@ -19,6 +19,8 @@ mod watchdog;
 mod watcher;
 
 use std::{
+    collections::BTreeSet,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -230,11 +232,14 @@ impl Agent {
         orders: mpsc::UnboundedSender<WatchOrder>,
     ) -> Result<(Self, NetworkWatcher), AgentError> {
         let pins = Pins::new(&config.gateway.pins);
+        // Beside the loading of the datapath, which takes about as long.
+        let network = tokio::spawn(watcher::open_network(backend_addresses(&config)));
         let datapath = Loaded::open(pins.clone(), capacities(&config))?;
         let pins_lock = Lock::of_directory(&config.gateway.pins)?;
         let ids = Arc::new(Ids::assign(&config, datapath.maps.installed())?);
         let spec = WatchSpec::new(&config, &ids);
-        let mut watcher = NetworkWatcher::open(spec.clone()).await?;
+        let network = network.await.map_err(std::io::Error::other)??;
+        let mut watcher = NetworkWatcher::new(network, spec.clone());
         let (config, path) = (Arc::new(config), Arc::new(source.path().to_owned()));
         let first = Snapshot::new(Arc::clone(&config), Arc::clone(&path), Arc::clone(&ids));
         let started = first.started;
@@ -391,6 +396,15 @@ impl Agent {
             Request::Plan(config, answer) => drop(answer.send(self.plan(&config))),
         }
     }
+}
+
+/// The addresses of all backends in a configuration.
+fn backend_addresses(config: &Config) -> Vec<IpAddr> {
+    let groups = config.instances.iter().flat_map(|instance| &instance.groups);
+    let backends = groups.flat_map(|group| &group.backends);
+    let addresses: BTreeSet<IpAddr> =
+        backends.flat_map(|backend| backend.addresses.iter().copied()).collect();
+    addresses.into_iter().collect()
 }
 
 fn every(period: Duration) -> Interval {

@@ -99,6 +99,15 @@ pub(super) struct WatchOrder {
     pub found: Option<oneshot::Sender<NetworkSnapshot>>,
 }
 
+/// Opens the network, and asks for the ways to these addresses ahead of the first look: the kernel takes its time for
+/// thousands of them.
+pub(super) async fn open_network(expected: Vec<IpAddr>) -> Result<Network, net::Error> {
+    let network = Network::open().await?;
+    // The answers are remembered. What fails here fails again, and is reported, when it is needed.
+    let _ = network.resolve_all(&expected).await;
+    Ok(network)
+}
+
 /// Knows the way to the backends, keeps it known, and holds the VIPs.
 pub(super) struct NetworkWatcher {
     network: Network,
@@ -121,9 +130,8 @@ pub(super) struct NetworkWatcher {
 }
 
 impl NetworkWatcher {
-    pub(super) async fn open(spec: WatchSpec) -> Result<Self, net::Error> {
-        let network = Network::open().await?;
-        Ok(Self {
+    pub(super) fn new(network: Network, spec: WatchSpec) -> Self {
+        Self {
             managed: ManagedNeighbours::new(&network),
             announcers: Announcers::new(&network),
             vip_states: BTreeMap::new(),
@@ -136,7 +144,7 @@ impl NetworkWatcher {
             problems: Vec::new(),
             told: Vec::new(),
             failures: Failures::default(),
-        })
+        }
     }
 
     /// Reports every change to `agent`, until that is gone, and watches something else when it says so.
