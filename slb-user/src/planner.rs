@@ -114,11 +114,16 @@ impl Planner {
         inputs: &Inputs<'_>,
     ) -> Arc<Schedule> {
         let Members { backends, health, usable, shared, .. } = members;
-        let none = vec![false; backends.len()];
-        let waits = self.schedules.waits(listener, backends, health, inputs);
+        let none;
+        let usable = if self.schedules.waits(listener, backends, health, inputs) {
+            none = vec![false; backends.len()];
+            &none
+        } else {
+            usable
+        };
         let candidates = Candidates {
             backends,
-            usable: if waits { &none } else { usable },
+            usable,
             with_entries: if listener.remembers() {
                 backends.iter().map(|backend| backend.id).collect()
             } else {

@@ -132,22 +132,20 @@ pub(super) fn sources(
         return (NO_SOURCE, 0);
     }
     let own = inputs.routes.get(&backend.addr.ip()).and_then(|route| route.source);
-    let wanted: Vec<Address> = match backend.sources.as_slice() {
-        [] => own.into_iter().map(Address::from).collect(),
-        sources => sources.iter().map(|&source| source.into()).collect(),
-    };
+    let own = own.map(Address::from);
+    let listed: Vec<Address> = backend.sources.iter().map(|&source| source.into()).collect();
+    let wanted = if listed.is_empty() { own.as_slice() } else { &listed };
     let count = wanted.len() as u32;
     if count == 0 {
         return (NO_SOURCE, 0);
     }
-    let is_at =
-        |first: &u32| (*first..).zip(&wanted).all(|(at, addr)| known.get(&at) == Some(addr));
+    let is_at = |first: &u32| (*first..).zip(wanted).all(|(at, addr)| known.get(&at) == Some(addr));
     let free = known.last_key_value().map_or(u32::from(NO_SOURCE), |(last, _)| *last) + 1;
     let first = (u32::from(NO_SOURCE) + 1..free).find(is_at).unwrap_or(free);
     if (first + count) as usize > MAX_SOURCES {
         return (NO_SOURCE, 0);
     }
-    known.extend((first..).zip(wanted));
+    known.extend((first..).zip(wanted.iter().copied()));
     (first as u16, count as u16)
 }
 
