@@ -56,7 +56,7 @@ fn translated<const REST: bool>(pkt: &mut PacketCtx<'_>, place: u32) -> Result<D
     let flow = conntrack::get(place).ok_or(Verdict::Bypass)?;
     let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
     decide::check_ttl(pkt, backend.hop)?;
-    stats::forward(flow.backend, pkt.bytes);
+    stats::forward(flow.backend, pkt.arrived_bytes::<REST>());
     if REST {
         pkt.args.backend = flow.backend;
     }

@@ -88,6 +88,13 @@ impl<'a> PacketCtx<'a> {
         }
     }
 
+    /// Length of the frame as it arrived, in bytes. Behind the first program (`REST`) it is read once more, so that it
+    /// is not kept on the stack.
+    #[inline(always)]
+    pub const fn arrived_bytes<const REST: bool>(&self) -> u64 {
+        if REST { self.args.bytes } else { self.bytes }
+    }
+
     /// Length of the frame as it is now, tags taken off, in bytes.
     #[inline(always)]
     pub const fn bytes_left(&self) -> u64 {

@@ -75,7 +75,7 @@ fn to_backend<const REST: bool>(
             stats::new_flow(id);
         }
     }
-    stats::forward(id, pkt.bytes);
+    stats::forward(id, pkt.arrived_bytes::<REST>());
     let kind = FLOW_ORIGINAL.into();
     let to = NatRewrite { addr: backend.addr, sport: port, dport: backend.port as u16, kind };
     Ok(Delivery { to, hop: backend.hop, mode: backend.mode, mtu: backend.mtu })

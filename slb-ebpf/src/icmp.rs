@@ -23,7 +23,7 @@ use crate::{
     stats,
 };
 
-/// An ICMP message to anybody.
+/// An ICMP message to any address.
 #[inline(always)]
 pub fn message(pkt: &mut PacketCtx<'_>) -> Outcome {
     if let Some(quote) = icmp::quote(&pkt.frame) {
@@ -41,7 +41,7 @@ pub fn message(pkt: &mut PacketCtx<'_>) -> Outcome {
     Ok(Next::Send { verdict: Verdict::Echo, egress })
 }
 
-/// Somebody could not deliver what a VIP has sent: its backend wants to know.
+/// An error about what a VIP has sent: its backend is to know.
 #[inline(always)]
 fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;

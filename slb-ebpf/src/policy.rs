@@ -149,7 +149,10 @@ fn conforms(meter: *mut u64, cost: u64, burst: u64) -> bool {
     for _ in 0..ATTEMPTS {
         // SAFETY: an aligned word of an array.
         let paid = unsafe { ptr::read_volatile(meter) };
-        let Some(until) = decide::conforms(paid, now, cost, burst) else { return false };
+        let until = decide::paid_until(paid, now, cost);
+        if !decide::conforms(until, now, cost, burst) {
+            return false;
+        }
         // SAFETY: as above.
         if unsafe { atomic::compare_exchange64(meter, paid, until) } {
             return true;

@@ -32,7 +32,7 @@ pub use icmp::{
     ErrorToBackend, ErrorToClient, Known, Owner, Side, concerns, error_to_backend, error_to_client,
     to_itself, unrelated,
 };
-pub use policy::{Limit, admit, conforms};
+pub use policy::{Limit, admit, conforms, paid_until};
 pub use rules::{
     begins, can_be_reset, delivered, fragment_key, is_answered, is_kept, is_martian, is_open,
     is_owner, is_until, may_be_encapsulated, proxy_of, source_of, unanswered,
@@ -230,7 +230,7 @@ pub trait Lookups {
         hash::flow(key)
     }
 
-    /// Reports a step to whoever explains. Compiles to nothing in the packet path.
+    /// Reports a step to `slb explain`. Compiles to nothing in the packet path.
     #[inline(always)]
     fn step(&mut self, _: Step<'_>) {}
 }

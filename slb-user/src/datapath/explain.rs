@@ -1,5 +1,5 @@
 //! What the packet path would do with a packet now, and why: its decision ([`slb_common::decide`]), taken on the values
-//! that are in the maps. Here is only what that leaves to whoever delivers the packet.
+//! that are in the maps. Here is only what that leaves to those who deliver the packet.
 
 mod lookups;
 mod question;

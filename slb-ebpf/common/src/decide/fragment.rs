@@ -44,5 +44,5 @@ pub const fn follows(now: u32, first: &Fragment) -> bool {
 #[must_use]
 #[inline(always)]
 pub const fn may_be_translated(packet: &Packet, inserted_len: u32, is_cross: bool) -> bool {
-    packet.fragment == FRAGMENT_NONE || inserted_len == 0 && !is_cross
+    inserted_len == 0 && !is_cross || packet.fragment == FRAGMENT_NONE
 }

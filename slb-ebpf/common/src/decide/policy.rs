@@ -44,13 +44,19 @@ pub fn admit<L: Lookups>(
     look.police(listener.id, Limit::Bytes)
 }
 
-/// The generic cell rate algorithm (ITU-T I.371, annex A): until when a meter is paid once something that costs so many
-/// nanoseconds has passed by it. `None`: it does not pass, as the meter would be ahead by more than `burst`. All in
-/// nanoseconds; `paid` is until when the meter is paid now.
+/// The generic cell rate algorithm (ITU-T I.371, annex A): until when a meter is paid, in nanoseconds, once something that
+/// costs so many nanoseconds has passed by it. `paid` is until when it is paid now.
 #[must_use]
 #[inline(always)]
-pub const fn conforms(paid: u64, now: u64, cost: u64, burst: u64) -> Option<u64> {
-    let until = if paid > now { paid } else { now }.wrapping_add(cost);
+pub const fn paid_until(paid: u64, now: u64, cost: u64) -> u64 {
+    (if paid > now { paid } else { now }).wrapping_add(cost)
+}
+
+/// Whether something that costs so many nanoseconds may pass by a meter that is paid until [`paid_until`] then, and may be
+/// ahead by `burst`.
+#[must_use]
+#[inline(always)]
+pub const fn conforms(until: u64, now: u64, cost: u64, burst: u64) -> bool {
     // What is ahead afterwards; a single one always fits.
-    if until.wrapping_sub(now) > burst.wrapping_add(cost) { None } else { Some(until) }
+    until.wrapping_sub(now) <= burst.wrapping_add(cost)
 }

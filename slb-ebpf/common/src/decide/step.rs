@@ -1,4 +1,4 @@
-//! What a decision has looked at, for whoever explains it.
+//! What a decision has looked at, for `slb explain`.
 
 use crate::{
     abi::{Fragment, Listener, RevNat},

@@ -108,10 +108,15 @@ fn guarded_listener_is_looked_at_first() {
 
 #[test]
 fn meter_lets_one_pass_and_then_as_much_as_the_burst() {
-    assert_eq!(conforms(0, 100, 10, 0), Some(110));
-    assert_eq!(conforms(110, 100, 10, 0), None);
-    assert_eq!(conforms(110, 100, 10, 10), Some(120));
-    assert_eq!(conforms(110, 200, 10, 0), Some(210));
+    for (paid, now, burst, expected) in [
+        (0, 100, 0, (110, true)),
+        (110, 100, 0, (120, false)),
+        (110, 100, 10, (120, true)),
+        (110, 200, 0, (210, true)),
+    ] {
+        let until = paid_until(paid, now, 10);
+        assert_eq!((until, conforms(until, now, 10, burst)), expected, "{paid} {now} {burst}");
+    }
 }
 
 /// An entry of the flow of [`syn`].
@@ -170,8 +175,9 @@ fn entry_counts_unless_a_flow_begins_anew() {
 
 #[test]
 fn connection_that_is_not_known_goes_by_the_schedule_before() {
+    let reset = Err(Verdict::Reset);
     let mut maps = maps(SCHEDULER_RING, &[0, 1]);
-    assert_eq!(begun(&mut maps, &ack()), Err(Verdict::Reset), "in turn");
+    assert_eq!(begun(&mut maps, &ack()), reset, "in turn");
     maps.listener.previous_slots = 1;
     maps.listener.previous_chunk = PREVIOUS;
     maps.listener.previous_scheduler = SCHEDULER_HASH;
@@ -180,7 +186,7 @@ fn connection_that_is_not_known_goes_by_the_schedule_before() {
     assert_eq!(maps.made, Some(Entries::Forward));
     assert_eq!(begun(&mut maps, &syn()), Ok(to(0)), "a SYN");
     maps.previous = vec![NO_BACKEND];
-    assert_eq!(begun(&mut maps, &ack()), Err(Verdict::Reset), "no slot before");
+    assert_eq!(begun(&mut maps, &ack()), reset, "no slot before");
     maps.listener.slots = 1;
     assert_eq!(begun(&mut maps, &ack()), Ok(to(0)), "the only one");
 }
@@ -208,8 +214,8 @@ fn backend_of_a_flow_that_begins_says_which_entries_it_needs() {
         assert_eq!(is_own, expected == Ok(own), "{case}");
         assert_eq!(found.map(|_| maps.made), expected, "{case}");
     }
-    let mut nobody = maps(SCHEDULER_HASH, &[NO_BACKEND]);
-    assert_eq!(begun(&mut nobody, &syn()), Err(Verdict::NoBackend));
+    let mut empty = maps(SCHEDULER_HASH, &[NO_BACKEND]);
+    assert_eq!(begun(&mut empty, &syn()), Err(Verdict::NoBackend));
     let mut chosen = maps(SCHEDULER_HASH, &[0]);
     chosen.chosen = Some(3 | SLOT_KEEP);
     assert_eq!(begun(&mut chosen, &syn()), Ok(to(3)));

@@ -212,7 +212,7 @@ impl Lookups for Path<'_> {
             ),
         };
         let Some(per_second) = per_second else { return Ok(()) };
-        let passes = decide::conforms(paid, now, cost, burst).is_some();
+        let passes = decide::conforms(decide::paid_until(paid, now, cost), now, cost, burst);
         let found = if passes { "not reached" } else { "exceeded" };
         self.say("limit", format!("{per_second} {what}: {found}"));
         if passes { Ok(()) } else { Err(exceeded.into()) }

@@ -49,8 +49,10 @@ impl Packets {
         slb: &mut Slb<'_>,
         world: &World,
     ) -> Vec<Sample> {
-        if dice.one_in(8) {
-            self.disturb(dice, slb);
+        if dice.one_in(6)
+            && let Some(flow) = self.disturb(dice, slb)
+        {
+            return vec![again(flow)];
         }
         match dice.below(20) {
             0 => vec![echo(dice)],
@@ -90,9 +92,10 @@ impl Packets {
         (!self.flows.is_empty()).then(|| self.flows[dice.below(self.flows.len())])
     }
 
-    /// What changes the state of a flow without a question: its backend answers, either side ends it, or the agent does.
-    fn disturb(&self, dice: &mut Dice, slb: &mut Slb<'_>) {
-        let Some(flow) = self.flow(dice) else { return };
+    /// What changes the state of a flow without a question: its backend answers, the client ends it, or the agent does.
+    /// Gives a flow that is to begin once more.
+    fn disturb(&self, dice: &mut Dice, slb: &mut Slb<'_>) -> Option<Flow> {
+        let flow = self.flow(dice)?;
         let is_tcp = flow.listener.proto == TCP;
         let sent = first(flow.client, flow.listener);
         match dice.below(4) {
@@ -105,6 +108,7 @@ impl Packets {
             1 if is_tcp => {
                 let flags = dice.pick(&[FIN | ACK, RST]);
                 slb.run(flow.ingress, &sent.flags(flags).bytes());
+                return Some(flow);
             }
             _ => {
                 let Arrived { from, to } = flow.inside;
@@ -115,6 +119,7 @@ impl Packets {
                 slb.run(LAN, &reply.flags(flags).bytes());
             }
         }
+        None
     }
 
     /// A client's packet, of a flow that is there or of a new one.
@@ -182,7 +187,7 @@ impl Packets {
         error(dice, listener.proto, &about, client_of(100, family, 0).ip(), WAN)
     }
 
-    /// An error about what a client has sent to a backend, or what anybody has.
+    /// An error about what a client has sent to a backend, through a listener or not.
     fn error_to_client(&self, dice: &mut Dice, world: &World) -> Sample {
         let inside = match self.flow(dice) {
             Some(flow) if !dice.one_in(8) => (flow.inside, flow.listener.proto),
@@ -208,6 +213,13 @@ fn first(client: SocketAddr, listener: Listener) -> Frame {
     } else {
         datagram(client, listener.vip)
     }
+}
+
+/// The first packet of a flow once more.
+fn again(flow: Flow) -> Sample {
+    let Flow { client, listener, ingress, .. } = flow;
+    let question = Question { ingress, ..Question::new(listener.proto, client, listener.vip) };
+    Sample { question, ingress, bytes: first(client, listener).bytes() }
 }
 
 /// A packet of a flow, and its question.

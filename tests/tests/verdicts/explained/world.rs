@@ -230,7 +230,7 @@ fn group(dice: &mut Dice, text: &mut String, number: usize, families: &[usize], 
 fn listener(dice: &mut Dice, text: &mut String, port: u16, group: usize) {
     let is_tcp = dice.below(3) > 0;
     let protocol = if is_tcp { "tcp" } else { "udp" };
-    let schedulers = ["tch", "tch", "tch", "sch", "wrr", "rr", "wlc", "qch"];
+    let schedulers = ["tch", "tch", "sch", "wrr", "rr", "wlc", "wlc", "qch"];
     let scheduler = dice.pick(if is_tcp { &schedulers[..7] } else { &schedulers[..] });
     let mut line = |args: fmt::Arguments<'_>| text.write_fmt(args).expect("a string");
     line(format_args!(
