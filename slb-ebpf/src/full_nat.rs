@@ -37,7 +37,7 @@ pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
         return Err(Verdict::NoNeighbour);
     }
     decide::check_ttl(pkt, hop)?;
-    // What a backend is told has to fit as well.
+    // What a backend is told: it has to fit as well, and cannot be put into a fragment.
     let more = if is_reply { 0 } else { pkt.args.inserted_len };
     if !decide::may_be_translated(pkt.packet, more, false) {
         return Err(Verdict::Untranslatable);

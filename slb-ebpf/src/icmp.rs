@@ -112,8 +112,8 @@ fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
     decide::unrelated(maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0)
 }
 
-/// [`decide::error_to_client`] once more: with that, the deepest chain of calls would take 32 bytes more of the stack than
-/// any may (`docs/adr/0022-one-decision.md`).
+/// [`decide::error_to_client`] once more: with that, the deepest chain of calls would take 32 bytes more of the stack
+/// than any may (`docs/adr/0022-one-decision.md`).
 #[inline(always)]
 fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;

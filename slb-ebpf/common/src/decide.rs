@@ -1,8 +1,8 @@
 //! Which listener, slot and backend a packet goes to, and which verdict it gets if to none.
 //!
-//! Written once, over a trait of its look-ups ([`Lookups`]): the packet path looks into its maps, `slb explain` into the
-//! same maps from outside and says what it finds on the way ([`Step`]), and tests of the host into maps of their own.
-//! What changes a packet is not here, nor what depends on its bytes.
+//! Written once, over a trait of its look-ups ([`Lookups`]): the packet path looks into its maps, `slb explain` into
+//! the same maps from outside and says what it finds on the way ([`Step`]), and tests of the host into maps of their
+//! own. What changes a packet is not here, nor what depends on its bytes.
 //!
 //! ```text
 //! to_vip ──► slot settled, or an entry ─────────────────────────► reach ──► delivered
@@ -111,7 +111,8 @@ pub trait Lookups {
     fn backend(&self, id: u32) -> Result<Option<Self::Ref<Backend>>, Self::Error>;
     /// [`abi::Filter::bypass_until`].
     fn bypass_until(&self) -> u32;
-    /// `SLB_BYPASS`: until when a client may be talking to the backend without a listener, in jiffies; 0: none ever has.
+    /// `SLB_BYPASS`: until when a client may be talking to the backend without a listener, in jiffies; 0: none ever
+    /// has.
     ///
     /// # Errors
     ///
@@ -153,8 +154,8 @@ pub trait Lookups {
     /// As above.
     fn server(&self, key: QuicKey) -> Result<Option<u32>, Self::Error>;
 
-    /// `SLB_FLOWS`: what the entry of a client's packet says, by [`judge`]. One that is stale is removed, one that is not
-    /// has seen another packet. `hash` is the packet's [`hash::flow`].
+    /// `SLB_FLOWS`: what the entry of a client's packet says, by [`judge`]. One that is stale is removed, one that is
+    /// not has seen another packet. `hash` is the packet's [`hash::flow`].
     ///
     /// # Errors
     ///
@@ -165,8 +166,8 @@ pub trait Lookups {
         listener: &Listener,
         hash: u64,
     ) -> Result<Entry, Self::Error>;
-    /// `SLB_FLOWS`: makes the entries of a flow that begins, and gives the source port towards its backend; `None`: there is
-    /// no room.
+    /// `SLB_FLOWS`: makes the entries of a flow that begins, and gives the source port towards its backend; `None`:
+    /// there is no room.
     ///
     /// # Errors
     ///
@@ -343,8 +344,8 @@ const fn no_listener(settings: &Settings) -> Verdict {
     }
 }
 
-/// Whether a client may be talking to a backend without a listener: then flows of it have entries. Nearly always no client
-/// talks to any, which `any`, [`abi::Filter::bypass_until`], says.
+/// Whether a client may be talking to a backend without a listener: then flows of it have entries. Nearly always no
+/// client talks to any, which `any`, [`abi::Filter::bypass_until`], says.
 ///
 /// # Errors
 ///

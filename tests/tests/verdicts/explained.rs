@@ -22,6 +22,51 @@ const FLOWS: usize = 10_000;
 /// Each with two phases.
 const WORLDS: usize = 5;
 
+/// What has to be among the verdicts that are compared.
+const VERDICTS: &[Verdict] = &[
+    Verdict::Forwarded,
+    Verdict::ForwardedByKernel,
+    Verdict::Replied,
+    Verdict::Echo,
+    Verdict::NotOurs,
+    Verdict::OtherProtocol,
+    Verdict::NoListener,
+    Verdict::NoBackend,
+    Verdict::NoNeighbour,
+    Verdict::Reset,
+    Verdict::NoFlow,
+    Verdict::Closed,
+    Verdict::Denied,
+    Verdict::FlowLimit,
+    Verdict::BandwidthLimit,
+    Verdict::Fragment,
+    Verdict::Martian,
+    Verdict::TtlExpired,
+    Verdict::Untranslatable,
+    Verdict::BeforeClientAddress,
+];
+
+/// What explanations look at.
+const LOOKS: &[&str] = &[
+    "TTL",
+    "access list",
+    "address",
+    "backend",
+    "echo",
+    "error",
+    "flow",
+    "flow table",
+    "fragments",
+    "limit",
+    "listener",
+    "persistence",
+    "proxy protocol",
+    "route",
+    "schedule",
+    "slot",
+    "source",
+];
+
 #[test]
 #[ignore = "needs root"]
 fn given_a_backend_as_client_when_its_flows_are_explained_then_its_side_of_the_gateway_counts() {
@@ -72,8 +117,8 @@ fn given_random_configurations_when_packets_are_explained_then_that_is_what_beco
     with_capacities(Capacities { flows: 1 << 14, chunks: 1_024 }, |slb| {
         let explainer = Explainer::open(&slb.pins()).expect("the maps");
         let mut packets = Packets::default();
-        for _ in 0..WORLDS {
-            let mut world = World::draw(&mut dice, slb);
+        for number in 0..WORLDS {
+            let mut world = World::draw(&mut dice, slb, number);
             packets.forget_flows();
             for _ in 0..2 {
                 let until = tally.samples() + FLOWS / WORLDS / 2;
@@ -89,47 +134,6 @@ fn given_random_configurations_when_packets_are_explained_then_that_is_what_beco
         }
     });
     println!("{tally}");
-    let verdicts = [
-        Verdict::Forwarded,
-        Verdict::ForwardedByKernel,
-        Verdict::Replied,
-        Verdict::Echo,
-        Verdict::NotOurs,
-        Verdict::OtherProtocol,
-        Verdict::NoListener,
-        Verdict::NoBackend,
-        Verdict::NoNeighbour,
-        Verdict::Reset,
-        Verdict::NoFlow,
-        Verdict::Closed,
-        Verdict::Denied,
-        Verdict::FlowLimit,
-        Verdict::BandwidthLimit,
-        Verdict::Fragment,
-        Verdict::Martian,
-        Verdict::TtlExpired,
-        Verdict::Untranslatable,
-        Verdict::BeforeClientAddress,
-    ];
-    let looks = [
-        "TTL",
-        "access list",
-        "address",
-        "backend",
-        "echo",
-        "error",
-        "flow",
-        "flow table",
-        "fragments",
-        "limit",
-        "listener",
-        "persistence",
-        "proxy protocol",
-        "route",
-        "schedule",
-        "slot",
-        "source",
-    ];
-    tally.assert_covers(&verdicts, &looks);
+    tally.assert_covers(VERDICTS, LOOKS);
     assert!(tally.unknown * 20 < tally.samples(), "too much cannot be told: {tally}");
 }

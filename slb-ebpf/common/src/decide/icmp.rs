@@ -52,8 +52,8 @@ pub fn to_itself<L: Lookups>(look: &L, packet: &Packet) -> Result<(), L::Error> 
     Ok(())
 }
 
-/// The verdict on a message that is about no flow of a listener, and on what has no ports; `is_vip`: its destination is a
-/// VIP.
+/// The verdict on a message that is about no flow of a listener, and on what has no ports; `is_vip`: its destination is
+/// a VIP.
 #[must_use]
 #[inline(always)]
 pub const fn unrelated(is_vip: bool) -> Verdict {

@@ -44,16 +44,16 @@ pub fn admit<L: Lookups>(
     look.police(listener.id, Limit::Bytes)
 }
 
-/// The generic cell rate algorithm (ITU-T I.371, annex A): until when a meter is paid, in nanoseconds, once something that
-/// costs so many nanoseconds has passed by it. `paid` is until when it is paid now.
+/// The generic cell rate algorithm (ITU-T I.371, annex A): until when a meter is paid, in nanoseconds, once something
+/// that costs so many nanoseconds has passed by it. `paid` is until when it is paid now.
 #[must_use]
 #[inline(always)]
 pub const fn paid_until(paid: u64, now: u64, cost: u64) -> u64 {
     (if paid > now { paid } else { now }).wrapping_add(cost)
 }
 
-/// Whether something that costs so many nanoseconds may pass by a meter that is paid until [`paid_until`] then, and may be
-/// ahead by `burst`.
+/// Whether something that costs so many nanoseconds may pass by a meter that is paid until [`paid_until`] then, and may
+/// be ahead by `burst`.
 #[must_use]
 #[inline(always)]
 pub const fn conforms(until: u64, now: u64, cost: u64, burst: u64) -> bool {

@@ -258,8 +258,8 @@ impl Path<'_> {
     fn hop_of(&self, addr: Address) -> Option<u32> {
         let hop_of = |record: NonNull<Backend>| {
             let record = record.as_ptr();
-            // SAFETY: in the mapping, which lives as long as the map. The agent may write to it meanwhile: the words are
-            // read one by one, and any bytes are a valid address.
+            // SAFETY: in the mapping, which lives as long as the map. The agent may write to it meanwhile: the words
+            // are read one by one, and any bytes are a valid address.
             let (found, ifindex) = unsafe {
                 (
                     (&raw const (*record).addr).read_volatile(),

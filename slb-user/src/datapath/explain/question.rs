@@ -47,8 +47,8 @@ pub enum Part {
     Whole,
     /// Its first fragment, which has the ports.
     First,
-    /// Another fragment, by the identification as a number of the header; `None`: that of a packet whose first fragment has
-    /// not been seen.
+    /// Another fragment, by the identification as a number of the header; `None`: that of a packet whose first fragment
+    /// has not been seen.
     Later(Option<u32>),
 }
 

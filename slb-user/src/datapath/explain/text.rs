@@ -52,6 +52,33 @@ pub(super) fn step(step: &Step<'_>) -> (&'static str, String) {
             };
             ("slot", format!("{number} of {slots}: {}; {looks}", of_slot(slot)))
         }
+        Step::NoBackend => ("backend", "none takes new flows".to_owned()),
+        Step::Closed { backend } => {
+            ("backend", format!("{}, drained: its time is up", name(backend)))
+        }
+        Step::TooLate { backend } => {
+            let text = "is told the client's address only as a connection begins";
+            ("backend", format!("{} {text}", name(backend)))
+        }
+        Step::Hairpin { backend, ingress } => {
+            let backend = name(backend);
+            let text = "sees an address of the gateway";
+            ("source", format!("a backend, behind interface {ingress} like {backend}: {text}"))
+        }
+        Step::LastHop => ("TTL", "lets it go no further than here".to_owned()),
+        Step::ErrorToBackend { key } => {
+            let client = SocketAddr::new(key.src.into(), key.sport);
+            ("error", format!("about what a VIP has sent to {client}: goes to the backend"))
+        }
+        Step::ErrorToClient { origin } => ("error", error_to_client(origin)),
+        Step::FirstFragment(first) => ("fragments", fragment(first)),
+        _ => schedule(step),
+    }
+}
+
+/// The same for a step of the choice of a slot.
+fn schedule(step: &Step<'_>) -> (&'static str, String) {
+    match *step {
         Step::Previous { number, slot } => {
             ("schedule", format!("slot {number} of the schedule before: {}", of_slot(slot)))
         }
@@ -78,26 +105,7 @@ pub(super) fn step(step: &Step<'_>) -> (&'static str, String) {
             ("schedule", candidate(backend, active, weight))
         }
         Step::Least { slot } => ("schedule", of_slot(slot)),
-        Step::NoBackend => ("backend", "none takes new flows".to_owned()),
-        Step::Closed { backend } => {
-            ("backend", format!("{}, drained: its time is up", name(backend)))
-        }
-        Step::TooLate { backend } => {
-            let text = "is told the client's address only as a connection begins";
-            ("backend", format!("{} {text}", name(backend)))
-        }
-        Step::Hairpin { backend, ingress } => {
-            let backend = name(backend);
-            let text = "sees an address of the gateway";
-            ("source", format!("a backend, behind interface {ingress} like {backend}: {text}"))
-        }
-        Step::LastHop => ("TTL", "lets it go no further than here".to_owned()),
-        Step::ErrorToBackend { key } => {
-            let client = SocketAddr::new(key.src.into(), key.sport);
-            ("error", format!("about what a VIP has sent to {client}: goes to the backend"))
-        }
-        Step::ErrorToClient { origin } => ("error", error_to_client(origin)),
-        Step::FirstFragment(first) => ("fragments", fragment(first)),
+        _ => ("schedule", String::new()),
     }
 }
 
