@@ -6,14 +6,15 @@
 
 use slb_common::{
     abi::{
-        ConnState, Endpoint, FLOW_BYPASS, FLOW_ORIGINAL, FlowKey, Keys, MODE_NAT, NO_PLACE,
-        NatRewrite, RevNat, UDP, is_over,
+        ConnState, Endpoint, FLOW_BYPASS, FLOW_ORIGINAL, FlowKey, MODE_NAT, NO_PLACE, NatRewrite,
+        RevNat, UDP, is_over,
     },
     programs::Program,
     verdict::Verdict,
 };
 
 use crate::{
+    cell::{Elements as _, SharedCell},
     conntrack::{self, Entries},
     ctx::{PacketCtx, PacketView},
     maps,
@@ -25,7 +26,7 @@ use crate::{
 /// any, which `any`, [`slb_common::abi::Filter::bypass_until`], says.
 #[inline(always)]
 pub fn is_recent(any: u32, id: u32, now: u32) -> bool {
-    is_until(any, now) && is_until(maps::SLB_BYPASS.get(id).copied().unwrap_or_default(), now)
+    is_until(any, now) && is_until(maps::SLB_BYPASS.cell(id).map_or(0, SharedCell::load), now)
 }
 
 #[inline(always)]
@@ -65,15 +66,16 @@ pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
 #[inline(always)]
 fn translated<const REST: bool>(pkt: &mut PacketCtx<'_>, place: u32) -> Result<Delivery, Stop> {
     let flow = conntrack::get(place).ok_or(Verdict::Bypass)?;
-    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
+    let id = flow.backend().load();
+    let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
     pkt.check_ttl(backend.hop)?;
-    stats::forward(flow.backend, pkt.bytes);
+    stats::forward(id, pkt.bytes);
     if REST {
-        pkt.args.backend = flow.backend;
+        pkt.args.backend = id;
     }
     let to = NatRewrite {
         addr: backend.addr,
-        sport: flow.port,
+        sport: flow.port().load(),
         dport: backend.port as u16,
         kind: FLOW_ORIGINAL.into(),
     };
@@ -112,7 +114,7 @@ impl Remembered {
 /// Remembers a direct flow that begins. Gives the place of its entry if it has to be translated.
 #[inline(always)]
 fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
-    let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
+    let Some(reply) = maps::reply_key() else { return NO_PLACE };
     *reply = key.reversed();
     if !conntrack::is_taken(now, reply, key) && !conntrack::may_be_balanced(now, reply, id) {
         conntrack::insert_bypass(now, reply, id);
@@ -145,7 +147,7 @@ fn pass(view: &PacketView<'_>, origin: &RevNat) -> u32 {
 #[inline(never)]
 fn note(view: &PacketView<'_>, place: u32) {
     if let Some(flow) = conntrack::get(place)
-        && let Some(backend) = maps::backend(flow.backend)
+        && let Some(backend) = maps::backend(flow.backend().load())
     {
         conntrack::update_original(view, flow, backend);
     }
@@ -159,18 +161,18 @@ fn remembered(view: &PacketView<'_>) -> Remembered {
     let place = conntrack::index_of(key);
     if let Some(flow) = conntrack::get(place) {
         let ended = ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING;
-        let is_new = is_syn && flow.state.intersects(ended);
-        if flow.kind == FLOW_ORIGINAL && !is_new {
+        let is_new = is_syn && flow.state().load().intersects(ended);
+        if flow.kind().load() == FLOW_ORIGINAL && !is_new {
             return Remembered::Place(place);
         }
         conntrack::delete(flow);
     }
-    let Some(Keys { reply, .. }) = maps::keys() else { return Remembered::Place(NO_PLACE) };
+    let Some(reply) = maps::reply_key() else { return Remembered::Place(NO_PLACE) };
     *reply = key.reversed();
     match conntrack::slow_lookup(reply) {
-        Some(known) if known.kind == FLOW_BYPASS => {
+        Some(known) if known.kind().load() == FLOW_BYPASS => {
             if is_syn {
-                known.state = ConnState::empty();
+                known.state().store(ConnState::empty());
             }
             conntrack::update_bypass(view, known, ConnState::FIN_ORIGINAL);
             Remembered::Place(NO_PLACE)
@@ -184,15 +186,15 @@ fn remembered(view: &PacketView<'_>) -> Remembered {
 fn mark(now: u32, id: u32, idle: u32) {
     // 0 has a meaning of its own; a tick more does not matter.
     let own = now.wrapping_add(idle) | 1;
-    if let Some(until) = maps::SLB_BYPASS.get_ptr_mut(id) {
-        // SAFETY: an aligned word of an array; whoever writes writes much the same.
-        unsafe { *until = own };
+    if let Some(until) = maps::SLB_BYPASS.cell(id) {
+        // Whoever writes writes much the same.
+        until.store(own);
     }
-    if let Some(filter) = maps::SLB_FILTER.get_ptr_mut(0) {
-        // SAFETY: as above. Timeouts differ: the last of all counts.
-        let any = unsafe { &mut (*filter).bypass_until };
-        if *any == 0 || is_over(own, *any) {
-            *any = own;
+    if let Some(filter) = maps::SLB_FILTER.cell(0) {
+        // Timeouts differ: the last of all counts.
+        let any = filter.bypass_until().load();
+        if any == 0 || is_over(own, any) {
+            filter.bypass_until().store(own);
         }
     }
 }

@@ -6,7 +6,7 @@
 use slb_common::{
     abi::{
         self, BACKEND_CLOSED, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY,
-        BACKEND_USABLE, Backend, ConnState, Endpoint, FLOW_ORIGINAL, Flow, LISTENER_CHOOSES,
+        BACKEND_USABLE, Backend, ConnState, Endpoint, FLOW_ORIGINAL, LISTENER_CHOOSES,
         LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
         NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, NatRewrite, ROLE_BACKEND, ROLE_VIP,
         SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, UDP, is_over,
@@ -19,7 +19,7 @@ use slb_common::{
 
 use crate::{
     bypass,
-    conntrack::{self, Entries},
+    conntrack::{self, Entries, Entry},
     ctx::PacketCtx,
     maps, neigh,
     outcome::{Delivery, Stop, respond},
@@ -127,7 +127,7 @@ fn to_backend<const REST: bool>(
 /// What happens to a packet to a VIP where there is no listener.
 #[inline(always)]
 fn no_listener(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
-    match maps::settings().no_listener {
+    match maps::settings().no_listener() {
         NO_LISTENER_DROP => Err(Verdict::NoListenerDropped.into()),
         NO_LISTENER_RESET => Err(Stop::TailCall(respond(pkt, Verdict::Refused))),
         _ => Err(Verdict::NoListener.into()),
@@ -150,8 +150,10 @@ enum Remembered {
 #[inline(always)]
 fn remembered(pkt: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remembered {
     let Some(flow) = conntrack::lookup(&pkt.packet.key, hash) else { return Remembered::No };
-    let Some(backend) = maps::backend(flow.backend) else { return Remembered::No };
-    let fits = match flow.source {
+    let id = flow.backend().load();
+    let Some(backend) = maps::backend(id) else { return Remembered::No };
+    let source = flow.source().load();
+    let fits = match source {
         NO_SOURCE => backend.mode != MODE_FULL,
         // NAT: a backend is its client.
         _ => matches!(backend.mode, MODE_FULL | MODE_NAT),
@@ -161,15 +163,16 @@ fn remembered(pkt: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Rememb
         conntrack::delete(flow);
         return Remembered::No;
     }
-    if flow.state.intersects(ConnState::RST_PENDING) && !pkt.packet.flags.intersects(TcpFlags::RST)
+    if flow.state().load().intersects(ConnState::RST_PENDING)
+        && !pkt.packet.flags.intersects(TcpFlags::RST)
     {
         return Remembered::Closed;
     }
     conntrack::update_original(&pkt.view(), flow, backend);
-    if flow.source != NO_SOURCE {
+    if source != NO_SOURCE {
         return Remembered::OwnSource;
     }
-    Remembered::Backend { id: flow.backend & SLOT_BACKEND, port: flow.port }
+    Remembered::Backend { id: id & SLOT_BACKEND, port: flow.port().load() }
 }
 
 /// Whether a packet begins a flow anew although an entry for its tuple is there.
@@ -177,9 +180,9 @@ fn remembered(pkt: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Rememb
 /// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
 /// none: both are better off elsewhere. But with QUIC, which has, one that is drained or removed keeps them.
 #[inline(always)]
-fn starts_anew(pkt: &PacketCtx<'_>, listener: &Listener, flow: &Flow, backend: &Backend) -> bool {
+fn starts_anew(pkt: &PacketCtx<'_>, listener: &Listener, flow: Entry, backend: &Backend) -> bool {
     let is_syn = pkt.packet.is_syn();
-    if flow.kind != FLOW_ORIGINAL || !(is_syn || pkt.packet.key.proto == UDP) {
+    if flow.kind().load() != FLOW_ORIGINAL || !(is_syn || pkt.packet.key.proto == UDP) {
         return false;
     }
     let is_out = if listener.scheduler == SCHEDULER_QUIC {
@@ -188,9 +191,9 @@ fn starts_anew(pkt: &PacketCtx<'_>, listener: &Listener, flow: &Flow, backend: &
         backend.flags & BACKEND_USABLE == 0
     };
     is_out
-        || is_over(pkt.now, flow.expires)
+        || is_over(pkt.now, flow.expires().load())
         // The client has given up the connection before: it would not begin another.
-        || is_syn && flow.state.intersects(ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING)
+        || is_syn && flow.state().load().intersects(ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING)
 }
 
 /// A packet to a VIP without an entry: chooses a backend, and makes the entries that its flow needs.

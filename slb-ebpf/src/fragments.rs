@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_ANY;
 use slb_common::{
     abi::{
-        FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Fragment, FragmentKey, Keys, MODE_DSR, MODE_NAT,
+        FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Fragment, FragmentKey, MODE_DSR, MODE_NAT,
         NatTuple, NextHop, ROLE_VIP, TCP, UDP, is_over,
     },
     parse::{FRAGMENT_FIRST, Packet},
@@ -13,6 +13,7 @@ use slb_common::{
 };
 
 use crate::{
+    cell::Elements as _,
     ctx::PacketCtx,
     maps,
     outcome::{Delivery, Next, Outcome, Stop, deliver, exceeds, sent, too_big},
@@ -55,12 +56,12 @@ pub fn lead(pkt: &mut PacketCtx<'_>, decision: Result<Delivery, Stop>) -> Outcom
 /// A function of its own: most packets have no need of its part of the stack.
 #[inline(never)]
 fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
-    let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
+    let Some((key, fragment)) = maps::fragment() else { return };
     *key = key_of(pkt.packet);
     // In place, field by field: a record on the stack would take more of that than all else.
     (fragment.src, fragment.dst) = (key.src.copied(), key.dst.copied());
     (fragment.hash, fragment.backend) = (pkt.args.hash, pkt.args.backend);
-    fragment.expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies);
+    fragment.expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies());
     if let Some(delivery) = delivery {
         let end = if delivery.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
         *end = delivery.to.addr.copied();
@@ -79,7 +80,7 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
 /// Notes where a first fragment goes, both of whose ends are replaced.
 #[inline(never)]
 pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, is_reply: bool) {
-    let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
+    let Some((key, fragment)) = maps::fragment() else { return };
     *key = key_of(pkt.packet);
     *fragment = Fragment {
         src: ends.src,
@@ -89,7 +90,7 @@ pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, i
         mode: MODE_NAT,
         kind: if is_reply { FLOW_REPLY.into() } else { FLOW_ORIGINAL.into() },
         mtu,
-        expires: pkt.now.wrapping_add(maps::settings().fragment_jiffies),
+        expires: pkt.now.wrapping_add(maps::settings().fragment_jiffies()),
         ..Fragment::default()
     };
     put(key, fragment);
@@ -108,38 +109,37 @@ pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
     if !matches!(pkt.packet.key.proto, TCP | UDP) && pkt.packet.is_v4() {
         return Err(if is_vip { Verdict::OtherProtocol } else { Verdict::NotOurs });
     }
-    let Some(Keys { fragments: key, .. }) = maps::keys() else {
-        return Err(Verdict::Inconsistent);
-    };
+    let (key, _) = maps::fragment().ok_or(Verdict::Inconsistent)?;
     *key = key_of(pkt.packet);
-    let key: &FragmentKey = key;
-    // SAFETY: read once; an entry that becomes another's meanwhile was the oldest of all.
-    let known = unsafe { maps::SLB_FRAGMENTS.get(key) };
-    let Some(first) = known.filter(|first| !is_over(pkt.now, first.expires)) else {
+    // An element that becomes another packet's meanwhile was the oldest of all.
+    let known = maps::SLB_FRAGMENTS.cell(key);
+    let Some(first) = known.filter(|first| !is_over(pkt.now, first.expires().load())) else {
         return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs });
     };
-    if first.kind == FLOW_BYPASS.into() {
+    let kind = first.kind().load();
+    if kind == FLOW_BYPASS.into() {
         return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs });
     }
-    let mut hop = first.hop;
+    let (mut hop, mode, mtu) = (first.hop().load(), first.mode().load(), first.mtu().load());
     pkt.check_ttl(hop)?;
-    if exceeds(pkt.packet.len, first.mtu) {
-        match too_big(pkt, first.mode, first.mtu)? {
+    if exceeds(pkt.packet.len, mtu) {
+        match too_big(pkt, mode, mtu)? {
             Some(other) => hop = other,
             None => return Ok(Next::TailCall(Program::Respond)),
         }
     }
-    let is_reply = first.kind == FLOW_REPLY.into();
+    let is_reply = kind == FLOW_REPLY.into();
+    let backend = first.backend().load();
     if is_reply {
-        policy::police_reply(first.backend, pkt.bytes)?;
-        stats::reply(first.backend, pkt.bytes);
+        policy::police_reply(backend, pkt.bytes)?;
+        stats::reply(backend, pkt.bytes);
     } else {
-        policy::police_original(first.backend, pkt.bytes)?;
-        stats::forward(first.backend, pkt.bytes);
+        policy::police_original(backend, pkt.bytes)?;
+        stats::forward(backend, pkt.bytes);
     }
-    match first.mode {
+    match mode {
         MODE_NAT => {
-            let ends = [first.src, first.dst];
+            let ends = [first.src().load(), first.dst().load()];
             rewrite::translate_later(&mut pkt.frame, pkt.packet, ends, hop)?;
             Ok(sent(is_reply, hop))
         }
@@ -148,7 +148,7 @@ pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: hop.ifindex })
         }
         _ => {
-            (pkt.args.hash, pkt.args.backend) = (first.hash, first.backend);
+            (pkt.args.hash, pkt.args.backend) = (first.hash().load(), backend);
             Ok(Next::TailCall(Program::Tunnel))
         }
     }

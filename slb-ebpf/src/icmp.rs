@@ -3,7 +3,7 @@
 
 use slb_common::{
     abi::{
-        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Keys, MODE_DSR, MODE_FULL, MODE_GUE,
+        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE,
         MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2,
         REVNAT_SHARED, ROLE_VIP, SLOT_BACKEND,
     },
@@ -70,11 +70,11 @@ fn about(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
 fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let key = quote.packet.key.reversed();
     let listener = maps::listener(&key.destination()).ok_or(Verdict::NotOurs)?;
-    let hash = conntrack::hash(&key);
+    let hash = conntrack::flow_hash(&key);
     let (mut id, mut port, mut source) = (NO_BACKEND, key.sport, NO_SOURCE);
     let place = conntrack::index_of(&key);
     if let Some(flow) = conntrack::get(place) {
-        (id, port, source) = (flow.backend, flow.port, flow.source);
+        (id, port, source) = (flow.backend().load(), flow.port().load(), flow.source().load());
     } else if let Ok(slot) = scheduler::by_schedule(listener, &key, hash, false) {
         id = slot & SLOT_BACKEND;
     }
@@ -99,7 +99,7 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
             let to = NatRewrite { addr: backend.addr, sport, dport: port, kind };
             let peer = match source {
                 NO_SOURCE => key.src,
-                _ => *maps::source(source).ok_or(Verdict::Inconsistent)?,
+                _ => maps::source(source).ok_or(Verdict::Inconsistent)?.load(),
             };
             icmp::translate_error(&mut pkt.frame, quote, &to, peer, backend.hop)?;
             Ok(sent(false, backend.hop))
@@ -130,10 +130,10 @@ fn cross(pkt: &mut PacketCtx<'_>, place: u32, hop: NextHop, kind: u8) -> Next {
 #[inline(never)]
 fn recount(pkt: &mut PacketCtx<'_>, quote: &Quote, place: u32) {
     let Some(flow) = conntrack::get(place) else { return };
-    if flow.state.intersects(ConnState::PROXY_PENDING) {
-        let is_header = flow.proxy == PROXY_V2;
-        let len = proxy_protocol::len(is_header, flow.src.is_v4());
-        let first = is_header.then_some(flow.sequence);
+    if flow.state().load().intersects(ConnState::PROXY_PENDING) {
+        let is_header = flow.proxy().load() == PROXY_V2;
+        let len = proxy_protocol::len(is_header, flow.src().load().is_v4());
+        let first = is_header.then_some(flow.sequence().load());
         let _ = icmp::recount(&mut pkt.frame, quote, first, len);
     }
 }
@@ -163,19 +163,20 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let mut id = origin.backend;
     let mut to =
         NatRewrite { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
-    let Keys { reply: reply_key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    let reply_key = maps::reply_key().ok_or(Verdict::Inconsistent)?;
     *reply_key = quoted.reversed();
     let mut client = pkt.packet.key.dst;
     let mut place = NO_PLACE;
     match conntrack::slow_lookup(reply_key) {
-        Some(reply) if reply.kind == FLOW_BYPASS => return Err(Verdict::NotOurs),
+        Some(reply) if reply.kind().load() == FLOW_BYPASS => return Err(Verdict::NotOurs),
         Some(reply) => {
             let flow = conntrack::reverse(reply, reply_key).ok_or(Verdict::NotOurs)?;
-            place = reply.peer;
-            id = flow.backend;
-            to = NatRewrite { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
-            if flow.source != NO_SOURCE {
-                client = flow.src;
+            place = reply.peer().load();
+            id = flow.backend().load();
+            let (sport, dport) = (flow.sport().load(), flow.dport().load());
+            to = NatRewrite { addr: flow.dst().load(), sport, dport, kind };
+            if flow.source().load() != NO_SOURCE {
+                client = flow.src().load();
             }
         }
         None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs),

@@ -4,8 +4,8 @@
 use slb_common::{
     abi::{
         self, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend,
-        CHUNK_SLOTS, FlowKey, Keys, LEAST_CANDIDATES, Listener, NO_BACKEND, NOT_CHOSEN, QuicKey,
-        SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, Sticky, StickyKey, UDP, is_over,
+        CHUNK_SLOTS, FlowKey, LEAST_CANDIDATES, Listener, NO_BACKEND, NOT_CHOSEN, SCHEDULER_LEAST,
+        SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, Sticky, StickyKey, UDP, is_over,
     },
     hash,
     programs::Program,
@@ -14,7 +14,7 @@ use slb_common::{
 };
 
 use crate::{
-    atomic,
+    cell::{Elements as _, SharedCell},
     ctx::PacketCtx,
     maps,
     outcome::{Next, Outcome},
@@ -38,17 +38,19 @@ fn begin(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
     if listener.sticky_jiffies == 0 {
         return schedule(pkt, listener);
     }
-    let Keys { sticky: key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    let key = maps::sticky_key().ok_or(Verdict::Inconsistent)?;
     *key = StickyKey { client: pkt.packet.key.src.copied(), listener: listener.id, spare: 0 };
     let key: &StickyKey = key;
     let expires = pkt.now.wrapping_add(listener.sticky_jiffies);
-    // SAFETY: an element of the map lives until the program ends; two CPUs that write to it write much the same.
-    if let Some(sticky) = maps::SLB_STICKY.get_ptr_mut(key).map(|sticky| unsafe { &mut *sticky })
-        && !is_over(pkt.now, sticky.expires)
-        && maps::backend(sticky.backend).is_some_and(|backend| is_open(listener, backend))
+    // Two CPUs that write to it write much the same.
+    if let Some(sticky) = maps::SLB_STICKY.cell(key)
+        && !is_over(pkt.now, sticky.expires().load())
     {
-        sticky.expires = expires;
-        return Ok(sticky.backend | SLOT_KEEP);
+        let id = sticky.backend().load();
+        if maps::backend(id).is_some_and(|backend| is_open(listener, backend)) {
+            sticky.expires().store(expires);
+            return Ok(id | SLOT_KEEP);
+        }
     }
     let slot = schedule(pkt, listener)?;
     let backend = slot & SLOT_BACKEND;
@@ -94,8 +96,7 @@ fn schedule(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<u32, Verdict> {
 /// as it is there.
 #[inline(always)]
 fn by_server(listener: u32, server: u32) -> Option<u32> {
-    // SAFETY: copied out at once.
-    let id = *unsafe { maps::SLB_QUIC.get(QuicKey { listener, server }) }?;
+    let id = maps::quic_backend(listener, server)?;
     let backend = maps::backend(id)?;
     const OUT: u32 = BACKEND_CLOSED | BACKEND_UNHEALTHY;
     let is_it = backend.flags & (BACKEND_IN_USE | OUT) == BACKEND_IN_USE
@@ -119,7 +120,7 @@ fn least(listener: &Listener) -> Result<u32, Verdict> {
         let slot = at(listener.first_chunk, turn.wrapping_add(step) % slots)?;
         let id = slot & SLOT_BACKEND;
         let Some(backend) = maps::backend(id) else { continue };
-        let active = maps::SLB_ACTIVE.get(id).copied().unwrap_or_default();
+        let active = maps::SLB_ACTIVE.cell(id).map_or(0, SharedCell::load);
         // Below 0 for the moment between two CPUs. A flow more, so that the larger of two idle ones is first.
         let flows = if active > i64::MAX as u64 { 1 } else { active.wrapping_add(1) };
         let weight = u64::from(backend.weight);
@@ -168,10 +169,8 @@ pub fn by_schedule(
 /// The next slot in turn of a listener that has some.
 #[inline(always)]
 fn turn(listener: &Listener) -> Result<u32, Verdict> {
-    let cursor = maps::SLB_RR_CURSORS.get_ptr_mut(listener.id).ok_or(Verdict::Inconsistent)?;
-    // SAFETY: an element of an array map lives as long as the map and is aligned to 8 bytes.
-    let turn = unsafe { atomic::fetch_add(cursor, 1) };
-    Ok((turn % u64::from(listener.slots)) as u32)
+    let cursor = maps::SLB_RR_CURSORS.cell(listener.id).ok_or(Verdict::Inconsistent)?;
+    Ok((cursor.fetch_add(1) % u64::from(listener.slots)) as u32)
 }
 
 /// The slot that a hash chooses.

@@ -1,12 +1,12 @@
 //! Flows that have no entry, because their listener's schedule says where they go.
 
 use slb_common::{
-    abi::{self, Endpoint, FlowKey, Keys, Listener, SLOT_BACKEND, is_over},
+    abi::{self, FlowKey, Listener, SLOT_BACKEND, is_over},
     hash,
 };
 
-use super::{hash as flow_hash, slow_lookup};
-use crate::{maps, scheduler};
+use super::{flow_hash, slow_lookup};
+use crate::{global::global, maps, scheduler};
 
 /// Whether `reply`, with which the backend `id` answers, may belong to a flow through a listener that
 /// has no entry.
@@ -15,17 +15,16 @@ pub fn may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> bool {
     direct_may_be_balanced(now, reply, id) != 0
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -> u32 {
-    // SAFETY: the caller above passes a reference.
-    let Some(reply) = (unsafe { reply.as_ref() }) else { return 0 };
-    let Some(Keys { forward: key, to: at, .. }) = maps::keys() else { return 0 };
+global! {
+    fn direct_may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> u32 = may_be, or 0;
+}
+
+#[inline(always)]
+fn may_be(now: u32, reply: &FlowKey, id: u32) -> u32 {
+    let Some((key, at)) = maps::client_key() else { return 0 };
     *at = reply.source();
-    let from: &Endpoint = at;
     // The hash maps themselves take less stack than their indices.
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(origin) = (unsafe { maps::SLB_REVNAT.get(from) }) else { return 0 };
+    let Some(origin) = maps::revnat_entry(at) else { return 0 };
     *key = FlowKey {
         src: reply.dst,
         dst: origin.vip,
@@ -34,13 +33,11 @@ extern "C" fn direct_may_be_balanced(now: u32, reply: *const FlowKey, id: u32) -
         proto: reply.proto,
     };
     *at = key.destination();
-    let to: &Endpoint = at;
-    // SAFETY: a replaced value lives on until the program ends.
-    let Some(listener) = (unsafe { maps::SLB_LISTENERS.get(to) }) else { return 0 };
+    let Some(listener) = maps::listener_entry(at) else { return 0 };
     if let Some(flow) = slow_lookup(key) {
         // The same as `reply.dport`, but not on the stack meanwhile.
-        let is_it = flow.backend == id && flow.port == key.sport;
-        let is_alive = !flow.state.has_ended() && !is_over(now, flow.expires);
+        let is_it = flow.backend().load() == id && flow.port().load() == key.sport;
+        let is_alive = !flow.state().load().has_ended() && !is_over(now, flow.expires().load());
         return u32::from(is_it && is_alive);
     }
     if origin.backend != id || !abi::is_by_hash(listener.scheduler) {

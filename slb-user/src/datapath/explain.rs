@@ -321,27 +321,27 @@ impl Way<'_> {
             && (is_out
                 || abi::age(self.now, flow.expires) > 0
                 || self.is_syn
-                    && flow.state.intersects(
+                    && flow.state().intersects(
                         ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING,
                     ));
         if !fits || begins_anew {
             let text = format!("an entry for {} that does not count any more", name(flow.backend));
             self.say("flow table", text);
-            self.forgotten = (!flow.state.has_ended()).then_some(flow.backend);
+            self.forgotten = (!flow.state().has_ended()).then_some(flow.backend);
             return Ok(None);
         }
         Ok(Some(flow))
     }
 
     fn remembered(&mut self, flow: &Flow) -> Result<Verdict, End> {
-        let state = match flow.state {
+        let state = match flow.state() {
             state if state.intersects(ConnState::RST_PENDING) => "ended by the agent",
             state if state.has_ended() => "ended",
             state if state.intersects(ConnState::ESTABLISHED) => "established",
             _ => "opening",
         };
         self.say("flow table", format!("an entry, {state}: {}", name(flow.backend)));
-        if flow.state.intersects(ConnState::RST_PENDING) {
+        if flow.state().intersects(ConnState::RST_PENDING) {
             return Ok(Verdict::Closed);
         }
         if flow.source != NO_SOURCE {

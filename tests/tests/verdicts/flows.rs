@@ -343,7 +343,7 @@ fn given_turns_when_a_flow_is_older_than_its_timeout_then_it_begins_anew() {
 #[ignore = "needs root"]
 fn given_a_handshake_when_the_client_proves_itself_then_its_entry_is_established_and_not_before() {
     let is_established = |slb: &Slb<'_>, flow: &Flow| {
-        slb.flow(&flow.first).expect("an entry").state.intersects(ConnState::ESTABLISHED)
+        slb.flow(&flow.first).expect("an entry").state().intersects(ConnState::ESTABLISHED)
     };
     with_slb(|slb| {
         for family in FAMILIES {

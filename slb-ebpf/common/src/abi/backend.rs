@@ -1,5 +1,7 @@
 //! `SLB_BACKENDS`: where packets are sent to, and `SLB_SOURCES`: from which addresses.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::net::Address;
 
 /// Capacity of `SLB_BACKENDS`: one per listener, backend and address. [`super::NO_BACKEND`] is none.
@@ -9,7 +11,7 @@ pub const MAX_SOURCES: usize = 1_024;
 
 /// The way to a neighbour.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct NextHop {
     /// Output interface; 0: not known, the kernel has to find out.
     pub ifindex: u32,
@@ -31,12 +33,25 @@ impl NextHop {
         self.ifindex != 0
     }
 
+    /// The interface, and both MAC addresses as they stand at the beginning of a frame.
+    #[must_use]
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        zerocopy::transmute!(self)
+    }
+
+    /// From an interface and the first 12 bytes of a frame.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        zerocopy::transmute!(words)
+    }
+
     /// Both MAC addresses, as they stand at the beginning of a frame.
     #[must_use]
     #[inline(always)]
     pub const fn mac_words(self) -> [u32; 3] {
-        // SAFETY: 16 bytes without padding on both sides, and any bytes are valid words.
-        let [_, a, b, c] = unsafe { core::mem::transmute::<Self, [u32; 4]>(self) };
+        let [_, a, b, c] = self.words();
         [a, b, c]
     }
 
@@ -44,14 +59,13 @@ impl NextHop {
     #[must_use]
     #[inline(always)]
     pub const fn from_mac_words(ifindex: u32, [a, b, c]: [u32; 3]) -> Self {
-        // SAFETY: 16 bytes without padding on both sides, and any bytes are a valid `NextHop`.
-        unsafe { core::mem::transmute::<[u32; 4], Self>([ifindex, a, b, c]) }
+        Self::from_words([ifindex, a, b, c])
     }
 }
 
 /// Value of `SLB_BACKENDS`: one backend of one listener at one of its addresses.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Backend {
     /// Address that packets are sent to.
     pub addr: Address,

@@ -1,5 +1,7 @@
 //! `SLB_FLOWS`: the flow table.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::net::{Address, FlowKey};
 
 /// Entries in one element of `SLB_FLOWS`; a power of two.
@@ -15,7 +17,7 @@ pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
 /// A place is taken by exchanging its tag for [`TAG_LOCKED`], filled, and published by its tag: whoever
 /// finds the tag finds the rest.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Flow {
     /// [`TAG_FREE`], [`TAG_LOCKED`], or from the hash of the key: [`tag`].
     pub tag: u32,
@@ -35,8 +37,8 @@ pub struct Flow {
     pub proto: u8,
     /// [`FLOW_ORIGINAL`], [`FLOW_REPLY`] or [`FLOW_BYPASS`].
     pub kind: u8,
-    /// What has happened in it.
-    pub state: ConnState,
+    /// What has happened in it: bits of [`ConnState`]. A number, so that `bpftool` shows it as one.
+    pub state: u8,
     /// [`FLOW_ORIGINAL`]: how its backend is told who the client is: [`PROXY_NONE`], [`PROXY_V2`] or
     /// [`PROXY_OPTION`].
     pub proxy: u8,
@@ -69,7 +71,7 @@ pub const fn tag(hash: u64) -> u32 {
 
 /// Value of `SLB_FLOWS`: the places that a flow may be in.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Bucket {
     /// Place *n* of the table is `flows[n % 8]` of bucket *n* / 8.
     pub flows: [Flow; BUCKET_FLOWS],
@@ -83,12 +85,14 @@ impl Flow {
     #[must_use]
     #[inline(always)]
     pub const fn is_of(&self, key: &FlowKey) -> bool {
-        // One branch: the verifier follows each.
-        let ([a, b], [c, d]) = (self.src.halves(), key.src.halves());
-        let ([e, f], [g, h]) = (self.dst.halves(), key.dst.halves());
-        let ports = (self.sport ^ key.sport) | (self.dport ^ key.dport);
-        let rest = ports as u32 | (self.proto as u32 ^ key.proto);
-        (a ^ c) | (b ^ d) | (e ^ g) | (f ^ h) | rest as u64 == 0
+        self.key().same(key)
+    }
+
+    /// What has happened in it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn state(&self) -> ConnState {
+        ConnState::from_bits_retain(self.state)
     }
 
     /// The key of its packets.

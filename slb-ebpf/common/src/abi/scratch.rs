@@ -1,5 +1,7 @@
 //! `SLB_SCRATCH`: what the stack has no room for, and what one program hands to the next.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use super::backend::NextHop;
 use super::fragment::{Fragment, FragmentKey};
 use super::sticky::StickyKey;
@@ -7,11 +9,12 @@ use crate::net::{Endpoint, FlowKey, NatTuple};
 use crate::{
     packet::Packet,
     proxy_protocol::{Head, Options, Words},
+    words,
 };
 
 /// Value of `SLB_SCRATCH`, per CPU: what the program's stack has no room for. Means nothing afterwards.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Scratch {
     /// The packet.
     pub packet: Packet,
@@ -38,7 +41,7 @@ pub const ERRORS_PER_JIFFY: u32 = 10;
 
 /// Part of [`Scratch`]: what one program tells the next about the packet.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct TailCallArgs {
     /// Length of the frame as it arrived, in bytes.
     pub bytes: u64,
@@ -69,7 +72,7 @@ pub const NOT_CHOSEN: u32 = u32::MAX;
 
 /// Part of [`Scratch`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Keys {
     /// What a backend would answer with.
     pub reply: FlowKey,
@@ -85,6 +88,58 @@ pub struct Keys {
     pub ends: NatTuple,
     /// Its client.
     pub sticky: StickyKey,
-    /// A question to the kernel's routing tables, and the answer: `struct bpf_fib_lookup`.
-    pub route: [u64; 8],
+    /// A question to the kernel's routing tables, and the answer.
+    pub route: RouteQuery,
+}
+
+/// Part of [`Keys`]: `struct bpf_fib_lookup` of the kernel (`linux/bpf.h`). Addresses are in network order; one of IPv4 is
+/// the first word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
+pub struct RouteQuery {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u8,
+    /// [`super::TCP`] or [`super::UDP`].
+    pub proto: u8,
+    /// Source port: not asked about.
+    pub sport: u16,
+    /// Destination port: not asked about.
+    pub dport: u16,
+    /// In the answer, from Linux 5.12 on: the MTU of the way.
+    pub mtu: u16,
+    /// The interface that the packet has come in by, and in the answer that of the next hop.
+    pub ifindex: u32,
+    /// Flow label: not asked about.
+    pub flow_info: u32,
+    /// Source address.
+    pub src: [u32; 4],
+    /// Destination address, and in the answer that of the next hop.
+    pub dst: [u32; 4],
+    /// VLAN of the answer: not asked about.
+    pub vlan: u32,
+    /// In the answer: MAC address of the interface.
+    pub src_mac: [u8; 6],
+    /// In the answer: MAC address of the next hop.
+    pub dst_mac: [u8; 6],
+}
+const _: () = assert!(size_of::<RouteQuery>() == 64);
+
+impl RouteQuery {
+    /// Forgets another question.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        let words: &mut [u32; 16] = zerocopy::transmute_mut!(self);
+        for word in words {
+            words::store(word, 0);
+        }
+    }
+
+    /// The next hop in the answer.
+    #[must_use]
+    #[inline(always)]
+    pub const fn hop(&self) -> NextHop {
+        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (self.dst_mac, self.src_mac);
+        let (first, second) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
+        NextHop::from_mac_words(self.ifindex, [first, second, u32::from_ne_bytes([i, j, k, l])])
+    }
 }

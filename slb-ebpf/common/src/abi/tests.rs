@@ -84,7 +84,7 @@ proptest! {
         let key = FlowKey { src, dst, sport, dport, proto: TCP };
         let flow = Flow {
             tag: 2, expires: 0, src, dst, sport, dport, backend: 0, proto: 6, kind: FLOW_ORIGINAL,
-            state: ConnState::empty(), proxy: 0, port: 0, source: 0, peer: NO_PLACE, sequence: 0,
+            state: 0, proxy: 0, port: 0, source: 0, peer: NO_PLACE, sequence: 0,
         };
         prop_assert!(flow.is_of(&key));
         prop_assert_eq!(flow.key(), key);
