@@ -1,13 +1,13 @@
 //! Clients that talk to a backend's address and port themselves, through the gateway.
 //!
 //! Such packets are left alone. But what the backend answers looks like an answer to a flow through a
-//! listener, so it is remembered as [`FLOW_BYPASS`]. And a backend cannot tell such a connection from
+//! listener, so it is remembered as [`FlowKind::Bypass`]. And a backend cannot tell such a connection from
 //! one of the same client port through a listener: whoever comes second gets another source port.
 
 use slb_common::{
     abi::{
-        ConnState, Endpoint, FLOW_BYPASS, FLOW_ORIGINAL, FlowKey, MODE_NAT, NO_PLACE, NatRewrite,
-        RevNat, UDP, is_over,
+        ConnState, Endpoint, FlowKey, FlowKind, MODE_NAT, NO_PLACE, NatRewrite, RevNat, Task, UDP,
+        is_over,
     },
     programs::Program,
     verdict::Verdict,
@@ -43,7 +43,7 @@ pub fn to_backend<const REST: bool>(
     let Some(origin) = maps::revnat(to) else { return Ok(None) };
     match Remembered::unpack(pass(&pkt.view(), origin)) {
         Remembered::Begins => {
-            pkt.args.what = FLOW_BYPASS.into();
+            pkt.args.set_task(Task::Pass(FlowKind::Bypass));
             Err(Stop::TailCall(Program::Flow))
         }
         Remembered::Place(place) => {
@@ -77,7 +77,7 @@ fn translated<const REST: bool>(pkt: &mut PacketCtx<'_>, place: u32) -> Result<D
         addr: backend.addr,
         sport: flow.port().load(),
         dport: backend.port as u16,
-        kind: FLOW_ORIGINAL.into(),
+        kind: FlowKind::Original,
     };
     let delivery = Delivery { to, hop: backend.hop, mode: MODE_NAT, mtu: backend.mtu };
     Ok(delivery)
@@ -162,7 +162,7 @@ fn remembered(view: &PacketView<'_>) -> Remembered {
     if let Some(flow) = conntrack::get(place) {
         let ended = ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING;
         let is_new = is_syn && flow.state().load().intersects(ended);
-        if flow.kind().load() == FLOW_ORIGINAL && !is_new {
+        if flow.is(FlowKind::Original) && !is_new {
             return Remembered::Place(place);
         }
         conntrack::delete(flow);
@@ -170,7 +170,7 @@ fn remembered(view: &PacketView<'_>) -> Remembered {
     let Some(reply) = maps::reply_key() else { return Remembered::Place(NO_PLACE) };
     *reply = key.reversed();
     match conntrack::slow_lookup(reply) {
-        Some(known) if known.kind().load() == FLOW_BYPASS => {
+        Some(known) if known.is(FlowKind::Bypass) => {
             if is_syn {
                 known.state().store(ConnState::empty());
             }

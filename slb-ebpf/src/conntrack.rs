@@ -4,21 +4,21 @@
 //! hash says; where all eight are taken, one that nobody uses any more makes room, or one whose
 //! connection was never established. Established ones stay: what comes later goes without.
 //!
-//! A client's packets have an entry ([`FLOW_ORIGINAL`]). What the backend answers has one only where
-//! its address and port do not say enough ([`FLOW_REPLY`]): it leads to the client's.
+//! A client's packets have an entry ([`FlowKind::Original`]). What the backend answers has one only where
+//! its address and port do not say enough ([`FlowKind::Reply`]): it leads to the client's.
 
 mod create;
 mod implied;
 mod update;
 
-pub use create::{Entries, create, insert_bypass, is_taken};
-pub use implied::may_be_balanced;
+pub use create::{Entries, create, flow_is_taken as is_taken, insert_bypass};
+pub use implied::direct_may_be_balanced as may_be_balanced;
 pub use update::{establish, follow, update_bypass, update_original, update_reply};
 
 use slb_common::{
     abi::{
-        self, Address, BUCKET_FLOWS, FLOW_ORIGINAL, FLOW_REPLY, Flow, FlowKey, NO_PLACE, NO_SOURCE,
-        TAG_FREE, TAG_LOCKED,
+        self, Address, BUCKET_FLOWS, Flow, FlowKey, FlowKind, NO_PLACE, NO_SOURCE, TAG_FREE,
+        TAG_LOCKED,
     },
     hash,
 };
@@ -72,9 +72,10 @@ fn is_of(flow: Entry, key: &FlowKey) -> bool {
     differs |= src.at(1).load() ^ b;
     differs |= dst.at(0).load() ^ c;
     differs |= dst.at(1).load() ^ d;
-    let ports = (flow.sport().load() ^ key.sport) | (flow.dport().load() ^ key.dport);
-    let rest = u32::from(ports) | (u32::from(flow.proto().load()) ^ key.proto);
-    differs | u64::from(rest) == 0
+    differs |= u64::from(flow.sport().load() ^ key.sport);
+    differs |= u64::from(flow.dport().load() ^ key.dport);
+    differs |= u64::from(u32::from(flow.proto().load()) ^ key.proto);
+    differs == 0
 }
 
 global! {
@@ -124,7 +125,7 @@ pub fn reverse(reply: Entry, key: &FlowKey) -> Option<Entry> {
     let flow = get(reply.peer().load())?;
     let backend = maps::backend(flow.backend().load())?;
     let is_it = flow.tag().load() > TAG_LOCKED
-        && flow.kind().load() == FLOW_ORIGINAL
+        && flow.is(FlowKind::Original)
         && flow.proto().load() == reply.proto().load()
         && flow.port().load() == key.dport
         && backend.addr.same(key.src)
@@ -154,7 +155,7 @@ pub fn delete(flow: Entry) {
 /// Whether an entry is one that `SLB_ACTIVE` counts.
 #[inline(always)]
 fn is_active(flow: Entry) -> bool {
-    flow.kind().load() == FLOW_ORIGINAL && !flow.state().load().has_ended()
+    flow.is(FlowKind::Original) && !flow.state().load().has_ended()
 }
 
 /// Adds `delta` to the backend's number of active flows.
@@ -168,6 +169,6 @@ fn count(backend: u32, delta: i64) {
 /// The reply's entry of the client's at `place`, if it is there.
 #[inline(always)]
 pub fn reply_of(flow: Entry, place: u32) -> Option<Entry> {
-    let is_it = |reply: &Entry| reply.kind().load() == FLOW_REPLY && reply.peer().load() == place;
+    let is_it = |reply: &Entry| reply.is(FlowKind::Reply) && reply.peer().load() == place;
     get(flow.peer().load()).filter(is_it)
 }

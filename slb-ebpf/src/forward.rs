@@ -6,10 +6,10 @@
 use slb_common::{
     abi::{
         self, BACKEND_CLOSED, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, BACKEND_UNHEALTHY,
-        BACKEND_USABLE, Backend, ConnState, Endpoint, FLOW_ORIGINAL, LISTENER_CHOOSES,
-        LISTENER_GUARDED, Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP,
-        NO_LISTENER_RESET, NO_SOURCE, NOT_CHOSEN, NatRewrite, ROLE_BACKEND, ROLE_VIP,
-        SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, UDP, is_over,
+        BACKEND_USABLE, Backend, ConnState, Endpoint, FlowKind, LISTENER_CHOOSES, LISTENER_GUARDED,
+        Listener, MODE_FULL, MODE_NAT, NO_BACKEND, NO_LISTENER_DROP, NO_LISTENER_RESET, NO_SOURCE,
+        NOT_CHOSEN, NatRewrite, ROLE_BACKEND, ROLE_VIP, SCHEDULER_QUIC, SLOT_BACKEND, SLOT_KEEP,
+        SLOT_LOOK, Task, UDP, is_over,
     },
     hash,
     parse::{Packet, TcpFlags},
@@ -66,7 +66,8 @@ pub fn to_vip<const REST: bool>(
         match remembered(pkt, listener, hash) {
             Remembered::Backend { id: found, port: towards } => (id, port) = (found, towards),
             Remembered::No => {
-                (pkt.args.hash, pkt.args.what) = (hash, FLOW_ORIGINAL.into());
+                pkt.args.hash = hash;
+                pkt.args.set_task(Task::Pass(FlowKind::Original));
                 pkt.args.chosen = NOT_CHOSEN;
                 let chooses = listener.flags & LISTENER_CHOOSES != 0;
                 return Err(Stop::TailCall(if chooses {
@@ -77,7 +78,8 @@ pub fn to_vip<const REST: bool>(
             }
             Remembered::Closed => return Err(Stop::TailCall(respond(pkt, Verdict::Closed))),
             Remembered::OwnSource => {
-                (pkt.args.hash, pkt.args.what) = (hash, FLOW_ORIGINAL.into());
+                pkt.args.hash = hash;
+                pkt.args.set_task(Task::Pass(FlowKind::Original));
                 return Err(Stop::TailCall(Program::FullNat));
             }
         }
@@ -119,7 +121,7 @@ fn to_backend<const REST: bool>(
         }
     }
     stats::forward(id, pkt.bytes);
-    let kind = FLOW_ORIGINAL.into();
+    let kind = FlowKind::Original;
     let to = NatRewrite { addr: backend.addr, sport: port, dport: backend.port as u16, kind };
     Ok(Delivery { to, hop: backend.hop, mode: backend.mode, mtu: backend.mtu })
 }
@@ -182,7 +184,7 @@ fn remembered(pkt: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Rememb
 #[inline(always)]
 fn starts_anew(pkt: &PacketCtx<'_>, listener: &Listener, flow: Entry, backend: &Backend) -> bool {
     let is_syn = pkt.packet.is_syn();
-    if flow.kind().load() != FLOW_ORIGINAL || !(is_syn || pkt.packet.key.proto == UDP) {
+    if !flow.is(FlowKind::Original) || !(is_syn || pkt.packet.key.proto == UDP) {
         return false;
     }
     let is_out = if listener.scheduler == SCHEDULER_QUIC {
@@ -231,7 +233,7 @@ pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
         if begins {
             stats::new_flow(id);
         }
-        pkt.args.what = FLOW_ORIGINAL.into();
+        pkt.args.set_task(Task::Pass(FlowKind::Original));
         return Err(Stop::TailCall(Program::FullNat));
     }
     let is_hash = abi::is_by_hash(listener.scheduler) && pkt.args.chosen == NOT_CHOSEN;

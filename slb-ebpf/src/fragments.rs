@@ -3,8 +3,8 @@
 use aya_ebpf::bindings::BPF_ANY;
 use slb_common::{
     abi::{
-        FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Fragment, FragmentKey, MODE_DSR, MODE_NAT,
-        NatTuple, NextHop, ROLE_VIP, TCP, UDP, is_over,
+        FlowKind, Fragment, FragmentKey, MODE_DSR, MODE_NAT, NatTuple, NextHop, ROLE_VIP, TCP, UDP,
+        is_over,
     },
     parse::{FRAGMENT_FIRST, Packet},
     programs::Program,
@@ -65,12 +65,12 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
     if let Some(delivery) = delivery {
         let end = if delivery.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
         *end = delivery.to.addr.copied();
-        fragment.kind = delivery.to.kind;
+        fragment.kind = delivery.to.kind as u32;
         fragment.hop = NextHop::from_mac_words(delivery.hop.ifindex, delivery.hop.mac_words());
         (fragment.mode, fragment.mtu) = (delivery.mode, delivery.mtu);
     } else {
         // Left to the kernel, both ends stay as they are.
-        fragment.kind = FLOW_BYPASS.into();
+        fragment.kind = FlowKind::Bypass as u32;
         fragment.hop = NextHop::from_mac_words(0, [0; 3]);
         (fragment.mode, fragment.mtu) = (MODE_NAT, 0);
     }
@@ -88,7 +88,7 @@ pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, i
         hop,
         backend: pkt.args.backend,
         mode: MODE_NAT,
-        kind: if is_reply { FLOW_REPLY.into() } else { FLOW_ORIGINAL.into() },
+        kind: FlowKind::of_direction(is_reply) as u32,
         mtu,
         expires: pkt.now.wrapping_add(maps::settings().fragment_jiffies()),
         ..Fragment::default()
@@ -117,7 +117,7 @@ pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
         return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs });
     };
     let kind = first.kind().load();
-    if kind == FLOW_BYPASS.into() {
+    if kind == FlowKind::Bypass as u32 {
         return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs });
     }
     let (mut hop, mode, mtu) = (first.hop().load(), first.mode().load(), first.mtu().load());
@@ -128,7 +128,7 @@ pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
             None => return Ok(Next::TailCall(Program::Respond)),
         }
     }
-    let is_reply = kind == FLOW_REPLY.into();
+    let is_reply = kind == FlowKind::Reply as u32;
     let backend = first.backend().load();
     if is_reply {
         policy::police_reply(backend, pkt.bytes)?;

@@ -2,9 +2,7 @@
 //! whatever family its client is of. Both directions have entries.
 
 use slb_common::{
-    abi::{
-        ConnState, FLOW_ORIGINAL, MODE_FULL, MODE_NAT, NatTuple, NextHop, PROXY_NONE, PROXY_V2, UDP,
-    },
+    abi::{ConnState, FlowKind, MODE_FULL, MODE_NAT, NatTuple, NextHop, PROXY_NONE, PROXY_V2, UDP},
     icmp_error,
     nat64::{self, HEAD_V4, HEAD_V6},
     parse::{FRAGMENT_FIRST, FRAGMENT_NONE, L3, TcpFlags},
@@ -25,7 +23,7 @@ use crate::{
 /// Translates a packet of either direction.
 #[inline(always)]
 pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let is_reply = pkt.args.what != FLOW_ORIGINAL.into();
+    let is_reply = pkt.args.is(FlowKind::Reply);
     // In place, for want of stack.
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     let ClientRoute { mut hop, mtu } =

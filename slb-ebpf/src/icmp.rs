@@ -3,9 +3,9 @@
 
 use slb_common::{
     abi::{
-        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, MODE_DSR, MODE_FULL, MODE_GUE,
-        MODE_IPIP, MODE_NAT, NO_BACKEND, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2,
-        REVNAT_SHARED, ROLE_VIP, SLOT_BACKEND,
+        ConnState, FlowKind, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_BACKEND,
+        NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, REVNAT_SHARED, ROLE_VIP, SLOT_BACKEND,
+        Task,
     },
     icmp::{self, Quote},
     parse::FRAGMENT_NONE,
@@ -90,11 +90,11 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
         MODE_FULL if source == NO_SOURCE => Err(Verdict::NotOurs),
         MODE_FULL if backend.addr.is_v4() != key.src.is_v4() => {
             stats::forward(id, pkt.bytes);
-            Ok(cross(pkt, place, backend.hop, FLOW_ORIGINAL))
+            Ok(cross(pkt, place, backend.hop, FlowKind::Original))
         }
         MODE_NAT | MODE_FULL => {
             stats::forward(id, pkt.bytes);
-            let kind = FLOW_ORIGINAL.into();
+            let kind = FlowKind::Original;
             let sport = backend.port as u16;
             let to = NatRewrite { addr: backend.addr, sport, dport: port, kind };
             let peer = match source {
@@ -120,9 +120,10 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
 
 /// Has the error made into one of the other family, about the flow at `place`.
 #[inline(always)]
-fn cross(pkt: &mut PacketCtx<'_>, place: u32, hop: NextHop, kind: u8) -> Next {
+fn cross(pkt: &mut PacketCtx<'_>, place: u32, hop: NextHop, kind: FlowKind) -> Next {
     pkt.args.place = place;
-    (pkt.args.hop, pkt.args.what) = (hop, kind.into());
+    pkt.args.hop = hop;
+    pkt.args.set_task(Task::Pass(kind));
     Next::TailCall(Program::IcmpNat64)
 }
 
@@ -159,7 +160,7 @@ fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
 fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
     let origin = maps::revnat(&quoted.destination()).ok_or(Verdict::NotOurs)?;
-    let kind = FLOW_REPLY.into();
+    let kind = FlowKind::Reply;
     let mut id = origin.backend;
     let mut to =
         NatRewrite { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
@@ -168,7 +169,7 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let mut client = pkt.packet.key.dst;
     let mut place = NO_PLACE;
     match conntrack::slow_lookup(reply_key) {
-        Some(reply) if reply.kind().load() == FLOW_BYPASS => return Err(Verdict::NotOurs),
+        Some(reply) if reply.is(FlowKind::Bypass) => return Err(Verdict::NotOurs),
         Some(reply) => {
             let flow = conntrack::reverse(reply, reply_key).ok_or(Verdict::NotOurs)?;
             place = reply.peer().load();
@@ -188,7 +189,7 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     stats::reply(id, pkt.bytes);
     recount(pkt, quote, place);
     if client.is_v4() != quoted.src.is_v4() {
-        return Ok(cross(pkt, place, hop, FLOW_REPLY));
+        return Ok(cross(pkt, place, hop, FlowKind::Reply));
     }
     icmp::translate_error(&mut pkt.frame, quote, &to, client, hop)?;
     Ok(sent(true, hop))

@@ -1,7 +1,7 @@
 //! ICMP errors whose flow is of another family than they are.
 
 use slb_common::{
-    abi::{FLOW_ORIGINAL, NatTuple},
+    abi::{FlowKind, NatTuple},
     icmp, icmp_nat64,
     verdict::Verdict,
 };
@@ -16,7 +16,7 @@ use crate::{
 /// Makes an error into one of the other family.
 #[inline(always)]
 pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let is_reply = pkt.args.what != FLOW_ORIGINAL.into();
+    let is_reply = pkt.args.is(FlowKind::Reply);
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     write_ends(ends, pkt.args.place, is_reply).ok_or(Verdict::Inconsistent)?;
     let quote = icmp::quote(&pkt.frame).ok_or(Verdict::Inconsistent)?;

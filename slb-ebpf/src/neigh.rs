@@ -16,6 +16,7 @@ use slb_common::{
 use crate::{
     cell::{Elements as _, Guarded as _, Reading, SharedCell},
     ctx::{PacketCtx, PacketView},
+    global::Packed,
     kernel, maps,
 };
 
@@ -105,46 +106,83 @@ pub fn client_route(
         let (hop, flags, mtu) = (client.hop().load(), client.flags().load(), client.mtu().load());
         (hop, flags, mtu, is_of(client, addr, vip))
     });
-    let (mut hop, mut flags, mut mtu, is_it) = value;
+    let (mut hop, flags, mut mtu, is_it) = value;
     let is_whole = is_it && is_unchanged;
-    if !is_whole || epoch != maps::settings().route_epoch() {
-        if !is_whole || ClientNextHop::is_claimed(epoch) {
-            hop = NextHop::UNRESOLVED;
+    if is_whole && epoch == maps::settings().route_epoch() {
+        if flags & NEXT_HOP_LOCAL != 0 {
+            return Ok(None);
         }
-        // Copies: the originals may be in registers.
-        let mut known = hop;
-        let answer = fib_lookup(&pkt.view(), &{ *vip }, &{ *addr }, &mut known);
-        hop = known;
-        if answer & IS_VERDICT != 0 {
-            return Err(Verdict::from_slot(answer & !IS_VERDICT));
-        }
-        flags = answer & NEXT_HOP_LOCAL;
-        mtu = answer >> MTU_SHIFT;
+        return Ok(Some(ClientRoute { hop, mtu }));
     }
-    if flags & NEXT_HOP_LOCAL != 0 {
-        return Ok(None);
+    if !is_whole || ClientNextHop::is_claimed(epoch) {
+        hop = NextHop::UNRESOLVED;
+    }
+    // Copies: the originals may be in registers.
+    let mut known = hop;
+    match Answer::unpack(fib_lookup(&pkt.view(), &{ *vip }, &{ *addr }, &mut known)) {
+        Answer::End(verdict) => return Err(verdict),
+        Answer::Local => return Ok(None),
+        Answer::Way { mtu: found } => (hop, mtu) = (known, found),
     }
     Ok(Some(ClientRoute { hop, mtu }))
 }
 
-/// In what [`fib_lookup`] gives: the rest is a verdict.
+/// What the kernel says about the way to a client.
+enum Answer {
+    /// The packet ends here.
+    End(Verdict),
+    /// The client is the gateway itself.
+    Local,
+    /// [`ClientNextHop::mtu`] of the way.
+    Way { mtu: u32 },
+}
+
+impl Packed for Answer {
+    type Register = u32;
+
+    #[inline(always)]
+    fn pack(self) -> u32 {
+        match self {
+            Self::End(verdict) => IS_VERDICT | verdict as u32,
+            Self::Local => NEXT_HOP_LOCAL,
+            Self::Way { mtu } => mtu << MTU_SHIFT,
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(register: u32) -> Self {
+        if register & IS_VERDICT != 0 {
+            Self::End(Verdict::from_slot(register & !IS_VERDICT))
+        } else if register & NEXT_HOP_LOCAL != 0 {
+            Self::Local
+        } else {
+            Self::Way { mtu: register >> MTU_SHIFT }
+        }
+    }
+}
+
+/// In the register of an [`Answer`]: the rest is a verdict.
 const IS_VERDICT: u32 = 1 << 8;
-/// In what [`fib_lookup`] gives: where the MTU begins.
+/// In the register of an [`Answer`]: where the MTU begins.
 const MTU_SHIFT: u32 = 16;
 
-/// Asks the kernel for the way from the VIP to the client; `hop` is the last that is known. Gives
-/// [`ClientNextHop::flags`] and the MTU. Only an answer is good for the epoch; what is a makeshift is asked for again
-/// with the next reply.
+/// Asks the kernel for the way from the VIP to the client; `hop` is the last that is known, and becomes the answer's.
+/// Gives an [`Answer`], packed. Only what the kernel says is good for the epoch; a fallback is not cached.
 #[inline(never)]
 fn fib_lookup(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut NextHop) -> u32 {
-    let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
+    look_up(view, vip, addr, hop).pack()
+}
+
+#[inline(always)]
+fn look_up(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut NextHop) -> Answer {
+    let Some(client) = client(addr, vip) else { return Answer::End(Verdict::Inconsistent) };
     let epoch = maps::settings().route_epoch();
     if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
         // The hop does not matter.
         store(client, addr, vip, *hop, epoch, [NEXT_HOP_LOCAL, 0]);
-        return NEXT_HOP_LOCAL;
+        return Answer::Local;
     }
-    let Some(query) = maps::route_query() else { return 0 };
+    let Some(query) = maps::route_query() else { return Answer::Way { mtu: 0 } };
     query.clear();
     query.ifindex = view.ctx.ingress_ifindex() as u32;
     query.proto = view.packet.key.proto as u8;
@@ -164,10 +202,10 @@ fn fib_lookup(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Ne
             let mtu = u32::from(query.mtu);
             let mtu = if maps::settings().generic() == 0 { mtu } else { 0 };
             store(client, addr, vip, *hop, epoch, [0, mtu]);
-            return mtu << MTU_SHIFT;
+            return Answer::Way { mtu };
         }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
-            return IS_VERDICT | Verdict::NoRoute as u32;
+            return Answer::End(Verdict::NoRoute);
         }
         // The neighbour is one that the kernel has not needed yet: the client's last packet came
         // from it, or the kernel knew it a moment ago.
@@ -176,5 +214,5 @@ fn fib_lookup(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Ne
         BPF_FIB_LKUP_RET_FWD_DISABLED => {}
         _ => hop.ifindex = NextHop::UNRESOLVED.ifindex,
     }
-    0
+    Answer::Way { mtu: 0 }
 }

@@ -2,9 +2,9 @@
 
 use slb_common::{
     abi::{
-        ACL_ALLOW, ACL_DENY, AclCacheEntry, Address, FLOW_BYPASS, LISTENER_GUARDED,
-        LISTENER_LIMITED, Limits, Listener, MAX_ACL_CACHE, NO_BACKEND, NO_PLACE, Policers,
-        REVNAT_LIMITED, ROLE_LOCAL, UDP,
+        ACL_ALLOW, ACL_DENY, AclCacheEntry, Address, FlowKind, LISTENER_GUARDED, LISTENER_LIMITED,
+        Limits, Listener, MAX_ACL_CACHE, NO_BACKEND, NO_PLACE, Policers, REVNAT_LIMITED,
+        ROLE_LOCAL, UDP,
     },
     hash,
     programs::Program,
@@ -31,7 +31,7 @@ pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
     {
         let key = &pkt.packet.key;
         let backend = match conntrack::slow_lookup(key) {
-            Some(entry) if entry.kind().load() == FLOW_BYPASS => NO_BACKEND,
+            Some(entry) if entry.is(FlowKind::Bypass) => NO_BACKEND,
             Some(entry) => entry.backend().load(),
             // What a probe of the agent's is answered with is nobody's traffic.
             None if maps::roles(&key.dst) & ROLE_LOCAL != 0 => NO_BACKEND,

@@ -10,7 +10,7 @@ use core::hint::black_box;
 
 use aya_ebpf::programs::XdpContext;
 use slb_common::{
-    abi::{Backend, ConnState, FLOW_ORIGINAL, PROXY_V2},
+    abi::{Backend, ConnState, FlowKind, PROXY_V2},
     checksum::Delta,
     mss,
     nat64::{HEAD_V4, HEAD_V6},
@@ -42,7 +42,7 @@ const COOKIE_SHIFT: u32 = 2 * proxy_protocol::COOKIE_SPREAD + 1;
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
 pub fn tell(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let is_reply = pkt.args.what != FLOW_ORIGINAL.into();
+    let is_reply = pkt.args.is(FlowKind::Reply);
     let flow = conntrack::get(pkt.args.place).ok_or(Verdict::Inconsistent)?;
     let backend = maps::backend(flow.backend().load()).ok_or(Verdict::Inconsistent)?;
     // What it is by now.

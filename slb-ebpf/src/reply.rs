@@ -5,9 +5,9 @@
 
 use slb_common::{
     abi::{
-        BACKEND_CLOSED, ConnState, Endpoint, FLOW_BYPASS, FLOW_REPLY, FlowKey, MODE_FULL, MODE_NAT,
-        NO_PLACE, NO_SOURCE, NatRewrite, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED,
-        REVNAT_TRACKED, REVNAT_WATCHED, ROLE_LOCAL, RevNat, TCP,
+        BACKEND_CLOSED, ConnState, Endpoint, FlowKey, FlowKind, MODE_FULL, MODE_NAT, NO_PLACE,
+        NO_SOURCE, NatRewrite, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED,
+        REVNAT_WATCHED, ROLE_LOCAL, RevNat, TCP, Task,
     },
     parse::TcpFlags,
     programs::Program,
@@ -35,7 +35,7 @@ pub fn from_backend<const REST: bool>(
 ) -> Result<Option<Delivery>, Stop> {
     let key = &pkt.packet.key;
     let Some(origin) = maps::revnat(from) else { return Ok(None) };
-    let kind = FLOW_REPLY.into();
+    let kind = FlowKind::Reply;
     if origin.flags & RARE != 0 {
         if !REST && origin.flags & REVNAT_LIMITED != 0 {
             return Err(Stop::TailCall(Program::Policy));
@@ -92,7 +92,8 @@ pub fn from_backend<const REST: bool>(
 /// An answer to a source address of ours, which stands for the client at `place`.
 #[inline(always)]
 fn to_source(pkt: &mut PacketCtx<'_>, place: u32) -> Program {
-    (pkt.args.place, pkt.args.what) = (place, FLOW_REPLY.into());
+    pkt.args.place = place;
+    pkt.args.set_task(Task::Pass(FlowKind::Reply));
     Program::FullNat
 }
 
@@ -144,7 +145,7 @@ fn look(view: &PacketView<'_>, origin: &RevNat) -> bool {
     {
         // Of several that have this address and port, an entry says which.
         let reply = conntrack::slow_lookup(key);
-        match reply.filter(|reply| reply.kind().load() == FLOW_REPLY) {
+        match reply.filter(|reply| reply.is(FlowKind::Reply)) {
             Some(reply) => watch(view, reply.backend().load()),
             None if origin.flags & REVNAT_SHARED == 0 => watch(view, origin.backend),
             None => {}
@@ -203,7 +204,7 @@ fn remembered(view: &PacketView<'_>) -> u32 {
     let Some(reply) = conntrack::slow_lookup(key) else {
         return Remembered::Place(NO_PLACE).pack();
     };
-    if reply.kind().load() == FLOW_BYPASS {
+    if reply.is(FlowKind::Bypass) {
         conntrack::update_bypass(view, reply, ConnState::FIN_REPLY);
         return Remembered::Direct.pack();
     }

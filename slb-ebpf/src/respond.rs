@@ -21,8 +21,8 @@ use crate::{
 #[inline(always)]
 pub fn write(pkt: &mut PacketCtx<'_>) -> Outcome {
     let back = pkt.ctx.ingress_ifindex() as u32;
-    let what = Verdict::from_slot(pkt.args.what);
-    let (written, otherwise) = match what {
+    let asked = pkt.args.answer();
+    let (written, otherwise) = match asked {
         Verdict::Reset => (reset(pkt), Verdict::NoFlow),
         Verdict::Closed => (reset(pkt), Verdict::ClosedDropped),
         Verdict::Refused if pkt.packet.key.proto == TCP => (reset(pkt), Verdict::NoListenerDropped),
@@ -31,7 +31,7 @@ pub fn write(pkt: &mut PacketCtx<'_>) -> Outcome {
         _ => (None, Verdict::Inconsistent),
     };
     match written {
-        Some(()) => Ok(Next::Send { verdict: what, egress: back }),
+        Some(()) => Ok(Next::Send { verdict: asked, egress: back }),
         None => Err(otherwise),
     }
 }

@@ -2,8 +2,8 @@
 
 use slb_common::abi::{
     AclCacheEntry, Address, BUCKET_FLOWS, Bucket, ClientNextHop, ConnState, Counter, EPOCH_LOCKED,
-    FILTER_HASHES, FILTER_PER_BYTE, Filter, Flow, Fragment, INDEX_SLOTS, Index, Limits, NextHop,
-    Policers, Record, Settings, Sticky, SynAnswers, TAG_LOCKED, Traffic,
+    FILTER_HASHES, FILTER_PER_BYTE, Filter, Flow, FlowKind, Fragment, INDEX_SLOTS, Index, Limits,
+    NextHop, Policers, Record, Settings, Sticky, SynAnswers, TAG_LOCKED, Traffic,
 };
 
 use crate::cell::{Guarded, SharedCell, shared_fields};
@@ -85,6 +85,14 @@ impl<V: 'static, const RECORDS: usize> SharedCell<Index<V, RECORDS>> {
         let number = number as usize % RECORDS;
         // SAFETY: inside of the array, and not written for now.
         unsafe { &(*self.as_ptr()).records[number] }
+    }
+}
+
+impl SharedCell<Flow> {
+    /// Whether it is of this kind.
+    #[inline(always)]
+    pub fn is(self, kind: FlowKind) -> bool {
+        u32::from(self.kind().load()) == kind as u32
     }
 }
 

@@ -4,7 +4,7 @@ use core::fmt;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::abi::FLOW_REPLY;
+use crate::abi::FlowKind;
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -247,8 +247,8 @@ pub struct NatRewrite {
     pub sport: u16,
     /// Replaces the destination port.
     pub dport: u16,
-    /// [`crate::abi::FLOW_ORIGINAL`] or [`FLOW_REPLY`]; this wide so that there is no padding to be cleared.
-    pub kind: u32,
+    /// Of which direction the packet is.
+    pub kind: FlowKind,
 }
 
 impl NatRewrite {
@@ -256,6 +256,6 @@ impl NatRewrite {
     #[must_use]
     #[inline(always)]
     pub const fn is_reply(&self) -> bool {
-        self.kind == FLOW_REPLY as u32
+        matches!(self.kind, FlowKind::Reply)
     }
 }

@@ -2,21 +2,21 @@
 
 use slb_common::{
     abi::{
-        self, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ConnState, FLOW_BYPASS,
-        FLOW_ORIGINAL, FLOW_REPLY, FlowKey, NO_PLACE, NO_SOURCE, PROXY_NONE, PROXY_OPTION,
-        PROXY_V2, TAG_FREE, TAG_LOCKED, TCP, is_over,
+        self, BACKEND_OPTION, BACKEND_PROXY, BUCKET_FLOWS, Backend, ConnState, FlowKey, FlowKind,
+        NO_PLACE, NO_SOURCE, PROXY_NONE, PROXY_OPTION, PROXY_V2, TAG_FREE, TAG_LOCKED, TCP,
+        is_over,
     },
     hash,
     verdict::Verdict,
 };
 
 use super::{
-    Entry, count, delete, flow_hash, get, implied::may_be_balanced, is_active, is_of, reverse,
-    slow_lookup,
+    Entry, count, delete, flow_hash, get, implied::direct_may_be_balanced, is_active, is_of,
+    reverse, slow_lookup,
 };
 use crate::{
     cell::{Claim, Elements as _},
-    global::global,
+    global::{Packed, global},
     kernel, maps,
 };
 
@@ -49,26 +49,23 @@ pub fn write_reply_key(reply: &mut FlowKey, key: &FlowKey, backend: &Backend, po
     reply.proto = key.proto;
 }
 
-/// Whether a flow other than that of `own` has the answer `reply`. What nobody uses any more is removed.
-#[inline(always)]
-pub fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
-    flow_is_taken(now, reply, own) != 0
-}
-
 global! {
-    fn flow_is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> u32 = taken, or 1;
-    fn flow_draw_port(now: u32, key: &FlowKey, id: u32) -> u64 = draw_port, or INCONSISTENT;
-    fn flow_draw_source(now: u32, key: &FlowKey, id: u32) -> u64 = draw_source, or INCONSISTENT;
-    fn flow_insert(now: u32, key: &FlowKey, id: u32, drawn: u32, both: u32) -> u32
+    pub fn flow_is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool = is_taken, or true;
+    fn flow_draw_port(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict>
+        = draw_port, or Err(Verdict::Inconsistent);
+    fn flow_draw_source(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict>
+        = draw_source, or Err(Verdict::Inconsistent);
+    fn flow_insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32
         = insert, or NO_PLACE;
     pub fn flow_insert_reply(now: u32, key: &FlowKey, place: u32) -> u32 = insert_reply, or NO_PLACE;
     fn flow_take(now: u32, key: &FlowKey, tag: u32) -> u32 = take, or NO_PLACE;
 }
 
+/// Whether a flow other than that of `own` has the answer `reply`. What nobody uses any more is removed.
 #[inline(always)]
-fn taken(now: u32, reply: &FlowKey, own: &FlowKey) -> u32 {
-    let Some(owner) = slow_lookup(reply) else { return 0 };
-    let is_reply = owner.kind().load() == FLOW_REPLY;
+fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
+    let Some(owner) = slow_lookup(reply) else { return false };
+    let is_reply = owner.is(FlowKind::Reply);
     let mut is_free = owner.state().load().has_ended() || is_over(now, owner.expires().load());
     if is_reply {
         match reverse(owner, reply) {
@@ -82,9 +79,8 @@ fn taken(now: u32, reply: &FlowKey, own: &FlowKey) -> u32 {
     }
     if is_free {
         delete(owner);
-        return 0;
     }
-    1
+    !is_free
 }
 
 /// Which entries a flow needs.
@@ -104,62 +100,91 @@ pub enum Entries {
 /// entries need is on the stack meanwhile.
 #[inline(always)]
 pub fn create(now: u32, key: &FlowKey, id: u32, entries: Entries) -> Result<u16, Verdict> {
-    let drawn = match entries {
-        Entries::Forward => pack(NO_SOURCE, key.sport),
-        Entries::Both => flow_draw_port(now, key, id),
-        Entries::OwnSource => flow_draw_source(now, key, id),
+    let source = match entries {
+        Entries::Forward => Source::new(NO_SOURCE, key.sport),
+        Entries::Both => flow_draw_port(now, key, id)?,
+        Entries::OwnSource => flow_draw_source(now, key, id)?,
     };
-    if drawn & IS_VERDICT != 0 {
-        return Err(Verdict::from_slot(drawn as u32));
-    }
-    match flow_insert(now, key, id, drawn as u32, u32::from(entries != Entries::Forward)) {
+    match flow_insert(now, key, id, source.pack(), u32::from(entries != Entries::Forward)) {
         NO_PLACE => Err(Verdict::TableFull),
-        _ => Ok(drawn as u16),
+        _ => Ok(source.port()),
     }
 }
 
-/// In what [`flow_draw_port`] and [`flow_draw_source`] give: the rest is a verdict.
-const IS_VERDICT: u64 = 1 << 32;
-const INCONSISTENT: u64 = IS_VERDICT | Verdict::Inconsistent as u64;
+/// Where a backend takes the packets of a flow to come from: in the low half a port, in the high half an index into
+/// `SLB_SOURCES`, or [`NO_SOURCE`] for the client's address.
+#[derive(Clone, Copy)]
+struct Source(u32);
+
+impl Source {
+    #[inline(always)]
+    const fn new(number: u16, port: u16) -> Self {
+        Self((number as u32) << 16 | port as u32)
+    }
+
+    #[inline(always)]
+    const fn number(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    #[inline(always)]
+    const fn port(self) -> u16 {
+        self.0 as u16
+    }
+}
+
+impl Packed for Source {
+    type Register = u32;
+
+    #[inline(always)]
+    fn pack(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn unpack(register: u32) -> Self {
+        Self(register)
+    }
+}
 
 /// Which port the backend `id` is to see: the client's, or another if that is taken. Leaves the key of the replies in
 /// [`maps::reply_key`], where [`insert`] finds it.
 #[inline(always)]
-fn draw_port(now: u32, key: &FlowKey, id: u32) -> u64 {
+fn draw_port(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
     let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
-        return INCONSISTENT;
+        return Err(Verdict::Inconsistent);
     };
     write_reply_key(reply, key, backend, key.sport);
     // A direct flow must not pass for the one through a listener that may be there without an
     // entry. With one backend any port may have one: then it has to do that few clients use it.
     let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
-    if !is_direct && !is_taken(now, reply, key) {
-        return pack(NO_SOURCE, reply.dport);
+    if !is_direct && !flow_is_taken(now, reply, key) {
+        return Ok(Source::new(NO_SOURCE, reply.dport));
     }
     let mut draw = hash::choice(flow_hash(key));
     for attempt in 0..PORT_ATTEMPTS {
         draw = next_draw(draw);
         reply.dport = port(draw);
-        if !is_taken(now, reply, key)
-            && (attempt >= PORT_ATTEMPTS / 2 || !may_be_balanced(now, reply, id))
+        if !flow_is_taken(now, reply, key)
+            && (attempt >= PORT_ATTEMPTS / 2 || !direct_may_be_balanced(now, reply, id))
         {
-            return pack(NO_SOURCE, reply.dport);
+            return Ok(Source::new(NO_SOURCE, reply.dport));
         }
     }
-    IS_VERDICT | Verdict::NoPort as u64
+    Err(Verdict::NoPort)
 }
 
 /// Which address and port of the gateway the backend `id` is to see, as [`draw_port`].
 #[inline(always)]
-fn draw_source(now: u32, key: &FlowKey, id: u32) -> u64 {
+fn draw_source(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
     let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
-        return INCONSISTENT;
+        return Err(Verdict::Inconsistent);
     };
     let hash = flow_hash(key);
     write_reply_key(reply, key, backend, key.sport);
     let source = backend.source + hash::slot(hash as u32, backend.sources.into()) as u16;
     let Some(addr) = maps::source(source).filter(|_| backend.sources != 0) else {
-        return IS_VERDICT | Verdict::NoPort as u64;
+        return Err(Verdict::NoPort);
     };
     reply.dst = addr.load();
     // A SYN cookie of an earlier connection is good for its port only, which the client must not know.
@@ -168,11 +193,11 @@ fn draw_source(now: u32, key: &FlowKey, id: u32) -> u64 {
     for _ in 0..PORT_ATTEMPTS {
         draw = next_draw(draw);
         reply.dport = port(draw);
-        if !is_taken(now, reply, key) {
-            return pack(source, reply.dport);
+        if !flow_is_taken(now, reply, key) {
+            return Ok(Source::new(source, reply.dport));
         }
     }
-    IS_VERDICT | Verdict::NoPort as u64
+    Err(Verdict::NoPort)
 }
 
 /// A linear congruential generator.
@@ -186,26 +211,22 @@ const fn port(draw: u32) -> u16 {
     (FIRST_PORT + hash::slot(draw, LAST_PORT - FIRST_PORT)) as u16
 }
 
-#[inline(always)]
-const fn pack(source: u16, port: u16) -> u64 {
-    (source as u64) << 16 | port as u64
-}
-
-/// Makes the entries of a flow whose source is `drawn`, for both directions if that is asked for. Gives the place of
+/// Makes the entries of a flow with that source, packed, for both directions if that is asked for. Gives the place of
 /// the client's.
 #[inline(always)]
-fn insert(now: u32, key: &FlowKey, id: u32, drawn: u32, both: u32) -> u32 {
+fn insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32 {
     let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
         return NO_PLACE;
     };
     let hash = flow_hash(key);
     let place = flow_take(now, key, abi::tag(hash));
     let Some(flow) = get(place) else { return NO_PLACE };
-    fill(flow, key, id, FLOW_ORIGINAL, now.wrapping_add(maps::settings().opening_jiffies()));
-    let (source, port) = ((drawn >> 16) as u16, drawn as u16);
-    flow.source().store(source);
-    flow.port().store(port);
-    let proxy = if source == NO_SOURCE { PROXY_NONE } else { told(key, backend) };
+    fill(flow, key, id, FlowKind::Original, now.wrapping_add(maps::settings().opening_jiffies()));
+    let source = Source::unpack(source);
+    let number = source.number();
+    flow.source().store(number);
+    flow.port().store(source.port());
+    let proxy = if number == NO_SOURCE { PROXY_NONE } else { told(key, backend) };
     if proxy != PROXY_NONE {
         flow.proxy().store(proxy);
         flow.state().store(ConnState::PROXY_PENDING);
@@ -224,7 +245,7 @@ fn insert(now: u32, key: &FlowKey, id: u32, drawn: u32, both: u32) -> u32 {
 pub fn insert_bypass(now: u32, key: &FlowKey, id: u32) {
     let hash = flow_hash(key);
     if let Some(flow) = get(flow_take(now, key, abi::tag(hash))) {
-        fill(flow, key, id, FLOW_BYPASS, now.wrapping_add(maps::settings().opening_jiffies()));
+        fill(flow, key, id, FlowKind::Bypass, now.wrapping_add(maps::settings().opening_jiffies()));
         publish(flow, hash);
     }
 }
@@ -236,7 +257,7 @@ fn insert_reply(now: u32, key: &FlowKey, place: u32) -> u32 {
     let hash = flow_hash(key);
     let own = flow_take(now, key, abi::tag(hash));
     if let Some(flow) = get(own) {
-        fill(flow, key, forward.backend().load(), FLOW_REPLY, forward.expires().load());
+        fill(flow, key, forward.backend().load(), FlowKind::Reply, forward.expires().load());
         flow.state().store(forward.state().load());
         flow.peer().store(place);
         publish(flow, hash);
@@ -247,7 +268,7 @@ fn insert_reply(now: u32, key: &FlowKey, place: u32) -> u32 {
 
 /// Writes an entry, except for its tag.
 #[inline(always)]
-fn fill(flow: Entry, key: &FlowKey, id: u32, kind: u8, expires: u32) {
+fn fill(flow: Entry, key: &FlowKey, id: u32, kind: FlowKind, expires: u32) {
     flow.expires().store(expires);
     flow.src().store(key.src);
     flow.dst().store(key.dst);
@@ -255,7 +276,7 @@ fn fill(flow: Entry, key: &FlowKey, id: u32, kind: u8, expires: u32) {
     flow.dport().store(key.dport);
     flow.backend().store(id);
     flow.proto().store(key.proto as u8);
-    flow.kind().store(kind);
+    flow.kind().store(kind as u8);
     flow.state().store(ConnState::empty());
     flow.proxy().store(PROXY_NONE);
     flow.port().store(key.sport);

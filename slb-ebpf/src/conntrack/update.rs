@@ -2,7 +2,7 @@
 
 use slb_common::{
     abi::{
-        Backend, ConnState, FLOW_REPLY, MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE, NO_SOURCE,
+        Backend, ConnState, FlowKind, MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE, NO_SOURCE,
         PROXY_NONE, REFRESH_JIFFIES, TCP, age,
     },
     parse::TcpFlags,
@@ -167,7 +167,7 @@ fn keep_reply(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
         key.dst = addr.load();
     }
     if let Some(reply) = slow_lookup(key) {
-        if reply.kind().load() == FLOW_REPLY {
+        if reply.is(FlowKind::Reply) {
             follow(reply, flow);
         }
         return;

@@ -12,7 +12,7 @@ use std::{
 
 use slb_common::{
     abi::{
-        self, Bucket, ConnState, Endpoint, FLOW_ORIGINAL, Flow, FlowKey, NO_PLACE, SLOT_BACKEND,
+        self, Bucket, ConnState, Endpoint, Flow, FlowKey, FlowKind, NO_PLACE, SLOT_BACKEND,
         SLOT_KEEP, TAG_FREE, TAG_LOCKED, TCP,
     },
     hash,
@@ -125,7 +125,7 @@ impl FlowTable {
         let before = self.counters();
         let mut counted = vec![0_i64; before.len()];
         for words in self.entries() {
-            let Some(flow) = read(words).filter(|flow| flow.kind == FLOW_ORIGINAL) else {
+            let Some(flow) = read(words).filter(|flow| flow.is(FlowKind::Original)) else {
                 continue;
             };
             let is_over = abi::age(request.now, flow.expires) > 0;
@@ -259,7 +259,7 @@ impl FlowTable {
     /// Every entry of a client's packets that has not ended.
     pub fn flows(&self) -> impl Iterator<Item = Flow> {
         let flows = self.entries().filter_map(read);
-        flows.filter(|flow| flow.kind == FLOW_ORIGINAL && !flow.state().has_ended())
+        flows.filter(|flow| flow.is(FlowKind::Original) && !flow.state().has_ended())
     }
 
     fn entries(&self) -> impl Iterator<Item = &[AtomicU32; WORDS]> {

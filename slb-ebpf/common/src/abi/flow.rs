@@ -88,6 +88,13 @@ impl Flow {
         self.key().same(key)
     }
 
+    /// Whether it is of this kind.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is(&self, kind: FlowKind) -> bool {
+        self.kind as u32 == kind as u32
+    }
+
     /// What has happened in it.
     #[must_use]
     #[inline(always)]
@@ -115,6 +122,42 @@ pub const FLOW_ORIGINAL: u8 = 1;
 pub const FLOW_REPLY: u8 = 2;
 /// From backend to a client that talks to it without a listener: passed as it is.
 pub const FLOW_BYPASS: u8 = 3;
+
+/// What packets an entry is for, and what a packet is.
+///
+/// `repr(u32)`: in a structure beside numbers nothing has to be cleared.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FlowKind {
+    /// From client to backend.
+    #[default]
+    Original = FLOW_ORIGINAL as u32,
+    /// From backend to client.
+    Reply = FLOW_REPLY as u32,
+    /// From backend to a client that talks to it without a listener.
+    Bypass = FLOW_BYPASS as u32,
+}
+
+impl FlowKind {
+    /// From a number in a map; `None`: it is no kind.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            FLOW_ORIGINAL => Some(Self::Original),
+            FLOW_REPLY => Some(Self::Reply),
+            FLOW_BYPASS => Some(Self::Bypass),
+            _ => None,
+        }
+    }
+
+    /// That of a packet in one of two directions.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_direction(is_reply: bool) -> Self {
+        if is_reply { Self::Reply } else { Self::Original }
+    }
+}
 
 bitflags::bitflags! {
     /// What has happened in a flow.

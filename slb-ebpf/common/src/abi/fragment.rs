@@ -40,7 +40,7 @@ pub struct Fragment {
     pub backend: u32,
     /// [`super::MODE_NAT`] or another.
     pub mode: u32,
-    /// [`super::FLOW_ORIGINAL`], [`super::FLOW_REPLY`], or [`super::FLOW_BYPASS`]: it was left to the kernel.
+    /// A [`super::FlowKind`]; [`super::FlowKind::Bypass`]: it was left to the kernel.
     pub kind: u32,
     /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
     pub mtu: u32,

@@ -3,12 +3,14 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::backend::NextHop;
+use super::flow::FlowKind;
 use super::fragment::{Fragment, FragmentKey};
 use super::sticky::StickyKey;
 use crate::net::{Endpoint, FlowKey, NatTuple};
 use crate::{
     packet::Packet,
     proxy_protocol::{Head, Options, Words},
+    verdict::Verdict,
     words,
 };
 
@@ -51,10 +53,8 @@ pub struct TailCallArgs {
     pub backend: u32,
     /// For `slb_full_nat`, `slb_proxy` and `slb_icmp_nat64`: place of the client's entry in `SLB_FLOWS`.
     pub place: u32,
-    /// For `slb_respond`: the [`crate::verdict::Verdict`] that asks for the answer. For
-    /// `slb_flow`: [`super::FLOW_ORIGINAL`] or [`super::FLOW_BYPASS`]. For the others:
-    /// [`super::FLOW_ORIGINAL`] or [`super::FLOW_REPLY`].
-    pub what: u32,
+    /// A [`Task`], packed: see [`TailCallArgs::task`].
+    pub task: u32,
     /// For `slb_respond`: the MTU that the packet exceeds.
     pub mtu: u32,
     /// VLAN tags that were taken off, the outer one first, each as it stood in the frame; 0: none.
@@ -65,6 +65,54 @@ pub struct TailCallArgs {
     pub inserted_len: u32,
     /// For `slb_flow`: the slot that `slb_scheduler` has chosen, or [`NOT_CHOSEN`].
     pub chosen: u32,
+}
+
+/// What a program is to do with the packet that it is handed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// To go on with a packet of this kind. `slb_flow`: [`FlowKind::Original`] or [`FlowKind::Bypass`]; the others:
+    /// [`FlowKind::Original`] or [`FlowKind::Reply`].
+    Pass(FlowKind),
+    /// `slb_respond`: to answer it, with this verdict if that succeeds.
+    Answer(Verdict),
+}
+
+impl TailCallArgs {
+    /// In [`TailCallArgs::task`]: behind the kinds come verdicts.
+    const ANSWER: u32 = 1 << 8;
+
+    /// What is to be done.
+    #[must_use]
+    #[inline(always)]
+    pub const fn task(&self) -> Task {
+        match FlowKind::from_number(self.task as u8) {
+            Some(kind) if self.task < Self::ANSWER => Task::Pass(kind),
+            _ => Task::Answer(self.answer()),
+        }
+    }
+
+    /// Says what is to be done.
+    #[inline(always)]
+    pub const fn set_task(&mut self, task: Task) {
+        self.task = match task {
+            Task::Pass(kind) => kind as u32,
+            Task::Answer(verdict) => Self::ANSWER + verdict as u32,
+        };
+    }
+
+    /// Whether that is to go on with a packet of this kind. One comparison, unlike [`TailCallArgs::task`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn is(&self, kind: FlowKind) -> bool {
+        self.task == kind as u32
+    }
+
+    /// The verdict of [`Task::Answer`]; [`Verdict::Inconsistent`] if something else is to be done.
+    #[must_use]
+    #[inline(always)]
+    pub const fn answer(&self) -> Verdict {
+        Verdict::from_slot(self.task.wrapping_sub(Self::ANSWER))
+    }
 }
 
 /// In [`TailCallArgs::chosen`]: the schedule decides.

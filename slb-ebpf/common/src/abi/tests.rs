@@ -6,7 +6,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::parse::TcpFlags;
+use crate::{parse::TcpFlags, verdict::Verdict};
 
 fn addresses() -> impl Strategy<Value = Address> {
     prop_oneof![
@@ -172,4 +172,34 @@ fn given_flow_keys_when_turned_around_then_twice_is_the_same() {
     assert_eq!(key.reversed().reversed(), key);
     assert_eq!(key.destination(), Endpoint { addr: dst, port: 2, proto: TCP });
     assert_eq!(key.source(), Endpoint { addr: src, port: 1, proto: TCP });
+}
+
+#[test]
+fn given_any_task_when_it_is_packed_then_it_can_be_read() {
+    let kinds = [FlowKind::Original, FlowKind::Reply, FlowKind::Bypass];
+    let verdicts = Verdict::ALL.iter().map(|&verdict| Task::Answer(verdict));
+    for task in kinds.map(Task::Pass).into_iter().chain(verdicts) {
+        let mut args = TailCallArgs::default();
+        args.set_task(task);
+        assert_eq!(args.task(), task);
+        for kind in kinds {
+            assert_eq!(args.is(kind), task == Task::Pass(kind), "{task:?}");
+        }
+    }
+}
+
+#[test]
+fn given_no_task_when_it_is_read_then_the_packet_is_not_answered() {
+    for task in [0, 4, 255, u32::MAX] {
+        let args = TailCallArgs { task, ..TailCallArgs::default() };
+        assert_eq!(args.task(), Task::Answer(Verdict::Inconsistent), "{task}");
+    }
+}
+
+#[test]
+fn given_the_number_of_a_kind_when_it_is_converted_then_others_are_none() {
+    let numbers = (0..=u8::MAX).filter_map(|number| Some((number, FlowKind::from_number(number)?)));
+    let expected = [(FLOW_ORIGINAL, FlowKind::Original), (FLOW_REPLY, FlowKind::Reply)];
+    let expected = expected.into_iter().chain([(FLOW_BYPASS, FlowKind::Bypass)]);
+    assert!(numbers.eq(expected));
 }
