@@ -22,9 +22,9 @@ use std::{
 };
 
 use slb_common::abi::{
-    Address, BACKEND_CLOSED, BACKEND_SHARED, Backend, Endpoint, Interface, LISTENER_LIMITED,
-    MODE_FULL, NextHop, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED,
-    REVNAT_WATCHED, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles,
+    Address, BACKEND_CLOSED, BACKEND_SHARED, Backend, Endpoint, Interface, LISTENER_LIMITED, Mode,
+    NextHop, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED, REVNAT_WATCHED,
+    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles,
 };
 
 use self::{
@@ -176,7 +176,7 @@ impl<'a> Members<'a> {
         }
         let shared = targets.iter().zip(&draft.is_shared[range()]);
         let shared =
-            shared.filter(|(target, is_shared)| **is_shared || service.mode(target) == MODE_FULL);
+            shared.filter(|(target, is_shared)| **is_shared || service.mode(target) == Mode::Full);
         let shared = shared.map(|(target, _)| target.id).collect();
         Self { targets, health, closes, usable, shared }
     }
@@ -303,7 +303,7 @@ impl<'a> Draft<'a> {
             (is_watched, REVNAT_WATCHED),
             (of_replies.limited, REVNAT_LIMITED),
             (of_replies.tracked, REVNAT_TRACKED),
-            (backend.mode == MODE_FULL, REVNAT_SHARED),
+            (backend.mode() == Some(Mode::Full), REVNAT_SHARED),
         ];
         flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)
     }

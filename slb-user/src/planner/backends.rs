@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use slb_common::{
     abi::{
         self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY,
-        BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, MAX_SOURCES, MODE_DSR, MODE_FULL, MODE_GUE,
-        MODE_IPIP, MODE_NAT, NO_SOURCE, NextHop, QuicKey,
+        BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, MAX_SOURCES, Mode, NO_SOURCE, NextHop, QuicKey,
     },
     tunnel,
 };
@@ -27,15 +26,15 @@ impl Service {
     }
 
     /// How packets reach a target: between families by another source.
-    pub(super) fn mode(&self, target: &Target) -> u32 {
+    pub(super) fn mode(&self, target: &Target) -> Mode {
         let crosses = self.endpoints[0].addr.is_v4() != target.addr.is_ipv4();
         match target.forwarding {
-            Forwarding::Nat if crosses => MODE_FULL,
-            Forwarding::Nat => MODE_NAT,
-            Forwarding::FullNat => MODE_FULL,
-            Forwarding::Dsr => MODE_DSR,
-            Forwarding::Ipip => MODE_IPIP,
-            Forwarding::Gue => MODE_GUE,
+            Forwarding::Nat if crosses => Mode::Full,
+            Forwarding::Nat => Mode::Nat,
+            Forwarding::FullNat => Mode::Full,
+            Forwarding::Dsr => Mode::Dsr,
+            Forwarding::Ipip => Mode::Ipip,
+            Forwarding::Gue => Mode::Gue,
         }
     }
 }
@@ -168,7 +167,7 @@ pub(super) fn backend(
         listener: service.id as u16,
         hop: way.map_or(NextHop::UNRESOLVED, |way| way.hop),
         mtu: way.filter(|_| !inputs.generic).map_or(0, |way| inner_mtu(target, way.mtu)),
-        mode: service.mode(target),
+        mode: service.mode(target) as u32,
         ..Backend::default()
     }
 }

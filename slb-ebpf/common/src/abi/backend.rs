@@ -82,7 +82,7 @@ pub struct Backend {
     pub listener: u16,
     /// For [`super::SCHEDULER_LEAST`]: how many flows it is to have, relative to the others.
     pub weight: u16,
-    /// How a packet reaches it: [`MODE_NAT`] or another.
+    /// How a packet reaches it: a [`Mode`].
     pub mode: u32,
     /// The longest packet that gets there, in bytes from its IP header on, as it arrives here: what a
     /// tunnel adds is taken off. 0: not known.
@@ -97,6 +97,54 @@ pub struct Backend {
     pub closes: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
+
+impl Backend {
+    /// How a packet reaches it; `None`: by no mode of this version.
+    #[must_use]
+    #[inline(always)]
+    pub const fn mode(&self) -> Option<Mode> {
+        Mode::from_number(self.mode)
+    }
+}
+
+/// How packets reach a backend.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Destination address and port are rewritten.
+    Nat = MODE_NAT,
+    /// Only the MAC addresses are.
+    Dsr = MODE_DSR,
+    /// IP in IP.
+    Ipip = MODE_IPIP,
+    /// Generic UDP encapsulation.
+    Gue = MODE_GUE,
+    /// All of it is rewritten, the source as well.
+    Full = MODE_FULL,
+}
+
+impl Mode {
+    /// From a number in a map; `None`: it is no mode.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            MODE_NAT => Some(Self::Nat),
+            MODE_DSR => Some(Self::Dsr),
+            MODE_IPIP => Some(Self::Ipip),
+            MODE_GUE => Some(Self::Gue),
+            MODE_FULL => Some(Self::Full),
+            _ => None,
+        }
+    }
+
+    /// Whether the backend has the VIP as well, and answers past the gateway.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_direct(self) -> bool {
+        matches!(self, Self::Dsr | Self::Ipip | Self::Gue)
+    }
+}
 /// Destination address and port are rewritten.
 pub const MODE_NAT: u32 = 0;
 /// Only the MAC addresses are: the backend has the VIP as well, and answers by itself.
