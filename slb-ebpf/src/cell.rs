@@ -24,9 +24,16 @@
 //! # Values of several words
 //!
 //! Words that belong together are guarded by one of them: [`Guarded`] is the only lock. A writer claims the guard by a
-//! compare-exchange ([`SharedCell::claim`]), or goes without writing if another has it; nobody ever waits. A reader
-//! compares the guard before and after ([`SharedCell::read`]). Words that mean something alone are counted by atomic
-//! instructions, or written by whoever comes last.
+//! compare-exchange ([`SharedCell::claim`]); if another CPU has claimed it, the writer goes without. No CPU waits. A
+//! reader compares the guard before and after ([`SharedCell::read`]). A word that means something alone is counted by
+//! atomic instructions, or keeps what was written last.
+//!
+//! # What is read by reference
+//!
+//! Entries of hash maps that only the agent writes, records of the indices and slots: the agent never writes them while
+//! a program may read them, but replaces them. The scratch memory: it is this CPU's own. And `SLB_BACKENDS`, whose
+//! elements the agent does write in place, by one copy of the kernel's: the packet path reads each field once, and a
+//! packet on its way during such a write may see fields of both.
 
 use core::ptr::NonNull;
 
@@ -315,7 +322,7 @@ impl<T: Guarded> SharedCell<T> {
         Reading { guard, value, is_unchanged: T::guard(self).load() == guard }
     }
 
-    /// Takes it for writing, if its guard is `found`, and nobody writes it.
+    /// Claims it for writing. `None`: its guard is not `found` any more, or says that another CPU is writing.
     #[inline(always)]
     pub fn claim(self, found: u32) -> Option<Claim<T>> {
         let is_ours =
@@ -325,7 +332,7 @@ impl<T: Guarded> SharedCell<T> {
 }
 
 /// A value that only this CPU may write, until it is published.
-#[must_use = "others wait for it for ever"]
+#[must_use = "unless it is published, no CPU reads or writes the value any more"]
 pub struct Claim<T>(SharedCell<T>);
 
 impl<T: Guarded> Claim<T> {

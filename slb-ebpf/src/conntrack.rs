@@ -1,8 +1,8 @@
 //! The flow table: what cannot be told from a packet alone.
 //!
 //! An array of buckets of eight places, one cache line each. A flow has a place in the bucket that its
-//! hash says; where all eight are taken, one that nobody uses any more makes room, or one whose
-//! connection was never established. Established ones stay: what comes later goes without.
+//! hash says; where all eight are taken, one that has expired makes room, or one whose connection was never
+//! established. Established ones stay: what comes later goes without.
 //!
 //! A client's packets have an entry ([`FlowKind::Original`]). What the backend answers has one only where
 //! its address and port do not say enough ([`FlowKind::Reply`]): it leads to the client's.

@@ -1,7 +1,7 @@
 //! The kernel's helpers.
 //!
 //! Those that resize a frame are safe to call: the verifier refuses a program that touches the frame afterwards by a
-//! pointer from before. Who goes on with the frame asks for it again, by [`crate::ctx::frame`].
+//! pointer from before. [`crate::ctx::frame`] gives the frame as it is then.
 
 use core::ptr;
 

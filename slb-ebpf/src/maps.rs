@@ -1,4 +1,4 @@
-//! Every map: who writes it, who reads it, what a missing entry means. `docs/maps.md` shows dumps.
+//! Every map: what writes it, what reads it, what a missing entry means. `docs/maps.md` shows dumps.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -62,7 +62,7 @@ pub static SLB_FILTER: Array<Filter, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SLB_ADDRESSES: HashMap<Address, Roles, MAX_ENDPOINTS, NO_PREALLOC> = HashMap::new();
 
-/// Written by the agent. Missing: nobody balances to that address and port.
+/// Written by the agent. Missing: no listener has a backend at that address and port.
 #[btf_map]
 pub static SLB_REVNAT: HashMap<Endpoint, RevNat, MAX_ENDPOINTS, NO_PREALLOC> = HashMap::new();
 
@@ -82,8 +82,8 @@ pub static SLB_NEXT_HOPS: Array<ClientNextHop, MAX_NEXT_HOPS> = Array::new();
 #[btf_map]
 pub static SLB_FLOWS: Array<Bucket, DEFAULT_BUCKETS, MMAPABLE> = Array::new();
 
-/// Written by the program, indexed like `SLB_BACKENDS`: when somebody last talked to the backend's
-/// address and port directly, in jiffies; 0: never. The last place is all backends'.
+/// Written by the program, indexed like `SLB_BACKENDS`: until when, in jiffies, a client may be talking to the backend's
+/// address and port directly; 0: no client ever has.
 #[btf_map]
 pub static SLB_BYPASS: Array<u32, MAX_BACKENDS> = Array::new();
 
@@ -179,7 +179,7 @@ parts_of_scratch! {
     sent_errors: errors_at => u32, errors => u32;
 }
 
-/// A backend by its index.
+/// A backend by its index: a reference, see [`crate::cell`].
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static Backend> {
     SLB_BACKENDS.get(id)

@@ -64,7 +64,7 @@ pub fn learn_client_neighbour(pkt: &PacketCtx<'_>) {
     }
 }
 
-/// Writes where nobody else is writing. Whose it is comes first: a reader looks at that last.
+/// Writes, unless another CPU is writing there. The addresses come first: a reader looks at them last.
 #[inline(always)]
 fn store(
     client: SharedCell<ClientNextHop>,
@@ -101,7 +101,7 @@ pub fn client_route(
     addr: &Address,
 ) -> Result<Option<ClientRoute>, Verdict> {
     let client = client(addr, vip).ok_or(Verdict::Inconsistent)?;
-    // Whose it is comes last: the epoch may be the same before and after a write.
+    // The addresses come last: the epoch may be the same before and after a write.
     let Reading { guard: epoch, value, is_unchanged } = client.read(|client| {
         let (hop, flags, mtu) = (client.hop().load(), client.flags().load(), client.mtu().load());
         (hop, flags, mtu, is_of(client, addr, vip))

@@ -33,7 +33,7 @@ pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
         let backend = match conntrack::slow_lookup(key) {
             Some(entry) if entry.is(FlowKind::Bypass) => NO_BACKEND,
             Some(entry) => entry.backend().load(),
-            // What a probe of the agent's is answered with is nobody's traffic.
+            // Answers to the agent's probes belong to no listener's traffic.
             None if maps::roles(&key.dst) & ROLE_LOCAL != 0 => NO_BACKEND,
             None => origin.backend,
         };
@@ -60,7 +60,7 @@ fn from_client(pkt: &PacketCtx<'_>, listener: &Listener) -> Result<(), Verdict> 
     police_bytes(listener.id, pkt.bytes, SharedCell::<Policers>::forward)
 }
 
-/// So many bytes come from a backend; [`NO_BACKEND`]: from nobody's.
+/// Polices so many bytes from a backend; [`NO_BACKEND`]: from none of ours.
 #[inline(always)]
 pub fn police_reply(backend: u32, bytes: u64) -> Result<(), Verdict> {
     let Some(backend) = maps::backend(backend) else { return Ok(()) };

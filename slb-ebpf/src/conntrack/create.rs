@@ -29,7 +29,7 @@ const FIRST_PORT: u32 = 1_024;
 /// The port behind the last: from here on, most clients take theirs (`net.ipv4.ip_local_port_range`).
 const LAST_PORT: u32 = 32_768;
 
-/// Whether and how the backend of a new flow is told who the client is.
+/// How the backend of a new flow is told the client's address, if it is.
 #[inline(always)]
 fn told(key: &FlowKey, backend: &Backend) -> u8 {
     match backend.flags & (BACKEND_PROXY | BACKEND_OPTION) {
@@ -61,7 +61,7 @@ global! {
     fn flow_take(now: u32, key: &FlowKey, tag: u32) -> u32 = take, or NO_PLACE;
 }
 
-/// Whether a flow other than that of `own` has the answer `reply`. What nobody uses any more is removed.
+/// Whether a flow other than that of `own` has the answer `reply`. An entry that has expired is removed.
 #[inline(always)]
 fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
     let Some(owner) = slow_lookup(reply) else { return false };
@@ -314,7 +314,7 @@ fn take(now: u32, key: &FlowKey, tag: u32) -> u32 {
     }
     let flow = bucket.flows().at(found);
     let before = flow.tag().load();
-    // Whoever loses goes without an entry.
+    // Of two CPUs that claim it, one goes without an entry.
     if flow.claim(before).is_none() {
         return NO_PLACE;
     }

@@ -39,7 +39,7 @@ pub fn update_original(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
     }
     let until = view.now.wrapping_add(lifetime(flow, backend));
     if has_ended || age(until, flow.expires().load()) >= REFRESH_JIFFIES {
-        // Somebody who has sent packets for a second is no flood of random sources.
+        // A client that has sent packets for a second is no flood of random sources.
         if !flags.intersects(TcpFlags::SYN) {
             note(flow, ConnState::ESTABLISHED);
         }
