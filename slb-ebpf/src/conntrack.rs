@@ -29,8 +29,8 @@ use crate::{
     maps,
 };
 
-/// An entry. Its place may be given to another flow at any time, whose `state` or `expires` may then be off for a moment:
-/// harmless.
+/// An entry. Its place may be given to another flow at any time: [`is_still`] says whether that has happened. What was
+/// noted meanwhile, a `state` or `expires`, is then the other flow's for a moment: harmless.
 pub type Entry = SharedCell<Flow>;
 
 /// The entry of a packet.
@@ -47,6 +47,12 @@ pub fn lookup(key: &FlowKey, hash: u64) -> Option<Entry> {
         }
     }
     None
+}
+
+/// Whether the place that [`lookup`] has found by `hash` is still the flow's, so that what was read there is, too.
+#[inline(always)]
+pub fn is_still(flow: Entry, hash: u64) -> bool {
+    flow.tag().load() == abi::tag(hash)
 }
 
 /// The key of an entry's packets.

@@ -152,9 +152,11 @@ enum Remembered {
 #[inline(always)]
 fn remembered(pkt: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Remembered {
     let Some(flow) = conntrack::lookup(&pkt.packet.key, hash) else { return Remembered::No };
-    let id = flow.backend().load();
+    let (id, source, port) = (flow.backend().load(), flow.source().load(), flow.port().load());
+    if !conntrack::is_still(flow, hash) {
+        return Remembered::No;
+    }
     let Some(backend) = maps::backend(id) else { return Remembered::No };
-    let source = flow.source().load();
     let fits = match source {
         NO_SOURCE => backend.mode != MODE_FULL,
         // NAT: a backend is its client.
@@ -174,7 +176,7 @@ fn remembered(pkt: &mut PacketCtx<'_>, listener: &Listener, hash: u64) -> Rememb
     if source != NO_SOURCE {
         return Remembered::OwnSource;
     }
-    Remembered::Backend { id: id & SLOT_BACKEND, port: flow.port().load() }
+    Remembered::Backend { id: id & SLOT_BACKEND, port }
 }
 
 /// Whether a packet begins a flow anew although an entry for its tuple is there.
