@@ -80,6 +80,8 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
 /// Notes where a first fragment goes, both of whose ends are replaced.
 #[inline(never)]
 pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, is_reply: bool) {
+    // First, while nothing else is needed: it is a call.
+    let expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies());
     let Some((key, fragment)) = maps::fragment() else { return };
     *key = key_of(pkt.packet);
     *fragment = Fragment {
@@ -90,7 +92,7 @@ pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, i
         mode: MODE_NAT,
         kind: FlowKind::of_direction(is_reply) as u32,
         mtu,
-        expires: pkt.now.wrapping_add(maps::settings().fragment_jiffies()),
+        expires,
         ..Fragment::default()
     };
     put(key, fragment);

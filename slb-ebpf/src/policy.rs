@@ -77,11 +77,12 @@ pub fn police_original(backend: u32, bytes: u64) -> Result<(), Verdict> {
 /// Whether a client is on an access list. The list is asked once per client.
 #[inline(always)]
 fn is_listed(acl: u32, addr: &Address) -> bool {
+    // First, while nothing else is needed: it is a call.
+    let now = maps::settings().acl_epoch();
     let index = hash::address(*addr) ^ acl as usize;
     let Some(known) = maps::SLB_ACL_CACHE.cell((index % MAX_ACL_CACHE) as u32) else {
         return maps::is_listed(acl, addr);
     };
-    let now = maps::settings().acl_epoch();
     let Reading { guard, value: (is_it, is_listed), is_unchanged } = known.read(|known| {
         let is_it = known.addr().load().same(*addr)
             && known.acl().load() == acl
