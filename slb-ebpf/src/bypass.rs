@@ -1,13 +1,13 @@
 //! Clients that talk to a backend's address and port themselves, through the gateway.
 //!
 //! Such packets are left alone. But what the backend answers looks like an answer to a flow through a
-//! listener, so it is remembered as [`FLOW_BYPASS`]. And a backend cannot tell such a connection from
+//! listener, so it is remembered as [`FlowKind::Bypass`]. And a backend cannot tell such a connection from
 //! one of the same client port through a listener: whoever comes second gets another source port.
 
 use slb_common::{
     abi::{
-        ConnState, Endpoint, FLOW_BYPASS, FLOW_ORIGINAL, FlowKey, Keys, MODE_NAT, NO_PLACE,
-        NatRewrite, RevNat, UDP, is_over,
+        ConnState, Endpoint, FlowKey, FlowKind, MODE_NAT, NO_PLACE, NatRewrite, RevNat, Task, UDP,
+        is_over,
     },
     decide::{self, Entries},
     programs::Program,
@@ -15,6 +15,7 @@ use slb_common::{
 };
 
 use crate::{
+    cell::Elements as _,
     conntrack,
     ctx::{PacketCtx, PacketView},
     maps,
@@ -31,7 +32,7 @@ pub fn to_backend<const REST: bool>(
     let Some(origin) = maps::revnat(to) else { return Ok(None) };
     match Remembered::unpack(pass(&pkt.view(), origin)) {
         Remembered::Begins => {
-            pkt.args.what = FLOW_BYPASS.into();
+            pkt.args.set_task(Task::Pass(FlowKind::Bypass));
             Err(Stop::TailCall(Program::Flow))
         }
         Remembered::Place(place) => {
@@ -54,17 +55,18 @@ pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
 #[inline(always)]
 fn translated<const REST: bool>(pkt: &mut PacketCtx<'_>, place: u32) -> Result<Delivery, Stop> {
     let flow = conntrack::get(place).ok_or(Verdict::Bypass)?;
-    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
+    let id = flow.backend().load();
+    let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
     decide::check_ttl(pkt, backend.hop)?;
-    stats::forward(flow.backend, pkt.arrived_bytes::<REST>());
+    stats::forward(id, pkt.arrived_bytes::<REST>());
     if REST {
-        pkt.args.backend = flow.backend;
+        pkt.args.backend = id;
     }
     let to = NatRewrite {
         addr: backend.addr,
-        sport: flow.port,
+        sport: flow.port().load(),
         dport: backend.port as u16,
-        kind: FLOW_ORIGINAL.into(),
+        kind: FlowKind::Original,
     };
     let delivery = Delivery { to, hop: backend.hop, mode: MODE_NAT, mtu: backend.mtu };
     Ok(delivery)
@@ -101,7 +103,7 @@ impl Remembered {
 /// Remembers a direct flow that begins. Gives the place of its entry if it has to be translated.
 #[inline(always)]
 fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
-    let Some(Keys { reply, .. }) = maps::keys() else { return NO_PLACE };
+    let Some(reply) = maps::reply_key() else { return NO_PLACE };
     *reply = key.reversed();
     if !conntrack::is_taken(now, reply, key) && !conntrack::may_be_balanced(now, reply, id) {
         conntrack::insert_bypass(now, reply, id);
@@ -134,7 +136,7 @@ fn pass(view: &PacketView<'_>, origin: &RevNat) -> u32 {
 #[inline(never)]
 fn note(view: &PacketView<'_>, place: u32) {
     if let Some(flow) = conntrack::get(place)
-        && let Some(backend) = maps::backend(flow.backend)
+        && let Some(backend) = maps::backend(flow.backend().load())
     {
         conntrack::update_original(view, flow, backend);
     }
@@ -148,18 +150,18 @@ fn remembered(view: &PacketView<'_>) -> Remembered {
     let place = conntrack::index_of(key);
     if let Some(flow) = conntrack::get(place) {
         let ended = ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING;
-        let is_new = is_syn && flow.state.intersects(ended);
-        if flow.kind == FLOW_ORIGINAL && !is_new {
+        let is_new = is_syn && flow.state().load().intersects(ended);
+        if flow.is(FlowKind::Original) && !is_new {
             return Remembered::Place(place);
         }
         conntrack::delete(flow);
     }
-    let Some(Keys { reply, .. }) = maps::keys() else { return Remembered::Place(NO_PLACE) };
+    let Some(reply) = maps::reply_key() else { return Remembered::Place(NO_PLACE) };
     *reply = key.reversed();
     match conntrack::slow_lookup(reply) {
-        Some(known) if known.kind == FLOW_BYPASS => {
+        Some(known) if known.is(FlowKind::Bypass) => {
             if is_syn {
-                known.state = ConnState::empty();
+                known.state().store(ConnState::empty());
             }
             conntrack::update_bypass(view, known, ConnState::FIN_ORIGINAL);
             Remembered::Place(NO_PLACE)
@@ -173,15 +175,15 @@ fn remembered(view: &PacketView<'_>) -> Remembered {
 fn mark(now: u32, id: u32, idle: u32) {
     // 0 has a meaning of its own; a tick more does not matter.
     let own = now.wrapping_add(idle) | 1;
-    if let Some(until) = maps::SLB_BYPASS.get_ptr_mut(id) {
-        // SAFETY: an aligned word of an array; whoever writes writes much the same.
-        unsafe { *until = own };
+    if let Some(until) = maps::SLB_BYPASS.cell(id) {
+        // Whoever writes writes much the same.
+        until.store(own);
     }
-    if let Some(filter) = maps::SLB_FILTER.get_ptr_mut(0) {
-        // SAFETY: as above. Timeouts differ: the last of all counts.
-        let any = unsafe { &mut (*filter).bypass_until };
-        if *any == 0 || is_over(own, *any) {
-            *any = own;
+    if let Some(filter) = maps::SLB_FILTER.cell(0) {
+        // Timeouts differ: the last of all counts.
+        let any = filter.bypass_until().load();
+        if any == 0 || is_over(own, any) {
+            filter.bypass_until().store(own);
         }
     }
 }

@@ -1,83 +1,110 @@
 //! The flow table: what cannot be told from a packet alone.
 //!
 //! An array of buckets of eight places, one cache line each. A flow has a place in the bucket that its
-//! hash says; where all eight are taken, one that nobody uses any more makes room, or one whose
-//! connection was never established. Established ones stay: what comes later goes without.
+//! hash says; where all eight are taken, one that has expired makes room, or one whose connection was never
+//! established. Established ones stay: what comes later goes without.
 //!
-//! A client's packets have an entry ([`FLOW_ORIGINAL`]). What the backend answers has one only where
-//! its address and port do not say enough ([`FLOW_REPLY`]): it leads to the client's.
+//! A client's packets have an entry ([`FlowKind::Original`]). What the backend answers has one only where
+//! its address and port do not say enough ([`FlowKind::Reply`]): it leads to the client's.
 
 mod create;
 mod implied;
 mod update;
 
-pub use create::{create, insert_bypass, is_taken};
-pub use implied::may_be_balanced;
+pub use create::{create, flow_is_taken as is_taken, insert_bypass};
+pub use implied::direct_may_be_balanced as may_be_balanced;
 pub use update::{establish, follow, update_bypass, update_original, update_reply};
 
 use slb_common::{
     abi::{
-        self, Address, BUCKET_FLOWS, FLOW_ORIGINAL, FLOW_REPLY, Flow, FlowKey, NO_PLACE, NO_SOURCE,
-        TAG_FREE,
+        self, Address, BUCKET_FLOWS, Flow, FlowKey, FlowKind, NO_PLACE, NO_SOURCE, TAG_FREE,
+        TAG_LOCKED,
     },
-    decide, hash,
+    decide::{self, Peer},
+    hash,
 };
 
-use crate::{atomic, maps};
+use crate::{
+    cell::{Elements as _, SharedCell},
+    global::global,
+    maps,
+};
+
+/// An entry. Its place may be given to another flow at any time: [`is_still`] says whether that has happened. What was
+/// noted meanwhile, a `state` or `expires`, is then the other flow's for a moment: harmless.
+pub type Entry = SharedCell<Flow>;
 
 /// The entry of a packet.
 #[inline(always)]
-pub fn lookup(key: &FlowKey, hash: u64) -> Option<&'static mut Flow> {
-    let number = hash::bucket(key, maps::settings().buckets);
-    let bucket = maps::SLB_FLOWS.get_ptr_mut(number)?;
+pub fn lookup(key: &FlowKey, hash: u64) -> Option<Entry> {
+    let number = hash::bucket(key, maps::settings().buckets());
+    let flows = maps::SLB_FLOWS.cell(number)?.flows();
     let tag = abi::tag(hash);
     for turn in 0..BUCKET_FLOWS {
         // First places are spread over the cache's sets.
-        let way = (tag as usize / 4).wrapping_add(turn) % BUCKET_FLOWS;
-        // SAFETY: an element of an array lives as long as the program. A place may be given to another
-        // flow meanwhile, whose `state` or `expires` may then be off for a moment: harmless.
-        let flow = unsafe { &mut (*bucket).flows[way] };
-        if flow.tag == tag && flow.is_of(key) {
+        let flow = flows.at((tag as usize / 4).wrapping_add(turn));
+        if flow.tag().load() == tag && is_of(flow, key) {
             return Some(flow);
         }
     }
     None
 }
 
-/// [`hash::flow`], off the beaten track.
-///
-/// Global functions like this one are verified once, not once per way to them. All that they may take
-/// is numbers and pointers to plain structures, of which the verifier says that they may be null.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_hash(key: *const FlowKey) -> u64 {
-    // SAFETY: the callers pass references.
-    unsafe { key.as_ref() }.map_or(0, hash::flow)
+/// Whether the place that [`lookup`] has found by `hash` is still the flow's, so that what was read there is, too.
+#[inline(always)]
+pub fn is_still(flow: Entry, hash: u64) -> bool {
+    flow.tag().load() == abi::tag(hash)
 }
 
-/// The place of the entry of `key`, or [`NO_PLACE`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_position(key: *const FlowKey) -> u32 {
-    // SAFETY: the callers pass references.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NO_PLACE };
+/// The key of an entry's packets.
+#[inline(always)]
+pub fn key_of(flow: Entry) -> FlowKey {
+    FlowKey {
+        src: flow.src().load(),
+        dst: flow.dst().load(),
+        sport: flow.sport().load(),
+        dport: flow.dport().load(),
+        proto: flow.proto().load().into(),
+    }
+}
+
+/// Whether this is the entry of `key`, whose tag it has. [`FlowKey::same`], but word by word: the packet path has no
+/// registers for all of an entry's key.
+#[inline(always)]
+fn is_of(flow: Entry, key: &FlowKey) -> bool {
+    // One branch: the verifier follows each.
+    let ([a, b], [c, d]) = (key.src.halves(), key.dst.halves());
+    let (src, dst) = (flow.src().words(), flow.dst().words());
+    let mut differs = src.at(0).load() ^ a;
+    differs |= src.at(1).load() ^ b;
+    differs |= dst.at(0).load() ^ c;
+    differs |= dst.at(1).load() ^ d;
+    differs |= u64::from(flow.sport().load() ^ key.sport);
+    differs |= u64::from(flow.dport().load() ^ key.dport);
+    differs |= u64::from(u32::from(flow.proto().load()) ^ key.proto);
+    differs == 0
+}
+
+global! {
+    // `hash::flow`, off the beaten track.
+    pub fn flow_hash(key: &FlowKey) -> u64 = hash::flow, or 0;
+    // The place of the entry of `key`, or `NO_PLACE`.
+    fn flow_position(key: &FlowKey) -> u32 = position, or NO_PLACE;
+}
+
+#[inline(always)]
+fn position(key: &FlowKey) -> u32 {
     let hash = hash::flow(key);
-    let number = hash::bucket(key, maps::settings().buckets);
-    let Some(bucket) = maps::SLB_FLOWS.get(number) else { return NO_PLACE };
+    let number = hash::bucket(key, maps::settings().buckets());
+    let Some(bucket) = maps::SLB_FLOWS.cell(number) else { return NO_PLACE };
     let tag = abi::tag(hash);
     for way in 0..BUCKET_FLOWS {
-        let flow = &bucket.flows[way];
-        if flow.tag == tag && flow.is_of(key) {
+        let flow = bucket.flows().at(way);
+        if flow.tag().load() == tag && is_of(flow, key) {
             return number * BUCKET_FLOWS as u32 + way as u32;
         }
     }
     NO_PLACE
-}
-
-/// [`hash::flow`], off the beaten track.
-#[inline(always)]
-pub fn hash(key: &FlowKey) -> u64 {
-    flow_hash(key)
 }
 
 /// The place of the entry of `key`, or [`NO_PLACE`].
@@ -88,62 +115,68 @@ pub fn index_of(key: &FlowKey) -> u32 {
 
 /// [`lookup`] off the beaten track: a call, and a look-up more.
 #[inline(always)]
-pub fn slow_lookup(key: &FlowKey) -> Option<&'static mut Flow> {
+pub fn slow_lookup(key: &FlowKey) -> Option<Entry> {
     get(index_of(key))
 }
 
 /// The entry at a place.
 #[inline(always)]
-pub fn get(place: u32) -> Option<&'static mut Flow> {
-    let bucket = maps::SLB_FLOWS.get_ptr_mut(place / BUCKET_FLOWS as u32)?;
-    // SAFETY: as in `lookup`.
-    Some(unsafe { &mut (*bucket).flows[place as usize % BUCKET_FLOWS] })
+pub fn get(place: u32) -> Option<Entry> {
+    let bucket = maps::SLB_FLOWS.cell(place / BUCKET_FLOWS as u32)?;
+    Some(bucket.flows().at(place as usize))
 }
 
 /// The client's entry of `reply`, whose key is `key`: its place may belong to another flow by now.
 #[inline(always)]
-pub fn reverse(reply: &Flow, key: &FlowKey) -> Option<&'static mut Flow> {
-    let flow = get(reply.peer)?;
-    let backend = maps::backend(flow.backend)?;
-    let is_it = decide::is_owner(flow, key, backend) && is_sender(flow, &key.dst);
+pub fn reverse(reply: Entry, key: &FlowKey) -> Option<Entry> {
+    let flow = get(reply.peer().load())?;
+    let backend = maps::backend(flow.backend().load())?;
+    let peer = Peer {
+        tag: flow.tag().load(),
+        is_original: flow.is(FlowKind::Original),
+        proto: flow.proto().load(),
+        port: flow.port().load(),
+    };
+    let is_it = decide::is_owner(&peer, key, backend) && is_sender(flow, &key.dst);
     is_it.then_some(flow)
 }
 
 /// Whether a backend takes the packets of a client's entry to come from `addr`.
 #[inline(always)]
-fn is_sender(flow: &Flow, addr: &Address) -> bool {
-    if flow.source == NO_SOURCE {
-        return flow.src.same(*addr);
+fn is_sender(flow: Entry, addr: &Address) -> bool {
+    match flow.source().load() {
+        NO_SOURCE => flow.src().load().same(*addr),
+        source => maps::source(source).is_some_and(|source| source.load().same(*addr)),
     }
-    maps::source(flow.source).is_some_and(|source| source.same(*addr))
 }
 
-/// Makes a place free.
-#[inline(always)]
-pub fn delete(flow: &mut Flow) {
-    if is_active(flow) {
-        count(flow.backend, -1);
+/// Makes a place free, unless another CPU or the agent has done so, or is writing there. Rare, so it is a call.
+#[inline(never)]
+pub fn delete(flow: Entry) {
+    let tag = flow.tag().load();
+    let (was_active, backend) = (is_active(flow), flow.backend().load());
+    if tag > TAG_LOCKED && flow.tag().compare_exchange(tag, TAG_FREE) && was_active {
+        count(backend, -1);
     }
-    flow.tag = TAG_FREE;
 }
 
 /// Whether an entry is one that `SLB_ACTIVE` counts.
 #[inline(always)]
-fn is_active(flow: &Flow) -> bool {
-    flow.kind == FLOW_ORIGINAL && !flow.state.has_ended()
+fn is_active(flow: Entry) -> bool {
+    flow.is(FlowKind::Original) && !flow.state().load().has_ended()
 }
 
-/// So many more flows of a backend are active.
+/// Adds `delta` to the backend's number of active flows.
 #[inline(always)]
-fn count(backend: u32, more: i64) {
-    if let Some(active) = maps::SLB_ACTIVE.get_ptr_mut(backend) {
-        // SAFETY: an element of an array, which is aligned and only added to.
-        unsafe { atomic::fetch_add(active, more as u64) };
+fn count(backend: u32, delta: i64) {
+    if let Some(active) = maps::SLB_ACTIVE.cell(backend) {
+        active.fetch_add(delta as u64);
     }
 }
 
 /// The reply's entry of the client's at `place`, if it is there.
 #[inline(always)]
-pub fn reply_of(flow: &Flow, place: u32) -> Option<&'static mut Flow> {
-    get(flow.peer).filter(|reply| reply.kind == FLOW_REPLY && reply.peer == place)
+pub fn reply_of(flow: Entry, place: u32) -> Option<Entry> {
+    let is_it = |reply: &Entry| reply.is(FlowKind::Reply) && reply.peer().load() == place;
+    get(flow.peer().load()).filter(is_it)
 }

@@ -1,11 +1,13 @@
 //! A packet in a program: the frame, what was parsed of it, and what the program before has handed over.
 
-use aya_ebpf::{helpers::bpf_jiffies64, programs::XdpContext};
+use aya_ebpf::programs::XdpContext;
 use slb_common::{
-    abi::{Scratch, TailCallArgs},
+    abi::TailCallArgs,
     frame::Frame,
     parse::{Packet, TAG_LEN},
 };
+
+use crate::kernel;
 
 /// A packet in a program.
 pub struct PacketCtx<'a> {
@@ -39,13 +41,6 @@ pub fn frame(ctx: &XdpContext) -> Frame<'_> {
     unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
 }
 
-/// Low half of the jiffies: wraps, so only differences mean something.
-#[inline(always)]
-fn now() -> u32 {
-    // SAFETY: reads a counter of the kernel.
-    unsafe { bpf_jiffies64() as u32 }
-}
-
 impl<'a> PacketCtx<'a> {
     /// In the first program. `packet` is the one in the map, or one to which there is no other pointer: then it
     /// is stored in `kept` before others read it.
@@ -58,13 +53,12 @@ impl<'a> PacketCtx<'a> {
     ) -> Self {
         let frame = frame(ctx);
         let bytes = frame.len() as u64;
-        Self { ctx, frame, packet, kept, args, bytes, now: now() }
+        Self { ctx, frame, packet, kept, args, bytes, now: kernel::jiffies() }
     }
 
     /// In a program behind the first.
     #[inline(always)]
-    pub fn resume(ctx: &'a XdpContext, scratch: &'a mut Scratch) -> Self {
-        let Scratch { packet, args, .. } = scratch;
+    pub fn resume(ctx: &'a XdpContext, packet: &'a Packet, args: &'a mut TailCallArgs) -> Self {
         let bytes = args.bytes;
         Self { bytes, ..Self::begin(ctx, packet, None, args) }
     }
@@ -101,5 +95,21 @@ impl<'a> PacketCtx<'a> {
         let [outer, inner] = self.args.tags;
         let tags = (outer != 0) as u64 + (inner != 0) as u64;
         self.bytes.wrapping_sub(tags * TAG_LEN as u64)
+    }
+
+    /// Moves the beginning of the frame by so many bytes. `None`: there is no room.
+    #[inline(always)]
+    pub fn adjust_head(&mut self, by: i32) -> Option<()> {
+        kernel::adjust_head(self.ctx, by)?;
+        self.frame = frame(self.ctx);
+        Some(())
+    }
+
+    /// Moves the end of the frame by so many bytes. `None`: there is no room.
+    #[inline(always)]
+    pub fn adjust_tail(&mut self, by: i32) -> Option<()> {
+        kernel::adjust_tail(self.ctx, by)?;
+        self.frame = frame(self.ctx);
+        Some(())
     }
 }

@@ -2,15 +2,16 @@
 //!
 //! Each frame that enters the first program is counted once, under one verdict, by [`exit`].
 
-use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use slb_common::{
-    abi::Scratch,
+    abi::TailCallArgs,
+    packet::Packet,
     programs::Program,
     verdict::{Action, Verdict},
 };
 
 use crate::{
-    maps,
+    kernel, maps,
     outcome::{Egress, Next, Outcome},
     stats, vlan,
 };
@@ -22,8 +23,8 @@ pub fn finish(ctx: &XdpContext, outcome: Outcome, bytes: u64) -> u32 {
         Ok(Next::Send { verdict, egress }) => (verdict, egress),
         Err(verdict) => (verdict, 0),
         Ok(Next::TailCall(program)) => {
-            if let Some(scratch) = maps::scratch() {
-                (scratch.args.bytes, scratch.args.tags) = (bytes, [0; 2]);
+            if let Some((_, args)) = maps::handed_over() {
+                (args.bytes, args.tags) = (bytes, [0; 2]);
             }
             tail_call(ctx, program);
             (Verdict::Inconsistent, 0)
@@ -34,9 +35,12 @@ pub fn finish(ctx: &XdpContext, outcome: Outcome, bytes: u64) -> u32 {
 
 /// A program behind the first: does its part with the packet that it was handed, and ends.
 #[inline(always)]
-pub fn run_program(ctx: &XdpContext, part: impl FnOnce(&mut Scratch) -> Outcome) -> u32 {
-    let Some(scratch) = maps::scratch() else { return xdp_action::XDP_ABORTED };
-    let (mut verdict, egress) = match part(scratch) {
+pub fn run_program(
+    ctx: &XdpContext,
+    part: impl FnOnce(&mut Packet, &mut TailCallArgs) -> Outcome,
+) -> u32 {
+    let Some((packet, args)) = maps::handed_over() else { return xdp_action::XDP_ABORTED };
+    let (mut verdict, egress) = match part(packet, args) {
         Ok(Next::Send { verdict, egress }) => (verdict, egress),
         Err(verdict) => (verdict, 0),
         Ok(Next::TailCall(program)) => {
@@ -44,10 +48,10 @@ pub fn run_program(ctx: &XdpContext, part: impl FnOnce(&mut Scratch) -> Outcome)
             (Verdict::Inconsistent, 0)
         }
     };
-    if !matches!(verdict.action(), Action::Drop) && vlan::put(ctx, scratch.args.tags).is_none() {
+    if !matches!(verdict.action(), Action::Drop) && vlan::put(ctx, args.tags).is_none() {
         verdict = Verdict::Inconsistent;
     }
-    exit(ctx, verdict, egress, scratch.args.bytes)
+    exit(ctx, verdict, egress, args.bytes)
 }
 
 macro_rules! tail_calls {
@@ -69,11 +73,10 @@ slb_common::for_each_program!(tail_calls);
 #[inline(always)]
 fn jump<const SLOT: u32>(ctx: &XdpContext) {
     // SAFETY: nothing here is needed afterwards.
-    unsafe { maps::SLB_PROGRAMS.tail_call(ctx, SLOT) };
-    // Keeps the compiler from making one call of several.
-    // SAFETY: does nothing.
-    #[cfg(target_arch = "bpf")]
     unsafe {
+        maps::SLB_PROGRAMS.tail_call(ctx, SLOT);
+        // Keeps the compiler from making one call of several.
+        #[cfg(target_arch = "bpf")]
         core::arch::asm!("");
     }
 }
@@ -99,9 +102,8 @@ fn exit(ctx: &XdpContext, verdict: Verdict, egress: Egress, bytes: u64) -> u32 {
 /// until something else is sent, and stops for good when it has enough of them.
 #[inline(always)]
 fn transmit(ctx: &XdpContext, ifindex: u32) -> u32 {
-    if ifindex == ctx.ingress_ifindex() as u32 && maps::settings().veth == 0 {
+    if ifindex == ctx.ingress_ifindex() as u32 && maps::settings().veth() == 0 {
         return xdp_action::XDP_TX;
     }
-    // SAFETY: touches no memory of ours.
-    unsafe { bpf_redirect(ifindex, 0) as u32 }
+    kernel::redirect(ifindex)
 }

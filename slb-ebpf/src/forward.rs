@@ -4,7 +4,7 @@
 //! the slot says so, or flows are given out in turn, a flow has an entry.
 
 use slb_common::{
-    abi::{Endpoint, FLOW_ORIGINAL, MODE_NAT, NOT_CHOSEN, NatRewrite, UDP},
+    abi::{Endpoint, FlowKind, MODE_NAT, NOT_CHOSEN, NatRewrite, Task, UDP},
     decide::{self, Beginning, Course, Filtered},
     programs::Program,
     verdict::Verdict,
@@ -37,11 +37,13 @@ pub fn to_vip<const REST: bool>(
             Ok(Some(to_backend::<REST>(pkt, Chosen { id, port, hash, is_new })?))
         }
         Course::OwnSource { hash } => {
-            (pkt.args.hash, pkt.args.what) = (hash, FLOW_ORIGINAL.into());
+            pkt.args.hash = hash;
+            pkt.args.set_task(Task::Pass(FlowKind::Original));
             Err(Stop::TailCall(Program::FullNat))
         }
         Course::Begins { hash, chooses } => {
-            (pkt.args.hash, pkt.args.what) = (hash, FLOW_ORIGINAL.into());
+            pkt.args.hash = hash;
+            pkt.args.set_task(Task::Pass(FlowKind::Original));
             pkt.args.chosen = NOT_CHOSEN;
             Err(Stop::TailCall(if chooses { Program::Scheduler } else { Program::Flow }))
         }
@@ -76,7 +78,7 @@ fn to_backend<const REST: bool>(
         }
     }
     stats::forward(id, pkt.arrived_bytes::<REST>());
-    let kind = FLOW_ORIGINAL.into();
+    let kind = FlowKind::Original;
     let to = NatRewrite { addr: backend.addr, sport: port, dport: backend.port as u16, kind };
     Ok(Delivery { to, hop: backend.hop, mode: backend.mode, mtu: backend.mtu })
 }
@@ -97,7 +99,7 @@ pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
             if is_new {
                 stats::new_flow(id);
             }
-            pkt.args.what = FLOW_ORIGINAL.into();
+            pkt.args.set_task(Task::Pass(FlowKind::Original));
             Err(Stop::TailCall(Program::FullNat))
         }
         Err(verdict) => Err(stop(pkt, verdict)),

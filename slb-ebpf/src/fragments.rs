@@ -2,10 +2,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use slb_common::{
-    abi::{
-        FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Fragment, FragmentKey, Keys, MODE_DSR, MODE_NAT,
-        NatTuple, NextHop,
-    },
+    abi::{FlowKind, Fragment, FragmentKey, MODE_DSR, MODE_NAT, NatTuple, NextHop},
     decide,
     parse::FRAGMENT_FIRST,
     programs::Program,
@@ -44,21 +41,21 @@ pub fn lead(pkt: &mut PacketCtx<'_>, decision: Result<Delivery, Stop>) -> Outcom
 /// A function of its own: most packets have no need of its part of the stack.
 #[inline(never)]
 fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
-    let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
+    let Some((key, fragment)) = maps::fragment() else { return };
     *key = decide::fragment_key(pkt.packet);
     // In place, field by field: a record on the stack would take more of that than all else.
     (fragment.src, fragment.dst) = (key.src.copied(), key.dst.copied());
     (fragment.hash, fragment.backend) = (pkt.args.hash, pkt.args.backend);
-    fragment.expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies);
+    fragment.expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies());
     if let Some(delivery) = delivery {
         let end = if delivery.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
         *end = delivery.to.addr.copied();
-        fragment.kind = delivery.to.kind;
+        fragment.kind = delivery.to.kind as u32;
         fragment.hop = NextHop::from_mac_words(delivery.hop.ifindex, delivery.hop.mac_words());
         (fragment.mode, fragment.mtu) = (delivery.mode, delivery.mtu);
     } else {
         // Left to the kernel, both ends stay as they are.
-        fragment.kind = FLOW_BYPASS.into();
+        fragment.kind = FlowKind::Bypass as u32;
         fragment.hop = NextHop::from_mac_words(0, [0; 3]);
         (fragment.mode, fragment.mtu) = (MODE_NAT, 0);
     }
@@ -68,7 +65,9 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
 /// Notes where a first fragment goes, both of whose ends are replaced.
 #[inline(never)]
 pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, is_reply: bool) {
-    let Some(Keys { fragments: key, fragment, .. }) = maps::keys() else { return };
+    // First, while nothing else is needed: it is a call.
+    let expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies());
+    let Some((key, fragment)) = maps::fragment() else { return };
     *key = decide::fragment_key(pkt.packet);
     *fragment = Fragment {
         src: ends.src,
@@ -76,9 +75,9 @@ pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, i
         hop,
         backend: pkt.args.backend,
         mode: MODE_NAT,
-        kind: if is_reply { FLOW_REPLY.into() } else { FLOW_ORIGINAL.into() },
+        kind: FlowKind::of_direction(is_reply) as u32,
         mtu,
-        expires: pkt.now.wrapping_add(maps::settings().fragment_jiffies),
+        expires,
         ..Fragment::default()
     };
     put(key, fragment);
@@ -94,22 +93,22 @@ fn put(key: &FragmentKey, fragment: &Fragment) {
 #[inline(always)]
 pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
     let first = decide::later(pkt, pkt.packet)?;
-    let mut hop = first.hop;
-    if exceeds(pkt.packet.len, first.mtu) {
-        match too_big(pkt, first.mode, first.mtu)? {
+    let Fragment { mut hop, mode, mtu, kind, backend, .. } = first;
+    if exceeds(pkt.packet.len, mtu) {
+        match too_big(pkt, mode, mtu)? {
             Some(other) => hop = other,
             None => return Ok(Next::TailCall(Program::Respond)),
         }
     }
-    let is_reply = first.kind == FLOW_REPLY.into();
+    let is_reply = kind == FlowKind::Reply as u32;
     if is_reply {
-        policy::police_reply(first.backend, pkt.bytes)?;
-        stats::reply(first.backend, pkt.bytes);
+        policy::police_reply(backend, pkt.bytes)?;
+        stats::reply(backend, pkt.bytes);
     } else {
-        policy::police_original(first.backend, pkt.bytes)?;
-        stats::forward(first.backend, pkt.bytes);
+        policy::police_original(backend, pkt.bytes)?;
+        stats::forward(backend, pkt.bytes);
     }
-    match first.mode {
+    match mode {
         MODE_NAT => {
             let ends = [first.src, first.dst];
             rewrite::translate_later(&mut pkt.frame, pkt.packet, ends, hop)?;
@@ -120,7 +119,7 @@ pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: hop.ifindex })
         }
         _ => {
-            (pkt.args.hash, pkt.args.backend) = (first.hash, first.backend);
+            (pkt.args.hash, pkt.args.backend) = (first.hash, backend);
             Ok(Next::TailCall(Program::Tunnel))
         }
     }

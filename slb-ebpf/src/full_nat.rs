@@ -1,12 +1,8 @@
 //! Flows whose source is replaced as well: the backend answers an address of ours, wherever it is, and
 //! whatever family its client is of. Both directions have entries.
 
-use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
-    abi::{
-        ConnState, FLOW_ORIGINAL, Flow, MODE_FULL, MODE_NAT, NatTuple, NextHop, PROXY_NONE,
-        PROXY_V2, UDP,
-    },
+    abi::{ConnState, FlowKind, MODE_FULL, MODE_NAT, NatTuple, NextHop, PROXY_NONE, PROXY_V2, UDP},
     decide, icmp_error,
     nat64::{self, HEAD_V4, HEAD_V6},
     parse::{FRAGMENT_FIRST, L3, TcpFlags},
@@ -16,8 +12,8 @@ use slb_common::{
 };
 
 use crate::{
-    conntrack,
-    ctx::{self, PacketCtx},
+    conntrack::{self, Entry},
+    ctx::PacketCtx,
     fragments, maps,
     neigh::{self, ClientRoute},
     outcome::{Next, Outcome, exceeds, respond, sent, too_big},
@@ -27,7 +23,7 @@ use crate::{
 /// Translates a packet of either direction.
 #[inline(always)]
 pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let is_reply = pkt.args.what != FLOW_ORIGINAL.into();
+    let is_reply = pkt.args.is(FlowKind::Reply);
     // In place, for want of stack.
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     let ClientRoute { mut hop, mtu } =
@@ -74,26 +70,28 @@ fn finish(pkt: &mut PacketCtx<'_>, is_reply: bool, hop: NextHop) -> Next {
 fn to_backend(pkt: &mut PacketCtx<'_>, ends: &mut NatTuple) -> Result<ClientRoute, Verdict> {
     pkt.args.place = conntrack::index_of(&pkt.packet.key);
     let flow = conntrack::get(pkt.args.place).ok_or(Verdict::Inconsistent)?;
-    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
-    ends.src = maps::source(flow.source).ok_or(Verdict::Inconsistent)?.copied();
+    let id = flow.backend().load();
+    let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
+    ends.src = maps::source(flow.source().load()).ok_or(Verdict::Inconsistent)?.load();
     ends.dst = backend.addr.copied();
-    (ends.sport, ends.dport) = (flow.port, backend.port as u16);
+    (ends.sport, ends.dport) = (flow.port().load(), backend.port as u16);
     note_inserted_len(pkt, flow, false);
-    stats::forward(flow.backend, pkt.bytes);
-    pkt.args.backend = flow.backend;
+    stats::forward(id, pkt.bytes);
+    pkt.args.backend = id;
     Ok(ClientRoute { hop: backend.hop, mtu: backend.mtu })
 }
 
 /// Notes how much a backend is told about a flow's client, if this packet is one for [`Program::Proxy`].
 #[inline(always)]
-fn note_inserted_len(pkt: &mut PacketCtx<'_>, flow: &Flow, is_reply: bool) {
+fn note_inserted_len(pkt: &mut PacketCtx<'_>, flow: Entry, is_reply: bool) {
     pkt.args.inserted_len = 0;
-    if flow.proxy == PROXY_NONE {
+    let proxy = flow.proxy().load();
+    if proxy == PROXY_NONE {
         return;
     }
-    let is_header = flow.proxy == PROXY_V2;
-    let len = proxy_protocol::len(is_header, flow.src.is_v4());
-    let is_known = !flow.state.intersects(ConnState::PROXY_PENDING)
+    let is_header = proxy == PROXY_V2;
+    let len = proxy_protocol::len(is_header, flow.src().load().is_v4());
+    let is_known = !flow.state().load().intersects(ConnState::PROXY_PENDING)
         && !pkt.packet.flags.intersects(TcpFlags::SYN);
     if !is_known || !is_reply && may_tell_otherwise(pkt, flow, is_header) {
         pkt.args.inserted_len = len;
@@ -103,7 +101,7 @@ fn note_inserted_len(pkt: &mut PacketCtx<'_>, flow: &Flow, is_reply: bool) {
 /// Whether a segment of a connection whose backend has been told may tell it something else: it may begin the
 /// connection once more, or has options of its own.
 #[inline(always)]
-fn may_tell_otherwise(pkt: &PacketCtx<'_>, flow: &Flow, is_header: bool) -> bool {
+fn may_tell_otherwise(pkt: &PacketCtx<'_>, flow: Entry, is_header: bool) -> bool {
     /// Of a TCP header without options, and with as many as a timestamp takes.
     const PLAIN: u8 = 5;
     const STAMPED: u8 = 8;
@@ -114,21 +112,21 @@ fn may_tell_otherwise(pkt: &PacketCtx<'_>, flow: &Flow, is_header: bool) -> bool
     let sequence = u32::from_be(tcp.get(proxy_protocol::SEQUENCE));
     if is_header {
         let numbers = (sequence, u32::from_be(tcp.get(proxy_protocol::ACKNOWLEDGEMENT)));
-        return proxy_protocol::is_cookie(numbers, flow.sequence);
+        return proxy_protocol::is_cookie(numbers, flow.sequence().load());
     }
     let words = tcp.get::<u8>(12) >> 4;
     let is_stamped = words == STAMPED
         && pkt.frame.header::<24>(l4).is_some_and(|tcp| tcp.get::<u32>(20) == STAMP);
-    sequence == flow.sequence || !(words == PLAIN || is_stamped)
+    sequence == flow.sequence().load() || !(words == PLAIN || is_stamped)
 }
 
 /// From a backend.
 #[inline(always)]
 fn to_client(pkt: &mut PacketCtx<'_>, ends: &mut NatTuple) -> Result<ClientRoute, Verdict> {
     let flow = conntrack::get(pkt.args.place).ok_or(Verdict::Inconsistent)?;
-    (ends.src, ends.dst) = (flow.dst.copied(), flow.src.copied());
-    (ends.sport, ends.dport) = (flow.dport, flow.sport);
-    pkt.args.backend = flow.backend;
+    (ends.src, ends.dst) = (flow.dst().load(), flow.src().load());
+    (ends.sport, ends.dport) = (flow.dport().load(), flow.sport().load());
+    pkt.args.backend = flow.backend().load();
     note_inserted_len(pkt, flow, true);
     let way = neigh::client_route(pkt, &ends.src, &ends.dst)?.ok_or(Verdict::NotOurs)?;
     stats::reply(pkt.args.backend, pkt.bytes);
@@ -163,11 +161,7 @@ fn cross(
         return Ok(Next::TailCall(respond(pkt, Verdict::TooBig)));
     }
     let packet = nat64::header(&pkt.frame, pkt.packet).ok_or(Verdict::Truncated)?;
-    // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-    if unsafe { bpf_xdp_adjust_head(pkt.ctx.ctx, before as i32 - after as i32) } != 0 {
-        return Err(Verdict::Inconsistent);
-    }
-    pkt.frame = ctx::frame(pkt.ctx);
+    pkt.adjust_head(before as i32 - after as i32).ok_or(Verdict::Inconsistent)?;
     nat64::write(&mut pkt.frame, pkt.packet, &packet, ends, hop)?;
     Ok(finish(pkt, is_reply, hop))
 }

@@ -3,9 +3,8 @@
 
 use slb_common::{
     abi::{
-        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Keys, MODE_DSR, MODE_FULL, MODE_GUE,
-        MODE_IPIP, MODE_NAT, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, REVNAT_SHARED,
-        ROLE_VIP,
+        ConnState, FlowKind, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_PLACE,
+        NO_SOURCE, NatRewrite, NextHop, PROXY_V2, REVNAT_SHARED, ROLE_VIP, Task,
     },
     decide::{self, ErrorToBackend, Side},
     icmp::{self, Quote},
@@ -51,15 +50,15 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     stats::forward(id, pkt.bytes);
     match backend.mode {
         MODE_FULL if backend.addr.is_v4() != client.is_v4() => {
-            Ok(cross(pkt, flow.place, backend.hop, FLOW_ORIGINAL))
+            Ok(cross(pkt, flow.place, backend.hop, FlowKind::Original))
         }
         MODE_NAT | MODE_FULL => {
-            let kind = FLOW_ORIGINAL.into();
+            let kind = FlowKind::Original;
             let sport = backend.port as u16;
             let to = NatRewrite { addr: backend.addr, sport, dport: flow.port, kind };
             let peer = match flow.source {
                 NO_SOURCE => client,
-                source => *maps::source(source).ok_or(Verdict::Inconsistent)?,
+                source => maps::source(source).ok_or(Verdict::Inconsistent)?.load(),
             };
             icmp::translate_error(&mut pkt.frame, quote, &to, peer, backend.hop)?;
             Ok(sent(false, backend.hop))
@@ -69,7 +68,7 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: backend.hop.ifindex })
         }
         MODE_IPIP | MODE_GUE => {
-            (pkt.args.hash, pkt.args.backend) = (conntrack::hash(&quoted.reversed()), id);
+            (pkt.args.hash, pkt.args.backend) = (conntrack::flow_hash(&quoted.reversed()), id);
             Ok(Next::TailCall(Program::Tunnel))
         }
         _ => Err(Verdict::Inconsistent),
@@ -78,9 +77,10 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
 
 /// Has the error made into one of the other family, about the flow at `place`.
 #[inline(always)]
-fn cross(pkt: &mut PacketCtx<'_>, place: u32, hop: NextHop, kind: u8) -> Next {
+fn cross(pkt: &mut PacketCtx<'_>, place: u32, hop: NextHop, kind: FlowKind) -> Next {
     pkt.args.place = place;
-    (pkt.args.hop, pkt.args.what) = (hop, kind.into());
+    pkt.args.hop = hop;
+    pkt.args.set_task(Task::Pass(kind));
     Next::TailCall(Program::IcmpNat64)
 }
 
@@ -88,10 +88,10 @@ fn cross(pkt: &mut PacketCtx<'_>, place: u32, hop: NextHop, kind: u8) -> Next {
 #[inline(never)]
 fn recount(pkt: &mut PacketCtx<'_>, quote: &Quote, place: u32) {
     let Some(flow) = conntrack::get(place) else { return };
-    if flow.state.intersects(ConnState::PROXY_PENDING) {
-        let is_header = flow.proxy == PROXY_V2;
-        let len = proxy_protocol::len(is_header, flow.src.is_v4());
-        let first = is_header.then_some(flow.sequence);
+    if flow.state().load().intersects(ConnState::PROXY_PENDING) {
+        let is_header = flow.proxy().load() == PROXY_V2;
+        let len = proxy_protocol::len(is_header, flow.src().load().is_v4());
+        let first = is_header.then_some(flow.sequence().load());
         let _ = icmp::recount(&mut pkt.frame, quote, first, len);
     }
 }
@@ -118,23 +118,24 @@ fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
 fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
     let origin = maps::revnat(&quoted.destination()).ok_or(Verdict::NotOurs)?;
-    let kind = FLOW_REPLY.into();
+    let kind = FlowKind::Reply;
     let mut id = origin.backend;
     let mut to =
         NatRewrite { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
     let mut client = pkt.packet.key.dst;
     let mut place = NO_PLACE;
-    let Keys { reply: reply_key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    let reply_key = maps::reply_key().ok_or(Verdict::Inconsistent)?;
     *reply_key = quoted.reversed();
     match conntrack::slow_lookup(reply_key) {
-        Some(reply) if reply.kind == FLOW_BYPASS => return Err(Verdict::NotOurs),
+        Some(reply) if reply.is(FlowKind::Bypass) => return Err(Verdict::NotOurs),
         Some(reply) => {
             let flow = conntrack::reverse(reply, reply_key).ok_or(Verdict::NotOurs)?;
-            place = reply.peer;
-            id = flow.backend;
-            to = NatRewrite { addr: flow.dst, sport: flow.sport, dport: flow.dport, kind };
-            if flow.source != NO_SOURCE {
-                client = flow.src;
+            place = reply.peer().load();
+            id = flow.backend().load();
+            let (sport, dport) = (flow.sport().load(), flow.dport().load());
+            to = NatRewrite { addr: flow.dst().load(), sport, dport, kind };
+            if flow.source().load() != NO_SOURCE {
+                client = flow.src().load();
             }
         }
         None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs),
@@ -146,7 +147,7 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     stats::reply(id, pkt.bytes);
     recount(pkt, quote, place);
     if client.is_v4() != quoted.src.is_v4() {
-        return Ok(cross(pkt, place, hop, FLOW_REPLY));
+        return Ok(cross(pkt, place, hop, FlowKind::Reply));
     }
     icmp::translate_error(&mut pkt.frame, quote, &to, client, hop)?;
     Ok(sent(true, hop))

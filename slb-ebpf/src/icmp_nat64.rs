@@ -1,15 +1,14 @@
 //! ICMP errors whose flow is of another family than they are.
 
-use aya_ebpf::helpers::bpf_xdp_adjust_tail;
 use slb_common::{
-    abi::{FLOW_ORIGINAL, NatTuple},
+    abi::{FlowKind, NatTuple},
     icmp, icmp_nat64,
     verdict::Verdict,
 };
 
 use crate::{
     conntrack,
-    ctx::{self, PacketCtx},
+    ctx::PacketCtx,
     maps,
     outcome::{Outcome, sent},
 };
@@ -17,7 +16,7 @@ use crate::{
 /// Makes an error into one of the other family.
 #[inline(always)]
 pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let is_reply = pkt.args.what != FLOW_ORIGINAL.into();
+    let is_reply = pkt.args.is(FlowKind::Reply);
     let ends = maps::ends().ok_or(Verdict::Inconsistent)?;
     write_ends(ends, pkt.args.place, is_reply).ok_or(Verdict::Inconsistent)?;
     let quote = icmp::quote(&pkt.frame).ok_or(Verdict::Inconsistent)?;
@@ -25,11 +24,7 @@ pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
     icmp_nat64::translate(&mut error, &quote.packet.key, ends);
     let after = icmp_nat64::frame_len(ends.src.is_v4());
     let before = pkt.bytes_left();
-    // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-    if unsafe { bpf_xdp_adjust_tail(pkt.ctx.ctx, after as i32 - before as i32) } != 0 {
-        return Err(Verdict::Inconsistent);
-    }
-    pkt.frame = ctx::frame(pkt.ctx);
+    pkt.adjust_tail(after as i32 - before as i32).ok_or(Verdict::Inconsistent)?;
     let hop = pkt.args.hop;
     icmp_nat64::write(&mut pkt.frame, &error, ends, hop).ok_or(Verdict::Truncated)?;
     Ok(sent(is_reply, hop))
@@ -41,12 +36,12 @@ pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
 fn write_ends(ends: &mut NatTuple, place: u32, is_reply: bool) -> Option<()> {
     let flow = conntrack::get(place)?;
     if is_reply {
-        (ends.src, ends.dst) = (flow.src.copied(), flow.dst.copied());
-        (ends.sport, ends.dport) = (flow.sport, flow.dport);
+        (ends.src, ends.dst) = (flow.src().load(), flow.dst().load());
+        (ends.sport, ends.dport) = (flow.sport().load(), flow.dport().load());
         return Some(());
     }
-    let backend = maps::backend(flow.backend)?;
-    (ends.src, ends.dst) = (backend.addr, *maps::source(flow.source)?);
-    (ends.sport, ends.dport) = (backend.port as u16, flow.port);
+    let backend = maps::backend(flow.backend().load())?;
+    (ends.src, ends.dst) = (backend.addr, maps::source(flow.source().load())?.load());
+    (ends.sport, ends.dport) = (backend.port as u16, flow.port().load());
     Some(())
 }

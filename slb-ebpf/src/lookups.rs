@@ -2,22 +2,27 @@
 
 use slb_common::{
     abi::{
-        Address, Backend, CHUNK_SLOTS, Endpoint, FLOW_BYPASS, Flow, FlowKey, Fragment, Keys,
-        Listener, NO_PLACE, QuicKey, RevNat, Settings, Sticky, StickyKey,
+        Address, Backend, CHUNK_SLOTS, Endpoint, FlowKey, FlowKind, Fragment, Listener, NO_PLACE,
+        QuicKey, RevNat, Sticky, StickyKey,
     },
-    decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner},
+    decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner, Remembered},
     parse::Packet,
     quic::{self, ConnectionId},
     rewrite,
     verdict::Verdict,
 };
 
-use crate::{atomic, conntrack, ctx::PacketCtx, maps, policy};
+use crate::{
+    cell::{Elements as _, SharedCell},
+    conntrack,
+    ctx::PacketCtx,
+    maps, policy,
+};
 
 impl Lookups for PacketCtx<'_> {
     type Error = Verdict;
     type Ref<T: 'static> = &'static T;
-    type Kept = &'static mut Sticky;
+    type Kept = SharedCell<Sticky>;
 
     #[inline(always)]
     fn now(&self) -> u32 {
@@ -40,8 +45,8 @@ impl Lookups for PacketCtx<'_> {
     }
 
     #[inline(always)]
-    fn settings(&self) -> Result<Settings, Verdict> {
-        Ok(maps::settings())
+    fn no_listener(&self) -> Result<u32, Verdict> {
+        Ok(maps::settings().no_listener())
     }
 
     #[inline(always)]
@@ -76,19 +81,18 @@ impl Lookups for PacketCtx<'_> {
 
     #[inline(always)]
     fn bypass(&self, backend: u32) -> Result<u32, Verdict> {
-        Ok(maps::SLB_BYPASS.get(backend).copied().unwrap_or_default())
+        Ok(maps::SLB_BYPASS.cell(backend).map_or(0, SharedCell::load))
     }
 
     #[inline(always)]
     fn turn(&mut self, listener: u32) -> Result<u64, Verdict> {
-        let cursor = maps::SLB_RR_CURSORS.get_ptr_mut(listener).ok_or(Verdict::Inconsistent)?;
-        // SAFETY: an element of an array map lives as long as the map and is aligned to 8 bytes.
-        Ok(unsafe { atomic::fetch_add(cursor, 1) })
+        let cursor = maps::SLB_RR_CURSORS.cell(listener).ok_or(Verdict::Inconsistent)?;
+        Ok(cursor.fetch_add(1))
     }
 
     #[inline(always)]
     fn active(&self, backend: u32) -> Result<u64, Verdict> {
-        Ok(maps::SLB_ACTIVE.get(backend).copied().unwrap_or_default())
+        Ok(maps::SLB_ACTIVE.cell(backend).map_or(0, SharedCell::load))
     }
 
     #[inline(always)]
@@ -96,15 +100,18 @@ impl Lookups for PacketCtx<'_> {
         &mut self,
         listener: &Listener,
         client: &Address,
-    ) -> Result<Option<&'static mut Sticky>, Verdict> {
+    ) -> Result<Option<(Sticky, SharedCell<Sticky>)>, Verdict> {
         let key = sticky_key(listener, client).ok_or(Verdict::Inconsistent)?;
-        // SAFETY: an element of the map lives until the program ends; two CPUs that write to it write much the same.
-        Ok(maps::SLB_STICKY.get_ptr_mut(key).map(|sticky| unsafe { &mut *sticky }))
+        Ok(maps::SLB_STICKY.cell(key).map(|kept| {
+            let (backend, expires) = (kept.backend().load(), kept.expires().load());
+            (Sticky { backend, expires }, kept)
+        }))
     }
 
+    /// Two CPUs that write to it write much the same.
     #[inline(always)]
-    fn keep(&mut self, kept: &'static mut Sticky, expires: u32) {
-        kept.expires = expires;
+    fn keep(&mut self, kept: SharedCell<Sticky>, expires: u32) {
+        kept.expires().store(expires);
     }
 
     #[inline(always)]
@@ -122,15 +129,25 @@ impl Lookups for PacketCtx<'_> {
 
     #[inline(always)]
     fn server(&self, key: QuicKey) -> Result<Option<u32>, Verdict> {
-        // SAFETY: copied out at once.
-        Ok(unsafe { maps::SLB_QUIC.get(key) }.copied())
+        Ok(maps::quic_backend(key.listener, key.server))
     }
 
     #[inline(always)]
     fn entry(&mut self, packet: &Packet, listener: &Listener, hash: u64) -> Result<Entry, Verdict> {
         let Some(flow) = conntrack::lookup(&packet.key, hash) else { return Ok(Entry::None) };
-        let Some(backend) = maps::backend(flow.backend) else { return Ok(Entry::None) };
-        match decide::judge(self.now, packet, listener, flow, backend) {
+        let remembered = Remembered {
+            backend: flow.backend().load(),
+            port: flow.port().load(),
+            source: flow.source().load(),
+            is_original: flow.is(FlowKind::Original),
+            state: flow.state().load(),
+            expires: flow.expires().load(),
+        };
+        if !conntrack::is_still(flow, hash) {
+            return Ok(Entry::None);
+        }
+        let Some(backend) = maps::backend(remembered.backend) else { return Ok(Entry::None) };
+        match decide::judge(self.now, packet, listener, &remembered, backend) {
             Judgement::Stale => {
                 conntrack::delete(flow);
                 Ok(Entry::None)
@@ -138,7 +155,7 @@ impl Lookups for PacketCtx<'_> {
             Judgement::Closed => Err(Verdict::Closed),
             Judgement::Valid => {
                 conntrack::update_original(&self.view(), flow, backend);
-                Ok(Entry::of(flow))
+                Ok(Entry::of(&remembered))
             }
         }
     }
@@ -167,32 +184,48 @@ impl Lookups for PacketCtx<'_> {
         let place = conntrack::index_of(key);
         Ok(conntrack::get(place).map(|flow| Known {
             place,
-            backend: flow.backend,
-            port: flow.port,
-            source: flow.source,
+            backend: flow.backend().load(),
+            port: flow.port().load(),
+            source: flow.source().load(),
         }))
     }
 
     #[inline(always)]
-    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner<&'static Flow>>, Verdict> {
-        let Keys { reply: key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner>, Verdict> {
+        let key = maps::reply_key().ok_or(Verdict::Inconsistent)?;
         *key = sent.reversed();
         match conntrack::slow_lookup(key) {
             None => Ok(None),
-            Some(reply) if reply.kind == FLOW_BYPASS => Err(Verdict::NotOurs),
+            Some(reply) if reply.is(FlowKind::Bypass) => Err(Verdict::NotOurs),
             Some(reply) => {
                 let flow = conntrack::reverse(reply, key).ok_or(Verdict::NotOurs)?;
-                Ok(Some(Owner { place: reply.peer, flow }))
+                Ok(Some(Owner {
+                    place: reply.peer().load(),
+                    key: conntrack::key_of(flow),
+                    backend: flow.backend().load(),
+                    source: flow.source().load(),
+                }))
             }
         }
     }
 
     #[inline(always)]
-    fn first_fragment(&mut self, packet: &Packet) -> Result<Option<&'static Fragment>, Verdict> {
-        let Keys { fragments: key, .. } = maps::keys().ok_or(Verdict::Inconsistent)?;
+    fn first_fragment(&mut self, packet: &Packet) -> Result<Option<Fragment>, Verdict> {
+        let (key, _) = maps::fragment().ok_or(Verdict::Inconsistent)?;
         *key = decide::fragment_key(packet);
-        // SAFETY: read once; an entry that becomes another's meanwhile was the oldest of all.
-        Ok(unsafe { maps::SLB_FRAGMENTS.get(&*key) })
+        // An element that becomes another packet's meanwhile was the oldest of all.
+        Ok(maps::SLB_FRAGMENTS.cell(key).map(|first| Fragment {
+            src: first.src().load(),
+            dst: first.dst().load(),
+            hop: first.hop().load(),
+            hash: first.hash().load(),
+            backend: first.backend().load(),
+            mode: first.mode().load(),
+            kind: first.kind().load(),
+            mtu: first.mtu().load(),
+            expires: first.expires().load(),
+            spare: 0,
+        }))
     }
 
     #[inline(always)]
@@ -216,7 +249,7 @@ impl Lookups for PacketCtx<'_> {
 
     #[inline(always)]
     fn hash(&self, key: &FlowKey) -> u64 {
-        conntrack::hash(key)
+        conntrack::flow_hash(key)
     }
 }
 
@@ -232,7 +265,7 @@ pub fn slot(first_chunk: u32, number: u32) -> Result<u32, Verdict> {
 /// The key of a client's record, in this CPU's place for keys.
 #[inline(always)]
 fn sticky_key(listener: &Listener, client: &Address) -> Option<&'static StickyKey> {
-    let Keys { sticky: key, .. } = maps::keys()?;
+    let key = maps::sticky_key()?;
     *key = StickyKey { client: client.copied(), listener: listener.id, spare: 0 };
     Some(key)
 }

@@ -31,16 +31,18 @@
 #![allow(unreachable_pub, reason = "no other crate can use the items of a program")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-mod atomic;
 mod bypass;
+mod cell;
 mod conntrack;
 mod ctx;
 mod exit;
 mod forward;
 mod fragments;
 mod full_nat;
+mod global;
 mod icmp;
 mod icmp_nat64;
+mod kernel;
 mod lookups;
 mod maps;
 mod neigh;
@@ -51,6 +53,7 @@ mod reply;
 mod respond;
 mod route;
 mod scheduler;
+mod shared;
 mod slow_path;
 mod stats;
 mod tunnel;
@@ -58,7 +61,6 @@ mod vlan;
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use slb_common::{
-    abi::Scratch,
     parse::{self, Family, Packet, Reject},
     verdict::Verdict,
 };
@@ -83,7 +85,7 @@ macro_rules! entry_points {
     ($($name:ident = $slot:literal, $symbol:ident;)+) => {$(
         #[xdp(frags)]
         pub fn $symbol(ctx: XdpContext) -> u32 {
-            exit::run_program(&ctx, |scratch| parts::$symbol(&ctx, scratch))
+            exit::run_program(&ctx, |packet, args| parts::$symbol(&ctx, packet, args))
         }
     )+};
 }
@@ -91,13 +93,19 @@ slb_common::for_each_program!(entry_points);
 
 /// What each program does with the packet that it was handed, by the symbol of the program.
 mod parts {
-    use super::{Outcome, PacketCtx, Scratch, XdpContext};
+    use slb_common::abi::TailCallArgs;
+
+    use super::{Outcome, Packet, PacketCtx, XdpContext};
 
     macro_rules! parts {
         ($($symbol:ident = $part:path;)+) => {$(
             #[inline(always)]
-            pub fn $symbol(ctx: &XdpContext, scratch: &mut Scratch) -> Outcome {
-                $part(&mut PacketCtx::resume(ctx, scratch))
+            pub fn $symbol(
+                ctx: &XdpContext,
+                packet: &mut Packet,
+                args: &mut TailCallArgs,
+            ) -> Outcome {
+                $part(&mut PacketCtx::resume(ctx, packet, args))
             }
         )+};
     }
@@ -123,7 +131,7 @@ mod parts {
 /// is in a register.
 #[inline(always)]
 fn v4(ctx: &XdpContext) -> Outcome {
-    let Scratch { packet: kept, args, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
+    let (kept, args) = maps::handed_over().ok_or(Verdict::Inconsistent)?;
     let mut packet = Packet::default();
     if let Err(reject) = parse::packet_of(&ctx::frame(ctx), Family::V4, &mut packet) {
         if matches!(reject, Reject::Icmp) {
@@ -142,7 +150,7 @@ fn v4(ctx: &XdpContext) -> Outcome {
 /// IPv6: the addresses alone would take all registers.
 #[inline(always)]
 fn v6(ctx: &XdpContext) -> Outcome {
-    let Scratch { packet, args, .. } = maps::scratch().ok_or(Verdict::Inconsistent)?;
+    let (packet, args) = maps::handed_over().ok_or(Verdict::Inconsistent)?;
     if let Err(reject) = parse::packet_of(&ctx::frame(ctx), Family::V6, packet) {
         return route::rejected(reject);
     }

@@ -1,6 +1,4 @@
-//! Every map: who writes it, who reads it, what a missing entry means. `docs/maps.md` shows dumps.
-
-use core::ptr;
+//! Every map: what writes it, what reads it, what a missing entry means. `docs/maps.md` shows dumps.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -10,18 +8,21 @@ use aya_ebpf::{
 use slb_common::{
     abi::{
         self, AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop, Counter,
-        DEFAULT_BUCKETS, DEFAULT_CHUNKS, Endpoint, FILTER_PER_BYTE, Filter, Fragment, FragmentKey,
-        INDEX_MANY, INDEX_NONE, Index, Interface, Keys, Limits, Listed, Listener, ListenerIndex,
-        MAX_ACL_CACHE, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS,
-        MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, NatTuple, Policers,
-        QuicKey, ROLE_BACKEND, ROLE_VIP, RevNat, RevNatIndex, Roles, Scratch, Settings, Sticky,
-        StickyKey, SynAnswers, Traffic,
+        DEFAULT_BUCKETS, DEFAULT_CHUNKS, Endpoint, FILTER_PER_BYTE, Filter, FlowKey, Fragment,
+        FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Limits, Listed, Listener,
+        ListenerIndex, MAX_ACL_CACHE, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES,
+        MAX_LISTENERS, MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, NatTuple,
+        Policers, QuicKey, ROLE_BACKEND, ROLE_VIP, RevNat, RevNatIndex, Roles, RouteQuery, Scratch,
+        Settings, Sticky, StickyKey, SynAnswers, TailCallArgs, Traffic,
     },
     hash,
+    packet::Packet,
     programs::Program,
     proxy_protocol::{Head, Options, Words},
     verdict::MAX_VERDICTS,
 };
+
+use crate::cell::{Elements as _, SharedCell};
 
 /// Not preallocated: a replaced value lives on until the packets that have looked it up are done.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -61,7 +62,7 @@ pub static SLB_FILTER: Array<Filter, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SLB_ADDRESSES: HashMap<Address, Roles, MAX_ENDPOINTS, NO_PREALLOC> = HashMap::new();
 
-/// Written by the agent. Missing: nobody balances to that address and port.
+/// Written by the agent. Missing: no listener has a backend at that address and port.
 #[btf_map]
 pub static SLB_REVNAT: HashMap<Endpoint, RevNat, MAX_ENDPOINTS, NO_PREALLOC> = HashMap::new();
 
@@ -81,8 +82,8 @@ pub static SLB_NEXT_HOPS: Array<ClientNextHop, MAX_NEXT_HOPS> = Array::new();
 #[btf_map]
 pub static SLB_FLOWS: Array<Bucket, DEFAULT_BUCKETS, MMAPABLE> = Array::new();
 
-/// Written by the program, indexed like `SLB_BACKENDS`: when somebody last talked to the backend's
-/// address and port directly, in jiffies; 0: never. The last place is all backends'.
+/// Written by the program, indexed like `SLB_BACKENDS`: until when, in jiffies, a client may be talking to the backend's
+/// address and port directly; 0: no client ever has.
 #[btf_map]
 pub static SLB_BYPASS: Array<u32, MAX_BACKENDS> = Array::new();
 
@@ -143,38 +144,43 @@ pub static SLB_PROGRAMS: ProgramArray<{ Program::ALL.len() }> = ProgramArray::ne
 #[btf_map]
 pub static SLB_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// This CPU's place for the packet, and for what one program tells the next. For [`crate::ctx::PacketCtx`] only:
-/// there is one.
-#[inline(always)]
-pub fn scratch() -> Option<&'static mut Scratch> {
-    // SAFETY: this CPU's own, and a program is not interrupted by another on its CPU.
-    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+macro_rules! parts_of_scratch {
+    ($($(#[doc = $doc:literal])+ $name:ident: $($($field:ident).+ => $type:ty),+;)+) => {$(
+        $(#[doc = $doc])+
+        #[allow(unused_parens, reason = "one part is no tuple")]
+        #[inline(always)]
+        pub fn $name() -> Option<($(&'static mut $type),+)> {
+            let scratch = SLB_SCRATCH.get_ptr_mut(0)?;
+            // SAFETY: this CPU's own, a program is not interrupted by another on its CPU, and no two of these
+            // functions give the same part, of which each has one user at a time.
+            unsafe { Some(($(&mut (*scratch).$($field).+),+)) }
+        }
+    )+};
+}
+// What the stack has no room for, of this CPU. Each part is for one function at a time.
+parts_of_scratch! {
+    /// The packet, and what one program tells the next: for [`crate::ctx::PacketCtx`], of which there is one.
+    handed_over: packet => Packet, args => TailCallArgs;
+    /// What a backend would answer with.
+    reply_key: keys.reply => FlowKey;
+    /// What a client would send, and where it goes.
+    client_key: keys.forward => FlowKey, keys.to => Endpoint;
+    /// The key of a packet in fragments, and where its first one goes: for [`crate::fragments`] and
+    /// [`crate::lookups`].
+    fragment: keys.fragments => FragmentKey, keys.fragment => Fragment;
+    /// What a packet's ends are replaced by: for [`crate::full_nat`] and [`crate::icmp_nat64`].
+    ends: keys.ends => NatTuple;
+    /// A client that is kept with its backend: for [`crate::lookups`].
+    sticky_key: keys.sticky => StickyKey;
+    /// A question to the kernel's routing tables: for [`crate::neigh`].
+    route_query: keys.route => RouteQuery;
+    /// What is put into a packet, what stands before it, and its options: for [`crate::proxy_protocol`].
+    proxy_buffers: words => Words, head => Head, options => Options;
+    /// When this CPU last sent an ICMP error, and how many since: for [`crate::respond`].
+    sent_errors: errors_at => u32, errors => u32;
 }
 
-/// This CPU's place for keys. For one function at a time.
-#[inline(always)]
-pub fn keys() -> Option<&'static mut Keys> {
-    // SAFETY: as above.
-    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys })
-}
-
-/// This CPU's place for the ends of a packet. For [`crate::full_nat`].
-#[inline(always)]
-pub fn ends() -> Option<&'static mut NatTuple> {
-    // SAFETY: as above.
-    SLB_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).keys.ends })
-}
-
-/// This CPU's place for what is put into a packet, for what stands before it, and for its options. For
-/// [`crate::proxy_protocol`].
-#[inline(always)]
-pub fn proxy_buffers() -> Option<(&'static mut Words, &'static mut Head, &'static mut Options)> {
-    let scratch = SLB_SCRATCH.get_ptr_mut(0)?;
-    // SAFETY: as above.
-    unsafe { Some((&mut (*scratch).words, &mut (*scratch).head, &mut (*scratch).options)) }
-}
-
-/// A backend by its index.
+/// A backend by its index: a reference, see [`crate::cell`].
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static Backend> {
     SLB_BACKENDS.get(id)
@@ -193,77 +199,105 @@ pub struct Known {
 /// What the addresses of a packet may be to us.
 #[inline(always)]
 pub fn filter(src: &Address, dst: &Address) -> Known {
-    let Some(filter) = SLB_FILTER.get(0) else { return Known { from: 0, to: 0, bypass_until: 0 } };
+    let Some(filter) = SLB_FILTER.cell(0) else { return Known { from: 0, to: 0, bypass_until: 0 } };
     let roles = |addr: &Address| {
         let hash = hash::filter(*addr);
-        let byte = u32::from(filter.roles[hash / FILTER_PER_BYTE]);
+        let byte = u32::from(filter.roles().at(hash / FILTER_PER_BYTE).load());
         byte >> (2 * (hash % FILTER_PER_BYTE)) & (ROLE_VIP | ROLE_BACKEND)
     };
-    Known { from: roles(src), to: roles(dst), bypass_until: filter.bypass_until }
+    Known { from: roles(src), to: roles(dst), bypass_until: filter.bypass_until().load() }
 }
 
 /// [`Filter::bypass_until`].
 #[inline(always)]
 pub fn bypass_until() -> u32 {
-    SLB_FILTER.get(0).map_or(0, |filter| filter.bypass_until)
+    SLB_FILTER.cell(0).map_or(0, |filter| filter.bypass_until().load())
 }
 
 /// What an index has of an endpoint: its record's value, or nothing, if it knows for certain.
 #[inline(always)]
-fn indexed<V, const RECORDS: usize>(
-    index: Option<&'static Index<V, RECORDS>>,
+fn indexed<V: 'static, const RECORDS: usize>(
+    index: Option<SharedCell<Index<V, RECORDS>>>,
     at: &Endpoint,
 ) -> Option<Option<&'static V>> {
     let index = index?;
-    // SAFETY: of the map; read once, as the agent may replace it meanwhile.
-    let word = unsafe { ptr::read_volatile(&raw const index.places[hash::endpoint(at)]) };
+    let word = index.places().at(hash::endpoint(at)).load();
     match word {
         INDEX_NONE => return Some(None),
         INDEX_MANY => return None,
         _ => {}
     }
-    // Not by comparison: the verifier would lose track.
-    let record = |number: u32| &index.records[number as usize % RECORDS];
     let (first, second) = abi::index_records(word);
-    let first = record(first);
+    let first = index.record(first);
     if first.at.same(at) {
         return Some(Some(&first.value));
     }
     if second == 0 {
         return Some(None);
     }
-    let second = record(second);
+    let second = index.record(second);
     Some(second.at.same(at).then_some(&second.value))
+}
+
+/// An entry that the agent has written. It is never written again, but replaced by another.
+#[inline(always)]
+fn entry<K, V, const LEN: usize>(
+    map: &'static HashMap<K, V, LEN, NO_PREALLOC>,
+    key: &K,
+) -> Option<&'static V> {
+    // SAFETY: a replaced or removed value of such a map lives on until the program ends.
+    unsafe { map.get(key) }
 }
 
 /// The listener of an endpoint.
 #[inline(always)]
 pub fn listener(at: &Endpoint) -> Option<&'static Listener> {
-    match indexed(SLB_LISTENER_INDEX.get(0), at) {
+    match indexed(SLB_LISTENER_INDEX.cell(0), at) {
         Some(known) => known,
         // A copy: the original may be in registers.
-        // SAFETY: a replaced value lives on until the program ends.
-        None => unsafe { SLB_LISTENERS.get(*at) },
+        None => listener_entry(&{ *at }),
     }
+}
+
+/// The same, not by the index: takes less stack.
+#[inline(always)]
+pub fn listener_entry(at: &Endpoint) -> Option<&'static Listener> {
+    entry(&SLB_LISTENERS, at)
 }
 
 /// Whom a backend's address and port answer for.
 #[inline(always)]
 pub fn revnat(at: &Endpoint) -> Option<&'static RevNat> {
-    match indexed(SLB_REVNAT_INDEX.get(0), at) {
+    match indexed(SLB_REVNAT_INDEX.cell(0), at) {
         Some(known) => known,
-        // SAFETY: as above.
-        None => unsafe { SLB_REVNAT.get(*at) },
+        // As above.
+        None => revnat_entry(&{ *at }),
     }
+}
+
+/// The same, not by the index: takes less stack.
+#[inline(always)]
+pub fn revnat_entry(at: &Endpoint) -> Option<&'static RevNat> {
+    entry(&SLB_REVNAT, at)
 }
 
 /// What an address is to us.
 #[inline(always)]
 pub fn roles(addr: &Address) -> u32 {
     // The kernel is given a pointer to a copy: the original may be in registers.
-    let addr = *addr;
-    // SAFETY: copied out at once.
-    unsafe { SLB_ADDRESSES.get(addr) }.copied().unwrap_or_default().roles
+    entry(&SLB_ADDRESSES, &{ *addr }).copied().unwrap_or_default().roles
+}
+
+/// Whether packets may be sent out of an interface.
+#[inline(always)]
+pub fn can_redirect(ifindex: u32) -> bool {
+    entry(&SLB_INTERFACES, &ifindex).is_some_and(|interface| interface.redirect != 0)
+}
+
+/// The backend of a listener that has issued QUIC connection IDs with this server ID.
+#[inline(always)]
+pub fn quic_backend(listener: u32, server: u32) -> Option<u32> {
+    entry(&SLB_QUIC, &QuicKey { listener, server }).copied()
 }
 
 /// Whether an address is on an access list.
@@ -275,12 +309,46 @@ pub fn is_listed(acl: u32, addr: &Address) -> bool {
 
 /// A source address towards backends.
 #[inline(always)]
-pub fn source(index: u16) -> Option<&'static Address> {
-    SLB_SOURCES.get(index.into())
+pub fn source(index: u16) -> Option<SharedCell<Address>> {
+    SLB_SOURCES.cell(index.into())
 }
 
 /// The agent's settings.
+#[derive(Clone, Copy)]
+pub struct CurrentSettings(Option<SharedCell<Settings>>);
+
+macro_rules! settings {
+    ($($name:ident: u32,)+) => {
+        impl CurrentSettings {$(
+            #[inline(always)]
+            pub fn $name(self) -> u32 {
+                self.0.map_or(0, |settings| settings.$name().load())
+            }
+        )+}
+    };
+}
+settings! {
+    route_epoch: u32,
+    buckets: u32,
+    opening_jiffies: u32,
+    closing_jiffies: u32,
+    fragment_jiffies: u32,
+    no_listener: u32,
+    generic: u32,
+    veth: u32,
+    acl_epoch: u32,
+}
+
+/// What the outer source addresses of tunnels begin with.
 #[inline(always)]
-pub fn settings() -> Settings {
-    SLB_SETTINGS.get(0).copied().unwrap_or_default()
+pub fn tunnel_source(is_v4: bool) -> Option<Address> {
+    let settings = SLB_SETTINGS.cell(0)?;
+    let source = if is_v4 { settings.tunnel_v4() } else { settings.tunnel_v6() };
+    Some(source.load())
+}
+
+/// The agent's settings, each as it is when it is asked for.
+#[inline(always)]
+pub fn settings() -> CurrentSettings {
+    CurrentSettings(SLB_SETTINGS.cell(0))
 }

@@ -1,31 +1,23 @@
 //! Next hops.
 
-use core::{
-    ptr,
-    sync::atomic::{Ordering, compiler_fence},
-};
-
-use aya_ebpf::{
-    bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
-        bpf_fib_lookup as FibLookup,
-    },
-    helpers::bpf_fib_lookup,
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
 };
 use slb_common::{
     abi::{
-        Address, ClientNextHop, EPOCH_LEARNED, EPOCH_LOCKED, Keys, MAX_NEXT_HOPS, NEXT_HOP_LOCAL,
-        NextHop, ROLE_LOCAL, ROLE_VIP,
+        Address, ClientNextHop, EPOCH_LEARNED, MAX_NEXT_HOPS, NEXT_HOP_LOCAL, NextHop, ROLE_LOCAL,
+        ROLE_VIP,
     },
     hash,
     verdict::Verdict,
 };
 
 use crate::{
-    atomic,
+    cell::{Elements as _, Guarded as _, Reading, SharedCell},
     ctx::{PacketCtx, PacketView},
-    maps,
+    global::Packed,
+    kernel, maps,
 };
 
 const AF_INET: u8 = 2;
@@ -51,17 +43,15 @@ const fn pair(first: u16, second: u16) -> u32 {
 
 /// Where the way from a VIP to a client is kept.
 #[inline(always)]
-fn client(addr: &Address, vip: &Address) -> Option<&'static mut ClientNextHop> {
+fn client(addr: &Address, vip: &Address) -> Option<SharedCell<ClientNextHop>> {
     let index = hash::address(*addr) ^ hash::address(*vip);
-    let client = maps::SLB_NEXT_HOPS.get_ptr_mut((index % MAX_NEXT_HOPS) as u32)?;
-    // SAFETY: an element of an array lives as long as the program; who writes to it has taken it.
-    Some(unsafe { &mut *client })
+    maps::SLB_NEXT_HOPS.cell((index % MAX_NEXT_HOPS) as u32)
 }
 
 /// Whether it is the one that is looked for, and not about to be another's.
 #[inline(always)]
-fn is_of(client: &ClientNextHop, addr: &Address, vip: &Address) -> bool {
-    client.addr.same(*addr) && client.vip.same(*vip)
+fn is_of(client: SharedCell<ClientNextHop>, addr: &Address, vip: &Address) -> bool {
+    client.addr().load().same(*addr) && client.vip().load().same(*vip)
 }
 
 /// Notes how a client's packets come, until the kernel says how to get to it.
@@ -74,32 +64,24 @@ pub fn learn_client_neighbour(pkt: &PacketCtx<'_>) {
     }
 }
 
-/// Writes where nobody else is writing; flags and MTU come last.
+/// Writes, unless another CPU is writing there. The addresses come first: a reader looks at them last.
 #[inline(always)]
 fn store(
-    client: &mut ClientNextHop,
+    client: SharedCell<ClientNextHop>,
     addr: &Address,
     vip: &Address,
     hop: NextHop,
     epoch: u32,
     [flags, mtu]: [u32; 2],
 ) {
-    let before = client.epoch;
-    if before == EPOCH_LOCKED {
-        return;
-    }
-    // SAFETY: an aligned word of an array.
-    if !unsafe { atomic::compare_exchange(&raw mut client.epoch, before, EPOCH_LOCKED) } {
-        return;
-    }
-    client.addr = *addr;
-    client.vip = *vip;
-    client.hop = hop;
-    client.flags = flags;
-    client.mtu = mtu;
-    compiler_fence(Ordering::Release);
-    // SAFETY: an aligned word.
-    unsafe { ptr::write_volatile(&raw mut client.epoch, epoch) };
+    let Some(claim) = client.claim(client.epoch().load()) else { return };
+    let client = claim.cell();
+    client.addr().store(*addr);
+    client.vip().store(*vip);
+    client.hop().store(hop);
+    client.flags().store(flags);
+    client.mtu().store(mtu);
+    claim.publish(epoch);
 }
 
 /// The way to a client.
@@ -119,92 +101,111 @@ pub fn client_route(
     addr: &Address,
 ) -> Result<Option<ClientRoute>, Verdict> {
     let client = client(addr, vip).ok_or(Verdict::Inconsistent)?;
-    let epoch = client.epoch;
-    let mut hop = client.hop;
-    let mut flags = client.flags;
-    let mut mtu = client.mtu;
-    // SAFETY: an aligned word.
-    let is_whole =
-        is_of(client, addr, vip) && unsafe { ptr::read_volatile(&raw const client.epoch) } == epoch;
-    if !is_whole || epoch != maps::settings().route_epoch {
-        if !is_whole || epoch == EPOCH_LOCKED {
-            hop = NextHop::UNRESOLVED;
+    // The addresses come last: the epoch may be the same before and after a write.
+    let Reading { guard: epoch, value, is_unchanged } = client.read(|client| {
+        let (hop, flags, mtu) = (client.hop().load(), client.flags().load(), client.mtu().load());
+        (hop, flags, mtu, is_of(client, addr, vip))
+    });
+    let (mut hop, flags, mut mtu, is_it) = value;
+    let is_whole = is_it && is_unchanged;
+    if is_whole && epoch == maps::settings().route_epoch() {
+        if flags & NEXT_HOP_LOCAL != 0 {
+            return Ok(None);
         }
-        // Copies: the originals may be in registers.
-        let mut known = hop;
-        let answer = fib_lookup(&pkt.view(), &{ *vip }, &{ *addr }, &mut known);
-        hop = known;
-        if answer & IS_VERDICT != 0 {
-            return Err(Verdict::from_slot(answer & !IS_VERDICT));
-        }
-        flags = answer & NEXT_HOP_LOCAL;
-        mtu = answer >> MTU_SHIFT;
+        return Ok(Some(ClientRoute { hop, mtu }));
     }
-    if flags & NEXT_HOP_LOCAL != 0 {
-        return Ok(None);
+    if !is_whole || ClientNextHop::is_claimed(epoch) {
+        hop = NextHop::UNRESOLVED;
+    }
+    // Copies: the originals may be in registers.
+    let mut known = hop;
+    match Answer::unpack(fib_lookup(&pkt.view(), &{ *vip }, &{ *addr }, &mut known)) {
+        Answer::End(verdict) => return Err(verdict),
+        Answer::Local => return Ok(None),
+        Answer::Way { mtu: found } => (hop, mtu) = (known, found),
     }
     Ok(Some(ClientRoute { hop, mtu }))
 }
 
-/// In what [`fib_lookup`] gives: the rest is a verdict.
+/// What the kernel says about the way to a client.
+enum Answer {
+    /// The packet ends here.
+    End(Verdict),
+    /// The client is the gateway itself.
+    Local,
+    /// [`ClientNextHop::mtu`] of the way.
+    Way { mtu: u32 },
+}
+
+impl Packed for Answer {
+    type Register = u32;
+
+    #[inline(always)]
+    fn pack(self) -> u32 {
+        match self {
+            Self::End(verdict) => IS_VERDICT | verdict as u32,
+            Self::Local => NEXT_HOP_LOCAL,
+            Self::Way { mtu } => mtu << MTU_SHIFT,
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(register: u32) -> Self {
+        if register & IS_VERDICT != 0 {
+            Self::End(Verdict::from_slot(register & !IS_VERDICT))
+        } else if register & NEXT_HOP_LOCAL != 0 {
+            Self::Local
+        } else {
+            Self::Way { mtu: register >> MTU_SHIFT }
+        }
+    }
+}
+
+/// In the register of an [`Answer`]: the rest is a verdict.
 const IS_VERDICT: u32 = 1 << 8;
-/// In what [`fib_lookup`] gives: where the MTU begins.
+/// In the register of an [`Answer`]: where the MTU begins.
 const MTU_SHIFT: u32 = 16;
 
-/// Asks the kernel for the way from the VIP to the client; `hop` is the last that is known. Gives
-/// [`ClientNextHop::flags`] and the MTU. Only an answer is good for the epoch; what is a makeshift is asked for again
-/// with the next reply.
+/// Asks the kernel for the way from the VIP to the client; `hop` is the last that is known, and becomes the answer's.
+/// Gives an [`Answer`], packed. Only what the kernel says is good for the epoch; a fallback is not cached.
 #[inline(never)]
 fn fib_lookup(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut NextHop) -> u32 {
-    let Some(client) = client(addr, vip) else { return IS_VERDICT | Verdict::Inconsistent as u32 };
-    let epoch = maps::settings().route_epoch;
+    look_up(view, vip, addr, hop).pack()
+}
+
+#[inline(always)]
+fn look_up(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut NextHop) -> Answer {
+    let Some(client) = client(addr, vip) else { return Answer::End(Verdict::Inconsistent) };
+    let epoch = maps::settings().route_epoch();
     if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
         // The hop does not matter.
         store(client, addr, vip, *hop, epoch, [NEXT_HOP_LOCAL, 0]);
-        return NEXT_HOP_LOCAL;
+        return Answer::Local;
     }
-    let Some(Keys { route, .. }) = maps::keys() else { return 0 };
-    for word in &mut *route {
-        // Else the compiler calls `memset`, and calls take stack.
-        // SAFETY: a word of this CPU's own.
-        unsafe { ptr::from_mut(word).write_volatile(0) };
-    }
-    const { assert!(size_of::<FibLookup>() == size_of::<[u64; 8]>()) };
-    // SAFETY: as long and no less aligned; integers and unions of integers only.
-    let query = unsafe { &mut *ptr::from_mut(route).cast::<FibLookup>() };
+    let Some(query) = maps::route_query() else { return Answer::Way { mtu: 0 } };
+    query.clear();
     query.ifindex = view.ctx.ingress_ifindex() as u32;
-    query.l4_protocol = view.packet.key.proto as u8;
+    query.proto = view.packet.key.proto as u8;
     let src = vip.words();
     let dst = addr.words();
     if addr.is_v4() {
         query.family = AF_INET;
-        query.__bindgen_anon_3.ipv4_src = src[3];
-        query.__bindgen_anon_4.ipv4_dst = dst[3];
+        (query.src[0], query.dst[0]) = (src[3], dst[3]);
     } else {
         query.family = AF_INET6;
-        query.__bindgen_anon_3.ipv6_src = src;
-        query.__bindgen_anon_4.ipv6_dst = dst;
+        (query.src, query.dst) = (src, dst);
     }
-    // SAFETY: the context is the kernel's, and the query is as long as it says.
-    let answer = unsafe {
-        bpf_fib_lookup(
-            view.ctx.ctx.cast(),
-            ptr::from_mut(query).cast(),
-            size_of::<FibLookup>() as i32,
-            0,
-        )
-    } as u32;
+    let answer = kernel::fib_lookup(view.ctx, query);
     match answer {
-        BPF_FIB_LKUP_RET_SUCCESS if can_redirect(query.ifindex) => {
-            *hop = NextHop { ifindex: query.ifindex, dst_mac: query.dmac, src_mac: query.smac };
-            // SAFETY: both members of the union are numbers. From kernel 5.12 on this is the MTU.
-            let mtu: u32 = unsafe { query.__bindgen_anon_1.mtu_result }.into();
-            let mtu = if maps::settings().generic == 0 { mtu } else { 0 };
+        BPF_FIB_LKUP_RET_SUCCESS if maps::can_redirect(query.ifindex) => {
+            *hop = query.hop();
+            let mtu = u32::from(query.mtu);
+            let mtu = if maps::settings().generic() == 0 { mtu } else { 0 };
             store(client, addr, vip, *hop, epoch, [0, mtu]);
-            return mtu << MTU_SHIFT;
+            return Answer::Way { mtu };
         }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
-            return IS_VERDICT | Verdict::NoRoute as u32;
+            return Answer::End(Verdict::NoRoute);
         }
         // The neighbour is one that the kernel has not needed yet: the client's last packet came
         // from it, or the kernel knew it a moment ago.
@@ -213,11 +214,5 @@ fn fib_lookup(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Ne
         BPF_FIB_LKUP_RET_FWD_DISABLED => {}
         _ => hop.ifindex = NextHop::UNRESOLVED.ifindex,
     }
-    0
-}
-
-#[inline(always)]
-fn can_redirect(ifindex: u32) -> bool {
-    // SAFETY: copied out at once.
-    unsafe { maps::SLB_INTERFACES.get(ifindex) }.is_some_and(|interface| interface.redirect != 0)
+    Answer::Way { mtu: 0 }
 }

@@ -3,7 +3,7 @@
 //! In all of them `Err` means that the packet ends here, with that verdict; `?` passes it on.
 
 use slb_common::{
-    abi::{MODE_DSR, MODE_NAT, NatRewrite, NextHop},
+    abi::{MODE_DSR, MODE_NAT, NatRewrite, NextHop, Task},
     decide, icmp_error,
     programs::Program,
     rewrite,
@@ -59,7 +59,7 @@ pub struct Delivery {
 /// Has the packet answered by the gateway; `verdict` is that of a packet for which that succeeds.
 #[inline(always)]
 pub const fn respond(pkt: &mut PacketCtx<'_>, verdict: Verdict) -> Program {
-    pkt.args.what = verdict as u32;
+    pkt.args.set_task(Task::Answer(verdict));
     Program::Respond
 }
 

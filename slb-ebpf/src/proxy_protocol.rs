@@ -6,26 +6,24 @@
 //! when a packet is lost. No other bytes of the client's get to the backend before that, nor does an option that
 //! looks like ours, ever: `docs/adr/0021-client-address-cannot-be-forged.md` has the states.
 
-use core::{hint::black_box, ptr};
+use core::hint::black_box;
 
-use aya_ebpf::{
-    helpers::{bpf_get_prandom_u32, bpf_xdp_adjust_head, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
-    programs::XdpContext,
-};
+use aya_ebpf::programs::XdpContext;
 use slb_common::{
-    abi::{Backend, ConnState, FLOW_ORIGINAL, Flow, PROXY_V2},
+    abi::{Backend, ConnState, FlowKind, PROXY_V2},
     checksum::Delta,
     mss,
     nat64::{HEAD_V4, HEAD_V6},
     parse::{L3, TcpFlags},
-    proxy_protocol::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, SEQUENCE, Words},
+    proxy_protocol::{self, ACKNOWLEDGEMENT, Head, MAX_BEYOND, Options, SEQUENCE, Words},
     verdict::Verdict,
 };
 
 use crate::{
-    conntrack,
+    conntrack::{self, Entry},
     ctx::{self, PacketCtx},
-    maps,
+    global::global,
+    kernel, maps,
     outcome::{Outcome, sent},
 };
 
@@ -44,11 +42,11 @@ const COOKIE_SHIFT: u32 = 2 * proxy_protocol::COOKIE_SPREAD + 1;
 /// Sends a packet of either direction, which is translated otherwise.
 #[inline(always)]
 pub fn tell(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let is_reply = pkt.args.what != FLOW_ORIGINAL.into();
+    let is_reply = pkt.args.is(FlowKind::Reply);
     let flow = conntrack::get(pkt.args.place).ok_or(Verdict::Inconsistent)?;
-    let backend = maps::backend(flow.backend).ok_or(Verdict::Inconsistent)?;
+    let backend = maps::backend(flow.backend().load()).ok_or(Verdict::Inconsistent)?;
     // What it is by now.
-    let is_v4 = if is_reply { flow.src.is_v4() } else { backend.addr.is_v4() };
+    let is_v4 = if is_reply { flow.src().load().is_v4() } else { backend.addr.is_v4() };
     let l4 = if is_v4 == pkt.packet.is_v4() {
         pkt.packet.l4 as usize
     } else {
@@ -66,7 +64,7 @@ pub fn tell(pkt: &mut PacketCtx<'_>) -> Outcome {
 #[inline(always)]
 fn on_client_segment(
     pkt: &mut PacketCtx<'_>,
-    flow: &mut Flow,
+    flow: Entry,
     l4: usize,
     is_v4: bool,
 ) -> Result<(), Verdict> {
@@ -80,37 +78,37 @@ fn on_client_segment(
         return Err(Verdict::Malformed);
     }
     let has_data = headers < pkt.packet.len;
-    let is_header = flow.proxy == PROXY_V2;
-    let is_told = !flow.state.intersects(ConnState::PROXY_PENDING);
+    let is_header = flow.proxy().load() == PROXY_V2;
+    let is_told = !flow.state().load().intersects(ConnState::PROXY_PENDING);
+    let is_accepted = || flow.state().load().intersects(ConnState::ACCEPTED);
     if flags.intersects(TcpFlags::SYN) {
         // Data in a SYN (RFC 7413) would be taken before anything else.
         if !pkt.packet.is_syn() || has_data {
             return Err(Verdict::BeforeClientAddress);
         }
         let first = sequence.wrapping_add(1);
-        if !flow.state.intersects(ConnState::ACCEPTED) {
-            flow.sequence = first;
+        if !is_accepted() {
+            flow.sequence().store(first);
         }
         if is_header {
             // Another SYN than that of the connection may begin one at a backend that has forgotten this: at a
             // number that the client does not know, until the SYN-ACK removes the entry.
-            let is_own = !is_told && flow.sequence == first;
-            // SAFETY: touches no memory of ours.
-            let by = if is_own { len.wrapping_neg() } else { unsafe { bpf_get_prandom_u32() } };
+            let is_own = !is_told && flow.sequence().load() == first;
+            let by = if is_own { len.wrapping_neg() } else { kernel::random() };
             proxy_protocol::renumber(&mut pkt.frame, l4, SEQUENCE, by).ok_or(Verdict::Truncated)?;
         }
         return set_options(pkt, flow, l4, is_v4, options_end, 0);
     }
     // Without its number the reply's entry was lost, and made again.
-    let reply = conntrack::reply_of(flow, pkt.args.place).filter(|reply| reply.sequence != 0);
+    let reply = conntrack::reply_of(flow, pkt.args.place);
+    let reply = reply.filter(|reply| reply.sequence().load() != 0);
     let answers = reply
-        .as_ref()
-        .filter(|_| flow.state.intersects(ConnState::ACCEPTED) && flags.intersects(TcpFlags::ACK))
-        .map(|reply| acknowledgement.wrapping_sub(reply.sequence));
+        .filter(|_| is_accepted() && flags.intersects(TcpFlags::ACK))
+        .map(|reply| acknowledgement.wrapping_sub(reply.sequence().load()));
     if !is_header {
-        let behind = sequence.wrapping_sub(flow.sequence);
+        let behind = sequence.wrapping_sub(flow.sequence().load());
         if answers.is_some_and(|answers| answers < MAX_SENT) {
-            flow.state |= ConnState::ESTABLISHED;
+            flow.state().store(flow.state().load() | ConnState::ESTABLISHED);
         }
         let is_to_tell = !flags.intersects(TcpFlags::RST) && (!is_told || behind == 0);
         return set_options(pkt, flow, l4, is_v4, options_end, if is_to_tell { len } else { 0 });
@@ -119,7 +117,7 @@ fn on_client_segment(
     if is_told {
         let numbers = (sequence, acknowledgement);
         let may_be_cookie = flags & (TcpFlags::ACK | TcpFlags::RST) == TcpFlags::ACK
-            && proxy_protocol::is_cookie(numbers, flow.sequence)
+            && proxy_protocol::is_cookie(numbers, flow.sequence().load())
             && reply.is_none_or(|reply| may_have_cookie(pkt.now, reply));
         if !may_be_cookie {
             return Ok(());
@@ -136,13 +134,13 @@ fn on_client_segment(
         };
         return proxy_protocol::renumber(&mut pkt.frame, l4, at, by).ok_or(Verdict::Truncated);
     }
-    let behind = sequence.wrapping_sub(flow.sequence);
+    let behind = sequence.wrapping_sub(flow.sequence().load());
     if flags.intersects(TcpFlags::RST) {
         if behind != 0 {
             return Ok(());
         }
     } else {
-        if !flow.state.intersects(ConnState::ACCEPTED) {
+        if !is_accepted() {
             return Err(Verdict::BeforeClientAddress);
         }
         proxy_protocol::clear_urgent(&mut pkt.frame, l4).ok_or(Verdict::Truncated)?;
@@ -161,7 +159,7 @@ fn on_client_segment(
         return Err(Verdict::Untranslatable);
     }
     let (words, head, _) = maps::proxy_buffers().ok_or(Verdict::Inconsistent)?;
-    proxy_protocol::write(words, true, &flow.key());
+    proxy_protocol::write(words, true, &conntrack::key_of(flow));
     let delta = proxy_protocol::words_delta(words, len);
     proxy_protocol::account(&mut pkt.frame, is_v4, l4, (0, len), delta, false)
         .ok_or(Verdict::Truncated)?;
@@ -172,7 +170,7 @@ fn on_client_segment(
 #[inline(always)]
 fn set_options(
     pkt: &mut PacketCtx<'_>,
-    flow: &Flow,
+    flow: Entry,
     l4: usize,
     is_v4: bool,
     options_end: u32,
@@ -184,18 +182,14 @@ fn set_options(
     }
     let (at, before) = (l4 as u32 + 20, options_end.wrapping_sub(20));
     options.clear();
-    if before != 0
-        // SAFETY: the context is the kernel's, and there is room for as much.
-        && unsafe {
-            bpf_xdp_load_bytes(pkt.ctx.ctx, at, options.found.as_mut_ptr().cast(), bounded(before)) != 0
-        }
-    {
-        return Err(Verdict::Truncated);
+    if before != 0 {
+        kernel::load_bytes(pkt.ctx, at, &mut options.found, bounded(before))
+            .ok_or(Verdict::Truncated)?;
     }
     if more != 0 {
-        proxy_protocol::write(words, false, &flow.key());
+        proxy_protocol::write(words, false, &conntrack::key_of(flow));
     }
-    let made = tell_make_options(before, more);
+    let made = tell_make_options(before, more, words, options);
     let after = made >> 16;
     let mut delta = Delta::default();
     delta.add32(made & 0xffff);
@@ -204,13 +198,9 @@ fn set_options(
     if before != after {
         resize(pkt.ctx, at, after as i32 - before as i32, head)?;
     }
-    if after != 0
-        // SAFETY: as above.
-        && unsafe {
-            bpf_xdp_store_bytes(pkt.ctx.ctx, at, options.made.as_mut_ptr().cast(), bounded(after)) != 0
-        }
-    {
-        return Err(Verdict::Inconsistent);
+    if after != 0 {
+        kernel::store_bytes(pkt.ctx, at, &mut options.made, bounded(after))
+            .ok_or(Verdict::Inconsistent)?;
     }
     Ok(())
 }
@@ -222,11 +212,14 @@ fn bounded(len: u32) -> u32 {
     black_box(len.wrapping_sub(1)) % proxy_protocol::OPTIONS_SIZE as u32 + 1
 }
 
-/// [`proxy_protocol::make_options`] for this CPU's, verified once: their length, and below that how the sum changes.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn tell_make_options(before: u32, more: u32) -> u32 {
-    let Some((words, _, options)) = maps::proxy_buffers() else { return 0 };
+global! {
+    fn tell_make_options(before: u32, more: u32, words: &Words, options: &mut Options) -> u32
+        = make_options, or 0;
+}
+
+/// [`proxy_protocol::make_options`]: their length, and below that how the sum changes.
+#[inline(always)]
+fn make_options(before: u32, more: u32, words: &Words, options: &mut Options) -> u32 {
     let after = proxy_protocol::make_options(options, before, words, more);
     after << 16 | u32::from(proxy_protocol::options_delta(options).folded())
 }
@@ -262,26 +255,22 @@ fn resize(xdp: &XdpContext, at: u32, more: i32, head: &mut Head) -> Result<u32, 
     }
     // Says once more what the verifier has to see: neither nothing nor too much.
     let moved = (black_box(beyond) & MAX_BEYOND) + L3 as u32;
-    let head = ptr::from_mut(head).cast();
-    // SAFETY: the context is the kernel's, and there is room for as much; the frame is asked for afterwards.
-    let failed = unsafe {
-        bpf_xdp_load_bytes(xdp.ctx, 0, head, moved)
-            | bpf_xdp_adjust_head(xdp.ctx, more.wrapping_neg())
-            | bpf_xdp_store_bytes(xdp.ctx, 0, head, moved)
-    };
-    if failed != 0 { Err(Verdict::Inconsistent) } else { Ok(moved) }
+    kernel::load_bytes(xdp, 0, head, moved).ok_or(Verdict::Inconsistent)?;
+    kernel::adjust_head(xdp, more.wrapping_neg()).ok_or(Verdict::Inconsistent)?;
+    kernel::store_bytes(xdp, 0, head, moved).ok_or(Verdict::Inconsistent)?;
+    Ok(moved)
 }
 
 /// A backend's packet.
 #[inline(always)]
 fn on_backend_segment(
     pkt: &mut PacketCtx<'_>,
-    flow: &mut Flow,
+    flow: Entry,
     backend: &Backend,
     l4: usize,
 ) -> Result<(), Verdict> {
     let (flags, len) = (pkt.packet.flags, pkt.args.inserted_len);
-    let is_header = flow.proxy == PROXY_V2;
+    let is_header = flow.proxy().load() == PROXY_V2;
     let tcp = pkt.frame.header::<20>(l4).ok_or(Verdict::Truncated)?;
     let acknowledgement = u32::from_be(tcp.get(ACKNOWLEDGEMENT));
     let sequence = u32::from_be(tcp.get(SEQUENCE));
@@ -289,24 +278,25 @@ fn on_backend_segment(
         return Ok(());
     }
     let reply = conntrack::reply_of(flow, pkt.args.place);
-    let mut first = flow.sequence;
+    let mut first = flow.sequence().load();
     if flags & (TcpFlags::SYN | TcpFlags::RST) == TcpFlags::SYN {
         first = acknowledgement.wrapping_add(if is_header { len } else { 0 });
         let own = sequence.wrapping_add(1);
         let Some(reply) = reply else { return Err(Verdict::BeforeClientAddress) };
-        let is_accepted = flow.state.intersects(ConnState::ACCEPTED);
+        let state = flow.state().load();
+        let is_accepted = state.intersects(ConnState::ACCEPTED);
         if !is_accepted {
-            flow.sequence = first;
-            flow.state |= ConnState::ACCEPTED;
+            flow.sequence().store(first);
+            flow.state().store(state | ConnState::ACCEPTED);
         }
         // Or it was lost, and made again.
-        if !is_accepted || reply.sequence == 0 {
-            reply.sequence = own;
-            reply.port = units(pkt.now);
+        if !is_accepted || reply.sequence().load() == 0 {
+            reply.sequence().store(own);
+            reply.port().store(units(pkt.now));
         }
-        let is_told = is_header && !flow.state.intersects(ConnState::PROXY_PENDING);
+        let is_told = is_header && !state.intersects(ConnState::PROXY_PENDING);
         let expected = if is_told { distance(own, first, len) } else { first };
-        if flow.sequence != expected || reply.sequence != own {
+        if flow.sequence().load() != expected || reply.sequence().load() != own {
             // Another connection: a SYN of its own begins it.
             conntrack::delete(flow);
             return Err(Verdict::BeforeClientAddress);
@@ -322,15 +312,15 @@ fn on_backend_segment(
     // By a header it knows what it has acknowledged, by an option what has come with the first byte.
     let known = missing.wrapping_neg().wrapping_sub(if is_header { 0 } else { 1 });
     let own = conntrack::reply_of(flow, pkt.args.place)
-        .map(|reply| reply.sequence)
+        .map(|reply| reply.sequence().load())
         .filter(|own| *own != 0 && sequence.wrapping_sub(*own) < MAX_SENT);
     if !flags.intersects(TcpFlags::SYN | TcpFlags::RST)
-        && flow.state.contains(ConnState::ACCEPTED | ConnState::PROXY_PENDING)
+        && flow.state().load().contains(ConnState::ACCEPTED | ConnState::PROXY_PENDING)
         && known <= MAX_ACKNOWLEDGED
         && let Some(own) = own
     {
         if is_header {
-            flow.sequence = distance(own, first, len);
+            flow.sequence().store(distance(own, first, len));
         }
         conntrack::establish(pkt.now, flow, pkt.args.place, backend);
     }
@@ -352,7 +342,7 @@ const fn units(jiffies: u32) -> u16 {
 /// Whether a SYN-ACK that a reply's entry stands for may have had a cookie that is still good: Linux takes one for two
 /// minutes, and a connection may be opening for one.
 #[inline(always)]
-fn may_have_cookie(now: u32, reply: &Flow) -> bool {
-    let minutes = units(maps::settings().opening_jiffies.wrapping_mul(2));
-    units(now).wrapping_sub(reply.port) <= minutes.wrapping_add(1)
+fn may_have_cookie(now: u32, reply: Entry) -> bool {
+    let minutes = units(maps::settings().opening_jiffies().wrapping_mul(2));
+    units(now).wrapping_sub(reply.port().load()) <= minutes.wrapping_add(1)
 }

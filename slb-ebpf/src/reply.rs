@@ -5,9 +5,9 @@
 
 use slb_common::{
     abi::{
-        BACKEND_CLOSED, ConnState, Endpoint, FLOW_BYPASS, FLOW_REPLY, FlowKey, Keys, MODE_FULL,
-        MODE_NAT, NO_PLACE, NO_SOURCE, NatRewrite, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED,
-        REVNAT_TRACKED, REVNAT_WATCHED, ROLE_LOCAL, RevNat, TCP,
+        BACKEND_CLOSED, ConnState, Endpoint, FlowKey, FlowKind, MODE_FULL, MODE_NAT, NO_PLACE,
+        NO_SOURCE, NatRewrite, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED,
+        REVNAT_WATCHED, ROLE_LOCAL, RevNat, TCP, Task,
     },
     decide,
     parse::TcpFlags,
@@ -16,6 +16,7 @@ use slb_common::{
 };
 
 use crate::{
+    cell::Elements as _,
     conntrack,
     ctx::{self, PacketCtx, PacketView},
     maps,
@@ -34,7 +35,7 @@ pub fn from_backend<const REST: bool>(
 ) -> Result<Option<Delivery>, Stop> {
     let key = &pkt.packet.key;
     let Some(origin) = maps::revnat(from) else { return Ok(None) };
-    let kind = FLOW_REPLY.into();
+    let kind = FlowKind::Reply;
     if origin.flags & RARE != 0 {
         if !REST && origin.flags & REVNAT_LIMITED != 0 {
             return Err(Stop::TailCall(Program::Policy));
@@ -52,11 +53,12 @@ pub fn from_backend<const REST: bool>(
             Remembered::Place(place) => place,
         };
         if let Some(flow) = conntrack::get(place) {
-            if flow.source != NO_SOURCE {
+            if flow.source().load() != NO_SOURCE {
                 return Err(Stop::TailCall(to_source(pkt, place)));
             }
-            id = flow.backend;
-            to = NatRewrite { addr: flow.dst, sport: flow.dport, dport: flow.sport, kind };
+            id = flow.backend().load();
+            let (sport, dport) = (flow.dport().load(), flow.sport().load());
+            to = NatRewrite { addr: flow.dst().load(), sport, dport, kind };
         } else if maps::backend(id).is_some_and(|backend| backend.mode == MODE_FULL) {
             // Whose answer it would be, only an entry says.
             return Err(Verdict::NotOurs.into());
@@ -72,7 +74,7 @@ pub fn from_backend<const REST: bool>(
         let Remembered::Place(place) = Remembered::unpack(remembered(&pkt.view())) else {
             return Err(Verdict::NotOurs.into());
         };
-        let is_own = conntrack::get(place).is_some_and(|flow| flow.source != NO_SOURCE);
+        let is_own = conntrack::get(place).is_some_and(|flow| flow.source().load() != NO_SOURCE);
         return if is_own {
             Err(Stop::TailCall(to_source(pkt, place)))
         } else {
@@ -90,7 +92,8 @@ pub fn from_backend<const REST: bool>(
 /// An answer to a source address of ours, which stands for the client at `place`.
 #[inline(always)]
 fn to_source(pkt: &mut PacketCtx<'_>, place: u32) -> Program {
-    (pkt.args.place, pkt.args.what) = (place, FLOW_REPLY.into());
+    pkt.args.place = place;
+    pkt.args.set_task(Task::Pass(FlowKind::Reply));
     Program::FullNat
 }
 
@@ -141,9 +144,9 @@ fn look(view: &PacketView<'_>, origin: &RevNat) -> bool {
         && view.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST)
     {
         // Of several that have this address and port, an entry says which.
-        let reply = conntrack::slow_lookup(key).filter(|reply| reply.kind == FLOW_REPLY);
-        match reply {
-            Some(reply) => watch(view, reply.backend),
+        let reply = conntrack::slow_lookup(key);
+        match reply.filter(|reply| reply.is(FlowKind::Reply)) {
+            Some(reply) => watch(view, reply.backend().load()),
             None if origin.flags & REVNAT_SHARED == 0 => watch(view, origin.backend),
             None => {}
         }
@@ -155,10 +158,10 @@ fn look(view: &PacketView<'_>, origin: &RevNat) -> bool {
     if origin.flags & REVNAT_SHARED != 0 {
         return false;
     }
-    let Some(Keys { forward, .. }) = maps::keys() else { return false };
+    let Some((forward, _)) = maps::client_key() else { return false };
     *forward = client_key(key, origin);
     match conntrack::slow_lookup(forward) {
-        Some(flow) => flow.state.intersects(ConnState::RST_PENDING),
+        Some(flow) => flow.state().load().intersects(ConnState::RST_PENDING),
         // Unless it is for the gateway itself, or for somebody who talks to the backend directly.
         None => {
             maps::backend(origin.backend).is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0)
@@ -171,16 +174,14 @@ fn look(view: &PacketView<'_>, origin: &RevNat) -> bool {
 /// Counts an answer to a SYN (RFC 9293, section 3.10.7.1: a reset that answers one has the number 0).
 #[inline(always)]
 fn watch(view: &PacketView<'_>, backend: u32) {
-    let Some(answers) = maps::SLB_PASSIVE_HC.get_ptr_mut(backend) else { return };
-    // SAFETY: this CPU's own copy, and a program is not interrupted by another on its CPU.
-    let answers = unsafe { &mut *answers };
+    let Some(answers) = maps::SLB_PASSIVE_HC.cell(backend) else { return };
     if view.packet.flags.contains(TcpFlags::SYN | TcpFlags::ACK) {
-        answers.accepted += 1;
+        answers.accepted().add(1);
     } else if ctx::frame(view.ctx)
         .header::<8>(view.packet.l4 as usize)
         .is_some_and(|tcp| tcp.get::<u32>(4) == 0)
     {
-        answers.refused += 1;
+        answers.refused().add(1);
     }
 }
 
@@ -203,17 +204,17 @@ fn remembered(view: &PacketView<'_>) -> u32 {
     let Some(reply) = conntrack::slow_lookup(key) else {
         return Remembered::Place(NO_PLACE).pack();
     };
-    if reply.kind == FLOW_BYPASS {
+    if reply.is(FlowKind::Bypass) {
         conntrack::update_bypass(view, reply, ConnState::FIN_REPLY);
         return Remembered::Direct.pack();
     }
-    let place = reply.peer;
+    let place = reply.peer().load();
     let Some(forward) = conntrack::reverse(reply, key) else {
         return Remembered::Place(NO_PLACE).pack();
     };
     conntrack::update_reply(view, forward);
     conntrack::follow(reply, forward);
-    if forward.state.intersects(ConnState::RST_PENDING)
+    if forward.state().load().intersects(ConnState::RST_PENDING)
         && !view.packet.flags.intersects(TcpFlags::RST)
     {
         return Remembered::Closed.pack();

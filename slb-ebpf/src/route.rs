@@ -1,7 +1,7 @@
 //! The order in which a packet is looked at: as one to a VIP, from a backend, to a backend.
 
 use slb_common::{
-    abi::{FLOW_BYPASS, ROLE_BACKEND, ROLE_VIP},
+    abi::{FlowKind, ROLE_BACKEND, ROLE_VIP},
     decide::Filtered,
     parse::Reject,
     programs::Program,
@@ -39,7 +39,7 @@ pub fn parsed(pkt: &mut PacketCtx<'_>) -> Outcome {
 #[inline(always)]
 pub fn flow(pkt: &mut PacketCtx<'_>) -> Outcome {
     let decision =
-        if pkt.args.what == FLOW_BYPASS.into() { bypass::begin(pkt) } else { forward::begin(pkt) };
+        if pkt.args.is(FlowKind::Bypass) { bypass::begin(pkt) } else { forward::begin(pkt) };
     fragments::lead(pkt, decision)
 }
 

@@ -1,15 +1,16 @@
 //! The packets that few gateways see many of: tagged, in fragments, or larger than one buffer.
 
-use aya_ebpf::{helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use aya_ebpf::programs::XdpContext;
 use slb_common::{
-    abi::Scratch,
+    abi::TailCallArgs,
+    packet::Packet,
     parse::{self, FRAGMENT_LATER, Reject},
     programs::Program,
     verdict::Verdict,
 };
 
 use crate::{
-    ctx,
+    ctx, kernel,
     outcome::{Next, Outcome},
     route::rejected,
     vlan,
@@ -17,13 +18,10 @@ use crate::{
 
 /// Takes its tags off, and parses it.
 #[inline(always)]
-pub fn prepare(xdp: &XdpContext, scratch: &mut Scratch) -> Outcome {
-    let Scratch { packet, args, .. } = scratch;
-    // SAFETY: the context is the kernel's.
-    args.bytes = unsafe { bpf_xdp_get_buff_len(xdp.ctx) };
+pub fn prepare(xdp: &XdpContext, packet: &mut Packet, args: &mut TailCallArgs) -> Outcome {
+    args.bytes = kernel::frame_len(xdp);
     args.tags = vlan::take(xdp).ok_or(Verdict::Inconsistent)?;
-    // SAFETY: the context is the kernel's.
-    let len = unsafe { bpf_xdp_get_buff_len(xdp.ctx) } as usize;
+    let len = kernel::frame_len(xdp) as usize;
     match parse::rest(&ctx::frame(xdp), packet, len) {
         Ok(()) => {
             let is_later = packet.fragment == FRAGMENT_LATER;

@@ -1,6 +1,5 @@
 //! To backends behind a tunnel, which have the VIP as well and answer by themselves.
 
-use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use slb_common::{
     abi::{Address, MODE_GUE, MODE_IPIP, NextHop, TCP},
     decide, mss,
@@ -11,7 +10,7 @@ use slb_common::{
 
 use crate::{
     ctx::{self, PacketCtx, PacketView},
-    maps,
+    kernel, maps,
     outcome::{Delivery, Next, Outcome, exceeds},
 };
 
@@ -31,14 +30,11 @@ pub fn pass(pkt: &PacketCtx<'_>, delivery: &Delivery) -> Outcome {
 
 #[inline(always)]
 fn wrap(pkt: &PacketCtx<'_>, mode: u32, dst: Address, hop: NextHop) -> Outcome {
-    let settings = maps::settings();
-    let src = if dst.is_v4() { settings.tunnel_v4 } else { settings.tunnel_v6 };
+    let src = maps::tunnel_source(dst.is_v4()).ok_or(Verdict::Inconsistent)?;
     let port = if mode == MODE_GUE { GUE_PORT } else { 0 };
     let tunnel = Tunnel { dst, src, hop, hash: pkt.args.hash, port };
-    // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-    if unsafe { bpf_xdp_adjust_head(pkt.ctx.ctx, -(tunnel.overhead() as i32)) } != 0 {
-        return Err(Verdict::Inconsistent);
-    }
+    let grown = kernel::adjust_head(pkt.ctx, -(tunnel.overhead() as i32));
+    grown.ok_or(Verdict::Inconsistent)?;
     tunnel::write(&mut ctx::frame(pkt.ctx), pkt.packet.is_v4(), &tunnel)?;
     Ok(Next::Send { verdict: Verdict::Forwarded, egress: tunnel.hop.ifindex })
 }

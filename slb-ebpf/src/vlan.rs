@@ -1,10 +1,10 @@
 //! VLAN tags (IEEE 802.1Q, 802.1ad): taken off, so that nobody else has to know of them, and put back
 //! before the frame goes anywhere.
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::programs::XdpContext;
 use slb_common::parse::{self, TAG_LEN};
 
-use crate::ctx;
+use crate::{ctx, kernel};
 
 /// Where the first tag is.
 const AT: usize = 12;
@@ -28,9 +28,8 @@ pub fn take(xdp: &XdpContext) -> Option<[u32; 2]> {
     for (at, word) in [0, 4, 8].into_iter().zip(macs) {
         moved.set(at, word);
     }
-    // SAFETY: the context is the kernel's; nothing of the frame is touched afterwards.
-    let shortened = unsafe { bpf_xdp_adjust_head(xdp.ctx, (count * TAG_LEN) as i32) };
-    (shortened == 0).then_some(tags)
+    kernel::adjust_head(xdp, (count * TAG_LEN) as i32)?;
+    Some(tags)
 }
 
 /// Puts them back. `None`: there is no room.
@@ -41,10 +40,7 @@ pub fn put(xdp: &XdpContext, tags: [u32; 2]) -> Option<()> {
         return Some(());
     }
     let len = if inner == 0 { TAG_LEN } else { 2 * TAG_LEN };
-    // SAFETY: the context is the kernel's; the frame is asked for afterwards.
-    if unsafe { bpf_xdp_adjust_head(xdp.ctx, -(len as i32)) } != 0 {
-        return None;
-    }
+    kernel::adjust_head(xdp, -(len as i32))?;
     let mut frame = ctx::frame(xdp);
     let macs = frame.header::<AT>(len)?;
     let macs: [u32; 3] = [macs.get(0), macs.get(4), macs.get(8)];

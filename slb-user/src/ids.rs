@@ -318,12 +318,12 @@ impl IndexedBackend {
             drains: true,
             server_id: None,
             role: Role::Member,
-            forwarding: match record.mode {
-                abi::MODE_FULL => Forwarding::FullNat,
-                abi::MODE_DSR => Forwarding::Dsr,
-                abi::MODE_IPIP => Forwarding::Ipip,
-                abi::MODE_GUE => Forwarding::Gue,
-                _ => Forwarding::Nat,
+            forwarding: match record.mode() {
+                Some(abi::Mode::Full) => Forwarding::FullNat,
+                Some(abi::Mode::Dsr) => Forwarding::Dsr,
+                Some(abi::Mode::Ipip) => Forwarding::Ipip,
+                Some(abi::Mode::Gue) => Forwarding::Gue,
+                Some(abi::Mode::Nat) | None => Forwarding::Nat,
             },
             sources: sources.map(|(_, &source)| source.into()).collect(),
             client_address: if record.flags & abi::BACKEND_PROXY != 0 {

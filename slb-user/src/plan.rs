@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use slb_common::abi::{
-    Address, Backend, Endpoint, Interface, Limits, MODE_NAT, NextHop, QuicKey, RevNat, Roles,
+    Address, Backend, Endpoint, Interface, Limits, Mode, NextHop, QuicKey, RevNat, Roles,
 };
 
 use crate::state::{Acl, ListenerState, State};
@@ -56,7 +56,7 @@ pub enum Step {
 /// kernel; other packets use the last next hop.
 #[must_use]
 pub fn retire(backend: Backend) -> Backend {
-    let hop = if backend.mode == MODE_NAT { NextHop::UNRESOLVED } else { backend.hop };
+    let hop = if backend.mode() == Some(Mode::Nat) { NextHop::UNRESOLVED } else { backend.hop };
     Backend { flags: 0, hop, closes: 0, ..backend }
 }
 

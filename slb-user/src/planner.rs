@@ -18,9 +18,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
-    Address, BACKEND_CLOSED, BACKEND_SHARED, Backend, Endpoint, Interface, LISTENER_LIMITED,
-    MODE_FULL, NextHop, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED,
-    REVNAT_WATCHED, ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles,
+    Address, BACKEND_CLOSED, BACKEND_SHARED, Backend, Endpoint, Interface, LISTENER_LIMITED, Mode,
+    NextHop, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED, REVNAT_WATCHED,
+    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles,
 };
 
 use self::{
@@ -179,7 +179,7 @@ impl<'a> Members<'a> {
         }
         let shared = backends.iter().zip(&draft.is_shared[range()]);
         let shared = shared
-            .filter(|(backend, is_shared)| **is_shared || listener.mode(backend) == MODE_FULL);
+            .filter(|(backend, is_shared)| **is_shared || listener.mode(backend) == Mode::Full);
         let shared = shared.map(|(backend, _)| backend.id).collect();
         Self { backends, health, closes, usable, shared }
     }
@@ -317,7 +317,7 @@ impl<'a> Draft<'a> {
             (is_watched, REVNAT_WATCHED),
             (of_replies.limited, REVNAT_LIMITED),
             (of_replies.tracked, REVNAT_TRACKED),
-            (record.mode == MODE_FULL, REVNAT_SHARED),
+            (record.mode() == Some(Mode::Full), REVNAT_SHARED),
         ];
         flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)
     }

@@ -1,7 +1,7 @@
 //! Keys, values and limits of the BPF maps.
 //!
-//! Everything here is `repr(C)` without implicit padding and made of integers and byte arrays only,
-//! so that any bytes are a valid value and hash keys compare byte by byte. Addresses are bytes in
+//! Everything here is `repr(C)` without implicit padding and made of integers and byte arrays only, which
+//! `zerocopy`'s derives check, so that any bytes are a valid value and hash keys compare byte by byte. Addresses are bytes in
 //! network order; all other numbers are in host order. `docs/maps.md` describes the maps themselves.
 
 mod acl;
@@ -43,19 +43,30 @@ pub use sticky::*;
 /// new program never meet.
 pub const ABI_VERSION: u32 = 7;
 
+/// Lets values cross the system call boundary.
 #[cfg(feature = "user")]
 mod pod {
+    use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+    use super::{
+        AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop, Counter, Endpoint, Filter,
+        Flow, FlowKey, Fragment, FragmentKey, Interface, Limits, Listener, Policers, QuicKey,
+        RevNat, Roles, Scratch, Settings, Sticky, StickyKey, SynAnswers, Traffic,
+    };
+    use crate::bench::Template;
+
+    const fn is_plain<T: FromBytes + Immutable + IntoBytes>() {}
+
     macro_rules! pod {
         ($($name:ident)*) => {$(
-            // SAFETY: `repr(C)`, `Copy`, no implicit padding, and any bytes are a valid value.
-            unsafe impl aya::Pod for super::$name {}
+            const _: () = is_plain::<$name>();
+            // SAFETY: any bytes are a valid value, and all of them are initialised: the line before checks it.
+            unsafe impl aya::Pod for $name {}
         )*};
     }
     pod! { Endpoint Listener Chunk Backend Address Roles RevNat Interface FlowKey Flow Bucket }
-    // SAFETY: as above, but for what fills a record's cache line, which nobody looks at.
-    unsafe impl<V: aya::Pod, const RECORDS: usize> aya::Pod for super::Index<V, RECORDS> {}
-    pod! { Settings Counter Traffic ClientNextHop Filter Packet Keys TailCallArgs Scratch }
-    pod! { FragmentKey Fragment QuicKey Limits Policers AclCacheEntry SynAnswers StickyKey Sticky }
+    pod! { Settings Counter Traffic ClientNextHop Filter Scratch FragmentKey Fragment QuicKey }
+    pod! { Limits Policers AclCacheEntry SynAnswers StickyKey Sticky Template }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What `cargo xtask bench` tells the program that puts frames back.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// Bytes of a frame's headers that are written again: a multiple of 8, no longer than the shortest frame.
 pub const HEADER_BYTES: usize = 80;
 
@@ -8,7 +10,7 @@ pub const REDIRECT: &str = "redirect";
 
 /// A frame, and how flows differ.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Template {
     /// Its first bytes.
     pub words: [u64; HEADER_BYTES / 8],
@@ -45,7 +47,3 @@ pub struct Template {
     /// Sum of the IPv4 header without checksum and that address, folded.
     pub sum: u32,
 }
-
-// SAFETY: integers only, no padding.
-#[cfg(feature = "user")]
-unsafe impl aya::Pod for Template {}

@@ -26,7 +26,7 @@ mod tests;
 use core::ops::Deref;
 
 pub use begin::{Beginning, Entries, begin};
-pub use entry::{Entry, Judgement, judge};
+pub use entry::{Entry, Judgement, Peer, Remembered, judge};
 pub use fragment::{follows, later, may_be_translated};
 pub use icmp::{
     ErrorToBackend, ErrorToClient, Known, Owner, Side, concerns, error_to_backend, error_to_client,
@@ -42,9 +42,9 @@ pub use step::Step;
 
 use crate::{
     abi::{
-        self, Address, Backend, Endpoint, Flow, FlowKey, Fragment, LISTENER_CHOOSES,
-        LISTENER_GUARDED, Listener, MODE_NAT, NO_LISTENER_DROP, NO_LISTENER_RESET, NextHop,
-        QuicKey, ROLE_BACKEND, ROLE_VIP, RevNat, SLOT_BACKEND, SLOT_LOOK, Settings, Sticky,
+        self, Address, Backend, Endpoint, FlowKey, Fragment, LISTENER_CHOOSES, LISTENER_GUARDED,
+        Listener, MODE_NAT, NO_LISTENER_DROP, NO_LISTENER_RESET, NextHop, QuicKey, ROLE_BACKEND,
+        ROLE_VIP, RevNat, SLOT_BACKEND, SLOT_LOOK, Sticky,
     },
     hash,
     packet::Packet,
@@ -60,8 +60,8 @@ pub trait Lookups {
     type Error: From<Verdict>;
     /// A record of a map: a reference into it, or a copy.
     type Ref<T: 'static>: Deref<Target = T>;
-    /// A record of `SLB_STICKY` that can be written again.
-    type Kept: Deref<Target = Sticky>;
+    /// Where a record of `SLB_STICKY` is written again.
+    type Kept;
 
     /// The present: low half of the jiffies.
     fn now(&self) -> u32;
@@ -73,12 +73,12 @@ pub trait Lookups {
     /// The slot that [`choose`] has chosen for the packet, or [`abi::NOT_CHOSEN`].
     fn chosen(&self) -> u32;
 
-    /// `SLB_SETTINGS`.
+    /// `SLB_SETTINGS`: [`abi::Settings::no_listener`].
     ///
     /// # Errors
     ///
     /// As for all others: the map could not be read, or contradicts another.
-    fn settings(&self) -> Result<Settings, Self::Error>;
+    fn no_listener(&self) -> Result<u32, Self::Error>;
     /// `SLB_ADDRESSES`: roles of an address, 0 if it has none.
     ///
     /// # Errors
@@ -131,7 +131,7 @@ pub trait Lookups {
     ///
     /// As above.
     fn active(&self, backend: u32) -> Result<u64, Self::Error>;
-    /// `SLB_STICKY`: the record of a listener's client.
+    /// `SLB_STICKY`: the record of a listener's client, and where it is.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ pub trait Lookups {
         &mut self,
         listener: &Listener,
         client: &Address,
-    ) -> Result<Option<Self::Kept>, Self::Error>;
+    ) -> Result<Option<(Sticky, Self::Kept)>, Self::Error>;
     /// Keeps the client with its backend until `expires`, in jiffies.
     fn keep(&mut self, kept: Self::Kept, expires: u32);
     /// Keeps a client that has no record.
@@ -195,16 +195,13 @@ pub trait Lookups {
     /// # Errors
     ///
     /// [`Verdict::NotOurs`]: the flow is none of a listener's, or its client's entry is gone; or as above.
-    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner<Self::Ref<Flow>>>, Self::Error>;
+    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner>, Self::Error>;
     /// `SLB_FRAGMENTS`: the record of the packet that a later fragment is a part of, by [`fragment_key`].
     ///
     /// # Errors
     ///
     /// As above.
-    fn first_fragment(
-        &mut self,
-        packet: &Packet,
-    ) -> Result<Option<Self::Ref<Fragment>>, Self::Error>;
+    fn first_fragment(&mut self, packet: &Packet) -> Result<Option<Fragment>, Self::Error>;
 
     /// `SLB_ACL`: whether the address is on the list of this number.
     ///
@@ -305,7 +302,7 @@ pub fn to_vip<L: Lookups>(
     }
     let Some(listener) = listener else {
         look.step(Step::NoListener);
-        return Err(no_listener(&look.settings()?).into());
+        return Err(no_listener(look.no_listener()?).into());
     };
     look.step(Step::Listener(&listener));
     if !is_admitted && listener.flags & LISTENER_GUARDED != 0 && !look.admits(packet, &listener)? {
@@ -334,10 +331,10 @@ pub fn to_vip<L: Lookups>(
     })
 }
 
-/// The verdict on a packet to a VIP where there is no listener.
+/// The verdict on a packet to a VIP where there is no listener, by [`abi::Settings::no_listener`].
 #[inline(always)]
-const fn no_listener(settings: &Settings) -> Verdict {
-    match settings.no_listener {
+const fn no_listener(setting: u32) -> Verdict {
+    match setting {
         NO_LISTENER_DROP => Verdict::NoListenerDropped,
         NO_LISTENER_RESET => Verdict::Refused,
         _ => Verdict::NoListener,

@@ -30,3 +30,4 @@ pub mod reset;
 pub mod rewrite;
 pub mod tunnel;
 pub mod verdict;
+pub mod words;

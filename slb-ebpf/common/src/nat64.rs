@@ -269,7 +269,7 @@ mod tests {
                 ((v4.0).into(), (v4.1).into())
             };
             prop_assume!(src.to_canonical() == src && dst.to_canonical() == dst);
-            let ends = NatTuple { src: src.into(), dst: dst.into(), sport, dport };
+            let ends = NatTuple { src: src.into(), dst: dst.into(), sport, dport, spare: 0 };
             let hop = if is_known { HOP } else { NextHop::UNRESOLVED };
             let found = translated(&sample.bytes(), &ends, hop);
             prop_assert_eq!(found, Some(expected(&sample, &ends, hop)), "{:?}", sample);

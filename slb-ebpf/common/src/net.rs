@@ -2,7 +2,9 @@
 
 use core::fmt;
 
-use crate::abi::FLOW_REPLY;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::abi::FlowKind;
 
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
@@ -13,7 +15,9 @@ pub const UDP: u32 = 17;
 ///
 /// One representation means one code path; aligned so that it is copied in two moves.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, FromBytes, Immutable, IntoBytes,
+)]
 pub struct Address {
     /// Network order.
     pub bytes: [u8; 16],
@@ -30,8 +34,7 @@ impl Address {
     #[must_use]
     #[inline(always)]
     pub const fn from_halves(halves: [u64; 2]) -> Self {
-        // SAFETY: both are 16 bytes, and any bytes are a valid `Address`.
-        unsafe { core::mem::transmute::<[u64; 2], Self>(halves) }
+        zerocopy::transmute!(halves)
     }
 
     /// From the 32 bits of an IPv4 address in network order.
@@ -44,24 +47,21 @@ impl Address {
     /// From four words in network order.
     #[must_use]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        // SAFETY: both are 16 bytes, and any bytes are a valid `Address`.
-        unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
+        zerocopy::transmute!(words)
     }
 
     /// As four words in network order.
     #[must_use]
     #[inline(always)]
     pub const fn words(self) -> [u32; 4] {
-        // SAFETY: both are 16 bytes, and any bytes are valid words.
-        unsafe { core::mem::transmute::<Self, [u32; 4]>(self) }
+        zerocopy::transmute!(self)
     }
 
     /// As two words in network order.
     #[must_use]
     #[inline(always)]
     pub const fn halves(self) -> [u64; 2] {
-        // SAFETY: both are 16 bytes, and any bytes are valid words.
-        unsafe { core::mem::transmute::<Self, [u64; 2]>(self) }
+        zerocopy::transmute!(self)
     }
 
     /// The same, half by half. A plain copy from one place in memory to another becomes a call, as they may overlap.
@@ -113,7 +113,20 @@ impl fmt::Debug for Address {
 
 /// Key of `SLB_LISTENERS` and `SLB_REVNAT`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Default,
+    FromBytes,
+    Immutable,
+    IntoBytes,
+)]
 pub struct Endpoint {
     /// Address.
     pub addr: Address,
@@ -126,7 +139,7 @@ const _: () = assert!(size_of::<Endpoint>() == 24);
 
 /// A packet's addresses and ports as they arrive.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, Immutable, IntoBytes)]
 pub struct FlowKey {
     /// Source address.
     pub src: Address,
@@ -153,6 +166,18 @@ impl Endpoint {
 }
 
 impl FlowKey {
+    /// Whether both are the same. `==` would compare byte by byte, with a call.
+    #[must_use]
+    #[inline(always)]
+    pub const fn same(&self, other: &Self) -> bool {
+        // One branch: the verifier follows each.
+        let ([a, b], [c, d]) = (self.src.halves(), other.src.halves());
+        let ([e, f], [g, h]) = (self.dst.halves(), other.dst.halves());
+        let ports = (self.sport ^ other.sport) | (self.dport ^ other.dport);
+        let rest = ports as u32 | (self.proto ^ other.proto);
+        (a ^ c) | (b ^ d) | (e ^ g) | (f ^ h) | rest as u64 == 0
+    }
+
     /// Where the packet goes.
     #[must_use]
     #[inline(always)]
@@ -183,7 +208,7 @@ impl FlowKey {
 
 /// Both ends of a packet.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct NatTuple {
     /// Source address.
     pub src: Address,
@@ -193,6 +218,8 @@ pub struct NatTuple {
     pub sport: u16,
     /// Destination port.
     pub dport: u16,
+    /// Zero.
+    pub spare: u32,
 }
 
 impl NatTuple {
@@ -220,8 +247,8 @@ pub struct NatRewrite {
     pub sport: u16,
     /// Replaces the destination port.
     pub dport: u16,
-    /// [`crate::abi::FLOW_ORIGINAL`] or [`FLOW_REPLY`]; this wide so that there is no padding to be cleared.
-    pub kind: u32,
+    /// Of which direction the packet is.
+    pub kind: FlowKind,
 }
 
 impl NatRewrite {
@@ -229,6 +256,6 @@ impl NatRewrite {
     #[must_use]
     #[inline(always)]
     pub const fn is_reply(&self) -> bool {
-        self.kind == FLOW_REPLY as u32
+        matches!(self.kind, FlowKind::Reply)
     }
 }

@@ -1,12 +1,24 @@
 //! What later parts of the packet path need to know of a packet.
 
+use core::fmt;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::net::FlowKey;
 
+/// Flags of a TCP segment (RFC 9293, section 3.1). Those without a name are kept.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, Immutable, IntoBytes)]
+pub struct TcpFlags(u8);
+
+impl fmt::Debug for TcpFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        bitflags::parser::to_writer(self, f)
+    }
+}
+
 bitflags::bitflags! {
-    /// Flags of a TCP segment (RFC 9293, section 3.1). Those without a name are kept.
-    #[repr(transparent)]
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-    pub struct TcpFlags: u8 {
+    impl TcpFlags: u8 {
         /// No more data from the sender.
         const FIN = 0x01;
         /// Synchronise sequence numbers.
@@ -20,7 +32,7 @@ bitflags::bitflags! {
 
 /// What later stages need to know of a packet.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Packet {
     /// Addresses, ports and protocol.
     pub key: FlowKey,

@@ -12,12 +12,14 @@ use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
 };
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     abi::{self, FlowKey},
     checksum::Delta,
     frame::Frame,
     parse::L3,
+    words,
 };
 
 /// What is put into a packet, as it stands there: as much of it as [`len`] says.
@@ -28,7 +30,7 @@ pub type Head = [[u64; 17]; 2];
 
 /// The options of a TCP segment: in the first half as they are found, in the second as they are made.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Options {
     /// Those of the client.
     pub found: [u8; OPTIONS_SIZE],
@@ -176,14 +178,14 @@ pub fn make_options(options: &mut Options, len: u32, words: &Words, more: u32) -
         }
     }
     let fits = len + more <= MAX_OPTIONS;
-    put(made_len, more);
-    put(state_left, 0);
+    words::store(made_len, more);
+    words::store(state_left, 0);
     for at in 0..MAX_OPTIONS {
         if at >= len {
             break;
         }
         let byte = found[at as usize % OPTIONS_SIZE];
-        let mut left = get(state_left);
+        let mut left = words::load(state_left);
         if left == 0 {
             if byte == END {
                 break;
@@ -197,39 +199,25 @@ pub fn make_options(options: &mut Options, len: u32, words: &Words, more: u32) -
                     break;
                 }
                 let is_foreign = byte == OPTION as u8 || byte == FAST_OPEN;
-                let has_room = get(made_len).wrapping_add(left) <= MAX_OPTIONS;
+                let has_room = words::load(made_len).wrapping_add(left) <= MAX_OPTIONS;
                 how = match (is_foreign, fits) {
                     (true, true) => BLANK,
                     (false, _) if has_room => KEEP,
                     _ => SKIP,
                 };
             }
-            put(state_how, how);
+            words::store(state_how, how);
         }
-        put(state_left, left.wrapping_sub(1));
-        let how = get(state_how);
+        words::store(state_left, left.wrapping_sub(1));
+        let how = words::load(state_how);
         if how != SKIP {
-            let end = get(made_len);
+            let end = words::load(made_len);
             made[end as usize % OPTIONS_SIZE] = if how == KEEP { byte } else { NO_OPERATION };
-            put(made_len, end.wrapping_add(1));
+            words::store(made_len, end.wrapping_add(1));
         }
     }
-    let end = get(made_len);
+    let end = words::load(made_len);
     if fits { more + len } else { end.wrapping_add(3) & !3 }
-}
-
-/// Reads what the compiler would keep in a register.
-#[inline(always)]
-fn get(state: &u32) -> u32 {
-    // SAFETY: a reference.
-    unsafe { ptr::from_ref(state).read_volatile() }
-}
-
-/// Writes it.
-#[inline(always)]
-fn put(state: &mut u32, value: u32) {
-    // SAFETY: a reference.
-    unsafe { ptr::from_mut(state).write_volatile(value) };
 }
 
 /// How much the sum of a segment changes with its options. Behind both are zeros.

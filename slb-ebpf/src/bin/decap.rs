@@ -7,6 +7,11 @@
 #![no_main]
 #![allow(missing_docs, reason = "the `xdp` macro drops the documentation of what it wraps")]
 #![allow(unreachable_pub, reason = "no other crate can use the items of a program")]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+#[path = "../cell.rs"]
+#[allow(dead_code, unused_imports, unused_macros, reason = "shared with the packet path")]
+mod cell;
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -20,6 +25,10 @@ use slb_common::{
     frame::Frame,
     tunnel::{self, GUE_PORT},
 };
+
+use cell::{Elements as _, shared_fields};
+
+shared_fields! { Counter { packets: u64, bytes: u64 } }
 
 /// Written by the program, by what became of frames.
 #[btf_map]
@@ -43,11 +52,9 @@ pub fn slb_decap(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn count(kind: u32, bytes: u64) {
-    if let Some(counter) = SLB_DECAP.get_ptr_mut(kind) {
-        // SAFETY: this CPU's own copy, and a program is not interrupted by another on its CPU.
-        let counter: &mut Counter = unsafe { &mut *counter };
-        counter.packets += 1;
-        counter.bytes += bytes;
+    if let Some(counter) = SLB_DECAP.cell(kind) {
+        counter.packets().add(1);
+        counter.bytes().add(bytes);
     }
 }
 

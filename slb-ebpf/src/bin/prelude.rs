@@ -11,9 +11,9 @@
 #![allow(unreachable_pub, reason = "no other crate can use the items of a program")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-#[path = "../atomic.rs"]
-#[allow(dead_code, reason = "shared with the packet path")]
-mod atomic;
+#[path = "../cell.rs"]
+#[allow(dead_code, unused_imports, unused_macros, reason = "shared with the packet path")]
+mod cell;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_action},
@@ -22,6 +22,7 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
+use cell::Elements as _;
 use slb_common::{
     abi::{CHUNK_SLOTS, FlowKey},
     bench::{HEADER_BYTES, Template},
@@ -68,12 +69,11 @@ fn frame(ctx: &XdpContext) -> Frame<'_> {
 #[xdp(frags)]
 pub fn prelude(ctx: XdpContext) -> u32 {
     if restore(&ctx).is_some()
-        && let Some(fence) = FENCE.get_ptr_mut(0)
+        && let Some(fence) = FENCE.cell(0)
     {
         // A locked instruction: from here on the headers are in the cache, as they are when a driver
         // hands over a frame, and not in the CPU's store buffer, from which not every load can be served.
-        // SAFETY: an element of an array, aligned to 8 bytes, written here only.
-        unsafe { atomic::fetch_add(fence, 1) };
+        fence.fetch_add(1);
         // SAFETY: nothing here is needed afterwards.
         unsafe { TARGET.tail_call(&ctx, 0) };
     }

@@ -1,15 +1,9 @@
 //! New entries: a place in the table, a port that is free, and both directions.
 
-use core::{
-    ptr,
-    sync::atomic::{Ordering, compiler_fence},
-};
-
-use aya_ebpf::helpers::bpf_get_prandom_u32;
 use slb_common::{
     abi::{
-        self, BUCKET_FLOWS, Backend, ConnState, FLOW_BYPASS, FLOW_ORIGINAL, FLOW_REPLY, Flow,
-        FlowKey, Keys, NO_PLACE, NO_SOURCE, PROXY_NONE, TAG_FREE, TAG_LOCKED, is_over,
+        self, BUCKET_FLOWS, Backend, ConnState, FlowKey, FlowKind, NO_PLACE, NO_SOURCE, PROXY_NONE,
+        TAG_FREE, TAG_LOCKED, is_over,
     },
     decide::{self, Entries},
     hash,
@@ -17,9 +11,14 @@ use slb_common::{
 };
 
 use super::{
-    count, delete, flow_hash, get, implied::may_be_balanced, is_active, reverse, slow_lookup,
+    Entry, count, delete, flow_hash, get, implied::direct_may_be_balanced, is_active, is_of,
+    reverse, slow_lookup,
 };
-use crate::{atomic, maps};
+use crate::{
+    cell::{Claim, Elements as _},
+    global::{Packed, global},
+    kernel, maps,
+};
 
 /// How many source ports are tried before a flow is given up.
 const PORT_ATTEMPTS: u32 = 8;
@@ -40,23 +39,27 @@ pub fn write_reply_key(reply: &mut FlowKey, key: &FlowKey, backend: &Backend, po
     reply.proto = key.proto;
 }
 
-/// Whether a flow other than that of `own` has the answer `reply`. What nobody uses any more is removed.
-#[inline(always)]
-pub fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
-    flow_is_taken(now, reply, own) != 0
+global! {
+    pub fn flow_is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool = is_taken, or true;
+    fn flow_draw_port(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict>
+        = draw_port, or Err(Verdict::Inconsistent);
+    fn flow_draw_source(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict>
+        = draw_source, or Err(Verdict::Inconsistent);
+    fn flow_insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32
+        = insert, or NO_PLACE;
+    pub fn flow_insert_reply(now: u32, key: &FlowKey, place: u32) -> u32 = insert_reply, or NO_PLACE;
+    fn flow_take(now: u32, key: &FlowKey, tag: u32) -> u32 = take, or NO_PLACE;
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey) -> u32 {
-    // SAFETY: the caller above passes references.
-    let (Some(reply), Some(own)) = (unsafe { (reply.as_ref(), own.as_ref()) }) else { return 1 };
-    let Some(owner) = slow_lookup(reply) else { return 0 };
-    let is_reply = owner.kind == FLOW_REPLY;
-    let mut is_free = owner.state.has_ended() || is_over(now, owner.expires);
+/// Whether a flow other than that of `own` has the answer `reply`. An entry that has expired is removed.
+#[inline(always)]
+fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
+    let Some(owner) = slow_lookup(reply) else { return false };
+    let is_reply = owner.is(FlowKind::Reply);
+    let mut is_free = owner.state().load().has_ended() || is_over(now, owner.expires().load());
     if is_reply {
         match reverse(owner, reply) {
-            Some(forward) if is_free || forward.is_of(own) => {
+            Some(forward) if is_free || is_of(forward, own) => {
                 delete(forward);
                 is_free = true;
             }
@@ -66,9 +69,8 @@ extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey
     }
     if is_free {
         delete(owner);
-        return 0;
     }
-    1
+    !is_free
 }
 
 /// Makes the entries of the flow of `key` to the backend `id`, and gives the source port towards it.
@@ -77,87 +79,102 @@ extern "C" fn flow_is_taken(now: u32, reply: *const FlowKey, own: *const FlowKey
 /// entries need is on the stack meanwhile.
 #[inline(always)]
 pub fn create(now: u32, key: &FlowKey, id: u32, entries: Entries) -> Result<u16, Verdict> {
-    let drawn = match entries {
-        Entries::Forward => pack(NO_SOURCE, key.sport),
-        Entries::Both => flow_draw_port(now, key, id),
-        Entries::OwnSource => flow_draw_source(now, key, id),
+    let source = match entries {
+        Entries::Forward => Source::new(NO_SOURCE, key.sport),
+        Entries::Both => flow_draw_port(now, key, id)?,
+        Entries::OwnSource => flow_draw_source(now, key, id)?,
     };
-    if drawn & IS_VERDICT != 0 {
-        return Err(Verdict::from_slot(drawn as u32));
-    }
-    match flow_insert(now, key, id, drawn as u32, u32::from(entries != Entries::Forward)) {
+    match flow_insert(now, key, id, source.pack(), u32::from(entries != Entries::Forward)) {
         NO_PLACE => Err(Verdict::TableFull),
-        _ => Ok(drawn as u16),
+        _ => Ok(source.port()),
     }
 }
 
-/// In what [`flow_draw_port`] and [`flow_draw_source`] give: the rest is a verdict.
-const IS_VERDICT: u64 = 1 << 32;
+/// Where a backend takes the packets of a flow to come from: in the low half a port, in the high half an index into
+/// `SLB_SOURCES`, or [`NO_SOURCE`] for the client's address.
+#[derive(Clone, Copy)]
+struct Source(u32);
+
+impl Source {
+    #[inline(always)]
+    const fn new(number: u16, port: u16) -> Self {
+        Self((number as u32) << 16 | port as u32)
+    }
+
+    #[inline(always)]
+    const fn number(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    #[inline(always)]
+    const fn port(self) -> u16 {
+        self.0 as u16
+    }
+}
+
+impl Packed for Source {
+    type Register = u32;
+
+    #[inline(always)]
+    fn pack(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn unpack(register: u32) -> Self {
+        Self(register)
+    }
+}
 
 /// Which port the backend `id` is to see: the client's, or another if that is taken. Leaves the key of the replies in
-/// this CPU's [`Keys`], where [`flow_insert`] finds it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_draw_port(now: u32, key: *const FlowKey, id: u32) -> u64 {
-    // SAFETY: the caller above passes a reference.
-    let (Some(key), Some(backend), Some(Keys { reply, .. })) =
-        (unsafe { key.as_ref() }, maps::backend(id), maps::keys())
-    else {
-        return IS_VERDICT | Verdict::Inconsistent as u64;
+/// [`maps::reply_key`], where [`insert`] finds it.
+#[inline(always)]
+fn draw_port(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
+    let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
+        return Err(Verdict::Inconsistent);
     };
     write_reply_key(reply, key, backend, key.sport);
     // A direct flow must not pass for the one through a listener that may be there without an
     // entry. With one backend any port may have one: then it has to do that few clients use it.
     let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
-    if !is_direct && !is_taken(now, reply, key) {
-        return pack(NO_SOURCE, reply.dport);
+    if !is_direct && !flow_is_taken(now, reply, key) {
+        return Ok(Source::new(NO_SOURCE, reply.dport));
     }
     let mut draw = hash::choice(flow_hash(key));
     for attempt in 0..PORT_ATTEMPTS {
         draw = next_draw(draw);
         reply.dport = port(draw);
-        if !is_taken(now, reply, key)
-            && (attempt >= PORT_ATTEMPTS / 2 || !may_be_balanced(now, reply, id))
+        if !flow_is_taken(now, reply, key)
+            && (attempt >= PORT_ATTEMPTS / 2 || !direct_may_be_balanced(now, reply, id))
         {
-            return pack(NO_SOURCE, reply.dport);
+            return Ok(Source::new(NO_SOURCE, reply.dport));
         }
     }
-    IS_VERDICT | Verdict::NoPort as u64
+    Err(Verdict::NoPort)
 }
 
-/// Which address and port of the gateway the backend `id` is to see, as [`flow_draw_port`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_draw_source(now: u32, key: *const FlowKey, id: u32) -> u64 {
-    // SAFETY: the caller above passes a reference.
-    let (Some(key), Some(backend), Some(Keys { reply, .. })) =
-        (unsafe { key.as_ref() }, maps::backend(id), maps::keys())
-    else {
-        return IS_VERDICT | Verdict::Inconsistent as u64;
+/// Which address and port of the gateway the backend `id` is to see, as [`draw_port`].
+#[inline(always)]
+fn draw_source(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
+    let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
+        return Err(Verdict::Inconsistent);
     };
     let hash = flow_hash(key);
     write_reply_key(reply, key, backend, key.sport);
-    let Some(source) = decide::source_of(backend, hash) else {
-        return IS_VERDICT | Verdict::NoPort as u64;
-    };
-    let Some(addr) = maps::source(source) else { return IS_VERDICT | Verdict::NoPort as u64 };
-    reply.dst = addr.copied();
+    let source = decide::source_of(backend, hash).ok_or(Verdict::NoPort)?;
+    reply.dst = maps::source(source).ok_or(Verdict::NoPort)?.load();
     // A SYN cookie of an earlier connection is good for its port only, which the client must not know.
-    let salt = if decide::proxy_of(key.proto, backend) == PROXY_NONE {
-        0
-    } else {
-        // SAFETY: touches no memory of ours.
-        unsafe { bpf_get_prandom_u32() }
-    };
+    let is_told = decide::proxy_of(key.proto, backend) != PROXY_NONE;
+    let salt = if is_told { kernel::random() } else { 0 };
     let mut draw = hash::choice(hash) ^ salt;
     for _ in 0..PORT_ATTEMPTS {
         draw = next_draw(draw);
         reply.dport = port(draw);
-        if !is_taken(now, reply, key) {
-            return pack(source, reply.dport);
+        if !flow_is_taken(now, reply, key) {
+            return Ok(Source::new(source, reply.dport));
         }
     }
-    IS_VERDICT | Verdict::NoPort as u64
+    Err(Verdict::NoPort)
 }
 
 /// A linear congruential generator.
@@ -171,31 +188,25 @@ const fn port(draw: u32) -> u16 {
     (FIRST_PORT + hash::slot(draw, LAST_PORT - FIRST_PORT)) as u16
 }
 
-#[inline(always)]
-const fn pack(source: u16, port: u16) -> u64 {
-    (source as u64) << 16 | port as u64
-}
-
-/// Makes the entries of a flow whose source is `drawn`, for both directions if that is asked for. Gives the place of
+/// Makes the entries of a flow with that source, packed, for both directions if that is asked for. Gives the place of
 /// the client's.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_insert(now: u32, key: *const FlowKey, id: u32, drawn: u32, both: u32) -> u32 {
-    // SAFETY: the caller above passes a reference.
-    let (Some(key), Some(backend), Some(Keys { reply, .. })) =
-        (unsafe { key.as_ref() }, maps::backend(id), maps::keys())
-    else {
+#[inline(always)]
+fn insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32 {
+    let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
         return NO_PLACE;
     };
     let hash = flow_hash(key);
     let place = flow_take(now, key, abi::tag(hash));
     let Some(flow) = get(place) else { return NO_PLACE };
-    fill(flow, key, id, FLOW_ORIGINAL, now.wrapping_add(maps::settings().opening_jiffies));
-    (flow.source, flow.port) = ((drawn >> 16) as u16, drawn as u16);
-    flow.proxy =
-        if flow.source == NO_SOURCE { PROXY_NONE } else { decide::proxy_of(key.proto, backend) };
-    if flow.proxy != PROXY_NONE {
-        flow.state = ConnState::PROXY_PENDING;
+    fill(flow, key, id, FlowKind::Original, now.wrapping_add(maps::settings().opening_jiffies()));
+    let source = Source::unpack(source);
+    let number = source.number();
+    flow.source().store(number);
+    flow.port().store(source.port());
+    let proxy = if number == NO_SOURCE { PROXY_NONE } else { decide::proxy_of(key.proto, backend) };
+    if proxy != PROXY_NONE {
+        flow.proxy().store(proxy);
+        flow.state().store(ConnState::PROXY_PENDING);
     }
     publish(flow, hash);
     count(id, 1);
@@ -211,80 +222,62 @@ extern "C" fn flow_insert(now: u32, key: *const FlowKey, id: u32, drawn: u32, bo
 pub fn insert_bypass(now: u32, key: &FlowKey, id: u32) {
     let hash = flow_hash(key);
     if let Some(flow) = get(flow_take(now, key, abi::tag(hash))) {
-        fill(flow, key, id, FLOW_BYPASS, now.wrapping_add(maps::settings().opening_jiffies));
+        fill(flow, key, id, FlowKind::Bypass, now.wrapping_add(maps::settings().opening_jiffies()));
         publish(flow, hash);
     }
 }
 
 /// Makes the entry of an answer to the flow at `place`, and gives its own.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn flow_insert_reply(now: u32, key: *const FlowKey, place: u32) -> u32 {
-    // SAFETY: the callers pass references.
-    let (Some(key), Some(forward)) = (unsafe { key.as_ref() }, get(place)) else { return NO_PLACE };
+#[inline(always)]
+fn insert_reply(now: u32, key: &FlowKey, place: u32) -> u32 {
+    let Some(forward) = get(place) else { return NO_PLACE };
     let hash = flow_hash(key);
     let own = flow_take(now, key, abi::tag(hash));
     if let Some(flow) = get(own) {
-        fill(flow, key, forward.backend, FLOW_REPLY, forward.expires);
-        flow.state = forward.state;
-        flow.peer = place;
+        fill(flow, key, forward.backend().load(), FlowKind::Reply, forward.expires().load());
+        flow.state().store(forward.state().load());
+        flow.peer().store(place);
         publish(flow, hash);
-        forward.peer = own;
+        forward.peer().store(own);
     }
     own
 }
 
 /// Writes an entry, except for its tag.
 #[inline(always)]
-fn fill(flow: &mut Flow, key: &FlowKey, id: u32, kind: u8, expires: u32) {
-    flow.expires = expires;
-    flow.src = key.src.copied();
-    flow.dst = key.dst.copied();
-    flow.sport = key.sport;
-    flow.dport = key.dport;
-    flow.backend = id;
-    flow.proto = key.proto as u8;
-    flow.kind = kind;
-    flow.state = ConnState::empty();
-    flow.proxy = PROXY_NONE;
-    flow.port = key.sport;
-    flow.source = NO_SOURCE;
-    flow.peer = NO_PLACE;
-    flow.sequence = 0;
+fn fill(flow: Entry, key: &FlowKey, id: u32, kind: FlowKind, expires: u32) {
+    flow.expires().store(expires);
+    flow.src().store(key.src);
+    flow.dst().store(key.dst);
+    flow.sport().store(key.sport);
+    flow.dport().store(key.dport);
+    flow.backend().store(id);
+    flow.proto().store(key.proto as u8);
+    flow.kind().store(kind as u8);
+    flow.state().store(ConnState::empty());
+    flow.proxy().store(PROXY_NONE);
+    flow.port().store(key.sport);
+    flow.source().store(NO_SOURCE);
+    flow.peer().store(NO_PLACE);
+    flow.sequence().store(0);
 }
 
-/// Lets others find an entry.
+/// Lets others find an entry that [`flow_take`] has claimed.
 #[inline(always)]
-fn publish(flow: &mut Flow, hash: u64) {
-    compiler_fence(Ordering::Release);
-    // SAFETY: an aligned word.
-    unsafe { ptr::write_volatile(&raw mut flow.tag, abi::tag(hash)) };
+fn publish(flow: Entry, hash: u64) {
+    Claim::handed_over(flow).publish(abi::tag(hash));
 }
 
 /// Takes a place for the flow of `key`, whose tag is `tag`; [`NO_PLACE`] if all that it could have are established.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_take(now: u32, key: *const FlowKey, tag: u32) -> u32 {
-    // SAFETY: the callers pass references.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NO_PLACE };
-    let number = hash::bucket(key, maps::settings().buckets);
-    let Some(bucket) = maps::SLB_FLOWS.get_ptr_mut(number) else { return NO_PLACE };
+#[inline(always)]
+fn take(now: u32, key: &FlowKey, tag: u32) -> u32 {
+    let number = hash::bucket(key, maps::settings().buckets());
+    let Some(bucket) = maps::SLB_FLOWS.cell(number) else { return NO_PLACE };
     let mut best = 0;
     let mut found = 0;
     for turn in 0..BUCKET_FLOWS {
         let way = (tag as usize / 4).wrapping_add(turn) % BUCKET_FLOWS;
-        // SAFETY: as in `lookup`.
-        let flow = unsafe { &(*bucket).flows[way] };
-        // The higher, the less it is missed: free, over, or opening, the oldest first.
-        let rank = match flow.tag {
-            TAG_FREE => u32::MAX,
-            TAG_LOCKED => 0,
-            _ if is_over(now, flow.expires) => u32::MAX - 1,
-            _ if !flow.state.intersects(ConnState::ESTABLISHED) || flow.state.has_ended() => {
-                i32::MAX as u32 - flow.expires.wrapping_sub(now).min(i32::MAX as u32 - 1)
-            }
-            _ => 0,
-        };
+        let rank = rank(now, bucket.flows().at(way));
         if rank > best {
             best = rank;
             found = way;
@@ -296,16 +289,32 @@ extern "C" fn flow_take(now: u32, key: *const FlowKey, tag: u32) -> u32 {
     if best == 0 {
         return NO_PLACE;
     }
-    // SAFETY: as in `lookup`.
-    let tag = unsafe { &raw mut (*bucket).flows[found % BUCKET_FLOWS].tag };
-    // SAFETY: an aligned word of an array. Whoever loses goes without an entry.
-    let before = unsafe { *tag };
-    // SAFETY: as above.
-    let is_ours = unsafe { atomic::compare_exchange(tag, before, TAG_LOCKED) };
-    // SAFETY: as in `lookup`.
-    let flow = unsafe { &(*bucket).flows[found % BUCKET_FLOWS] };
-    if is_ours && before > TAG_LOCKED && is_active(flow) {
-        count(flow.backend, -1);
+    let flow = bucket.flows().at(found);
+    let before = flow.tag().load();
+    // Of two CPUs that claim it, one goes without an entry.
+    if flow.claim(before).is_none() {
+        return NO_PLACE;
     }
-    if is_ours { number * BUCKET_FLOWS as u32 + found as u32 } else { NO_PLACE }
+    if before != TAG_FREE && is_active(flow) {
+        count(flow.backend().load(), -1);
+    }
+    number * BUCKET_FLOWS as u32 + found as u32
+}
+
+/// How little an entry is missed: free, over, or opening, the oldest first. 0: it stays.
+#[inline(always)]
+fn rank(now: u32, flow: Entry) -> u32 {
+    match flow.tag().load() {
+        TAG_FREE => return u32::MAX,
+        TAG_LOCKED => return 0,
+        _ => {}
+    }
+    let (expires, state) = (flow.expires().load(), flow.state().load());
+    if is_over(now, expires) {
+        return u32::MAX - 1;
+    }
+    if state.intersects(ConnState::ESTABLISHED) && !state.has_ended() {
+        return 0;
+    }
+    i32::MAX as u32 - expires.wrapping_sub(now).min(i32::MAX as u32 - 1)
 }

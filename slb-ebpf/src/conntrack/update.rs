@@ -2,14 +2,14 @@
 
 use slb_common::{
     abi::{
-        Backend, ConnState, FLOW_REPLY, Flow, Keys, MODE_DSR, MODE_GUE, MODE_IPIP, NO_PLACE,
-        NO_SOURCE, PROXY_NONE, REFRESH_JIFFIES, TCP, age,
+        Backend, ConnState, FlowKind, Mode, NO_PLACE, NO_SOURCE, PROXY_NONE, REFRESH_JIFFIES, TCP,
+        age,
     },
     parse::TcpFlags,
 };
 
 use super::{
-    count,
+    Entry, count,
     create::{flow_insert_reply, write_reply_key},
     index_of, is_active, reply_of, slow_lookup,
 };
@@ -20,10 +20,10 @@ use crate::{
 
 /// Takes down what a client's packet says about its flow.
 #[inline(always)]
-pub fn update_original(view: &PacketView<'_>, flow: &mut Flow, backend: &Backend) {
+pub fn update_original(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
     let flags = view.packet.flags;
     // The end of what goes past the gateway is not seen.
-    let is_direct = matches!(backend.mode, MODE_DSR | MODE_IPIP | MODE_GUE);
+    let is_direct = backend.mode().is_some_and(Mode::is_direct);
     let fin = if is_direct {
         ConnState::FIN_ORIGINAL | ConnState::FIN_REPLY
     } else {
@@ -31,19 +31,20 @@ pub fn update_original(view: &PacketView<'_>, flow: &mut Flow, backend: &Backend
     };
     let has_ended =
         flags.intersects(TcpFlags::FIN | TcpFlags::RST) && record_fin_rst(flags, flow, fin);
-    if flow.state & (ConnState::ESTABLISHED | ConnState::SYN_ACK_SEEN) == ConnState::SYN_ACK_SEEN
-        && acknowledges(view, flow.sequence)
+    let known = ConnState::ESTABLISHED | ConnState::SYN_ACK_SEEN;
+    if flow.state().load() & known == ConnState::SYN_ACK_SEEN
+        && acknowledges(view, flow.sequence().load())
     {
-        flow.state |= ConnState::ESTABLISHED;
+        note(flow, ConnState::ESTABLISHED);
     }
     let until = view.now.wrapping_add(lifetime(flow, backend));
-    if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
-        // Somebody who has sent packets for a second is no flood of random sources.
+    if has_ended || age(until, flow.expires().load()) >= REFRESH_JIFFIES {
+        // A client that has sent packets for a second is no flood of random sources.
         if !flags.intersects(TcpFlags::SYN) {
-            flow.state |= ConnState::ESTABLISHED;
+            note(flow, ConnState::ESTABLISHED);
         }
-        flow.expires = until;
-        if flow.peer != NO_PLACE {
+        flow.expires().store(until);
+        if flow.peer().load() != NO_PLACE {
             keep_reply(view, flow, backend);
         }
     }
@@ -51,32 +52,33 @@ pub fn update_original(view: &PacketView<'_>, flow: &mut Flow, backend: &Backend
 
 /// Takes down what a backend's packet says about its flow, given the client's entry.
 #[inline(always)]
-pub fn update_reply(view: &PacketView<'_>, flow: &mut Flow) {
+pub fn update_reply(view: &PacketView<'_>, flow: Entry) {
     let flags = view.packet.flags;
     let has_ended = flags.intersects(TcpFlags::FIN | TcpFlags::RST)
         && record_fin_rst(flags, flow, ConnState::FIN_REPLY);
     // A flow whose backend is told about the client has another use for the number, and another proof.
     if flags.contains(TcpFlags::SYN | TcpFlags::ACK)
-        && !flow.state.intersects(ConnState::ESTABLISHED)
-        && flow.proxy == PROXY_NONE
+        && !flow.state().load().intersects(ConnState::ESTABLISHED)
+        && flow.proxy().load() == PROXY_NONE
         && let Some(tcp) = ctx::frame(view.ctx).header::<8>(view.packet.l4 as usize)
     {
-        flow.sequence = u32::from_be(tcp.get(4)).wrapping_add(1);
-        flow.state |= ConnState::SYN_ACK_SEEN;
+        flow.sequence().store(u32::from_be(tcp.get(4)).wrapping_add(1));
+        note(flow, ConnState::SYN_ACK_SEEN);
     }
-    if let Some(backend) = maps::backend(flow.backend) {
+    if let Some(backend) = maps::backend(flow.backend().load()) {
         let until = view.now.wrapping_add(lifetime(flow, backend));
-        if has_ended || age(until, flow.expires) >= REFRESH_JIFFIES {
-            flow.expires = until;
+        if has_ended || age(until, flow.expires().load()) >= REFRESH_JIFFIES {
+            flow.expires().store(until);
         }
     }
 }
 
 /// Takes down that the client of the flow at `place` is where it says, and its backend knows.
 #[inline(always)]
-pub fn establish(now: u32, flow: &mut Flow, place: u32, backend: &Backend) {
-    flow.state = flow.state.difference(ConnState::PROXY_PENDING).union(ConnState::ESTABLISHED);
-    flow.expires = now.wrapping_add(lifetime(flow, backend));
+pub fn establish(now: u32, flow: Entry, place: u32, backend: &Backend) {
+    let state = flow.state().load().difference(ConnState::PROXY_PENDING);
+    flow.state().store(state.union(ConnState::ESTABLISHED));
+    flow.expires().store(now.wrapping_add(lifetime(flow, backend)));
     if let Some(reply) = reply_of(flow, place) {
         follow(reply, flow);
     }
@@ -84,48 +86,58 @@ pub fn establish(now: u32, flow: &mut Flow, place: u32, backend: &Backend) {
 
 /// Takes down what a packet says about a direct flow; `fin` is its side's bit.
 #[inline(always)]
-pub fn update_bypass(view: &PacketView<'_>, flow: &mut Flow, fin: ConnState) {
+pub fn update_bypass(view: &PacketView<'_>, flow: Entry, fin: ConnState) {
     if view.packet.flags.intersects(TcpFlags::FIN | TcpFlags::RST) {
         record_fin_rst(view.packet.flags, flow, fin);
     } else if !view.packet.flags.intersects(TcpFlags::SYN) {
-        flow.state |= ConnState::ESTABLISHED;
+        note(flow, ConnState::ESTABLISHED);
     }
-    if let Some(backend) = maps::backend(flow.backend) {
-        flow.expires = view.now.wrapping_add(lifetime(flow, backend));
+    if let Some(backend) = maps::backend(flow.backend().load()) {
+        flow.expires().store(view.now.wrapping_add(lifetime(flow, backend)));
     }
 }
 
 /// A reply's entry lives as long as the client's.
 #[inline(always)]
-pub fn follow(reply: &mut Flow, forward: &Flow) {
-    if reply.expires != forward.expires {
-        reply.expires = forward.expires;
+pub fn follow(reply: Entry, forward: Entry) {
+    let (expires, state) = (forward.expires().load(), forward.state().load());
+    if reply.expires().load() != expires {
+        reply.expires().store(expires);
     }
-    if reply.state != forward.state {
-        reply.state = forward.state;
+    if reply.state().load() != state {
+        reply.state().store(state);
     }
 }
 
 /// Takes down a FIN or RST; `fin` is its side's bit. Says whether the flow has ended.
 #[inline(always)]
-fn record_fin_rst(flags: TcpFlags, flow: &mut Flow, fin: ConnState) -> bool {
+fn record_fin_rst(flags: TcpFlags, flow: Entry, fin: ConnState) -> bool {
     let was_active = is_active(flow);
-    flow.state |= if flags.intersects(TcpFlags::RST) { ConnState::RESET } else { fin };
-    let has_ended = flow.state.has_ended();
+    let what = if flags.intersects(TcpFlags::RST) { ConnState::RESET } else { fin };
+    let state = flow.state().load() | what;
+    flow.state().store(state);
+    let has_ended = state.has_ended();
     if was_active && has_ended {
-        count(flow.backend, -1);
+        count(flow.backend().load(), -1);
     }
     has_ended
 }
 
+/// Notes something that has happened. Two CPUs may do so at once, and one of the bits is lost.
+#[inline(always)]
+fn note(flow: Entry, what: ConnState) {
+    flow.state().store(flow.state().load() | what);
+}
+
 /// For how many jiffies a flow is remembered after a packet.
 #[inline(always)]
-fn lifetime(flow: &Flow, backend: &Backend) -> u32 {
-    if flow.state.has_ended() {
-        return maps::settings().closing_jiffies;
+fn lifetime(flow: Entry, backend: &Backend) -> u32 {
+    let state = flow.state().load();
+    if state.has_ended() {
+        return maps::settings().closing_jiffies();
     }
-    if u32::from(flow.proto) == TCP && !flow.state.intersects(ConnState::ESTABLISHED) {
-        return maps::settings().opening_jiffies;
+    if u32::from(flow.proto().load()) == TCP && !state.intersects(ConnState::ESTABLISHED) {
+        return maps::settings().opening_jiffies();
     }
     backend.idle_jiffies
 }
@@ -147,14 +159,15 @@ fn acknowledges(view: &PacketView<'_>, sequence: u32) -> bool {
 
 /// Keeps the reply's entry, or makes it again if it is gone.
 #[inline(never)]
-fn keep_reply(view: &PacketView<'_>, flow: &mut Flow, backend: &Backend) {
-    let Some(Keys { reply: key, .. }) = maps::keys() else { return };
-    write_reply_key(key, &view.packet.key, backend, flow.port);
-    if let Some(source) = maps::source(flow.source).filter(|_| flow.source != NO_SOURCE) {
-        key.dst = source.copied();
+fn keep_reply(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
+    let Some(key) = maps::reply_key() else { return };
+    write_reply_key(key, &view.packet.key, backend, flow.port().load());
+    let source = flow.source().load();
+    if let Some(addr) = maps::source(source).filter(|_| source != NO_SOURCE) {
+        key.dst = addr.load();
     }
     if let Some(reply) = slow_lookup(key) {
-        if reply.kind == FLOW_REPLY {
+        if reply.is(FlowKind::Reply) {
             follow(reply, flow);
         }
         return;

@@ -10,11 +10,12 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use aya::{Pod, maps::MapData, util::nr_cpus};
+use aya::{maps::MapData, util::nr_cpus};
 use slb_common::{
     abi::{Counter, SynAnswers, Traffic},
     verdict::Verdict,
 };
+use zerocopy::{FromBytes, IntoBytes as _};
 
 use super::{Pins, TableError};
 
@@ -99,7 +100,7 @@ struct Batch {
 }
 
 /// A value of which every CPU has its own.
-trait Summed: Pod + Default {
+trait Summed: FromBytes + Default {
     /// Adds another CPU's.
     fn add(&mut self, other: Self);
 }
@@ -151,8 +152,9 @@ impl<T: Summed> PerCpu<T> {
             for element in values.chunks_exact(self.cpus * words).take(read) {
                 let mut sum = T::default();
                 for cpu in element.chunks_exact(words) {
-                    // SAFETY: `cpu` has at least the bytes of a `T`, and any bytes are a valid one.
-                    sum.add(unsafe { cpu.as_ptr().cast::<T>().read_unaligned() });
+                    if let Ok((value, _)) = T::read_from_prefix(cpu.as_bytes()) {
+                        sum.add(value);
+                    }
                 }
                 sums.push(sum);
             }

@@ -10,10 +10,10 @@ use std::net::{IpAddr, SocketAddr};
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use slb_common::{
     abi::{
-        self, Address, Backend, Chunk, ClientNextHop, ConnState, Endpoint, FLOW_ORIGINAL, Filter,
-        Flow, FlowKey, Fragment, FragmentKey, Limits, Listed, Listener, MODE_DSR, MODE_FULL,
-        MODE_NAT, NEXT_HOP_LOCAL, NOT_CHOSEN, NextHop, PROXY_NONE, PROXY_V2, Policers,
-        REVNAT_SHARED, ROLE_LOCAL, ROLE_VIP, RevNat, Roles, Settings, Sticky, StickyKey, TCP,
+        self, Address, Backend, Chunk, ClientNextHop, ConnState, Endpoint, Filter, Flow, FlowKey,
+        FlowKind, Fragment, FragmentKey, Limits, Listed, Listener, Mode, NEXT_HOP_LOCAL,
+        NOT_CHOSEN, NextHop, PROXY_NONE, PROXY_V2, Policers, REVNAT_SHARED, ROLE_LOCAL, ROLE_VIP,
+        RevNat, Roles, Settings, Sticky, StickyKey, TCP,
     },
     decide::{
         self, Beginning, Course, ErrorToBackend, ErrorToClient, Filtered, Limit, Lookups as _, Side,
@@ -241,7 +241,7 @@ impl Path<'_> {
     fn deliver(&mut self, packet: &Packet, id: u32, port: u16) -> Result<Verdict, End> {
         self.say_backend(id)?;
         let backend = decide::reach(self, id)?;
-        if backend.mode == MODE_FULL {
+        if backend.mode() == Some(Mode::Full) {
             // A slot that does not look for the entry that it would need.
             return Err(Verdict::NoNeighbour.into());
         }
@@ -273,7 +273,7 @@ impl Path<'_> {
             return Err(Verdict::NoNeighbour.into());
         }
         decide::check_ttl(self, backend.hop)?;
-        let is_pending = flow.is_none_or(|flow| flow.state.intersects(ConnState::PROXY_PENDING));
+        let is_pending = flow.is_none_or(|flow| flow.state().intersects(ConnState::PROXY_PENDING));
         let is_told = proxy != PROXY_NONE && (is_pending || packet.is_syn());
         let is_cross = backend.addr.is_v4() != packet.is_v4();
         if !decide::may_be_translated(packet, is_told.into(), is_cross) {
@@ -281,7 +281,7 @@ impl Path<'_> {
         }
         if is_told && proxy == PROXY_V2 && !packet.is_syn() {
             self.say("proxy protocol", "the backend has not acknowledged the header yet");
-            if flow.is_none_or(|flow| !flow.state.intersects(ConnState::ACCEPTED)) {
+            if flow.is_none_or(|flow| !flow.state().intersects(ConnState::ACCEPTED)) {
                 return Err(Verdict::BeforeClientAddress.into());
             }
             // By the segment's numbers.
@@ -300,12 +300,12 @@ impl Path<'_> {
             return Ok(if is_vip { Verdict::Fragment } else { Verdict::NotOurs });
         }
         let first = decide::later(self, packet)?;
-        let is_reply = first.kind != u32::from(FLOW_ORIGINAL);
+        let is_reply = first.kind != FlowKind::Original as u32;
         if let Some(backend) = self.backend(first.backend)?
             && !is_reply
         {
             self.police(backend.listener.into(), Limit::Bytes)?;
-            let is_direct = matches!(first.mode, MODE_NAT | MODE_DSR);
+            let is_direct = matches!(Mode::from_number(first.mode), Some(Mode::Nat | Mode::Dsr));
             if !is_direct && !decide::may_be_encapsulated(&backend) {
                 return Err(Verdict::NoNeighbour.into());
             }

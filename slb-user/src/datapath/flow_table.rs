@@ -5,20 +5,23 @@ use std::{
     mem::offset_of,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering, fence},
     },
 };
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::{
     abi::{
-        self, BUCKET_FLOWS, Bucket, ConnState, Endpoint, FLOW_ORIGINAL, Flow, FlowKey, NO_PLACE,
+        self, BUCKET_FLOWS, Bucket, ConnState, Endpoint, Flow, FlowKey, FlowKind, NO_PLACE,
         SLOT_BACKEND, SLOT_KEEP, TAG_FREE, TAG_LOCKED, TCP,
     },
     hash,
 };
 
-use super::{Pins, TableError, memory::Memory};
+use super::{
+    Pins, TableError,
+    memory::{self, Memory},
+};
 use crate::state::Schedule;
 
 /// The words of an entry.
@@ -122,17 +125,17 @@ impl FlowTable {
         let before = self.counters();
         let mut counted = vec![0_i64; before.len()];
         for words in self.entries() {
-            let Some(flow) = read(words).filter(|flow| flow.kind == FLOW_ORIGINAL) else {
+            let Some(flow) = read(words).filter(|flow| flow.is(FlowKind::Original)) else {
                 continue;
             };
             let is_over = abi::age(request.now, flow.expires) > 0;
-            let is_active = !flow.state.has_ended();
+            let is_active = !flow.state().has_ended();
             let is_closed = is_active && request.closed.contains(&flow.backend);
             let is_out = is_over || is_closed;
             // A connection that was given up before it was established has no ends to be told.
             let is_connection = is_active
                 && u32::from(flow.proto) == TCP
-                && (is_closed || flow.state.intersects(ConnState::ESTABLISHED));
+                && (is_closed || flow.state().intersects(ConnState::ESTABLISHED));
             let key = flow.key();
             let is_connection = is_connection && request.listeners.contains(&key.destination());
             if is_out && is_connection && found.ended.len() < MOST_ENDED {
@@ -147,7 +150,7 @@ impl FlowTable {
                 self.free(words, &flow);
                 continue;
             }
-            if is_active || flow.state.intersects(ConnState::RST_PENDING) {
+            if is_active || flow.state().intersects(ConnState::RST_PENDING) {
                 request.leaving.remove(&flow.backend);
             }
             if !is_active {
@@ -199,7 +202,7 @@ impl FlowTable {
         let is_freed = words[0]
             .compare_exchange(flow.tag, TAG_FREE, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
-        if is_freed && !flow.state.has_ended() {
+        if is_freed && !flow.state().has_ended() {
             self.count_off(flow);
         }
     }
@@ -235,10 +238,9 @@ impl FlowTable {
     /// The entry at a place, if there is one.
     #[must_use]
     pub fn at(&self, place: u32) -> Option<Flow> {
-        let bucket = self.flows.element(place as usize / BUCKET_FLOWS)?;
-        // SAFETY: the mapping lives as long as `self`, and its words are accessed by atomics only.
-        let flows = unsafe { bucket.cast::<[[AtomicU32; WORDS]; BUCKET_FLOWS]>().as_ref() };
-        read(&flows[place as usize % BUCKET_FLOWS])
+        let words = self.flows.words(place as usize / BUCKET_FLOWS)?;
+        let flows: &[[AtomicU32; WORDS]] = words.as_chunks().0;
+        flows.get(place as usize % BUCKET_FLOWS).and_then(read)
     }
 
     /// Whether all places that an entry could have are those of established flows.
@@ -250,39 +252,38 @@ impl FlowTable {
             TAG_LOCKED => true,
             _ => read(words).is_some_and(|flow| {
                 let is_over = abi::age(now, flow.expires) > 0;
-                !is_over && flow.state.intersects(ConnState::ESTABLISHED) && !flow.state.has_ended()
+                !is_over
+                    && flow.state().intersects(ConnState::ESTABLISHED)
+                    && !flow.state().has_ended()
             }),
         })
     }
 
-    fn bucket(&self, key: &FlowKey, buckets: u32) -> Option<&[[AtomicU32; WORDS]; BUCKET_FLOWS]> {
-        let bucket = self.flows.element(hash::bucket(key, buckets) as usize)?;
-        // SAFETY: the mapping lives as long as `self`, and its words are accessed by atomics only.
-        Some(unsafe { bucket.cast::<[[AtomicU32; WORDS]; BUCKET_FLOWS]>().as_ref() })
+    fn bucket(&self, key: &FlowKey, buckets: u32) -> Option<&[[AtomicU32; WORDS]]> {
+        let words = self.flows.words(hash::bucket(key, buckets) as usize)?;
+        Some(words.as_chunks().0)
     }
 
     /// Every entry of a client's packets that has not ended.
     pub fn flows(&self) -> impl Iterator<Item = Flow> {
         let flows = self.entries().filter_map(read);
-        flows.filter(|flow| flow.kind == FLOW_ORIGINAL && !flow.state.has_ended())
+        flows.filter(|flow| flow.is(FlowKind::Original) && !flow.state().has_ended())
     }
 
     fn entries(&self) -> impl Iterator<Item = &[AtomicU32; WORDS]> {
-        (0..self.flows.len()).filter_map(|index| self.flows.element(index)).flat_map(|bucket| {
-            // SAFETY: the mapping lives as long as `self`, and its words are accessed by atomics only.
-            let flows = unsafe { bucket.cast::<[[AtomicU32; WORDS]; BUCKET_FLOWS]>().as_ref() };
-            flows.iter()
-        })
+        let buckets = (0..self.flows.len()).filter_map(|index| self.flows.words(index));
+        buckets.flat_map(|words| words.as_chunks().0)
     }
 }
 
-/// An entry, if there is one.
+/// An entry, if there is one that is not just being written.
 fn read(words: &[AtomicU32; WORDS]) -> Option<Flow> {
-    // The tag is its first word.
-    if words[0].load(Ordering::Acquire) <= TAG_LOCKED {
+    // The tag is its first word, and guards the others.
+    let tag = words[0].load(Ordering::Acquire);
+    if tag <= TAG_LOCKED {
         return None;
     }
-    let words: [u32; WORDS] = std::array::from_fn(|word| words[word].load(Ordering::Relaxed));
-    // SAFETY: as many bytes, and any are a valid entry.
-    Some(unsafe { std::mem::transmute::<[u32; WORDS], Flow>(words) })
+    let flow = memory::load(words);
+    fence(Ordering::Acquire);
+    (words[0].load(Ordering::Relaxed) == tag).then_some(flow)
 }

@@ -14,6 +14,7 @@ use slb_common::{
     abi::{self, Endpoint, INDEX_MANY, INDEX_NONE, INDEX_SLOTS, Index, Record},
     hash,
 };
+use zerocopy::FromBytes;
 
 use super::{Pins, TableError, memory::Memory, slots::GRACE};
 
@@ -28,7 +29,7 @@ pub(super) struct Indexed<V, const RECORDS: usize> {
     released: VecDeque<(Instant, u32)>,
 }
 
-impl<V: aya::Pod + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
+impl<V: Copy + FromBytes + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> {
     /// Opens the pinned map.
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         Ok(Self {

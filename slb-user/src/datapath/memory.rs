@@ -1,11 +1,19 @@
 //! Maps whose memory the program, the kernel and the agent share.
 
-use std::{marker::PhantomData, os::fd::AsFd as _, ptr::NonNull};
+use std::{
+    marker::PhantomData,
+    os::fd::AsFd as _,
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use aya::maps::MapData;
 use memmap2::{MmapOptions, MmapRaw};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Pins, TableError};
+
+const WORD: usize = size_of::<AtomicU32>();
 
 /// The elements of a pinned array map (`BPF_F_MMAPABLE`), as they are.
 ///
@@ -22,7 +30,7 @@ unsafe impl<T> Send for Memory<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Memory<T> {}
 
-impl<T: aya::Pod> Memory<T> {
+impl<T: FromBytes> Memory<T> {
     /// Maps the memory of a pinned map.
     ///
     /// # Errors
@@ -59,4 +67,34 @@ impl<T: aya::Pod> Memory<T> {
         let at = (index < self.len).then(|| self.memory.as_mut_ptr().wrapping_add(index * size))?;
         NonNull::new(at.cast())
     }
+
+    /// The words of an element; `None` if there is none of this number.
+    #[must_use]
+    pub(super) fn words(&self, index: usize) -> Option<&[AtomicU32]> {
+        const { assert!(size_of::<T>().is_multiple_of(WORD) && align_of::<T>() >= WORD) };
+        let words = ptr::slice_from_raw_parts(
+            self.element(index)?.as_ptr().cast::<AtomicU32>(),
+            size_of::<T>() / WORD,
+        );
+        // SAFETY: as many words of the mapping, which lives as long as `self`; they are accessed by atomics only.
+        Some(unsafe { &*words })
+    }
+
+    /// Copies an element word by word; `None` if there is none of this number.
+    #[must_use]
+    pub(super) fn load(&self, index: usize) -> Option<T>
+    where
+        T: IntoBytes,
+    {
+        self.words(index).map(load)
+    }
+}
+
+/// Copies what these words are.
+pub(super) fn load<T: FromBytes + IntoBytes>(words: &[AtomicU32]) -> T {
+    let mut value = T::new_zeroed();
+    for (bytes, word) in value.as_mut_bytes().chunks_exact_mut(WORD).zip(words) {
+        bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+    }
+    value
 }

@@ -48,7 +48,8 @@ impl Names {
 
     fn flow(&self, flow: &Flow, now: u32, per_second: u32) -> FlowStatus {
         let vip = flow.key().destination();
-        let is_open = u32::from(flow.proto) != TCP || flow.state.intersects(ConnState::ESTABLISHED);
+        let is_open =
+            u32::from(flow.proto) != TCP || flow.state().intersects(ConnState::ESTABLISHED);
         FlowStatus {
             listener: self.listeners.get(&vip).cloned(),
             client: SocketAddr::new(flow.src.into(), flow.sport),
@@ -139,7 +140,7 @@ mod tests {
             backend,
             proto: TCP as u8,
             kind: abi::FLOW_ORIGINAL,
-            state: ConnState::ESTABLISHED,
+            state: ConnState::ESTABLISHED.bits(),
             proxy: 0,
             port: 4_000,
             source: 0,

@@ -6,8 +6,7 @@ use rustc_hash::FxHashSet;
 use slb_common::{
     abi::{
         self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY,
-        BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, MAX_SOURCES, MODE_DSR, MODE_FULL, MODE_GUE,
-        MODE_IPIP, MODE_NAT, NO_SOURCE, NextHop, QuicKey,
+        BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, MAX_SOURCES, Mode, NO_SOURCE, NextHop, QuicKey,
     },
     tunnel,
 };
@@ -28,15 +27,15 @@ impl IndexedListener {
     }
 
     /// How packets reach a backend: between families by another source.
-    pub(super) fn mode(&self, backend: &IndexedBackend) -> u32 {
+    pub(super) fn mode(&self, backend: &IndexedBackend) -> Mode {
         let crosses = self.endpoints[0].addr.is_v4() != backend.addr.is_ipv4();
         match backend.forwarding {
-            Forwarding::Nat if crosses => MODE_FULL,
-            Forwarding::Nat => MODE_NAT,
-            Forwarding::FullNat => MODE_FULL,
-            Forwarding::Dsr => MODE_DSR,
-            Forwarding::Ipip => MODE_IPIP,
-            Forwarding::Gue => MODE_GUE,
+            Forwarding::Nat if crosses => Mode::Full,
+            Forwarding::Nat => Mode::Nat,
+            Forwarding::FullNat => Mode::Full,
+            Forwarding::Dsr => Mode::Dsr,
+            Forwarding::Ipip => Mode::Ipip,
+            Forwarding::Gue => Mode::Gue,
         }
     }
 }
@@ -172,7 +171,7 @@ pub(super) fn backend(
         listener: listener.id as u16,
         hop: route.map_or(NextHop::UNRESOLVED, |route| route.hop),
         mtu: route.filter(|_| !inputs.generic).map_or(0, |route| inner_mtu(backend, route.mtu)),
-        mode: listener.mode(backend),
+        mode: listener.mode(backend) as u32,
         ..Backend::default()
     }
 }

@@ -45,7 +45,7 @@ fn flow(slb: &Slb<'_>, open: &Connection) -> Flow {
 }
 
 fn state_of(flow: &Flow) -> State {
-    match flow.state & (ConnState::ACCEPTED | ConnState::PROXY_PENDING) {
+    match flow.state() & (ConnState::ACCEPTED | ConnState::PROXY_PENDING) {
         ConnState::PROXY_PENDING => State::Offered,
         ConnState::ACCEPTED => State::Told,
         both if both == ConnState::ACCEPTED | ConnState::PROXY_PENDING => State::Accepted,

@@ -378,7 +378,7 @@ fn given_a_connection_that_was_ended_when_either_side_speaks_then_it_is_reset() 
             let first = syn(client(family, 4_000), to);
             let inside = first.to(backend(0, family, port::TURN_BACKEND));
             slb.client_sends("SYN", &first, &forwarded(inside.clone(), FIRST));
-            slb.tamper(&first, |flow| flow.state |= ConnState::RST_PENDING);
+            slb.tamper(&first, |flow| flow.state |= ConnState::RST_PENDING.bits());
             slb.change(|state| mark(state, at, REVNAT_CLOSING));
 
             let ack = Frame { ack: 77, ..first.clone() }.flags(ACK);

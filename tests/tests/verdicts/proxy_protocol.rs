@@ -43,11 +43,11 @@ fn given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_
 
         let both = ConnState::PROXY_PENDING | ConnState::ESTABLISHED;
         let before = slb.flow(&data).expect("an entry");
-        assert_eq!(before.state & both, ConnState::PROXY_PENDING, "{}", case("not yet"));
+        assert_eq!(before.state() & both, ConnState::PROXY_PENDING, "{}", case("not yet"));
         let reply = open.reply(ACK, 0);
         open.hears(slb, &case("header received"), &reply, &reply);
         let flow = slb.flow(&data).expect("an entry");
-        assert_eq!(flow.state & both, ConnState::ESTABLISHED, "{}", case("established"));
+        assert_eq!(flow.state() & both, ConnState::ESTABLISHED, "{}", case("established"));
         let longer = flow.expires.wrapping_sub(before.expires);
         assert!(longer > IDLE_JIFFIES / 2, "{}", case("as long as others"));
         let answer = slb.flows.get(&open.reply_key());
@@ -118,7 +118,7 @@ fn given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_
         // The ordinary proof: the client has acknowledged what the backend has sent.
         let flow = slb.flow(&data).expect("an entry");
         let both = ConnState::PROXY_PENDING | ConnState::ESTABLISHED;
-        assert_eq!(flow.state & both, both, "{}", case("established"));
+        assert_eq!(flow.state() & both, both, "{}", case("established"));
 
         let open = Connection::open(slb, family, crosses, 3_001, 0);
         open.accept(slb, 0);

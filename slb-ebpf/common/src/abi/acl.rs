@@ -1,5 +1,7 @@
 //! `SLB_ACL` and `SLB_ACL_CACHE`: access lists.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::net::Address;
 
 /// Capacity of `SLB_ACL`: prefixes of all lists together, twice, so that each can be replaced at once.
@@ -27,7 +29,7 @@ pub const fn listed_bits(prefix: u32) -> u32 {
 
 /// Value of `SLB_ACL_CACHE`: what an access list says about a client. The list takes as long as it has prefixes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct AclCacheEntry {
     /// The client: others with the same hash take turns.
     pub addr: Address,

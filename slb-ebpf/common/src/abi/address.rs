@@ -1,5 +1,7 @@
 //! `SLB_FILTER` and `SLB_ADDRESSES`: what an address is to us.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// Hashes in `SLB_FILTER`; a power of two. With ten thousand addresses of ours one stranger in a hundred has
 /// the hash of one.
 pub const FILTER_HASHES: usize = 1 << 20;
@@ -8,7 +10,7 @@ pub const FILTER_PER_BYTE: usize = 4;
 
 /// Value of `SLB_FILTER`: what every packet is asked first.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Filter {
     /// Written by the program: until when somebody may be talking to any backend directly, in jiffies; 0: nobody
     /// ever has. `SLB_BYPASS` says to which.
@@ -20,7 +22,7 @@ pub struct Filter {
 
 /// Value of `SLB_ADDRESSES`: what an address is to us.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Roles {
     /// [`ROLE_VIP`], [`ROLE_BACKEND`] and [`ROLE_LOCAL`].
     pub roles: u32,

@@ -1,5 +1,7 @@
 //! `SLB_BACKENDS`: where packets are sent to, and `SLB_SOURCES`: from which addresses.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::net::Address;
 
 /// Capacity of `SLB_BACKENDS`: one per listener, backend and address. [`super::NO_BACKEND`] is none.
@@ -9,7 +11,7 @@ pub const MAX_SOURCES: usize = 1_024;
 
 /// The way to a neighbour.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct NextHop {
     /// Output interface; 0: not known, the kernel has to find out.
     pub ifindex: u32,
@@ -31,12 +33,25 @@ impl NextHop {
         self.ifindex != 0
     }
 
+    /// The interface, and both MAC addresses as they stand at the beginning of a frame.
+    #[must_use]
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        zerocopy::transmute!(self)
+    }
+
+    /// From an interface and the first 12 bytes of a frame.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        zerocopy::transmute!(words)
+    }
+
     /// Both MAC addresses, as they stand at the beginning of a frame.
     #[must_use]
     #[inline(always)]
     pub const fn mac_words(self) -> [u32; 3] {
-        // SAFETY: 16 bytes without padding on both sides, and any bytes are valid words.
-        let [_, a, b, c] = unsafe { core::mem::transmute::<Self, [u32; 4]>(self) };
+        let [_, a, b, c] = self.words();
         [a, b, c]
     }
 
@@ -44,14 +59,13 @@ impl NextHop {
     #[must_use]
     #[inline(always)]
     pub const fn from_mac_words(ifindex: u32, [a, b, c]: [u32; 3]) -> Self {
-        // SAFETY: 16 bytes without padding on both sides, and any bytes are a valid `NextHop`.
-        unsafe { core::mem::transmute::<[u32; 4], Self>([ifindex, a, b, c]) }
+        Self::from_words([ifindex, a, b, c])
     }
 }
 
 /// Value of `SLB_BACKENDS`: one backend of one listener at one of its addresses.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Backend {
     /// Address that packets are sent to.
     pub addr: Address,
@@ -68,7 +82,7 @@ pub struct Backend {
     pub listener: u16,
     /// For [`super::SCHEDULER_LEAST`]: how many flows it is to have, relative to the others.
     pub weight: u16,
-    /// How a packet reaches it: [`MODE_NAT`] or another.
+    /// How a packet reaches it: a [`Mode`].
     pub mode: u32,
     /// The longest packet that gets there, in bytes from its IP header on, as it arrives here: what a
     /// tunnel adds is taken off. 0: not known.
@@ -83,6 +97,54 @@ pub struct Backend {
     pub closes: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
+
+impl Backend {
+    /// How a packet reaches it; `None`: by no mode of this version.
+    #[must_use]
+    #[inline(always)]
+    pub const fn mode(&self) -> Option<Mode> {
+        Mode::from_number(self.mode)
+    }
+}
+
+/// How packets reach a backend.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Destination address and port are rewritten.
+    Nat = MODE_NAT,
+    /// Only the MAC addresses are.
+    Dsr = MODE_DSR,
+    /// IP in IP.
+    Ipip = MODE_IPIP,
+    /// Generic UDP encapsulation.
+    Gue = MODE_GUE,
+    /// All of it is rewritten, the source as well.
+    Full = MODE_FULL,
+}
+
+impl Mode {
+    /// From a number in a map; `None`: it is no mode.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            MODE_NAT => Some(Self::Nat),
+            MODE_DSR => Some(Self::Dsr),
+            MODE_IPIP => Some(Self::Ipip),
+            MODE_GUE => Some(Self::Gue),
+            MODE_FULL => Some(Self::Full),
+            _ => None,
+        }
+    }
+
+    /// Whether the backend has the VIP as well, and answers past the gateway.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_direct(self) -> bool {
+        matches!(self, Self::Dsr | Self::Ipip | Self::Gue)
+    }
+}
 /// Destination address and port are rewritten.
 pub const MODE_NAT: u32 = 0;
 /// Only the MAC addresses are: the backend has the VIP as well, and answers by itself.

@@ -1,8 +1,10 @@
 //! `SLB_VERDICTS`, `SLB_TRAFFIC`, `SLB_PASSIVE_HC` and `SLB_DECAP`: counters per CPU.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// Value of `SLB_PASSIVE_HC`, per CPU: how a backend answers SYNs.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct SynAnswers {
     /// By accepting.
     pub accepted: u64,
@@ -12,7 +14,7 @@ pub struct SynAnswers {
 
 /// Value of `SLB_VERDICTS`, per CPU.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Counter {
     /// Frames.
     pub packets: u64,
@@ -22,7 +24,7 @@ pub struct Counter {
 
 /// Value of `SLB_TRAFFIC`, per CPU: what one backend of one listener has got.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Traffic {
     /// New flows.
     pub flows: u64,

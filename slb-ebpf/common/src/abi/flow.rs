@@ -1,5 +1,7 @@
 //! `SLB_FLOWS`: the flow table.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::net::{Address, FlowKey};
 
 /// Entries in one element of `SLB_FLOWS`; a power of two.
@@ -15,7 +17,7 @@ pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
 /// A place is taken by exchanging its tag for [`TAG_LOCKED`], filled, and published by its tag: whoever
 /// finds the tag finds the rest.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Flow {
     /// [`TAG_FREE`], [`TAG_LOCKED`], or from the hash of the key: [`tag`].
     pub tag: u32,
@@ -35,8 +37,8 @@ pub struct Flow {
     pub proto: u8,
     /// [`FLOW_ORIGINAL`], [`FLOW_REPLY`] or [`FLOW_BYPASS`].
     pub kind: u8,
-    /// What has happened in it.
-    pub state: ConnState,
+    /// What has happened in it: bits of [`ConnState`]. A number, so that `bpftool` shows it as one.
+    pub state: u8,
     /// [`FLOW_ORIGINAL`]: how its backend is told who the client is: [`PROXY_NONE`], [`PROXY_V2`] or
     /// [`PROXY_OPTION`].
     pub proxy: u8,
@@ -69,7 +71,7 @@ pub const fn tag(hash: u64) -> u32 {
 
 /// Value of `SLB_FLOWS`: the places that a flow may be in.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Bucket {
     /// Place *n* of the table is `flows[n % 8]` of bucket *n* / 8.
     pub flows: [Flow; BUCKET_FLOWS],
@@ -83,12 +85,21 @@ impl Flow {
     #[must_use]
     #[inline(always)]
     pub const fn is_of(&self, key: &FlowKey) -> bool {
-        // One branch: the verifier follows each.
-        let ([a, b], [c, d]) = (self.src.halves(), key.src.halves());
-        let ([e, f], [g, h]) = (self.dst.halves(), key.dst.halves());
-        let ports = (self.sport ^ key.sport) | (self.dport ^ key.dport);
-        let rest = ports as u32 | (self.proto as u32 ^ key.proto);
-        (a ^ c) | (b ^ d) | (e ^ g) | (f ^ h) | rest as u64 == 0
+        self.key().same(key)
+    }
+
+    /// Whether it is of this kind.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is(&self, kind: FlowKind) -> bool {
+        self.kind as u32 == kind as u32
+    }
+
+    /// What has happened in it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn state(&self) -> ConnState {
+        ConnState::from_bits_retain(self.state)
     }
 
     /// The key of its packets.
@@ -111,6 +122,42 @@ pub const FLOW_ORIGINAL: u8 = 1;
 pub const FLOW_REPLY: u8 = 2;
 /// From backend to a client that talks to it without a listener: passed as it is.
 pub const FLOW_BYPASS: u8 = 3;
+
+/// What packets an entry is for, and what a packet is.
+///
+/// `repr(u32)`: in a structure beside numbers nothing has to be cleared.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FlowKind {
+    /// From client to backend.
+    #[default]
+    Original = FLOW_ORIGINAL as u32,
+    /// From backend to client.
+    Reply = FLOW_REPLY as u32,
+    /// From backend to a client that talks to it without a listener.
+    Bypass = FLOW_BYPASS as u32,
+}
+
+impl FlowKind {
+    /// From a number in a map; `None`: it is no kind.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            FLOW_ORIGINAL => Some(Self::Original),
+            FLOW_REPLY => Some(Self::Reply),
+            FLOW_BYPASS => Some(Self::Bypass),
+            _ => None,
+        }
+    }
+
+    /// That of a packet in one of two directions.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_direction(is_reply: bool) -> Self {
+        if is_reply { Self::Reply } else { Self::Original }
+    }
+}
 
 bitflags::bitflags! {
     /// What has happened in a flow.

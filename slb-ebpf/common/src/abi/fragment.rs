@@ -1,5 +1,7 @@
 //! `SLB_FRAGMENTS`: where first fragments went.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use super::backend::NextHop;
 use crate::net::Address;
 
@@ -9,7 +11,7 @@ pub const MAX_FRAGMENTS: usize = 16_384;
 /// Key of `SLB_FRAGMENTS`: what the fragments of one packet have in common (RFC 791, RFC 8200,
 /// section 4.5).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, Immutable, IntoBytes)]
 pub struct FragmentKey {
     /// Source address.
     pub src: Address,
@@ -24,7 +26,7 @@ const _: () = assert!(size_of::<FragmentKey>() == 40);
 
 /// Value of `SLB_FRAGMENTS`: where the first fragment of a packet went.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Fragment {
     /// Source address afterwards.
     pub src: Address,
@@ -38,7 +40,7 @@ pub struct Fragment {
     pub backend: u32,
     /// [`super::MODE_NAT`] or another.
     pub mode: u32,
-    /// [`super::FLOW_ORIGINAL`], [`super::FLOW_REPLY`], or [`super::FLOW_BYPASS`]: it was left to the kernel.
+    /// A [`super::FlowKind`]; [`super::FlowKind::Bypass`]: it was left to the kernel.
     pub kind: u32,
     /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
     pub mtu: u32,

@@ -1,5 +1,7 @@
 //! `SLB_LISTENER_INDEX` and `SLB_REVNAT_INDEX`: look-ups without a call into a hash map.
 
+use zerocopy::{FromBytes, Immutable};
+
 use super::listener::{Listener, MAX_LISTENERS};
 use super::revnat::RevNat;
 use crate::net::Endpoint;
@@ -15,7 +17,7 @@ pub const MAX_ENDPOINT_RECORDS: usize = 65_536;
 /// Value of `SLB_LISTENER_INDEX` and `SLB_REVNAT_INDEX`. All in one: the program computes where a record is,
 /// and does not have to ask a second map.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable)]
 pub struct Index<V, const RECORDS: usize> {
     /// Where an endpoint's record is, by its [`crate::hash::endpoint`]: [`INDEX_NONE`], [`INDEX_MANY`], or in its low
     /// half the number of a record, and in its high half that of another of the same hash, or 0. One word each, so it is
@@ -52,7 +54,7 @@ pub const fn index_records(word: u32) -> (u32, u32) {
 /// Part of [`Index`]: a copy of an entry of the hash map, which is not written again while a place names it.
 /// One cache line.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable)]
 pub struct Record<V> {
     /// The key.
     pub at: Endpoint,

@@ -1,5 +1,7 @@
 //! `SLB_LISTENERS`: where clients connect to, and by which rules a backend is chosen.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// Capacity of `SLB_LISTENERS` and `SLB_RR_CURSORS`: one per VIP, protocol and port.
 pub const MAX_LISTENERS: usize = 8_192;
 
@@ -8,7 +10,7 @@ pub const MAX_LISTENERS: usize = 8_192;
 /// Replaced as a whole, and a hash map swaps a value by swapping a pointer: a packet sees either the
 /// old schedule or the new one.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Listener {
     /// Index into `SLB_RR_CURSORS`; never changes while the listener exists.
     pub id: u32,

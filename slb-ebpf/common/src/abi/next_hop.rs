@@ -1,5 +1,7 @@
 //! `SLB_NEXT_HOPS`: the next hops to clients, and `SLB_INTERFACES`.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use super::backend::NextHop;
 use crate::net::Address;
 
@@ -10,7 +12,7 @@ pub const MAX_NEXT_HOPS: usize = 65_536;
 
 /// Value of `SLB_NEXT_HOPS`: the way to a client.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct ClientNextHop {
     /// Whose it is: others with the same hash take turns.
     pub addr: Address,
@@ -37,7 +39,7 @@ pub const NEXT_HOP_LOCAL: u32 = 1;
 
 /// Value of `SLB_INTERFACES`: an interface of the gateway.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Interface {
     /// 1: packets may be redirected to it.
     pub redirect: u32,

@@ -1,5 +1,7 @@
 //! `SLB_QUIC`: backends by their QUIC server ID.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use super::backend::MAX_BACKENDS;
 
 /// Capacity of `SLB_QUIC`: a backend has one server ID.
@@ -7,7 +9,20 @@ pub const MAX_QUIC: usize = MAX_BACKENDS;
 
 /// Key of `SLB_QUIC`: the server ID in connection IDs that the backends of a listener issue.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Default,
+    FromBytes,
+    Immutable,
+    IntoBytes,
+)]
 pub struct QuicKey {
     /// [`super::Listener::id`].
     pub listener: u32,

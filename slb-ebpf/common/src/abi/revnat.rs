@@ -1,5 +1,7 @@
 //! `SLB_REVNAT`: which VIP a backend answers for.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::net::Address;
 
 /// Capacity of `SLB_ADDRESSES` and `SLB_REVNAT`.
@@ -8,7 +10,7 @@ pub const MAX_ENDPOINTS: usize = 65_536;
 /// Value of `SLB_REVNAT`: where packets from a backend's address and port come from, in the eyes of
 /// clients.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct RevNat {
     /// The VIP that it answers for.
     pub vip: Address,

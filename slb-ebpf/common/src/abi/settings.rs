@@ -1,10 +1,12 @@
 //! `SLB_SETTINGS`.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::net::Address;
 
 /// Value of `SLB_SETTINGS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
 pub struct Settings {
     /// Counts changes of the kernel's routes and neighbours: a [`super::ClientNextHop`] of another epoch is looked
     /// up again. Neither [`super::EPOCH_LEARNED`] nor [`super::EPOCH_LOCKED`].

@@ -1,5 +1,7 @@
 //! `SLB_SLOTS`: the schedules of all listeners.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// Slots in one element of `SLB_SLOTS`; a power of two.
 pub const CHUNK_SLOTS: usize = 1_024;
 /// Capacity of `SLB_SLOTS` unless the agent asks for more.
@@ -15,7 +17,7 @@ pub const NO_BACKEND: u32 = 0xffff;
 
 /// Value of `SLB_SLOTS`: a run of a schedule's slots.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Chunk {
     /// Each [`SLOT_BACKEND`], [`SLOT_LOOK`] and [`SLOT_KEEP`].
     pub slots: [u32; CHUNK_SLOTS],

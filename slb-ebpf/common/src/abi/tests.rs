@@ -6,7 +6,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::parse::TcpFlags;
+use crate::{parse::TcpFlags, verdict::Verdict};
 
 fn addresses() -> impl Strategy<Value = Address> {
     prop_oneof![
@@ -84,7 +84,7 @@ proptest! {
         let key = FlowKey { src, dst, sport, dport, proto: TCP };
         let flow = Flow {
             tag: 2, expires: 0, src, dst, sport, dport, backend: 0, proto: 6, kind: FLOW_ORIGINAL,
-            state: ConnState::empty(), proxy: 0, port: 0, source: 0, peer: NO_PLACE, sequence: 0,
+            state: 0, proxy: 0, port: 0, source: 0, peer: NO_PLACE, sequence: 0,
         };
         prop_assert!(flow.is_of(&key));
         prop_assert_eq!(flow.key(), key);
@@ -172,4 +172,46 @@ fn given_flow_keys_when_turned_around_then_twice_is_the_same() {
     assert_eq!(key.reversed().reversed(), key);
     assert_eq!(key.destination(), Endpoint { addr: dst, port: 2, proto: TCP });
     assert_eq!(key.source(), Endpoint { addr: src, port: 1, proto: TCP });
+}
+
+#[test]
+fn given_any_task_when_it_is_packed_then_it_can_be_read() {
+    let kinds = [FlowKind::Original, FlowKind::Reply, FlowKind::Bypass];
+    let verdicts = Verdict::ALL.iter().map(|&verdict| Task::Answer(verdict));
+    for task in kinds.map(Task::Pass).into_iter().chain(verdicts) {
+        let mut args = TailCallArgs::default();
+        args.set_task(task);
+        assert_eq!(args.task(), task);
+        for kind in kinds {
+            assert_eq!(args.is(kind), task == Task::Pass(kind), "{task:?}");
+        }
+    }
+}
+
+#[test]
+fn given_no_task_when_it_is_read_then_the_packet_is_not_answered() {
+    for task in [0, 4, 255, u32::MAX] {
+        let args = TailCallArgs { task, ..TailCallArgs::default() };
+        assert_eq!(args.task(), Task::Answer(Verdict::Inconsistent), "{task}");
+    }
+}
+
+#[test]
+fn given_the_number_of_a_kind_when_it_is_converted_then_others_are_none() {
+    let numbers = (0..=u8::MAX).filter_map(|number| Some((number, FlowKind::from_number(number)?)));
+    let expected = [(FLOW_ORIGINAL, FlowKind::Original), (FLOW_REPLY, FlowKind::Reply)];
+    let expected = expected.into_iter().chain([(FLOW_BYPASS, FlowKind::Bypass)]);
+    assert!(numbers.eq(expected));
+}
+
+#[test]
+fn given_the_number_of_a_mode_when_it_is_converted_then_others_are_none() {
+    let modes = [Mode::Nat, Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Full];
+    for mode in modes {
+        let backend = Backend { mode: mode as u32, ..Backend::default() };
+        assert_eq!(backend.mode(), Some(mode));
+    }
+    for number in [modes.len() as u32, 256, u32::MAX] {
+        assert_eq!(Mode::from_number(number), None, "{number}");
+    }
 }

@@ -2,11 +2,61 @@
 
 use crate::{
     abi::{
-        BACKEND_CLOSED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, ConnState, FLOW_ORIGINAL, Flow,
+        BACKEND_CLOSED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, ConnState, Flow, FlowKind,
         Listener, MODE_FULL, MODE_NAT, NO_SOURCE, SCHEDULER_QUIC, SLOT_BACKEND, UDP, is_over,
     },
     packet::{Packet, TcpFlags},
 };
+
+/// What decisions go by of a client's entry: a copy, as others may write the entry meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub struct Remembered {
+    /// [`Flow::backend`].
+    pub backend: u32,
+    /// [`Flow::port`].
+    pub port: u16,
+    /// [`Flow::source`].
+    pub source: u16,
+    /// Whether it is of [`FlowKind::Original`].
+    pub is_original: bool,
+    /// [`Flow::state`].
+    pub state: ConnState,
+    /// [`Flow::expires`].
+    pub expires: u32,
+}
+
+impl From<&Flow> for Remembered {
+    fn from(flow: &Flow) -> Self {
+        Self {
+            backend: flow.backend,
+            port: flow.port,
+            source: flow.source,
+            is_original: flow.is(FlowKind::Original),
+            state: flow.state(),
+            expires: flow.expires,
+        }
+    }
+}
+
+/// What [`super::is_owner`] goes by of the entry at a reply's [`Flow::peer`]: a copy, as above.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// [`Flow::tag`].
+    pub tag: u32,
+    /// Whether it is of [`FlowKind::Original`].
+    pub is_original: bool,
+    /// [`Flow::proto`].
+    pub proto: u8,
+    /// [`Flow::port`].
+    pub port: u16,
+}
+
+impl From<&Flow> for Peer {
+    fn from(flow: &Flow) -> Self {
+        let is_original = flow.is(FlowKind::Original);
+        Self { tag: flow.tag, is_original, proto: flow.proto, port: flow.port }
+    }
+}
 
 /// What the flow table says about a client's packet.
 #[repr(u32)]
@@ -29,7 +79,7 @@ impl Entry {
     /// That of a flow whose entry is [`Judgement::Valid`].
     #[must_use]
     #[inline(always)]
-    pub const fn of(flow: &Flow) -> Self {
+    pub const fn of(flow: &Remembered) -> Self {
         match flow.source {
             NO_SOURCE => Self::Backend { id: flow.backend & SLOT_BACKEND, port: flow.port },
             _ => Self::OwnSource,
@@ -56,7 +106,7 @@ pub const fn judge(
     now: u32,
     packet: &Packet,
     listener: &Listener,
-    flow: &Flow,
+    flow: &Remembered,
     backend: &Backend,
 ) -> Judgement {
     let fits = match flow.source {
@@ -83,14 +133,14 @@ const fn starts_anew(
     now: u32,
     packet: &Packet,
     listener: &Listener,
-    flow: &Flow,
+    flow: &Remembered,
     backend: &Backend,
 ) -> bool {
     /// The client has given up the connection: it would not begin another otherwise.
     const GIVEN_UP: ConnState =
         ConnState::FIN_ORIGINAL.union(ConnState::RESET).union(ConnState::RST_PENDING);
     let is_syn = packet.is_syn();
-    if flow.kind != FLOW_ORIGINAL || !(is_syn || packet.key.proto == UDP) {
+    if !flow.is_original || !(is_syn || packet.key.proto == UDP) {
         return false;
     }
     let is_out = if listener.scheduler == SCHEDULER_QUIC {

@@ -9,7 +9,7 @@ use std::{
 
 use super::*;
 use crate::{
-    abi::{BACKEND_IN_USE, BACKEND_USABLE, NOT_CHOSEN, TCP},
+    abi::{BACKEND_IN_USE, BACKEND_USABLE, Flow, NOT_CHOSEN, TCP},
     packet::TcpFlags,
 };
 
@@ -43,7 +43,7 @@ pub(super) struct Maps {
     pub(super) fragment: Option<Fragment>,
     pub(super) listed: bool,
     pub(super) exceeded: Option<Limit>,
-    pub(super) settings: Settings,
+    pub(super) no_listener: u32,
     pub(super) is_last_hop: bool,
     pub(super) connection_id: Option<ConnectionId>,
 }
@@ -54,7 +54,7 @@ pub(super) const PREVIOUS: u32 = 7;
 impl Lookups for Maps {
     type Error = Verdict;
     type Ref<T: 'static> = Box<T>;
-    type Kept = Box<Sticky>;
+    type Kept = ();
 
     fn now(&self) -> u32 {
         NOW
@@ -72,8 +72,8 @@ impl Lookups for Maps {
         self.chosen.unwrap_or(NOT_CHOSEN)
     }
 
-    fn settings(&self) -> Result<Settings, Verdict> {
-        Ok(self.settings)
+    fn no_listener(&self) -> Result<u32, Verdict> {
+        Ok(self.no_listener)
     }
 
     fn roles(&self, addr: &Address) -> Result<u32, Verdict> {
@@ -122,12 +122,12 @@ impl Lookups for Maps {
         Ok(self.active.get(&backend).copied().unwrap_or_default())
     }
 
-    fn kept(&mut self, _: &Listener, _: &Address) -> Result<Option<Box<Sticky>>, Verdict> {
-        Ok(self.sticky.map(Box::new))
+    fn kept(&mut self, _: &Listener, _: &Address) -> Result<Option<(Sticky, ())>, Verdict> {
+        Ok(self.sticky.map(|sticky| (sticky, ())))
     }
 
-    fn keep(&mut self, kept: Box<Sticky>, expires: u32) {
-        self.sticky = Some(Sticky { expires, ..*kept });
+    fn keep(&mut self, (): (), expires: u32) {
+        self.sticky = self.sticky.map(|sticky| Sticky { expires, ..sticky });
     }
 
     fn stick(&mut self, _: &Listener, _: &Address, sticky: Sticky) {
@@ -144,6 +144,7 @@ impl Lookups for Maps {
 
     fn entry(&mut self, packet: &Packet, listener: &Listener, _: u64) -> Result<Entry, Verdict> {
         let Some(flow) = self.entry else { return Ok(Entry::None) };
+        let flow = Remembered::from(&flow);
         match judge(NOW, packet, listener, &flow, &self.backends[flow.backend as usize]) {
             Judgement::Stale => Ok(Entry::None),
             Judgement::Closed => Err(Verdict::Closed),
@@ -173,12 +174,16 @@ impl Lookups for Maps {
         Ok(self.entry.map(known))
     }
 
-    fn owner(&mut self, _: &FlowKey) -> Result<Option<Owner<Box<Flow>>>, Verdict> {
-        Ok(self.entry.map(|flow| Owner { place: 3, flow: Box::new(flow) }))
+    fn owner(&mut self, _: &FlowKey) -> Result<Option<Owner>, Verdict> {
+        let owner = |flow: Flow| {
+            let Flow { backend, source, .. } = flow;
+            Owner { place: 3, key: flow.key(), backend, source }
+        };
+        Ok(self.entry.map(owner))
     }
 
-    fn first_fragment(&mut self, _: &Packet) -> Result<Option<Box<Fragment>>, Verdict> {
-        Ok(self.fragment.map(Box::new))
+    fn first_fragment(&mut self, _: &Packet) -> Result<Option<Fragment>, Verdict> {
+        Ok(self.fragment)
     }
 
     fn is_listed(&mut self, _: u32, _: &Address) -> Result<bool, Verdict> {

@@ -2,7 +2,7 @@
 
 use super::{Lookups, Step, check_ttl, unrelated};
 use crate::{
-    abi::{FLOW_BYPASS, Fragment, ROLE_VIP, TCP, UDP, is_over},
+    abi::{FlowKind, Fragment, ROLE_VIP, TCP, UDP, is_over},
     packet::{FRAGMENT_NONE, Packet},
     verdict::Verdict,
 };
@@ -13,18 +13,18 @@ use crate::{
 ///
 /// A verdict: it goes no further.
 #[inline(always)]
-pub fn later<L: Lookups>(look: &mut L, packet: &Packet) -> Result<L::Ref<Fragment>, L::Error> {
+pub fn later<L: Lookups>(look: &mut L, packet: &Packet) -> Result<Fragment, L::Error> {
     let is_vip = look.roles(&packet.key.dst)? & ROLE_VIP != 0;
     if !matches!(packet.key.proto, TCP | UDP) && packet.is_v4() {
         return Err(unrelated(is_vip).into());
     }
     let now = look.now();
     let known = look.first_fragment(packet)?.filter(|first| follows(now, first));
-    look.step(Step::FirstFragment(known.as_deref()));
+    look.step(Step::FirstFragment(known.as_ref()));
     let Some(first) = known else {
         return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs }.into());
     };
-    if first.kind == u32::from(FLOW_BYPASS) {
+    if first.kind == FlowKind::Bypass as u32 {
         return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs }.into());
     }
     check_ttl(look, first.hop)?;

@@ -3,7 +3,7 @@
 use super::{Lookups, Step, by_schedule, check_hop, is_martian};
 use crate::{
     abi::{
-        Address, Backend, FLOW_REPLY, FlowKey, MODE_FULL, NO_BACKEND, NO_PLACE, NO_SOURCE,
+        Address, Backend, FlowKey, FlowKind, MODE_FULL, NO_BACKEND, NO_PLACE, NO_SOURCE,
         NatRewrite, REVNAT_SHARED, ROLE_VIP, SLOT_BACKEND,
     },
     packet::{FRAGMENT_NONE, Packet},
@@ -120,11 +120,15 @@ pub fn error_to_backend<L: Lookups>(
 
 /// The flow that a backend's answer belongs to.
 #[derive(Clone, Copy, Debug)]
-pub struct Owner<F> {
+pub struct Owner {
     /// Place of its client's entry in `SLB_FLOWS`.
     pub place: u32,
-    /// The entry.
-    pub flow: F,
+    /// The key of its client's packets.
+    pub key: FlowKey,
+    /// [`crate::abi::Flow::backend`].
+    pub backend: u32,
+    /// [`crate::abi::Flow::source`].
+    pub source: u16,
 }
 
 /// The client that an error concerns.
@@ -153,7 +157,7 @@ pub fn error_to_client<L: Lookups>(
 ) -> Result<ErrorToClient, L::Error> {
     let origin = look.revnat(&quoted.destination())?.ok_or(Verdict::NotOurs)?;
     look.step(Step::ErrorToClient { origin: &origin });
-    let kind = FLOW_REPLY.into();
+    let kind = FlowKind::Reply;
     let (sport, dport) = (quoted.sport, origin.port as u16);
     let mut concerned = ErrorToClient {
         backend: origin.backend,
@@ -162,12 +166,11 @@ pub fn error_to_client<L: Lookups>(
         client: packet.key.dst,
     };
     match look.owner(quoted)? {
-        Some(Owner { place, flow }) => {
-            (concerned.backend, concerned.place) = (flow.backend, place);
-            let (sport, dport) = (flow.sport, flow.dport);
-            concerned.to = NatRewrite { addr: flow.dst, sport, dport, kind };
-            if flow.source != NO_SOURCE {
-                concerned.client = flow.src;
+        Some(Owner { place, key, backend, source }) => {
+            (concerned.backend, concerned.place) = (backend, place);
+            concerned.to = NatRewrite { addr: key.dst, sport: key.sport, dport: key.dport, kind };
+            if source != NO_SOURCE {
+                concerned.client = key.src;
             }
         }
         None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs.into()),

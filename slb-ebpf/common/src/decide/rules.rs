@@ -1,10 +1,11 @@
 //! Rules that need no look-up.
 
+use super::Peer;
 use crate::{
     abi::{
         BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY, BACKEND_USABLE, Backend,
-        FLOW_ORIGINAL, Flow, FlowKey, FragmentKey, Listener, MODE_GUE, MODE_IPIP, PROXY_NONE,
-        PROXY_OPTION, PROXY_V2, Sticky, TAG_LOCKED, TCP, UDP, is_over,
+        FlowKey, FragmentKey, Listener, MODE_GUE, MODE_IPIP, PROXY_NONE, PROXY_OPTION, PROXY_V2,
+        Sticky, TAG_LOCKED, TCP, UDP, is_over,
     },
     hash,
     packet::{FRAGMENT_NONE, Packet, TcpFlags},
@@ -79,15 +80,15 @@ pub const fn source_of(backend: &Backend, hash: u64) -> Option<u16> {
     Some(backend.source + hash::slot(hash as u32, backend.sources as u32) as u16)
 }
 
-/// Whether `flow`, whose backend is `backend`, is the client's entry of a backend's answer with this key: its place may
+/// Whether `peer`, whose backend is `backend`, is the client's entry of a backend's answer with this key: its place may
 /// belong to another flow by now. That the backend takes the client to be at the answer's destination is not looked at.
 #[must_use]
 #[inline(always)]
-pub const fn is_owner(flow: &Flow, key: &FlowKey, backend: &Backend) -> bool {
-    flow.tag > TAG_LOCKED
-        && flow.kind == FLOW_ORIGINAL
-        && flow.proto as u32 == key.proto
-        && flow.port == key.dport
+pub const fn is_owner(peer: &Peer, key: &FlowKey, backend: &Backend) -> bool {
+    peer.tag > TAG_LOCKED
+        && peer.is_original
+        && peer.proto as u32 == key.proto
+        && peer.port == key.dport
         && backend.addr.same(key.src)
 }
 

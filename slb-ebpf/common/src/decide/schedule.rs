@@ -31,9 +31,9 @@ pub fn choose<L: Lookups>(
     }
     let client = &packet.key.src;
     let expires = look.now().wrapping_add(listener.sticky_jiffies);
-    let kept = look.kept(listener, client)?.filter(|kept| is_kept(look.now(), kept));
-    if let Some(kept) = kept {
-        let id = kept.backend;
+    let kept = look.kept(listener, client)?.filter(|(sticky, _)| is_kept(look.now(), sticky));
+    if let Some((sticky, kept)) = kept {
+        let id = sticky.backend;
         let is_open = look.backend(id)?.is_some_and(|backend| is_open(listener, &backend));
         look.step(Step::Kept(Some((id, is_open))));
         if is_open {

@@ -6,9 +6,9 @@ use super::{fixtures::*, *};
 use crate::{
     abi::{
         ACL_ALLOW, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_PROXY, BACKEND_SHARED, BACKEND_USABLE,
-        ConnState, FLOW_BYPASS, FLOW_ORIGINAL, LISTENER_LIMITED, MODE_DSR, MODE_FULL, NO_BACKEND,
-        NO_SOURCE, SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_RING, SLOT_KEEP,
-        TAG_FREE, TCP, UDP,
+        ConnState, Flow, FlowKind, LISTENER_LIMITED, MODE_DSR, MODE_FULL, NO_BACKEND, NO_SOURCE,
+        SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_RING, SLOT_KEEP, TAG_FREE, TCP,
+        UDP,
     },
     packet::{FRAGMENT_LATER, TcpFlags},
 };
@@ -83,7 +83,7 @@ fn vip_without_a_listener_does_as_the_settings_say() {
         (NO_LISTENER_RESET, Verdict::Refused),
     ] {
         let mut maps = maps(SCHEDULER_HASH, &[0]);
-        maps.settings.no_listener = no_listener;
+        maps.no_listener = no_listener;
         assert_eq!(go(&mut maps, &packet), Err(expected));
     }
     let elsewhere = self::packet(TCP, TcpFlags::SYN, CLIENT, "203.0.113.11:81");
@@ -131,8 +131,8 @@ fn flow(backend: u32, state: ConnState) -> Flow {
         dport: key.dport,
         backend,
         proto: TCP as u8,
-        kind: FLOW_ORIGINAL,
-        state,
+        kind: FlowKind::Original as u8,
+        state: state.bits(),
         proxy: 0,
         port: 7,
         source: NO_SOURCE,
@@ -162,13 +162,24 @@ fn entry_counts_unless_a_flow_begins_anew() {
     ] {
         let backend = Backend { flags: USABLE & !change, ..host(1) };
         let listener = Listener { scheduler: SCHEDULER_RING, ..Listener::default() };
-        assert_eq!(judge(NOW, &packet, &listener, &flow, &backend), expected, "{case}");
+        assert_eq!(
+            judge(NOW, &packet, &listener, &Remembered::from(&flow), &backend),
+            expected,
+            "{case}"
+        );
     }
     let backend = Backend { mode: MODE_FULL, ..host(1) };
-    let stale = judge(NOW, &ack(), &Listener::default(), &flow(0, empty), &backend);
+    let stale =
+        judge(NOW, &ack(), &Listener::default(), &Remembered::from(&flow(0, empty)), &backend);
     assert_eq!(stale, Stale, "the group is full-nat by now");
     let backend = Backend { mode: MODE_DSR, ..host(1) };
-    let stale = judge(NOW, &ack(), &Listener::default(), &full(flow(0, empty)), &backend);
+    let stale = judge(
+        NOW,
+        &ack(),
+        &Listener::default(),
+        &Remembered::from(&full(flow(0, empty))),
+        &backend,
+    );
     assert_eq!(stale, Stale, "the group is dsr by now");
     assert_ne!(TAG_FREE, flow(0, empty).tag);
 }
@@ -389,7 +400,7 @@ fn later_fragment_goes_where_the_first_went() {
         ("too old", Some(Fragment { expires: NOW - 1, ..first }), Err(Verdict::Fragment)),
         (
             "left to the kernel",
-            Some(Fragment { kind: FLOW_BYPASS.into(), ..first }),
+            Some(Fragment { kind: FlowKind::Bypass as u32, ..first }),
             Err(Verdict::NoListener),
         ),
     ] {

@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
-    abi::{FLOW_ORIGINAL, FLOW_REPLY},
+    abi::FlowKind,
     parse::{
         self, Reject,
         fixtures::{
@@ -136,9 +136,9 @@ fn errors() -> impl Strategy<Value = (Sample, Sent, NatRewrite, NextHop)> {
             let router = router.map_or(sample.dst, like);
             let least = sample.expected().l4 as usize - L3 + 8;
             let sent = error(router, &sample, least + len, &options);
-            let kind = if is_reply { FLOW_REPLY } else { FLOW_ORIGINAL };
+            let kind = FlowKind::of_direction(is_reply);
             let addr = like(addr).into();
-            (sample, sent, NatRewrite { addr, sport, dport, kind: kind.into() }, hop)
+            (sample, sent, NatRewrite { addr, sport, dport, kind }, hop)
         },
     )
 }
@@ -386,7 +386,8 @@ fn given_an_unusable_quote_when_it_is_asked_for_then_there_is_none() {
 #[test]
 fn given_an_error_at_its_last_hop_when_translated_then_it_ends_here_unchanged() {
     for sample in [Sample::default(), Sample::v6()] {
-        let to = NatRewrite { addr: sample.dst.into(), sport: 1, dport: 2, kind: 1 };
+        let to =
+            NatRewrite { addr: sample.dst.into(), sport: 1, dport: 2, kind: FlowKind::Original };
         for ttl in [0, 1] {
             let before = Sent { ttl, ..error(sample.dst, &sample, 128, &[]) }.bytes();
             let quote = quoted_in(&before).unwrap();

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    abi::{Address, FLOW_ORIGINAL, FLOW_REPLY, FlowKey, UDP},
+    abi::{Address, FlowKey, FlowKind, UDP},
     parse::{
         self,
         fixtures::{Sample, samples},
@@ -121,16 +121,7 @@ fn cases() -> impl Strategy<Value = (Sample, NatRewrite, NextHop)> {
                 IpAddr::V4(_) => IpAddr::from([a, b, c, d]).into(),
                 IpAddr::V6(_) => Address { bytes: address },
             };
-            (
-                sample,
-                NatRewrite {
-                    addr,
-                    sport,
-                    dport,
-                    kind: if is_reply { FLOW_REPLY } else { FLOW_ORIGINAL }.into(),
-                },
-                hop,
-            )
+            (sample, NatRewrite { addr, sport, dport, kind: FlowKind::of_direction(is_reply) }, hop)
         },
     )
 }
@@ -226,7 +217,7 @@ fn given_udp_when_the_new_checksum_is_zero_then_its_complement_is_sent() {
         let mut complements = 0;
         for dport in 0..=u16::MAX {
             let Sample { dst, sport, .. } = sample;
-            let to = NatRewrite { addr: dst.into(), sport, dport, kind: FLOW_ORIGINAL.into() };
+            let to = NatRewrite { addr: dst.into(), sport, dport, kind: FlowKind::Original };
             let after = translated(&bytes, &to, NextHop::UNRESOLVED).unwrap();
             let at = sample.expected().l4 as usize + 6;
             match [after[at], after[at + 1]] {
@@ -253,8 +244,7 @@ fn given_tcp_when_the_new_checksum_is_zero_then_zero_is_sent() {
     let bytes = sample.bytes();
     let at = sample.expected().l4 as usize + 16;
     let zero = (0..=u16::MAX).any(|dport| {
-        let to =
-            NatRewrite { addr: sample.dst.into(), sport: 1, dport, kind: FLOW_ORIGINAL.into() };
+        let to = NatRewrite { addr: sample.dst.into(), sport: 1, dport, kind: FlowKind::Original };
         let after = translated(&bytes, &to, NextHop::UNRESOLVED).unwrap();
         after[at..at + 2] == [0, 0]
     });
@@ -265,7 +255,7 @@ fn given_tcp_when_the_new_checksum_is_zero_then_zero_is_sent() {
 fn given_a_packet_at_its_last_hop_when_translated_then_it_ends_here_unchanged() {
     for (family, sample) in [("IPv4", Sample::default()), ("IPv6", Sample::v6())] {
         let to =
-            NatRewrite { addr: sample.src.into(), sport: 1, dport: 2, kind: FLOW_ORIGINAL.into() };
+            NatRewrite { addr: sample.src.into(), sport: 1, dport: 2, kind: FlowKind::Original };
         for ttl in [0, 1] {
             let before = Sample { ttl, ..sample.clone() }.bytes();
             let mut bytes = before.clone();
@@ -288,7 +278,7 @@ fn given_a_frame_that_has_become_shorter_when_translated_then_nothing_is_written
         let mut whole = sample.bytes();
         let packet = parse(&mut whole);
         let to =
-            NatRewrite { addr: sample.src.into(), sport: 1, dport: 2, kind: FLOW_ORIGINAL.into() };
+            NatRewrite { addr: sample.src.into(), sport: 1, dport: 2, kind: FlowKind::Original };
         let header = if sample.proto == UDP { 8 } else { 20 };
         for len in 0..packet.l4 as usize + header {
             let (_, rest) = whole.split_at(len);

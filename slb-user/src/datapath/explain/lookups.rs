@@ -1,18 +1,14 @@
 //! What [`slb_common::decide`] looks up, in the maps from outside: nothing is changed.
 
-use std::{
-    io,
-    ptr::NonNull,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::{io, mem::offset_of, sync::atomic::Ordering};
 
 use aya::maps::{MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
-        self, Address, Backend, CHUNK_SLOTS, Endpoint, FLOW_BYPASS, Flow, FlowKey, Fragment,
+        self, Address, Backend, CHUNK_SLOTS, Endpoint, Filter, Flow, FlowKey, FlowKind, Fragment,
         Listener, NO_PLACE, NO_SOURCE, QuicKey, RevNat, Settings, Sticky, StickyKey,
     },
-    decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner},
+    decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner, Peer, Remembered},
     packet::Packet,
     quic::ConnectionId,
     verdict::Verdict,
@@ -23,7 +19,7 @@ use super::{End, Path, name, text};
 impl Lookups for Path<'_> {
     type Error = End;
     type Ref<T: 'static> = Box<T>;
-    type Kept = Box<Sticky>;
+    type Kept = ();
 
     fn now(&self) -> u32 {
         self.now
@@ -46,8 +42,8 @@ impl Lookups for Path<'_> {
         self.chosen
     }
 
-    fn settings(&self) -> Result<Settings, End> {
-        Ok(self.maps.settings.get(&0, 0)?)
+    fn no_listener(&self) -> Result<u32, End> {
+        Ok(self.settings()?.no_listener)
     }
 
     fn roles(&self, addr: &Address) -> Result<u32, End> {
@@ -73,10 +69,8 @@ impl Lookups for Path<'_> {
     }
 
     fn bypass_until(&self) -> u32 {
-        let filter = self.maps.filter.first().as_ptr();
-        // SAFETY: a word of the mapping, which lives as long as the map and is accessed by atomics only.
-        let any = unsafe { AtomicU32::from_ptr(&raw mut (*filter).bypass_until) };
-        any.load(Ordering::Relaxed)
+        const WORD: usize = offset_of!(Filter, bypass_until) / size_of::<u32>();
+        self.maps.filter.words(0).map_or(0, |words| words[WORD].load(Ordering::Relaxed))
     }
 
     fn bypass(&self, backend: u32) -> Result<u32, End> {
@@ -92,12 +86,12 @@ impl Lookups for Path<'_> {
         Ok(self.maps.table.active(backend).saturating_sub(forgotten))
     }
 
-    fn kept(&mut self, listener: &Listener, client: &Address) -> Result<Option<Box<Sticky>>, End> {
+    fn kept(&mut self, listener: &Listener, client: &Address) -> Result<Option<(Sticky, ())>, End> {
         let key = StickyKey { client: *client, listener: listener.id, spare: 0 };
-        Ok(absent(self.maps.sticky.get(&key, 0))?.map(Box::new))
+        Ok(absent(self.maps.sticky.get(&key, 0))?.map(|sticky| (sticky, ())))
     }
 
-    fn keep(&mut self, _: Box<Sticky>, _: u32) {}
+    fn keep(&mut self, (): (), _: u32) {}
 
     fn stick(&mut self, _: &Listener, _: &Address, _: Sticky) {}
 
@@ -115,11 +109,12 @@ impl Lookups for Path<'_> {
             return Ok(Entry::None);
         };
         let Some(backend) = self.backend(flow.backend)? else { return Ok(Entry::None) };
-        let judgement = decide::judge(self.now, packet, listener, &flow, &backend);
+        let remembered = Remembered::from(&flow);
+        let judgement = decide::judge(self.now, packet, listener, &remembered, &backend);
         if judgement == Judgement::Stale {
             let text = format!("an entry for {} that does not count any more", name(flow.backend));
             self.say("flow table", text);
-            self.forgotten = (!flow.state.has_ended()).then_some(flow.backend);
+            self.forgotten = (!flow.state().has_ended()).then_some(flow.backend);
             return Ok(Entry::None);
         }
         self.say("flow table", text::entry(&flow));
@@ -127,7 +122,7 @@ impl Lookups for Path<'_> {
             return Err(Verdict::Closed.into());
         }
         self.found = Some(flow);
-        Ok(Entry::of(&flow))
+        Ok(Entry::of(&remembered))
     }
 
     fn remember(&mut self, key: &FlowKey, _: u32, entries: Entries) -> Result<Option<u16>, End> {
@@ -158,10 +153,10 @@ impl Lookups for Path<'_> {
         }))
     }
 
-    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner<Box<Flow>>>, End> {
+    fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner>, End> {
         let key = sent.reversed();
         let Some(reply) = self.flow(&key)? else { return Ok(None) };
-        if reply.kind == FLOW_BYPASS {
+        if reply.is(FlowKind::Bypass) {
             return Err(Verdict::NotOurs.into());
         }
         let flow = self.maps.table.at(reply.peer).ok_or(Verdict::NotOurs)?;
@@ -170,17 +165,18 @@ impl Lookups for Path<'_> {
             NO_SOURCE => flow.src,
             source => self.maps.sources.get(&source.into(), 0)?,
         };
-        let is_it = decide::is_owner(&flow, &key, &backend) && sender == key.dst;
+        let is_it = decide::is_owner(&Peer::from(&flow), &key, &backend) && sender == key.dst;
         if is_it {
-            Ok(Some(Owner { place: reply.peer, flow: Box::new(flow) }))
+            let Flow { backend, source, .. } = flow;
+            Ok(Some(Owner { place: reply.peer, key: flow.key(), backend, source }))
         } else {
             Err(Verdict::NotOurs.into())
         }
     }
 
-    fn first_fragment(&mut self, packet: &Packet) -> Result<Option<Box<Fragment>>, End> {
+    fn first_fragment(&mut self, packet: &Packet) -> Result<Option<Fragment>, End> {
         let key = decide::fragment_key(packet);
-        Ok(absent(self.maps.fragments.get(&key, 0))?.map(Box::new))
+        Ok(absent(self.maps.fragments.get(&key, 0))?)
     }
 
     fn is_listed(&mut self, acl: u32, addr: &Address) -> Result<bool, End> {
@@ -246,6 +242,10 @@ impl Path<'_> {
         Ok(absent(self.maps.endpoints.get(from, 0))?)
     }
 
+    fn settings(&self) -> Result<Settings, End> {
+        Ok(self.maps.settings.get(&0, 0)?)
+    }
+
     pub(super) fn buckets(&self) -> Result<u32, End> {
         Ok(self.settings()?.buckets)
     }
@@ -256,20 +256,10 @@ impl Path<'_> {
 
     /// The interface towards the backend with an address.
     fn hop_of(&self, addr: Address) -> Option<u32> {
-        let hop_of = |record: NonNull<Backend>| {
-            let record = record.as_ptr();
-            // SAFETY: in the mapping, which lives as long as the map. The agent may write to it meanwhile: the words
-            // are read one by one, and any bytes are a valid address.
-            let (found, ifindex) = unsafe {
-                (
-                    (&raw const (*record).addr).read_volatile(),
-                    (&raw const (*record).hop.ifindex).read_volatile(),
-                )
-            };
-            (found == addr && ifindex != 0).then_some(ifindex)
-        };
         let records = &self.maps.records;
-        (0..records.len()).filter_map(|id| records.element(id)).find_map(hop_of)
+        let mut records = (0..records.len()).filter_map(|id| records.load(id));
+        let record = records.find(|record| record.addr == addr && record.hop.is_known());
+        record.map(|record| record.hop.ifindex)
     }
 }
 

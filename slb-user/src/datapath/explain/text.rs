@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use slb_common::{
     abi::{
-        ACL_ALLOW, Backend, ConnState, FLOW_BYPASS, FLOW_REPLY, Flow, Fragment, Listener, MODE_DSR,
-        MODE_FULL, MODE_GUE, MODE_IPIP, NO_BACKEND, REVNAT_SHARED, RevNat, SCHEDULER_HASH,
-        SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_SOURCE, SLOT_BACKEND, SLOT_LOOK,
+        ACL_ALLOW, Backend, ConnState, Flow, FlowKind, Fragment, Listener, Mode, NO_BACKEND,
+        REVNAT_SHARED, RevNat, SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_SOURCE,
+        SLOT_BACKEND, SLOT_LOOK,
     },
     decide::Step,
 };
@@ -129,17 +129,17 @@ fn fragment(first: Option<&Fragment>) -> String {
     let Some(first) = first else {
         return "the first of this packet has not been seen, or too long ago".to_owned();
     };
-    if first.kind == u32::from(FLOW_BYPASS) {
+    if first.kind == FlowKind::Bypass as u32 {
         return "the first of this packet was left to the kernel".to_owned();
     }
-    let end = if first.kind == u32::from(FLOW_REPLY) { first.src } else { first.dst };
-    let side = if first.kind == u32::from(FLOW_REPLY) { "from" } else { "to" };
+    let end = if first.kind == FlowKind::Reply as u32 { first.src } else { first.dst };
+    let side = if first.kind == FlowKind::Reply as u32 { "from" } else { "to" };
     format!("the first of this packet went {side} {}", IpAddr::from(end))
 }
 
 /// The entry of a flow that goes on.
 pub(super) fn entry(flow: &Flow) -> String {
-    let state = match flow.state {
+    let state = match flow.state() {
         state if state.intersects(ConnState::RST_PENDING) => "ended by the agent",
         state if state.has_ended() => "ended",
         state if state.intersects(ConnState::ESTABLISHED) => "established",
@@ -150,12 +150,12 @@ pub(super) fn entry(flow: &Flow) -> String {
 
 /// Where a backend is, and how packets get there.
 pub(super) fn backend(id: u32, backend: &Backend) -> String {
-    let how = match backend.mode {
-        MODE_DSR => "as it is (dsr)",
-        MODE_IPIP => "in ipip",
-        MODE_GUE => "in gue",
-        MODE_FULL => "by full-nat",
-        _ => "by nat",
+    let how = match backend.mode() {
+        Some(Mode::Dsr) => "as it is (dsr)",
+        Some(Mode::Ipip) => "in ipip",
+        Some(Mode::Gue) => "in gue",
+        Some(Mode::Full) => "by full-nat",
+        Some(Mode::Nat) | None => "by nat",
     };
     let at = SocketAddr::new(backend.addr.into(), backend.port as u16);
     let hop = if backend.hop.is_known() {

@@ -93,9 +93,7 @@ fn chunks_of(listener: &Listener) -> Range<u32> {
 /// All backends, without a system call for each of the places.
 fn backends(pins: &Pins) -> Result<BTreeMap<u32, Backend>, TableError> {
     let memory = Memory::<Backend>::open(pins, "SLB_BACKENDS")?;
-    let places = (0..memory.len()).filter_map(|id| Some((id as u32, memory.element(id)?)));
-    // SAFETY: in the mapping; only one agent writes, and it is here.
-    let records = places.map(|(id, place)| (id, unsafe { place.read() }));
+    let records = (0..memory.len()).filter_map(|id| Some((id as u32, memory.load(id)?)));
     Ok(records.filter(|(_, backend)| *backend != Backend::default()).collect())
 }
 

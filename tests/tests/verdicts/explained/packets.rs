@@ -102,7 +102,7 @@ impl Packets {
             0 if is_tcp => {
                 let has_entry = slb.flow(&sent).is_some();
                 if has_entry {
-                    slb.tamper(&sent, |entry| entry.state |= ConnState::RST_PENDING);
+                    slb.tamper(&sent, |entry| entry.state |= ConnState::RST_PENDING.bits());
                 }
             }
             1 if is_tcp => {

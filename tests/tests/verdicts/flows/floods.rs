@@ -16,7 +16,7 @@ use crate::{
 #[ignore = "needs root"]
 fn given_a_handshake_when_the_client_proves_itself_then_its_entry_is_established_and_not_before() {
     let is_established = |slb: &Slb<'_>, flow: &Flow| {
-        slb.flow(&flow.first).expect("an entry").state.intersects(ConnState::ESTABLISHED)
+        slb.flow(&flow.first).expect("an entry").state().intersects(ConnState::ESTABLISHED)
     };
     with_slb(|slb| {
         for family in FAMILIES {

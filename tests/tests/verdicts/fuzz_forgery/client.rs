@@ -137,7 +137,7 @@ impl World<'_, '_> {
         let (verdict, bytes) = self.run(WAN, &frame);
         self.note(what, seq, ack, flags, payload.len(), verdict.label());
         if verdict == Verdict::BeforeClientAddress {
-            let state = before.map_or(ConnState::PROXY_PENDING, |flow| flow.state);
+            let state = before.map_or(ConnState::PROXY_PENDING, |flow| flow.state());
             let is_told = !state.intersects(ConnState::PROXY_PENDING);
             let which =
                 if is_told { 2 } else { usize::from(state.intersects(ConnState::ACCEPTED)) };
@@ -151,7 +151,8 @@ impl World<'_, '_> {
         let segment = Segment::read(&bytes);
         let is_ahead = seq != self.first && flags & (SYN | RST) == 0;
         self.seen.ahead += u64::from(
-            before.is_some_and(|flow| flow.state.intersects(ConnState::PROXY_PENDING)) && is_ahead,
+            before.is_some_and(|flow| flow.state().intersects(ConnState::PROXY_PENDING))
+                && is_ahead,
         );
         let by = [segment.ack.wrapping_sub(ack), segment.seq.wrapping_sub(seq)];
         self.seen.shifted += u64::from(matches!(by, [0, 7] | [0xffff_fff9, 0]) && flags & ACK != 0);
@@ -162,11 +163,11 @@ impl World<'_, '_> {
     pub(super) fn has_not_moved_on(&self, before: Option<Flow>) {
         let Some(after) = self.flow() else { return };
         let same = before.filter(|before| before.port == after.port);
-        let before = same.map_or(ConnState::PROXY_PENDING, |flow| flow.state);
+        let before = same.map_or(ConnState::PROXY_PENDING, |flow| flow.state());
         let has = |state: ConnState, flag| state.intersects(flag);
-        let is_accepted = has(after.state, ConnState::ACCEPTED);
+        let is_accepted = has(after.state(), ConnState::ACCEPTED);
         assert!(!is_accepted || has(before, ConnState::ACCEPTED), "accepted by a client's segment");
-        let is_pending = has(after.state, ConnState::PROXY_PENDING);
+        let is_pending = has(after.state(), ConnState::PROXY_PENDING);
         assert!(is_pending || !has(before, ConnState::PROXY_PENDING), "told by a client's segment");
     }
 }

@@ -70,7 +70,7 @@ impl World<'_, '_> {
         );
         let after = self.flow();
         self.seen.removed += u64::from(before.is_some() && after.is_none());
-        let is_told = |flow: &Flow| !flow.state.intersects(ConnState::PROXY_PENDING);
+        let is_told = |flow: &Flow| !flow.state().intersects(ConnState::PROXY_PENDING);
         if before.is_some_and(|flow| !is_told(&flow)) && after.is_some_and(|flow| is_told(&flow)) {
             self.seen.told += 1;
             assert!(self.receiver.is_informed(&answer.to), "told, but the backend does not know");
@@ -125,7 +125,7 @@ impl World<'_, '_> {
     /// Other flows take the places of those that may lose theirs.
     pub(super) fn evict(&mut self) {
         let Some(flow) = self.flow() else { return };
-        if flow.state.intersects(ConnState::ESTABLISHED) && !flow.state.has_ended() {
+        if flow.state().intersects(ConnState::ESTABLISHED) && !flow.state().has_ended() {
             return;
         }
         let source = self.source(&flow);
