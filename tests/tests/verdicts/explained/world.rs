@@ -173,7 +173,9 @@ fn instance(dice: &mut Dice, text: &mut String, name: &str, vips: &[&str], famil
     // `nat` and `full-nat` are most of what there is to decide.
     let modes = ["nat", "nat", "nat", "full-nat", "full-nat", "ipip", "gue", "dsr"];
     let modes = if vips.len() == 1 { &modes[..7] } else { &modes[..] };
-    let modes: Vec<&str> = (0..LISTENERS).map(|_| dice.pick(modes)).collect();
+    let mut modes: Vec<&str> = (0..LISTENERS).map(|_| dice.pick(modes)).collect();
+    // One group is told the client's address in each world.
+    modes[0] = "full-nat";
     let others: Vec<usize> = (0..modes.len()).filter(|of| !keeps_port(modes[*of])).collect();
     writeln!(text, "[[instance]]\nname = {name:?}\nvips = {vips:?}").expect("a string");
     for (number, mode) in modes.iter().enumerate() {
@@ -181,7 +183,8 @@ fn instance(dice: &mut Dice, text: &mut String, name: &str, vips: &[&str], famil
     }
     for (number, mode) in modes.iter().enumerate() {
         // What keeps the listener's port is for one listener.
-        let group = if keeps_port(mode) { number } else { dice.pick(&others) };
+        let is_own = number == 0 || keeps_port(mode);
+        let group = if is_own { number } else { dice.pick(&others) };
         listener(dice, text, FIRST_PORT + number as u16, group);
     }
 }
@@ -194,7 +197,8 @@ fn group(dice: &mut Dice, text: &mut String, number: usize, families: &[usize], 
     let mut line = |args: fmt::Arguments<'_>| text.write_fmt(args).expect("a string");
     line(format_args!("[[instance.group]]\nname = \"g{number}\"\nforwarding = {mode:?}\n"));
     if mode == "full-nat" {
-        let told = dice.pick(&["none", "proxy-v2", "tcp-option"]);
+        let told =
+            if number == 0 { "proxy-v2" } else { dice.pick(&["none", "proxy-v2", "tcp-option"]) };
         line(format_args!("client_address = {told:?}\n"));
     }
     // Groups with one port share backends.
@@ -228,7 +232,7 @@ fn group(dice: &mut Dice, text: &mut String, number: usize, families: &[usize], 
 }
 
 fn listener(dice: &mut Dice, text: &mut String, port: u16, group: usize) {
-    let is_tcp = dice.below(3) > 0;
+    let is_tcp = port == FIRST_PORT || dice.below(3) > 0;
     let protocol = if is_tcp { "tcp" } else { "udp" };
     let schedulers = ["tch", "tch", "sch", "wrr", "rr", "wlc", "wlc", "qch"];
     let scheduler = dice.pick(if is_tcp { &schedulers[..7] } else { &schedulers[..] });
