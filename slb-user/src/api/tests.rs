@@ -1,8 +1,12 @@
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use hyper::StatusCode;
@@ -219,6 +223,35 @@ async fn given_a_served_socket_when_looked_at_then_only_its_owner_may_open_it() 
 
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn socket_is_never_open_to_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let (is_done, path) = (Arc::new(AtomicBool::new(false)), socket.clone());
+    let stop = Arc::clone(&is_done);
+    let looking = std::thread::spawn(move || {
+        let mut modes = BTreeSet::new();
+        while !stop.load(Ordering::Relaxed) {
+            modes.extend(fs::symlink_metadata(&path).map(|it| it.permissions().mode() & 0o777));
+        }
+        modes
+    });
+    for _ in 0..200 {
+        serve(&socket, agent(true).0, MostConnections::default()).unwrap();
+    }
+    is_done.store(true, Ordering::Relaxed);
+    assert_eq!(looking.join().unwrap(), BTreeSet::from([0o600]));
+}
+
+#[tokio::test]
+async fn socket_does_not_follow_a_symbolic_link() {
+    let directory = tempfile::tempdir().unwrap();
+    let (socket, elsewhere) = (directory.path().join("api.sock"), directory.path().join("other"));
+    std::os::unix::fs::symlink(&elsewhere, &socket).unwrap();
+    serve(&socket, agent(true).0, MostConnections::default()).unwrap_err();
+    assert!(!elsewhere.exists());
 }
 
 #[tokio::test]
