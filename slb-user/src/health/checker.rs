@@ -22,7 +22,7 @@ use super::{
     probe::{Failure, probe},
     status::{LastFailure, LastProbe, Shared, Shortage, Statuses},
 };
-use crate::config::HealthCheck;
+use crate::{config::HealthCheck, printable::Printable};
 
 /// How often at most a suspicion has a target probed early: who causes suspicions must not cause a flood of probes.
 const SUSPECTED_EVERY: Duration = Duration::from_secs(1);
@@ -254,8 +254,9 @@ impl<K: Clone> Task<K> {
         let is_local = outcome.as_ref().is_err_and(Failure::is_local);
         let transition = if is_local { None } else { state.tracker.record(outcome.is_ok()) };
         let reason = outcome.err().map(|failure| match suspicion {
-            Some(suspicion) => format!("{failure}; probed early, as it {suspicion}"),
-            None => failure.to_string(),
+            // The backend may have worded a part of it.
+            Some(suspicion) => format!("{}; probed early, as it {suspicion}", Printable(failure)),
+            None => Printable(failure).to_string(),
         });
         state.status.shortage = reason.clone().filter(|_| is_local);
         state.status.health = state.tracker.health();

@@ -9,9 +9,12 @@ use std::{
 use proptest::prelude::*;
 
 use super::{load, parse};
-use crate::config::{
-    Announce, Config, GroupKind, HttpMethod, LoadError, Mistake, ProbeKind, Protocol, Scheduler,
-    XdpMode, source::FileSource,
+use crate::{
+    config::{
+        Announce, Config, GroupKind, HttpMethod, LoadError, Mistake, ProbeKind, Protocol,
+        Scheduler, XdpMode, source::FileSource,
+    },
+    printable::is_plain,
 };
 
 /// The fixtures in `kind`, by name.
@@ -327,4 +330,16 @@ fn quoted_text_is_harmless_and_short() {
     assert!(!report.contains(['\u{1b}', '\u{202e}']), "{report}");
     let long = quoted(&format!("x = {}\n", "[".repeat(100_000)));
     assert!(long.len() < 5_000, "{}", long.len());
+}
+
+#[test]
+fn names_are_visible_text() {
+    let text = |name: &str| format!("[gateway]\nregion = \"{name}\"\ninterfaces = [\"{name}\"]\n");
+    for name in ["a\u{202e}b", "a\u{200b}", "\u{2066}a", "a\u{9b}b", "a\\u007f", "a\\u001bb"] {
+        let report = parse(Path::new("f"), &text(name)).unwrap_err().to_string();
+        assert!(report.contains("'region' is ") && report.contains("'interfaces' is "), "{report}");
+        assert!(report.chars().all(|c| c == '\n' || is_plain(c)), "{report:?}");
+    }
+    let report = parse(Path::new("f"), &text("käse-日")).unwrap_err().to_string();
+    assert!(!report.contains("region"), "{report}");
 }
