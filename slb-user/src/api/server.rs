@@ -15,8 +15,9 @@ use std::{
 
 use axum::{
     Json,
-    extract::{Query, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::StatusCode,
+    middleware,
 };
 use slb_api::{
     ConfigFile, Edit, Event, EventFilter, ExplainRequest, ExplainResponse, FlowFilter, Flows,
@@ -30,7 +31,11 @@ use tokio::{
 use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Refusal, RefusalKind, connections};
+use super::{
+    Refusal, RefusalKind,
+    body::{self, LargeBodies},
+    connections,
+};
 use crate::{
     config::{self, Config},
     contained,
@@ -85,7 +90,8 @@ pub fn serve(path: &Path, agent: Agent, most: MostConnections) -> Result<(), Api
     }
     let listener = listen(path).map_err(failed)?;
     let (router, _) = routes().split_for_parts();
-    let router = router.with_state(agent);
+    let reading = middleware::from_fn_with_state(LargeBodies::default(), body::read);
+    let router = router.layer(DefaultBodyLimit::disable()).layer(reading).with_state(agent);
     tokio::spawn(connections::serve(listener, router, most));
     Ok(())
 }

@@ -20,8 +20,8 @@ use crate::config::{
     report::{Places, Report},
 };
 
-/// No configuration is as large; a device is endless.
-const LARGEST: u64 = 64 << 20;
+/// In bytes. No configuration is as large; a device is endless.
+pub const LARGEST_FILE: u64 = 64 << 20;
 /// How long another process that replaces the file may take: far more than it needs.
 const LOCK_WITHIN: Duration = Duration::from_secs(1);
 /// How often the lock is tried meanwhile.
@@ -107,8 +107,8 @@ impl ConfigSource for FileSource {
 
 fn content(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_FILE {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(bytes)
