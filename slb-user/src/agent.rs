@@ -11,6 +11,7 @@ mod file_job;
 mod lock;
 mod metrics_server;
 mod passive;
+mod private;
 mod publish;
 mod reconciler;
 mod reloader;

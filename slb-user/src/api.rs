@@ -1,5 +1,6 @@
 //! The local API: HTTP and JSON on a unix socket, for the owner of the socket only.
 
+mod body;
 mod client;
 mod connections;
 mod http;

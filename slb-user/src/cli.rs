@@ -157,7 +157,7 @@ fn load(source: &dyn ConfigSource, report: impl Fn(&str)) -> Result<Config, Exit
             Err(Exit::Invalid)
         }
         Err(LoadError::Invalid(mistakes)) => {
-            let count = mistakes.mistakes().len();
+            let count = mistakes.count();
             let plural = if count == 1 { "" } else { "s" };
             report(&format!("{mistakes}\n{count} mistake{plural}; nothing was changed"));
             Err(Exit::Invalid)

@@ -42,6 +42,12 @@ impl Default for MostConnections {
 }
 
 impl MostConnections {
+    /// So many.
+    #[cfg(test)]
+    pub(crate) fn of(count: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(count)))
+    }
+
     /// The number.
     #[must_use]
     pub fn get(&self) -> usize {

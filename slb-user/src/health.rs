@@ -3,6 +3,7 @@
 //! [`probe()`] asks once, [`Tracker`] turns outcomes into a state, and [`Checkers`] does both for all
 //! targets, for as long as it lives. Health is that of one address on behalf of one listener.
 
+mod bounded;
 mod checker;
 mod machine;
 mod passive;

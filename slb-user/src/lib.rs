@@ -29,6 +29,7 @@ pub mod net;
 pub mod observe;
 pub mod plan;
 pub mod planner;
+pub mod printable;
 #[cfg(test)]
 mod reference;
 pub mod schedule;

@@ -6,6 +6,7 @@
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
+    borrow::Cow,
     io::{self, IsTerminal as _, Write},
     panic::PanicHookInfo,
     process,
@@ -22,7 +23,10 @@ use tracing::{error, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use crate::contained;
+use crate::{
+    contained,
+    printable::{PrintableLines, is_plain},
+};
 
 /// Lines that may wait for the reader.
 const QUEUE: usize = 1_024;
@@ -82,10 +86,10 @@ impl Log {
         std::panic::set_hook(Box::new(panicked));
     }
 
-    /// Writes a text as it is: what a command would print to stderr.
+    /// Writes a text: what a command would print to stderr.
     pub fn print(&self, text: &str) {
         // The queue takes it, or counts it.
-        let _ = self.clone().write_all(format!("{text}\n").as_bytes());
+        let _ = self.clone().write_all(format!("{}\n", PrintableLines(text)).as_bytes());
     }
 }
 
@@ -105,10 +109,12 @@ pub fn flush() {
 
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match cut(line) {
-            None => self.0.write(line),
-            Some(cut) => self.0.write(cut.as_bytes()).map(|_| line.len()),
+        let plain = plain(line);
+        match cut(&plain) {
+            None => self.0.write(&plain),
+            Some(cut) => self.0.write(cut.as_bytes()),
         }
+        .map(|_| line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -121,6 +127,21 @@ impl<'a> MakeWriter<'a> for Log {
 
     fn make_writer(&'a self) -> Self {
         self.clone()
+    }
+}
+
+/// A line without what is not plain text, but for the colours that [`tracing_subscriber`] puts around it: that escapes
+/// those in messages itself.
+fn plain(line: &[u8]) -> Cow<'_, [u8]> {
+    const COLOUR: char = '\u{1b}';
+    let is_kept = |c| is_plain(c) || matches!(c, '\n' | '\t' | COLOUR);
+    match str::from_utf8(line) {
+        Ok(text) if text.chars().all(is_kept) => line.into(),
+        _ => {
+            let text = String::from_utf8_lossy(line);
+            let parts = text.split(COLOUR).map(|part| PrintableLines(part).to_string());
+            parts.collect::<Vec<_>>().join("\u{1b}").into_bytes().into()
+        }
     }
 }
 
@@ -234,6 +255,14 @@ mod tests {
         let (code, said) = panicking("contained");
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains("a request ended in a panic"), "{said}");
+    }
+
+    #[test]
+    fn line_is_plain_text_but_for_its_colours() {
+        let plain = |line: &'static str| String::from_utf8(plain(line.as_bytes()).into()).unwrap();
+        assert_eq!(plain("\u{1b}[33mWARN\u{1b}[0m a\n"), "\u{1b}[33mWARN\u{1b}[0m a\n");
+        assert_eq!(plain("\u{1b}[33mWARN a\u{202e}b\rc\n"), "\u{1b}[33mWARN a\\u{202e}b\\rc\n");
+        assert_eq!(plain("\u{9b}2J\u{7}"), "\\u{9b}2J\\u{7}");
     }
 
     #[test]

@@ -69,25 +69,6 @@ impl Backends {
         self.ids.backends.iter().position(|backend| backend.id == id)
     }
 
-    /// Makes a backend unhealthy because of what clients see; the event that tells of it follows.
-    pub(super) fn fail(&mut self, index: usize, reason: String) {
-        self.checkers.fail(&self.ids.backends[index].id, reason);
-        Arc::make_mut(&mut self.health)[index] = Health::Unhealthy;
-    }
-
-    /// Whether the listener of a backend has another one that gets new flows.
-    pub(super) fn has_another(&self, than: usize) -> bool {
-        let mut listeners = self.ids.listeners.iter();
-        let listener = listeners.find(|listener| listener.backends.contains(&than));
-        listener.is_some_and(|listener| {
-            listener.backends.clone().any(|index| {
-                let backend = &self.ids.backends[index];
-                let is_fit = backend.check.is_none() || self.health[index] == Health::Healthy;
-                index != than && is_fit && backend.weight > 0
-            })
-        })
-    }
-
     /// Has every backend checked as the configuration says.
     pub(super) fn check(&mut self) -> usize {
         let backends = self.ids.backends.iter().enumerate().filter_map(|(index, backend)| {

@@ -1,10 +1,12 @@
 //! One agent at a time.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
 };
+
+use super::private;
 
 /// The lock cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,9 @@ pub struct Lock {
 impl Lock {
     /// Takes the lock that belongs to the API socket `api`, whose directory is made if need be.
     ///
+    /// Any process that can open a file can lock it, so no other user can open this one; and no other user can write
+    /// to the directory, or the lock would be on a file of that user's choice.
+    ///
     /// # Errors
     ///
     /// [`LockError`].
@@ -49,16 +54,9 @@ impl Lock {
         let path = PathBuf::from(path);
         let failed = |source| LockError::File { path: path.clone(), source };
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(failed)?;
+            private::make_directory(directory).map_err(failed)?;
         }
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
+        let mut file = private::open_file(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -74,7 +72,7 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
-    /// Takes the lock of a directory of pins, which has to be there.
+    /// Takes the lock of a directory of pins, which has to be there, and which no other user can open from then on.
     ///
     /// # Errors
     ///
@@ -82,6 +80,7 @@ impl Lock {
     pub fn of_directory(path: &Path) -> Result<Self, LockError> {
         let failed = |source| LockError::File { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
+        private::close_directory(path, &file).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(LockError::PinsHeld { path: path.to_owned() }),
@@ -92,7 +91,78 @@ impl Lock {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt as _, symlink},
+    };
+
     use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn lock_file_is_private_and_one_that_was_not_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let api = directory.path().join("api.sock");
+        let file = directory.path().join("api.sock.lock");
+        drop(Lock::take(&api).unwrap());
+        assert_eq!(mode(&file), 0o600);
+
+        // Another user has it open, and keeps it locked.
+        set_mode(&file, 0o644);
+        let held = File::open(&file).unwrap();
+        held.lock().unwrap();
+        let _lock = Lock::take(&api).unwrap();
+        assert_eq!(mode(&file), 0o600);
+        assert!(matches!(Lock::take(&api), Err(LockError::Held { .. })));
+    }
+
+    #[test]
+    fn lock_file_is_no_symbolic_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let precious = directory.path().join("precious");
+        fs::write(&precious, "content").unwrap();
+        symlink(&precious, directory.path().join("api.sock.lock")).unwrap();
+
+        let error = Lock::take(&directory.path().join("api.sock")).unwrap_err();
+        assert!(matches!(error, LockError::File { .. }), "{error:?}");
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "content");
+    }
+
+    #[test]
+    fn directory_that_others_can_write_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let inner = directory.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let cases = [
+            // outer, inner, whether it is fine
+            (0o755, 0o755, true),
+            (0o1777, 0o755, true),
+            (0o755, 0o1777, false),
+            (0o755, 0o775, false),
+            (0o777, 0o700, false),
+        ];
+        for (outer_mode, inner_mode, is_fine) in cases {
+            set_mode(directory.path(), outer_mode);
+            set_mode(&inner, inner_mode);
+            let taken = Lock::take(&inner.join("api.sock"));
+            assert_eq!(taken.is_ok(), is_fine, "{outer_mode:o} {inner_mode:o}: {taken:?}");
+        }
+    }
+
+    #[test]
+    fn directory_of_pins_is_closed_to_others_by_its_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        set_mode(directory.path(), 0o755);
+        let _lock = Lock::of_directory(directory.path()).unwrap();
+        assert_eq!(mode(directory.path()), 0o700);
+    }
 
     fn own_pid() -> String {
         std::process::id().to_string()

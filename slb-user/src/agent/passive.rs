@@ -1,5 +1,5 @@
 //! Passive checks, in a task of their own: it reads the counters of all backends that are watched in a few system calls,
-//! and tells the agent's loop only of those that clients cannot connect to.
+//! and tells the agent's loop only of those that clients cannot connect to, to have them probed at once.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::MissedTickBehavior,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::Agent;
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 /// How often the counters are read.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// A backend that clients cannot connect to.
+/// A backend that clients seem unable to connect to.
 #[derive(Debug)]
 pub(super) struct Suspect {
     /// Its [`crate::ids::IndexedBackend::id`].
@@ -122,18 +122,18 @@ fn watched(snapshot: &Snapshot) -> impl Iterator<Item = (u32, SocketAddr)> {
 }
 
 impl Agent {
-    /// Takes out the backends that clients cannot connect to, except for the last one of a listener.
-    pub(super) fn suspect(&mut self, suspects: Vec<Suspect>) {
+    /// Has the backends probed that clients cannot connect to. Nothing is decided here: anybody can send packets that
+    /// look like a backend that fails.
+    pub(super) fn suspect(&self, suspects: Vec<Suspect>) {
         for Suspect { id, addr, reason } in suspects {
             let Some(index) = self.backends.position(id) else { continue };
             // The configuration may be another one by now.
             let backend = &self.backends.ids.backends[index];
             let is_same = backend.addr == addr
-                && backend.check.as_ref().is_some_and(|(check, _)| check.passive)
-                && self.backends.health[index] != Health::Unhealthy;
-            if is_same && self.backends.has_another(index) {
-                // Ahead of the event, so that the next one knows.
-                self.backends.fail(index, reason);
+                && backend.check.as_ref().is_some_and(|(check, _)| check.passive);
+            if is_same {
+                debug!(%addr, reason, "backend is probed early");
+                self.backends.checkers.suspect(&id, reason);
             }
         }
     }

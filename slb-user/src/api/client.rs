@@ -15,6 +15,8 @@ use tokio::net::UnixStream;
 
 /// Far more than an agent needs.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// More, for each mebibyte that it has to read: a busy gateway parses some in a second.
+const ANSWER_WITHIN_MORE: Duration = Duration::from_millis(750);
 
 /// The agent cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +38,8 @@ pub enum ClientError {
         source: io::Error,
     },
     /// It does not answer in time.
-    #[error("the agent does not answer within {} s", ANSWER_WITHIN.as_secs())]
-    Silent,
+    #[error("the agent does not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// The connection was closed.
     #[error("the agent closed the connection")]
     Http(#[from] hyper::Error),
@@ -134,8 +136,9 @@ impl Connection {
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
-        let answer = tokio::time::timeout(ANSWER_WITHIN, self.exchange(method, path, body)).await;
-        answer.map_err(|_| ClientError::Silent)?
+        let patience = ANSWER_WITHIN + ANSWER_WITHIN_MORE * (body.len() >> 20) as u32;
+        let answer = tokio::time::timeout(patience, self.exchange(method, path, body)).await;
+        answer.map_err(|_| ClientError::Silent(patience))?
     }
 
     async fn exchange<T: DeserializeOwned>(

@@ -34,6 +34,8 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 const LIFETIME: Duration = Duration::from_secs(60);
 /// How long a client may still take to read that.
 const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How often connections are looked at for an idle one while all are busy.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// More than the head of any request.
 const BUFFER: usize = 16 * 1024;
 
@@ -62,7 +64,8 @@ pub(super) async fn serve<L: Listener>(
             if let Some(idle) = idle {
                 idle.task.abort();
             }
-            tasks.join_next().await;
+            // One that is busy now may be idle soon, and stay: it does not end by itself.
+            let _ = timeout(LOOK_AGAIN, tasks.join_next()).await;
             open.retain(|connection| !connection.task.is_finished());
         }
         let is_busy = Arc::new(AtomicBool::new(false));
@@ -92,5 +95,67 @@ where
     if timeout(LIFETIME, connection.as_mut()).await.is_err() {
         connection.as_mut().graceful_shutdown();
         let _ = timeout(LAST_ANSWER_WITHIN, connection).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        time::{Instant, sleep},
+    };
+
+    use super::*;
+
+    /// Far less than any of the limits of a single connection.
+    const SOON: Duration = Duration::from_secs(5);
+
+    /// A server with room for two connections, which takes its time.
+    async fn server() -> std::net::SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let answer = async || {
+            sleep(Duration::from_millis(200)).await;
+            "answer"
+        };
+        let router = Router::new().route("/", get(answer));
+        tokio::spawn(serve(listener, router, MostConnections::of(2)));
+        addr
+    }
+
+    async fn ask(addr: std::net::SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        stream
+    }
+
+    async fn is_answered(mut stream: TcpStream) -> bool {
+        let mut answer = [0; 15];
+        let read = timeout(SOON, stream.read_exact(&mut answer)).await;
+        matches!(read, Ok(Ok(_))) && &answer == b"HTTP/1.1 200 OK"
+    }
+
+    #[tokio::test]
+    async fn half_open_requests_give_way_to_whole_ones() {
+        let addr = server().await;
+        let mut half = Vec::new();
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+            half.push(stream);
+        }
+        assert!(is_answered(ask(addr).await).await);
+    }
+
+    #[tokio::test]
+    async fn connections_that_were_busy_give_way_once_they_are_idle() {
+        let addr = server().await;
+        let begin = Instant::now();
+        let kept = [ask(addr).await, ask(addr).await];
+        sleep(Duration::from_millis(50)).await;
+        assert!(is_answered(ask(addr).await).await, "after {:?}", begin.elapsed());
+        drop(kept);
     }
 }

@@ -3,21 +3,27 @@
 
 use std::{
     error::Error,
-    fs, io,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    fs::{self, File},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use axum::{
     Json,
-    extract::{Query, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::StatusCode,
+    middleware,
 };
 use slb_api::{
     ConfigFile, Edit, Event, EventFilter, ExplainRequest, ExplainResponse, FlowFilter, Flows,
     Reloaded, Status,
 };
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot},
@@ -25,7 +31,11 @@ use tokio::{
 use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Refusal, RefusalKind, connections};
+use super::{
+    Refusal, RefusalKind,
+    body::{self, LargeBodies},
+    connections,
+};
 use crate::{
     config::{self, Config},
     contained,
@@ -33,6 +43,9 @@ use crate::{
     error_chain::error_chain,
     observe::{ExplainError, Observer},
 };
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Something that the agent's loop is to do.
 #[derive(Debug)]
@@ -75,12 +88,25 @@ pub fn serve(path: &Path, agent: Agent, most: MostConnections) -> Result<(), Api
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         fs::remove_file(path).map_err(failed)?;
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let listener = listen(path).map_err(failed)?;
     let (router, _) = routes().split_for_parts();
-    let router = router.with_state(agent);
+    let reading = middleware::from_fn_with_state(LargeBodies::default(), body::read);
+    let router = router.layer(DefaultBodyLimit::disable()).layer(reading).with_state(agent);
     tokio::spawn(connections::serve(listener, router, most));
     Ok(())
+}
+
+/// A socket that nobody else can connect to, from its first moment on. `path` is not followed if it is a symbolic link.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // The kernel makes the file with the mode that the socket has when it is bound.
+    let file = File::from(OwnedFd::from(socket));
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    let socket = Socket::from(OwnedFd::from(file));
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.set_nonblocking(true)?;
+    socket.listen(BACKLOG)?;
+    UnixListener::from_std(OwnedFd::from(socket).into())
 }
 
 type Answer<T> = Result<Json<T>, (StatusCode, String)>;

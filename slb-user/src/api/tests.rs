@@ -1,17 +1,28 @@
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
-    path::PathBuf,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use hyper::StatusCode;
-use slb_api::{Event, ExplainRequest, ExplainResponse, FlowFilter, Flows, Reloaded, Status};
+use slb_api::{
+    ConfigFile, Event, ExplainRequest, ExplainResponse, FlowFilter, Flows, Reloaded, Status,
+};
 use tempfile::TempDir;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    sync::mpsc,
+};
 
 use super::*;
 use crate::{
+    config::source::LARGEST_FILE,
     datapath::TableError,
     descriptors::MostConnections,
     observe::{
@@ -218,6 +229,96 @@ async fn given_a_served_socket_when_looked_at_then_only_its_owner_may_open_it() 
 
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn socket_is_never_open_to_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let (is_done, path) = (Arc::new(AtomicBool::new(false)), socket.clone());
+    let stop = Arc::clone(&is_done);
+    let looking = std::thread::spawn(move || {
+        let mut modes = BTreeSet::new();
+        while !stop.load(Ordering::Relaxed) {
+            modes.extend(fs::symlink_metadata(&path).map(|it| it.permissions().mode() & 0o777));
+        }
+        modes
+    });
+    for _ in 0..200 {
+        serve(&socket, agent(true).0, MostConnections::default()).unwrap();
+    }
+    is_done.store(true, Ordering::Relaxed);
+    assert_eq!(looking.join().unwrap(), BTreeSet::from([0o600]));
+}
+
+#[tokio::test]
+async fn socket_does_not_follow_a_symbolic_link() {
+    let directory = tempfile::tempdir().unwrap();
+    let (socket, elsewhere) = (directory.path().join("api.sock"), directory.path().join("other"));
+    std::os::unix::fs::symlink(&elsewhere, &socket).unwrap();
+    serve(&socket, agent(true).0, MostConnections::default()).unwrap_err();
+    assert!(!elsewhere.exists());
+}
+
+/// The status line of the answer to the head and body of a request.
+async fn status_line(socket: &Path, head: &str, body: &[u8]) -> String {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The agent may have had enough of it.
+    let _ = stream.write_all(body).await;
+    let mut answer = vec![0; 64];
+    let read = stream.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+fn post(path: &str, length: usize) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: slb\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    )
+}
+
+#[tokio::test]
+async fn largest_file_that_can_be_read_can_be_planned() {
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
+    // It takes twice as many bytes in JSON, and it is wrong, so that the agent's loop is not needed.
+    let size = usize::try_from(LARGEST_FILE).unwrap();
+    let line = format!("#{}\n", "\"".repeat(1022));
+    let text = line.repeat(size / 1024 - 1) + &format!("{:1023}\n", "x = 1");
+    assert_eq!(text.len(), size);
+    let file = ConfigFile { path: "large.toml".into(), text };
+    let mut connection = Connection::open(&socket).await.unwrap();
+    match connection.post::<Reloaded>("/v1/plan", &file).await {
+        Err(ClientError::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, reason }) => {
+            assert!(reason.contains("unknown key 'x'"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn body_has_a_bound_in_bytes_and_time() {
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
+    let large = vec![b' '; 100_000];
+    let line = status_line(&socket, &post("/v1/edit", large.len()), &large).await;
+    assert_eq!(line, "HTTP/1.1 413 Payload Too Large");
+    let line = status_line(&socket, &post("/v1/plan", 1 << 30), b"").await;
+    assert_eq!(line, "HTTP/1.1 413 Payload Too Large", "before it comes");
+}
+
+#[tokio::test]
+async fn body_that_does_not_come_is_given_up() {
+    let Served { socket, requests: _requests, _directory } = serve_somewhere();
+    // Ten seconds each, at once.
+    let heads = ["/v1/edit", "/v1/plan", "/v1/reload"].map(|path| post(path, 100));
+    let [edit, plan, reload] = &heads;
+    let lines = tokio::join!(
+        status_line(&socket, edit, b"{"),
+        status_line(&socket, plan, b"{"),
+        status_line(&socket, reload, b"{"),
+    );
+    let given_up = "HTTP/1.1 408 Request Timeout".to_owned();
+    assert_eq!(lines, (given_up.clone(), given_up.clone(), given_up));
 }
 
 #[tokio::test]

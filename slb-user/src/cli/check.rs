@@ -24,7 +24,8 @@ fn windows(config: &Config) -> BTreeMap<String, Vec<String>> {
     for instance in &config.instances {
         for listener in &instance.listeners {
             let Some(check) = &listener.health_check else { continue };
-            let passive = if check.passive { "; at once if clients are refused" } else { "" };
+            let passive =
+                if check.passive { "; probed at once if clients are refused" } else { "" };
             let name = format!("{} {}/{}", instance.name, listener.protocol, listener.port);
             windows.entry(format!("{}{passive}", Windows::of(check))).or_default().push(name);
         }

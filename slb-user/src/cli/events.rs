@@ -7,7 +7,7 @@ use slb_api::{Event, EventFilter};
 use super::{
     Exit,
     ask::{Query, QueryResult},
-    output::print,
+    output::{plain_json, print},
 };
 
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,8 @@ pub(super) fn events(arguments: &Arguments) -> anyhow::Result<Exit> {
             let events: Vec<Event> = agent.get_with("/v1/events", &filter).await?;
             let mut text = String::new();
             for event in &events {
-                text += &if query.json { serde_json::to_string(event)? } else { tell(event) };
+                let json = || serde_json::to_string(event).map(|json| plain_json(&json));
+                text += &if query.json { json()? } else { tell(event) };
                 text.push('\n');
                 after = event.number;
             }

@@ -1,6 +1,16 @@
 //! What is wrong with a file: every mistake, each with its place.
 
-use std::{cell::RefCell, error::Error, fmt, io, ops::Range, path::Path, path::PathBuf, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashSet},
+    error::Error,
+    fmt, io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::printable::Printable;
 
 /// One mistake, or one warning: where it is, what was found, and what to write instead.
 ///
@@ -19,16 +29,21 @@ pub struct Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}", self.file.display(), self.line, self.column, self.message)
+        let Self { file, line, column, message } = self;
+        write!(f, "{}:{line}:{column}: {}", Printable(&file.display()), Printable(message))
     }
 }
 
-/// Every mistake of a file, at least one, in the order of the file.
+/// Mistakes of which a report tells: nobody reads more, and a file may have millions.
+const MOST_MISTAKES: usize = 100;
+
+/// The mistakes of a file, at least one, in the order of the file: the first 100, and how many more there are.
 ///
 /// `Display` is one line for each, without a line break after the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     mistakes: Vec<Mistake>,
+    more: usize,
 }
 
 impl Report {
@@ -38,9 +53,15 @@ impl Report {
         &self.mistakes
     }
 
+    /// How many there are, with those that [`Report::mistakes`] leaves out.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.mistakes.len() + self.more
+    }
+
     /// A single mistake.
     pub(super) fn one(mistake: Mistake) -> Self {
-        Self { mistakes: vec![mistake] }
+        Self { mistakes: vec![mistake], more: 0 }
     }
 }
 
@@ -51,6 +72,9 @@ impl fmt::Display for Report {
                 f.write_str("\n")?;
             }
             mistake.fmt(f)?;
+        }
+        if self.more > 0 {
+            write!(f, "\n... and {} more", self.more)?;
         }
         Ok(())
     }
@@ -104,10 +128,10 @@ impl<'a> Places<'a> {
 /// A shared reference is enough to report, so that readers can be nested freely.
 #[derive(Default)]
 pub(super) struct Findings {
-    mistakes: RefCell<Vec<Finding>>,
-    warnings: RefCell<Vec<Finding>>,
+    mistakes: RefCell<First>,
+    warnings: RefCell<First>,
     /// Where syntax errors made values unreadable; each is reported already.
-    broken: Vec<Range<usize>>,
+    broken: HashSet<Range<usize>>,
     /// Whether syntax errors hide a part of the file.
     lost: bool,
 }
@@ -115,15 +139,37 @@ pub(super) struct Findings {
 /// Byte offset and message.
 pub(super) type Finding = (usize, String);
 
+/// The first findings of a file, without those that are there twice, and how many more there are.
+#[derive(Default)]
+struct First {
+    findings: BTreeSet<Finding>,
+    more: usize,
+}
+
+impl First {
+    fn add(&mut self, finding: Finding) {
+        self.findings.insert(finding);
+        if self.findings.len() > MOST_MISTAKES {
+            self.findings.pop_last();
+            self.more += 1;
+        }
+    }
+}
+
 impl Findings {
     /// Starts with the file's syntax errors.
-    pub(super) fn new(syntax: Vec<Finding>, broken: Vec<Range<usize>>, lost: bool) -> Self {
-        Self { mistakes: RefCell::new(syntax), broken, lost, ..Self::default() }
+    pub(super) fn new(mut syntax: Vec<Finding>, broken: HashSet<Range<usize>>, lost: bool) -> Self {
+        // One error that the TOML parser meets twice is one mistake.
+        syntax.sort();
+        syntax.dedup();
+        let mut first = First::default();
+        syntax.into_iter().for_each(|finding| first.add(finding));
+        Self { mistakes: RefCell::new(first), broken, lost, ..Self::default() }
     }
 
     /// Something is there that must not be.
     pub(super) fn mistake(&self, at: usize, message: String) {
-        self.mistakes.borrow_mut().push((at, message));
+        self.mistakes.borrow_mut().add((at, message));
     }
 
     /// Something is not there that must be.
@@ -137,7 +183,7 @@ impl Findings {
 
     /// Something is allowed, but hardly meant.
     pub(super) fn warning(&self, at: usize, message: String) {
-        self.warnings.borrow_mut().push((at, message));
+        self.warnings.borrow_mut().add((at, message));
     }
 
     /// Whether a syntax error made the value at `span` unreadable.
@@ -147,14 +193,13 @@ impl Findings {
 
     /// The warnings of a file without mistakes, or the mistakes.
     pub(super) fn finish(self, places: &Places<'_>) -> Result<Vec<Mistake>, Report> {
-        let placed = |findings: RefCell<Vec<Finding>>| {
-            let mut findings = findings.into_inner();
-            // Sorted, and one error that the TOML parser meets twice is one mistake.
-            findings.sort();
-            findings.dedup();
+        let placed = |findings: BTreeSet<Finding>| {
             findings.into_iter().map(|(at, message)| places.mistake(at, message)).collect()
         };
-        let mistakes: Vec<Mistake> = placed(self.mistakes);
-        if mistakes.is_empty() { Ok(placed(self.warnings)) } else { Err(Report { mistakes }) }
+        let First { findings, more } = self.mistakes.into_inner();
+        if findings.is_empty() {
+            return Ok(placed(self.warnings.into_inner().findings));
+        }
+        Err(Report { mistakes: placed(findings), more })
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::Stream;
 
-pub use self::file::FileSource;
+pub use self::file::{FileSource, LARGEST_FILE};
 use super::LoadError;
 
 mod file;

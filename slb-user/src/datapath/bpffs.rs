@@ -1,13 +1,16 @@
 //! The file system that pins live on.
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::geteuid,
 };
 
 /// Where distributions mount it.
@@ -71,8 +74,17 @@ fn has_private_mounts() -> bool {
     ours.is_some() && first.is_some() && ours != first
 }
 
+/// Makes a directory that only this user can open: who can open it can lock it, and keep the agent out.
 fn make(path: &Path) -> Result<(), BpffsError> {
-    fs::create_dir_all(path)
+    let owner = fs::symlink_metadata(path).map(|found| found.uid());
+    if owner.is_ok_and(|owner| owner != geteuid().as_raw()) {
+        // All users can make directories on a bpffs that is mounted as usual. An empty one is not an agent's.
+        let _ = fs::remove_dir(path);
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
         .map_err(|source| BpffsError::Directory { path: path.to_owned(), source })
 }
 

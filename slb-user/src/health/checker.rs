@@ -22,7 +22,10 @@ use super::{
     probe::{Failure, probe},
     status::{LastFailure, LastProbe, Shared, Shortage, Statuses},
 };
-use crate::config::HealthCheck;
+use crate::{config::HealthCheck, printable::Printable};
+
+/// How often at most a suspicion has a target probed early: who causes suspicions must not cause a flood of probes.
+const SUSPECTED_EVERY: Duration = Duration::from_secs(1);
 
 /// What is probed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,20 +101,14 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
         self.running.get(&event.key).is_some_and(|running| running.number == event.checker)
     }
 
-    /// Makes a target unhealthy for another reason than its probes, which then have to succeed anew; sends the event.
-    pub fn fail(&self, key: &K, reason: String) {
+    /// Has a target probed early, because `reason` suggests that it fails. Only the probes decide.
+    ///
+    /// They follow each other without a pause until one succeeds or the target is unhealthy. That begins at most once
+    /// in [`SUSPECTED_EVERY`]; a suspicion that comes sooner waits. A target that is not healthy is not probed early.
+    pub fn suspect(&self, key: &K, reason: String) {
         let Some(checker) = self.running.get(key) else { return };
-        let mut state = checker.shared.lock();
-        if !state.tracker.fail() {
-            return;
-        }
-        let at = SystemTime::now();
-        state.status.health = Health::Unhealthy;
-        state.status.last_failure = Some(LastFailure { at, reason: reason.clone() });
-        let (health, reason, duration) = (Health::Unhealthy, Some(reason), Duration::ZERO);
-        // The receiver is gone only when the agent ends.
-        let (key, checker) = (key.clone(), checker.number);
-        let _ = self.events.send(Event { key, checker, health, reason, at, duration });
+        checker.shared.lock().suspicion = Some(reason);
+        checker.shared.suspected.notify_one();
     }
 
     /// Whether all targets could be probed when it was last their turn.
@@ -161,6 +158,7 @@ impl Checker {
             check: Arc::clone(&check),
             shared: Arc::clone(&shared),
             events,
+            unsuspected_until: Instant::now(),
         };
         Self { number, addr, check, shared, task: tokio::spawn(task.run()).abort_handle() }
     }
@@ -185,6 +183,8 @@ struct Task<K> {
     phase: Duration,
     shared: Arc<Shared>,
     events: mpsc::UnboundedSender<Event<K>>,
+    /// Before that, a suspicion waits.
+    unsuspected_until: Instant,
 }
 
 impl<K: Clone> Task<K> {
@@ -195,41 +195,93 @@ impl<K: Clone> Task<K> {
             self.probe().await;
         }
         loop {
-            sleep_until(next).await;
-            self.probe().await;
-            // One that outlasts the interval is followed by the next, never overtaken.
-            next = Instant::now().max(next + self.check.interval);
+            tokio::select! {
+                () = sleep_until(next) => {
+                    self.probe().await;
+                    // One that outlasts the interval is followed by the next, never overtaken.
+                    next = Instant::now().max(next + self.check.interval);
+                }
+                suspicion = self.suspicion() => self.verify(&suspicion).await,
+            }
         }
     }
 
-    async fn probe(&mut self) {
-        let start = Instant::now();
-        let outcome = probe(&self.check, self.addr).await;
-        self.record(outcome, start.elapsed());
+    /// Waits until the target is suspected, and may be probed early.
+    async fn suspicion(&mut self) -> String {
+        loop {
+            sleep_until(self.unsuspected_until).await;
+            self.shared.suspected.notified().await;
+            let mut state = self.shared.lock();
+            // Probes have the say already about one that is not healthy.
+            let reason = state.suspicion.take();
+            let is_healthy = state.tracker.health() == Health::Healthy;
+            drop(state);
+            if let Some(reason) = reason.filter(|_| is_healthy) {
+                return reason;
+            }
+        }
     }
 
-    fn record(&mut self, outcome: Result<(), Failure>, duration: Duration) {
+    /// Probes without a pause, until one probe speaks for the target or enough speak against it.
+    async fn verify(&mut self, suspicion: &str) {
+        self.unsuspected_until = Instant::now() + SUSPECTED_EVERY;
+        while self.ask(Some(suspicion)).await == Outcome::Failed {}
+    }
+
+    async fn probe(&mut self) {
+        self.ask(None).await;
+    }
+
+    /// Probes once. `suspicion`: why it is done early.
+    async fn ask(&mut self, suspicion: Option<&str>) -> Outcome {
+        let start = Instant::now();
+        let outcome = probe(&self.check, self.addr).await;
+        self.record(outcome, start.elapsed(), suspicion)
+    }
+
+    fn record(
+        &mut self,
+        outcome: Result<(), Failure>,
+        duration: Duration,
+        suspicion: Option<&str>,
+    ) -> Outcome {
         let at = SystemTime::now();
         let mut state = self.shared.lock();
         if state.stopped {
-            return;
+            return Outcome::Settled;
         }
         // A gateway that is short of descriptors must not take it out on its backends.
         let is_local = outcome.as_ref().is_err_and(Failure::is_local);
         let transition = if is_local { None } else { state.tracker.record(outcome.is_ok()) };
-        let reason = outcome.err().map(|failure| failure.to_string());
+        let reason = outcome.err().map(|failure| match suspicion {
+            // The backend may have worded a part of it.
+            Some(suspicion) => format!("{}; probed early, as it {suspicion}", Printable(failure)),
+            None => Printable(failure).to_string(),
+        });
         state.status.shortage = reason.clone().filter(|_| is_local);
         state.status.health = state.tracker.health();
         state.status.last = Some(LastProbe { at, duration, failure: reason.clone() });
         if let Some(reason) = &reason {
             state.status.last_failure = Some(LastFailure { at, reason: reason.clone() });
         }
+        let is_open = reason.is_some() && !is_local && state.tracker.health() != Health::Unhealthy;
         if let Some(health) = transition {
             // The receiver is gone only when the agent ends.
             let (key, checker) = (self.key.clone(), self.number);
             let _ = self.events.send(Event { key, checker, health, reason, at, duration });
         }
+        drop(state);
+        if is_open { Outcome::Failed } else { Outcome::Settled }
     }
+}
+
+/// What a probe means for those that follow without a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It failed, and more may fail before the target is unhealthy.
+    Failed,
+    /// It succeeded, or decided, or said nothing about the target.
+    Settled,
 }
 
 /// Spreads targets over an interval, so that thousands of them do not fire together.
@@ -240,193 +292,4 @@ fn phase(target: &impl Hash, interval: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::{
-        net::{TcpListener, UdpSocket},
-        sync::mpsc::{UnboundedReceiver, error::TryRecvError},
-    };
-
-    use super::*;
-    use crate::config::{ProbeKind, UdpProbe};
-
-    fn check() -> Arc<HealthCheck> {
-        Arc::new(HealthCheck {
-            probe: ProbeKind::Tcp,
-            port: None,
-            interval: Duration::from_millis(5),
-            timeout: Duration::from_secs(60),
-            healthy: 2,
-            unhealthy: 2,
-            passive: false,
-            proxy_header: false,
-        })
-    }
-
-    fn target(addr: SocketAddr) -> Target {
-        Target { addr, check: check(), initial: Health::Unknown }
-    }
-
-    fn checkers() -> (Checkers<u32>, UnboundedReceiver<Event<u32>>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        (Checkers::new(sender), receiver)
-    }
-
-    async fn listen() -> (TcpListener, SocketAddr) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        (listener, addr)
-    }
-
-    async fn transition(events: &mut UnboundedReceiver<Event<u32>>) -> (u32, Health) {
-        let event = events.recv().await.unwrap();
-        (event.key, event.health)
-    }
-
-    #[tokio::test]
-    async fn given_a_backend_when_it_goes_and_comes_back_then_each_transition_is_told_once() {
-        let (checkers, mut events) = checkers();
-        let mut checkers = checkers;
-        let (listener, addr) = listen().await;
-        checkers.set([(7, target(addr))]);
-        let up = events.recv().await.unwrap();
-        assert_eq!((up.key, up.health, up.reason), (7, Health::Healthy, None));
-
-        drop(listener);
-        let down = events.recv().await.unwrap();
-        let reason = Some("connection refused".to_owned());
-        assert_eq!((down.key, down.health, &down.reason), (7, Health::Unhealthy, &reason));
-        let status = checkers.statuses().get(&7).unwrap();
-        assert_eq!(status.health, Health::Unhealthy);
-        assert_eq!(status.last_failure.map(|failure| failure.reason), reason.clone());
-        assert_eq!(status.last.map(|probe| probe.failure), Some(reason));
-
-        let _listener = TcpListener::bind(addr).await.unwrap();
-        assert_eq!(transition(&mut events).await, (7, Health::Healthy));
-    }
-
-    #[tokio::test]
-    async fn given_a_known_backend_when_probes_agree_then_nothing_is_told() {
-        let (mut checkers, mut events) = checkers();
-        let (listener, addr) = listen().await;
-        checkers.set([(1, Target { initial: Health::Healthy, ..target(addr) })]);
-        for _ in 0..5 {
-            listener.accept().await.unwrap();
-        }
-        assert_eq!(events.try_recv(), Err(TryRecvError::Empty));
-        assert_eq!(checkers.statuses().get(&1).unwrap().health, Health::Healthy);
-    }
-
-    #[tokio::test]
-    async fn given_running_checks_when_others_are_wanted_then_only_the_difference_changes() {
-        let (mut checkers, mut events) = checkers();
-        let ((_kept, kept), (_new, new)) = (listen().await, listen().await);
-        let (gone_listener, gone) = listen().await;
-        checkers.set([(1, target(kept)), (2, target(gone))]);
-        let mut first = [transition(&mut events).await, transition(&mut events).await];
-        first.sort_by_key(|&(key, _)| key);
-        assert_eq!(first, [(1, Health::Healthy), (2, Health::Healthy)]);
-
-        // An equal check in another allocation is no change, and so is another initial state.
-        let same = Target { initial: Health::Unhealthy, ..target(kept) };
-        checkers.set([(1, same), (3, target(new))]);
-        drop(gone_listener);
-
-        assert_eq!(transition(&mut events).await, (3, Health::Healthy), "the only news");
-        assert_eq!(checkers.statuses().get(&1).unwrap().health, Health::Healthy, "kept");
-        assert_eq!(checkers.statuses().get(&2), None, "stopped");
-        assert_eq!(events.try_recv(), Err(TryRecvError::Empty));
-    }
-
-    #[tokio::test]
-    async fn another_address_starts_with_the_health_that_the_caller_gives() {
-        let (mut checkers, mut events) = checkers();
-        let (_old_listener, old) = listen().await;
-        checkers.set([(1, target(old))]);
-        assert_eq!(transition(&mut events).await, (1, Health::Healthy));
-
-        let (listener, addr) = listen().await;
-        drop(listener);
-        checkers.set([(1, Target { initial: Health::Healthy, ..target(addr) })]);
-        assert_eq!(
-            checkers.statuses().get(&1).unwrap().health,
-            Health::Healthy,
-            "until probes say else"
-        );
-        assert_eq!(transition(&mut events).await, (1, Health::Unhealthy));
-    }
-
-    #[tokio::test]
-    async fn event_of_a_checker_that_was_replaced_is_not_current() {
-        let (mut checkers, mut events) = checkers();
-        let (_listener, addr) = listen().await;
-        checkers.set([(1, target(addr))]);
-        let first = events.recv().await.unwrap();
-        assert!(checkers.is_current(&first));
-
-        checkers.set([]);
-        assert!(!checkers.is_current(&first), "stopped");
-        checkers.set([(1, target(addr))]);
-        assert!(!checkers.is_current(&first), "started again");
-        assert!(checkers.is_current(&events.recv().await.unwrap()));
-    }
-
-    #[tokio::test]
-    async fn given_running_checks_when_dropped_then_all_tasks_end() {
-        let (mut checkers, mut events) = checkers();
-        let (_listener, addr) = listen().await;
-        checkers.set((0..10).map(|key| (key, target(addr))));
-        drop(checkers);
-        // Every task holds a sender, so the channel ends with the last of them.
-        while events.recv().await.is_some() {}
-    }
-
-    #[tokio::test]
-    async fn given_a_slow_backend_when_probed_then_probes_do_not_overlap() {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let probe = UdpProbe { send: "ping".into(), receive: Some("pong".into()) };
-        let slow = HealthCheck { probe: ProbeKind::Udp(probe), ..(*check()).clone() };
-        let (mut checkers, _events) = checkers();
-        let addr = socket.local_addr().unwrap();
-        checkers.set([(1, Target { check: Arc::new(slow), ..target(addr) })]);
-
-        let mut question = [0; 16];
-        let (_, first) = socket.recv_from(&mut question).await.unwrap();
-        let early = tokio::time::timeout(4 * check().interval, socket.recv_from(&mut question));
-        assert!(early.await.is_err(), "another probe while the first is unanswered");
-        socket.send_to(b"pong", first).await.unwrap();
-        socket.recv_from(&mut question).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn given_a_gateway_short_of_descriptors_when_probes_fail_then_health_stays() {
-        let (sender, mut events) = mpsc::unbounded_channel();
-        let addr = SocketAddr::from(([127, 0, 0, 1], 9));
-        let mut task = Task {
-            key: 1,
-            number: 1,
-            addr,
-            check: check(),
-            phase: Duration::ZERO,
-            shared: Arc::new(Shared::new(Tracker::new(Health::Healthy, 1, 1))),
-            events: sender,
-        };
-        let local = || Failure::from(std::io::Error::from_raw_os_error(libc::EMFILE));
-        task.record(Err(local()), Duration::ZERO);
-        assert_eq!(events.try_recv(), Err(TryRecvError::Empty));
-        let status = task.shared.lock().status.clone();
-        assert_eq!(status.last_failure.unwrap().reason, local().to_string());
-        assert_eq!(status.shortage, Some(local().to_string()));
-        task.record(Ok(()), Duration::ZERO);
-        assert_eq!(task.shared.lock().status.shortage, None);
-    }
-
-    #[test]
-    fn given_many_targets_when_spread_then_they_fill_the_interval_evenly() {
-        let mut tenths = [0; 10];
-        for key in 0..5000_u32 {
-            let phase = phase(&key, Duration::from_secs(2));
-            tenths[((phase.as_millis() / 200) as usize).min(9)] += 1;
-        }
-        assert!(tenths.iter().all(|tenth| (400..600).contains(tenth)), "{tenths:?}");
-    }
-}
+mod tests;

@@ -51,13 +51,6 @@ impl Tracker {
         self.health
     }
 
-    /// Makes it unhealthy without regard to the probes so far. Returns whether it was not unhealthy before.
-    pub fn fail(&mut self) -> bool {
-        let was_other = self.health != Health::Unhealthy;
-        *self = Self { health: Health::Unhealthy, against: 0, ..*self };
-        was_other
-    }
-
     /// Counts the outcome of one probe; the new state if this one made a transition.
     ///
     /// The first outcome of an unknown backend decides at once: waiting for more would keep a

@@ -1,7 +1,7 @@
 //! Passive health checks: what the packet path sees of a backend's answers to clients.
 //!
-//! A backend that refuses connections, or does not answer at all, is out of use long before probes have
-//! failed often enough. Whether it is back, only probes say: no client goes there.
+//! A backend that refuses connections, or does not answer at all, is probed at once, long before its next probe is due.
+//! Only that probe decides: whoever can send packets to a VIP, or as a backend, can make these counters say anything.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ impl PassiveCheck {
         Self { accepted, refused, flows, since: None }
     }
 
-    /// Looks at the counters again. Says what is wrong with the backend.
+    /// Looks at the counters again. Says what seems wrong with the backend, and counts anew from there.
     pub fn look(
         &mut self,
         accepted: u64,
@@ -42,6 +42,15 @@ impl PassiveCheck {
             *self = Self::new(accepted, refused, flows);
             return None;
         }
+        let suspicion = self.suspicion(refused, flows, now);
+        if suspicion.is_some() {
+            *self = Self::new(accepted, refused, flows);
+        }
+        suspicion
+    }
+
+    /// What has happened since it last accepted a connection, if that is suspicious.
+    fn suspicion(&mut self, refused: u64, flows: u64, now: Instant) -> Option<String> {
         let (refused, flows) = (refused.wrapping_sub(self.refused), flows.wrapping_sub(self.flows));
         if flows == 0 && refused == 0 {
             self.since = None;
@@ -92,5 +101,19 @@ mod tests {
             None,
             "no client has connected"
         );
+    }
+
+    #[test]
+    fn suspicion_takes_as_many_connections_again_after_it_was_told() {
+        let begin = Instant::now();
+        let mut check = PassiveCheck::new(100, 10, 110);
+        let mut is_suspected = |refused, at| {
+            let now = begin + Duration::from_millis(at);
+            check.look(100, refused, 100 + refused, now).is_some()
+        };
+        assert!(is_suspected(13, 0));
+        assert!(!is_suspected(13, 9_000), "nothing new");
+        assert!(!is_suspected(15, 9_100), "two are too few");
+        assert!(is_suspected(16, 9_200));
     }
 }

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::sync::Notify;
+
 use super::machine::{Health, Tracker};
 
 /// The latest about a target.
@@ -73,24 +75,31 @@ impl<K: Eq + Hash> Statuses<K> {
 
 /// What a task and its handle both see; locked for moments only, never across an `await`.
 #[derive(Debug)]
-pub(super) struct Shared(Mutex<State>);
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// Wakes the task: [`State::suspicion`] is new.
+    pub suspected: Notify,
+}
 
 #[derive(Debug)]
 pub(super) struct State {
     pub status: Status,
     pub tracker: Tracker,
     pub stopped: bool,
+    /// Why the target is to be probed early; `it {suspicion}` is a sentence.
+    pub suspicion: Option<String>,
 }
 
 impl Shared {
-    pub(super) const fn new(tracker: Tracker) -> Self {
+    pub(super) fn new(tracker: Tracker) -> Self {
         let health = tracker.health();
         let status = Status { health, last: None, last_failure: None, shortage: None };
-        Self(Mutex::new(State { status, tracker, stopped: false }))
+        let state = State { status, tracker, stopped: false, suspicion: None };
+        Self { state: Mutex::new(state), suspected: Notify::new() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // Every write leaves it whole, so a panic elsewhere is no reason to stop checking.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

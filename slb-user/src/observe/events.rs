@@ -8,6 +8,8 @@ use std::{
 
 use slb_api::{Event, EventKind};
 
+use crate::printable::Printable;
+
 /// How many events are kept.
 const KEPT: usize = 1_000;
 
@@ -22,13 +24,14 @@ struct Events {
 }
 
 impl EventLog {
-    /// Adds an event.
+    /// Adds an event, on one line: names and reasons are texts of others.
     pub fn note(&self, kind: EventKind, text: String) {
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let at_seconds = seconds.as_secs_f64();
         let mut events = self.lock();
         events.count += 1;
         let number = events.count;
+        let text = Printable(text).to_string();
         events.latest.push_back(Event { number, at_seconds, kind, text });
         if events.latest.len() > KEPT {
             events.latest.pop_front();
@@ -50,6 +53,13 @@ impl EventLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn event_is_one_line_of_plain_text() {
+        let events = EventLog::default();
+        events.note(EventKind::Health, "web-1\u{1b}[2J\u{202e}\nforged".to_owned());
+        assert_eq!(events.after(0)[0].text, r"web-1\u{1b}[2J\u{202e}\nforged");
+    }
 
     #[test]
     fn given_more_events_than_are_kept_when_asked_for_then_the_latest_are_there_in_order() {

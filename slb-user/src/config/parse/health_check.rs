@@ -94,8 +94,8 @@ pub(super) fn health_check(
                 table.mistake(at, message);
             }
             if let (Some(at), Some(false)) = (passive_at, enabled) {
-                let message = "'passive' takes backends out, and nothing would take them in again; \
-                               write enabled = true, or remove it";
+                let message = "'passive' has backends probed early, and there are no probes; write \
+                               enabled = true, or remove it";
                 table.mistake(at, message);
             }
             // A check that is switched off must still be right.

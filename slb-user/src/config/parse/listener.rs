@@ -138,9 +138,12 @@ impl<'a> Listener<'a> {
     }
 
     fn report_unknown_group(&self, groups: &[Group<'_>]) {
+        // A message for each listener that lists all groups would be as long as the square of the file.
+        const SHOWN: usize = 10;
         let names: Vec<_> = groups
             .iter()
             .filter_map(|group| Some(format!("group = {:?}", group.name.good()?.value)))
+            .take(SHOWN)
             .collect();
         let names = super::read::list(&names);
         let Field::Good(group) = &self.group else {

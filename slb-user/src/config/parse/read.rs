@@ -362,10 +362,17 @@ fn nearest(name: &str, keys: &Keys) -> Option<&'static str> {
     keys.known
         .iter()
         .chain(later)
+        // Cheap, and true of most keys: a file may have very many that are wrong.
+        .filter(|key| name.len().abs_diff(key.len()) <= most_typos(key))
         .map(|&key| (strsim::damerau_levenshtein(name, key), key))
-        .filter(|&(distance, key)| distance <= key.len().max(3) / 3)
+        .filter(|&(distance, key)| distance <= most_typos(key))
         .min()
         .map(|(_, key)| key)
+}
+
+/// How many slips a misspelt key has at most.
+fn most_typos(key: &str) -> usize {
+    key.len().max(3) / 3
 }
 
 /// `a, b or c`, each as given.

@@ -3,17 +3,21 @@
 //! The TOML parser recovers from a bad value, but gives up the rest of the file after a bad line.
 //! So a bad line is blanked out, and the rest parsed again; every offset stays what it was.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use toml::{
     Spanned,
     de::{DeTable, DeValue, Error},
 };
 
-use crate::config::report::Finding;
+use crate::{config::report::Finding, printable::Printable};
 
 /// After this many blanked lines the rest of the file is not read: it is hardly TOML at all.
 const MAX_ROUNDS: usize = 32;
+/// Bytes that are parsed at most for that: each round parses the whole text. A larger text has two rounds all the same.
+const MAX_PARSED: usize = 16 << 20;
+/// Characters of the text that a message quotes.
+const LONGEST_QUOTE: usize = 60;
 
 /// A text that the TOML parser reads to its end, and what it took to get there.
 pub(super) struct Readable {
@@ -22,7 +26,7 @@ pub(super) struct Readable {
     /// The syntax errors of the original.
     pub(super) errors: Vec<Finding>,
     /// Values that a syntax error made unreadable.
-    pub(super) broken: Vec<Range<usize>>,
+    pub(super) broken: HashSet<Range<usize>>,
     /// Whether lines were blanked.
     pub(super) lost: bool,
 }
@@ -30,12 +34,13 @@ pub(super) struct Readable {
 /// Finds every syntax error of `text`, and blanks what cannot be read.
 pub(super) fn readable(text: &str) -> Readable {
     let mut readable =
-        Readable { text: text.to_owned(), errors: Vec::new(), broken: Vec::new(), lost: false };
-    for round in 0..=MAX_ROUNDS {
+        Readable { text: text.to_owned(), errors: Vec::new(), broken: HashSet::new(), lost: false };
+    let lines = Lines::of(text);
+    let rounds = (MAX_PARSED / text.len().max(1)).clamp(1, MAX_ROUNDS);
+    for round in 0..=rounds {
         let (table, errors) = DeTable::parse_recoverable(&readable.text);
-        let mut values = Vec::new();
-        collect(table.get_ref(), text, &mut values);
-        let (contained, hiding) = judge(text, &errors, &values);
+        let values = Values::of(table.get_ref(), text);
+        let (contained, hiding) = judge(text, &lines, &errors, &values);
 
         let Some(hiding) = hiding else {
             for Contained { message, at, value } in contained {
@@ -53,7 +58,7 @@ pub(super) fn readable(text: &str) -> Readable {
         };
         readable.errors.push(hiding.finding);
         readable.lost = true;
-        blank(&mut readable.text, if round < MAX_ROUNDS { hiding.lines } else { 0..text.len() });
+        blank(&mut readable.text, if round < rounds { hiding.lines } else { 0..text.len() });
     }
     readable
 }
@@ -74,26 +79,29 @@ struct Hiding {
 }
 
 /// The errors that do no harm beyond their place, and the first of the others.
-fn judge(text: &str, errors: &[Error], values: &[Value]) -> (Vec<Contained>, Option<Hiding>) {
+fn judge(
+    text: &str,
+    lines: &Lines,
+    errors: &[Error],
+    values: &Values,
+) -> (Vec<Contained>, Option<Hiding>) {
     let mut contained = Vec::new();
     let mut hiding: Option<Hiding> = None;
     for error in errors {
         let span = error.span().unwrap_or_default();
         let at = span.start.min(text.len());
-        let line = line_of(text, at);
-        let around = values.iter().find(|value| value.holds(at));
-        let scalar = values.iter().find(|value| value.is_the_place_of(at, span.is_empty()));
+        let line = lines.at(at);
+        let around = values.brackets_around(at);
+        let scalar = values.scalar_at(at, span.is_empty());
         let found = match (around, scalar) {
-            (Some(Value { span, kind: Kind::Brackets { open, close } }), _)
-                if !text[span.clone()].ends_with(*close) =>
-            {
+            (Some(Brackets { span, open, close }), _) if !text[span.clone()].ends_with(*close) => {
                 // It takes the lines below with it: they are read again without it.
                 let message = format!("not valid TOML: '{open}' is never closed; write '{close}'");
-                let first = line_of(text, span.start);
+                let first = lines.at(span.start);
                 // Nested or not, a line that begins with a bracket was hardly meant as an item.
-                let header = lines_from(text, first.end).find(|line| {
-                    line.start <= at && text[line.clone()].trim_start().starts_with('[')
-                });
+                let below = lines.from(first.end).take_while(|line| line.start <= at);
+                let header =
+                    { below }.find(|line| text[line.clone()].trim_start().starts_with('['));
                 let end = header.map_or(line.start.max(first.end), |header| header.start);
                 Hiding { finding: (span.start, message), lines: first.start..end }
             }
@@ -105,9 +113,9 @@ fn judge(text: &str, errors: &[Error], values: &[Value]) -> (Vec<Contained>, Opt
             }
             (_, Some(value)) => {
                 let write = "a number, true, false, or text in double quotes";
-                let message = invalid(error, &text[value.span.clone()], write);
-                let at = value.span.start;
-                let value = around.unwrap_or(value).span.clone();
+                let message = invalid(error, &text[value.clone()], write);
+                let at = value.start;
+                let value = around.map_or(value, |brackets| &brackets.span).clone();
                 contained.push(Contained { at, message, value: Some(value) });
                 continue;
             }
@@ -134,57 +142,66 @@ fn judge(text: &str, errors: &[Error], values: &[Value]) -> (Vec<Contained>, Opt
     (contained, hiding)
 }
 
-/// A value that stands in one place of the text.
-struct Value {
+/// The values of a text, in its order: an error finds its own without a look at the others.
+#[derive(Default)]
+struct Values {
+    scalars: Vec<Range<usize>>,
+    /// Arrays and inline tables that no other one holds.
+    brackets: Vec<Brackets>,
+}
+
+struct Brackets {
     span: Range<usize>,
-    kind: Kind,
+    open: char,
+    close: char,
 }
 
-enum Kind {
-    Scalar,
-    /// An array or inline table that no other one holds.
-    Brackets {
-        open: char,
-        close: char,
-    },
-}
-
-impl Value {
-    /// Whether these are brackets around `at`.
-    fn holds(&self, at: usize) -> bool {
-        !matches!(self.kind, Kind::Scalar) && self.span.start < at && at <= self.span.end
+impl Values {
+    fn of(table: &DeTable<'_>, text: &str) -> Self {
+        let mut values = Self::default();
+        table.values().for_each(|value| values.collect(value, text, false));
+        values.scalars.sort_unstable_by_key(|span| span.start);
+        values.brackets.sort_unstable_by_key(|brackets| brackets.span.start);
+        values
     }
 
-    /// Whether this is a scalar, and an error at `at` is about it.
-    fn is_the_place_of(&self, at: usize, error_is_empty: bool) -> bool {
-        // An empty error at the beginning is about what should be in front of it.
-        let start = self.span.start + usize::from(error_is_empty);
-        matches!(self.kind, Kind::Scalar) && (start..=self.span.end).contains(&at)
-    }
-}
-
-fn collect(table: &DeTable<'_>, text: &str, values: &mut Vec<Value>) {
-    table.values().for_each(|value| collect_value(value, text, values));
-}
-
-fn collect_value(value: &Spanned<DeValue<'_>>, text: &str, values: &mut Vec<Value>) {
-    let span = value.span();
-    let is_held = || values.iter().any(|value| value.holds(span.start));
-    match value.get_ref() {
-        DeValue::Table(_) | DeValue::Array(_) if is_inline(text, &span) && !is_held() => {
-            let (open, close) =
-                if text[span.clone()].starts_with('[') { ('[', ']') } else { ('{', '}') };
-            values.push(Value { span, kind: Kind::Brackets { open, close } });
+    fn collect(&mut self, value: &Spanned<DeValue<'_>>, text: &str, is_held: bool) {
+        let span = value.span();
+        let is_inline = |span| is_inline(text, span);
+        let mut holds = is_held;
+        match value.get_ref() {
+            DeValue::Table(_) | DeValue::Array(_) if !is_held && is_inline(&span) => {
+                let is_array = text[span.clone()].starts_with('[');
+                let (open, close) = if is_array { ('[', ']') } else { ('{', '}') };
+                self.brackets.push(Brackets { span, open, close });
+                holds = true;
+            }
+            // What the parser makes up for a value that is not there at all is empty.
+            DeValue::Table(_) | DeValue::Array(_) => {}
+            _ if span.is_empty() => {}
+            _ => self.scalars.push(span),
         }
-        // What the parser makes up for a value that is not there at all is empty.
-        DeValue::Table(_) | DeValue::Array(_) => {}
-        _ if span.is_empty() => {}
-        _ => values.push(Value { span, kind: Kind::Scalar }),
+        match value.get_ref() {
+            DeValue::Table(table) => table.values().for_each(|it| self.collect(it, text, holds)),
+            DeValue::Array(array) => array.iter().for_each(|it| self.collect(it, text, holds)),
+            _ => {}
+        }
     }
-    match value.get_ref() {
-        DeValue::Table(table) => collect(table, text, values),
-        DeValue::Array(array) => array.iter().for_each(|item| collect_value(item, text, values)),
-        _ => {}
+
+    /// The brackets around `at`.
+    fn brackets_around(&self, at: usize) -> Option<&Brackets> {
+        let before = self.brackets.partition_point(|brackets| brackets.span.start < at);
+        self.brackets[..before].last().filter(|brackets| at <= brackets.span.end)
+    }
+
+    /// The scalar that an error at `at` is about.
+    fn scalar_at(&self, at: usize, error_is_empty: bool) -> Option<&Range<usize>> {
+        // An empty error at the beginning is about what should be in front of it.
+        let start = |span: &Range<usize>| span.start + usize::from(error_is_empty);
+        let before = self.scalars.partition_point(|span| start(span) <= at);
+        // Two may touch: an error between them is about the first.
+        let nearest = &self.scalars[before.saturating_sub(2)..before];
+        nearest.iter().find(|span| at <= span.end)
     }
 }
 
@@ -195,18 +212,34 @@ fn is_inline(text: &str, span: &Range<usize>) -> bool {
     text[span.clone()].starts_with(['[', '{']) && !before.is_empty() && !before.ends_with('\n')
 }
 
-/// `at` is within the line or at its end; the line break is part of the line.
-fn line_of(text: &str, at: usize) -> Range<usize> {
-    let at = text.floor_char_boundary(at);
-    let start = text[..at].rfind('\n').map_or(0, |found| found + 1);
-    let end = text[at..].find('\n').map_or(text.len(), |found| at + found + 1);
-    start..end
+/// Where the lines of a text begin.
+struct Lines {
+    starts: Vec<usize>,
+    /// Of the text.
+    len: usize,
 }
 
-/// The lines from the one that begins at `start`.
-fn lines_from(text: &str, start: usize) -> impl Iterator<Item = Range<usize>> {
-    let line = move |at: usize| (at < text.len()).then(|| line_of(text, at));
-    std::iter::successors(line(start), move |previous| line(previous.end))
+impl Lines {
+    fn of(text: &str) -> Self {
+        let after_breaks = text.match_indices('\n').map(|(at, _)| at + 1);
+        let starts = std::iter::once(0).chain(after_breaks.filter(|&at| at < text.len())).collect();
+        Self { starts, len: text.len() }
+    }
+
+    fn number(&self, index: usize) -> Range<usize> {
+        self.starts[index]..self.starts.get(index + 1).copied().unwrap_or(self.len)
+    }
+
+    /// The line that has `at`, with its line break. The end of the text belongs to the last one.
+    fn at(&self, at: usize) -> Range<usize> {
+        self.number(self.starts.partition_point(|&start| start <= at) - 1)
+    }
+
+    /// The lines from the one that begins at `start`.
+    fn from(&self, start: usize) -> impl Iterator<Item = Range<usize>> {
+        let first = self.starts.partition_point(|&begin| begin < start);
+        (first..self.starts.len()).map(|index| self.number(index))
+    }
 }
 
 fn blank(text: &mut String, range: Range<usize>) {
@@ -223,13 +256,15 @@ fn is_duplicate(error: &Error) -> bool {
 }
 
 fn invalid(error: &Error, found: &str, write: &str) -> String {
-    let found = printable(found.trim().lines().next().unwrap_or_default());
+    let found = printable(found.trim_start().lines().next().unwrap_or_default().trim_end());
     format!("not valid TOML: {}, found '{found}'; write {write}", error.message())
 }
 
-/// `text` on one line, and harmless to a terminal.
+/// `text` on one line, harmless to a terminal, and not too long.
 fn printable(text: &str) -> String {
-    let escaped =
-        |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
-    text.chars().map(escaped).collect()
+    let (shown, rest) = match text.char_indices().nth(LONGEST_QUOTE) {
+        Some((end, _)) => (&text[..end], "..."),
+        None => (text, ""),
+    };
+    format!("{}{rest}", Printable(shown))
 }

@@ -9,9 +9,12 @@ use std::{
 use proptest::prelude::*;
 
 use super::{load, parse};
-use crate::config::{
-    Announce, Config, GroupKind, HttpMethod, LoadError, Mistake, ProbeKind, Protocol, Scheduler,
-    XdpMode, source::FileSource,
+use crate::{
+    config::{
+        Announce, Config, GroupKind, HttpMethod, LoadError, Mistake, ProbeKind, Protocol,
+        Scheduler, XdpMode, source::FileSource,
+    },
+    printable::is_plain,
 };
 
 /// The fixtures in `kind`, by name.
@@ -288,4 +291,55 @@ fn given_any_file_when_asked_for_the_socket_then_it_is_known() {
     for (text, expected) in cases {
         assert_eq!(super::api(text), Path::new(expected), "{text}");
     }
+}
+
+#[test]
+fn report_of_very_many_mistakes_has_the_first_hundred_and_a_count() {
+    let many = |line: &dyn Fn(usize) -> String| (0..30_000).map(line).collect::<String>();
+    let texts = [
+        ("unknown keys", many(&|i| format!("x{i} = 1\n"))),
+        ("bad values", many(&|i| format!("x{i} = nope\n"))),
+        ("arrays", many(&|i| format!("x{i} = [1, 2]\n"))),
+        ("bad values on one line", format!("x = [{}]\n", "nope, ".repeat(30_000))),
+        ("no TOML", many(&|i| format!("this is wrong {i}\n"))),
+        ("names", many(&|_| "[[instance]]\nname = \"a\"\n".to_owned())),
+    ];
+    for (what, text) in texts {
+        let begin = std::time::Instant::now();
+        let report = parse(Path::new("f"), &text).unwrap_err();
+        // Ten times more than it takes, and less than what grows with the square of the file does.
+        assert!(
+            begin.elapsed() < std::time::Duration::from_secs(15),
+            "{what}: {:?}",
+            begin.elapsed()
+        );
+        assert!(report.mistakes().len() <= 100, "{what}");
+        assert!(report.mistakes().is_sorted_by_key(|mistake| (mistake.line, mistake.column)));
+        let (shown, text) = (report.mistakes().len(), report.to_string());
+        let is_cut = text.ends_with(&format!("\n... and {} more", report.count() - shown));
+        assert_eq!(is_cut, report.count() > shown, "{what}");
+        assert!(text.len() < 100_000, "{what}");
+    }
+}
+
+#[test]
+fn quoted_text_is_harmless_and_short() {
+    let quoted = |text: &str| parse(Path::new("f"), text).unwrap_err().to_string();
+    let report = quoted("[gateway]\nflows = 2_0\u{1b}48\nregion = \"a \u{202e}b\"\n");
+    assert!(report.contains("\\u{1b}48") && report.contains("\\u{202e}"), "{report}");
+    assert!(!report.contains(['\u{1b}', '\u{202e}']), "{report}");
+    let long = quoted(&format!("x = {}\n", "[".repeat(100_000)));
+    assert!(long.len() < 5_000, "{}", long.len());
+}
+
+#[test]
+fn names_are_visible_text() {
+    let text = |name: &str| format!("[gateway]\nregion = \"{name}\"\ninterfaces = [\"{name}\"]\n");
+    for name in ["a\u{202e}b", "a\u{200b}", "\u{2066}a", "a\u{9b}b", "a\\u007f", "a\\u001bb"] {
+        let report = parse(Path::new("f"), &text(name)).unwrap_err().to_string();
+        assert!(report.contains("'region' is ") && report.contains("'interfaces' is "), "{report}");
+        assert!(report.chars().all(|c| c == '\n' || is_plain(c)), "{report:?}");
+    }
+    let report = parse(Path::new("f"), &text("käse-日")).unwrap_err().to_string();
+    assert!(!report.contains("region"), "{report}");
 }

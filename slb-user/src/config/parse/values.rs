@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::read::{Wrong, list};
+use crate::printable::is_plain;
 
 type Read<T> = Result<T, Wrong>;
 
@@ -31,20 +32,19 @@ fn text(value: &DeValue<'_>, write: &str, accepts: impl Fn(&str) -> bool) -> Rea
 pub(super) fn name(value: &DeValue<'_>) -> Read<String> {
     const LONGEST: usize = 63;
     // Names are metric labels and arguments of commands, where '/' separates them.
-    text(value, "1 to 63 bytes of text without spaces and '/'", |name| {
+    text(value, "1 to 63 bytes of visible text without spaces and '/'", |name| {
         (1..=LONGEST).contains(&name.len())
-            && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
+            && !name.contains(|c: char| c == '/' || c.is_whitespace() || !is_plain(c))
     })
 }
 
 /// The name of a network interface.
 pub(super) fn interface(value: &DeValue<'_>) -> Read<String> {
-    // The kernel's rules: IFNAMSIZ with its NUL, and dev_valid_name().
+    // The kernel's rules: IFNAMSIZ with its NUL, and dev_valid_name(). Invisible characters it allows, which are not meant.
     text(value, "the name of a network interface (1 to 15 bytes), such as \"eth0\"", |name| {
         (1..libc::IFNAMSIZ).contains(&name.len())
             && !matches!(name, "." | "..")
-            && !name
-                .contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control())
+            && !name.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace() || !is_plain(c))
     })
 }
 
@@ -56,7 +56,7 @@ pub(super) fn absolute_path(
     move |value| {
         let write = format!("an absolute path of at most {longest} bytes, such as {example:?}");
         text(value, &write, |path| {
-            path.starts_with('/') && path.len() <= longest && !path.contains(char::is_control)
+            path.starts_with('/') && path.len() <= longest && path.chars().all(is_plain)
         })
         .map(PathBuf::from)
     }

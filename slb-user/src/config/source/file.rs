@@ -1,11 +1,13 @@
 //! The configuration in a file: replaced as a whole, by one `rename`.
 
 use std::{
-    fs::{self, File, Metadata},
+    fs::{self, File, Metadata, TryLockError},
     hash::Hasher as _,
     io::{self, Read as _, Write as _},
     os::unix::fs::{MetadataExt as _, fchown},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use futures_util::stream;
@@ -18,8 +20,12 @@ use crate::config::{
     report::{Places, Report},
 };
 
-/// No configuration is as large; a device is endless.
-const LARGEST: u64 = 64 << 20;
+/// In bytes. No configuration is as large; a device is endless.
+pub const LARGEST_FILE: u64 = 64 << 20;
+/// How long another process that replaces the file may take: far more than it needs.
+const LOCK_WITHIN: Duration = Duration::from_secs(1);
+/// How often the lock is tried meanwhile.
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A configuration file. Its revision is a hash of its content, and SIGHUP says that it may have changed.
 #[derive(Clone, Debug)]
@@ -101,8 +107,8 @@ impl ConfigSource for FileSource {
 
 fn content(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_FILE {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(bytes)
@@ -116,13 +122,22 @@ fn revision(bytes: &[u8]) -> Revision {
 }
 
 /// Locks the file at `path` against other processes that replace it in the same way, until the result is dropped.
+///
+/// Every user that can read the file can lock it, so this does not wait for ever; the comparison of revisions remains.
 fn lock(path: &Path) -> io::Result<(File, Metadata)> {
+    let patience = Instant::now() + LOCK_WITHIN;
     loop {
         let file = File::open(path)?;
-        match file.lock() {
-            // Some network file systems have no locks; the comparison of revisions remains.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-            locked => locked?,
+        loop {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => sleep(LOCK_AGAIN),
+                Ok(()) | Err(TryLockError::WouldBlock) => break,
+                // Some network file systems have no locks.
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                    break;
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
         }
         let locked = file.metadata()?;
         let named = fs::metadata(path)?;
@@ -167,6 +182,17 @@ mod tests {
     use super::*;
 
     const WANTED: &dyn Fn() -> bool = &|| true;
+
+    #[test]
+    fn lock_that_is_never_released_does_not_keep_the_file_from_being_replaced() {
+        let (_folder, path) = folder_with_file();
+        let held = File::open(&path).unwrap();
+        held.lock().unwrap();
+        let source = FileSource::new(&path);
+        let base = source.read().unwrap().revision;
+        source.replace(base, "after", WANTED).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "after");
+    }
 
     fn folder_with_file() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
