@@ -270,7 +270,7 @@ pub enum Course {
     Begins {
         /// [`hash::flow`] of the packet.
         hash: u64,
-        /// Whether [`choose`] comes before [`begin`].
+        /// Whether [`choose`] comes before [`begin()`].
         chooses: bool,
     },
 }

@@ -12,7 +12,7 @@ use slb_common::{
 pub struct Question {
     /// What it is.
     pub kind: Kind,
-    /// [`TCP`] or [`UDP`]; no matter for an echo request.
+    /// [`TCP`] or [`slb_common::abi::UDP`]; no matter for an echo request.
     pub proto: u32,
     /// Source address and port.
     pub src: SocketAddr,
