@@ -82,9 +82,9 @@ fn one_listener(topology: &Topology) -> Result<(Vec<f64>, Vec<f64>)> {
     let [first, second] = [&topology.backends[0].v4, &topology.backends[1].v4];
     let instances = format!(
         "[[instance]]\nname = \"shop\"\nvips = [\"203.0.113.10\"]\nbackend = [\n  \
-         {{ name = \"web-1\", address = \"{first}\", port = 8080 }},\n  \
-         {{ name = \"web-2\", address = \"{second}\", port = 8080 }},\n]\n\
-         listener = [{{ protocol = \"tcp\", port = 80 }}]\n"
+         {{ name = \"web-1\", address = \"{first}\" }},\n  \
+         {{ name = \"web-2\", address = \"{second}\" }},\n]\n\
+         listener = [{{ protocol = \"tcp\", port = 80, backend_port = 8080 }}]\n"
     );
     let (mut starts, mut restarts) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
