@@ -116,7 +116,7 @@ fn content(file: &mut File) -> io::Result<Vec<u8>> {
 
 /// Is compared within one process only, so the hash may differ between releases.
 fn revision(bytes: &[u8]) -> Revision {
-    let mut hasher = std::hash::DefaultHasher::new();
+    let mut hasher = rustc_hash::FxHasher::default();
     hasher.write(bytes);
     Revision(hasher.finish())
 }
