@@ -2,7 +2,7 @@
 //!
 //! Such packets are left alone. But what the backend answers looks like an answer to a flow through a
 //! listener, so it is remembered as [`FlowKind::Bypass`]. And a backend cannot tell such a connection from
-//! one of the same client port through a listener: whoever comes second gets another source port.
+//! one of the same client port through a listener: the one that begins second gets another source port.
 
 use slb_common::{
     abi::{
@@ -23,7 +23,7 @@ use crate::{
     stats,
 };
 
-/// A packet whose destination, `to`, may be a backend. `None`: nobody balances to that address and port.
+/// A packet whose destination, `to`, may be a backend. `None`: no listener has a backend at that address and port.
 #[inline(always)]
 pub fn to_backend<const REST: bool>(
     pkt: &mut PacketCtx<'_>,
@@ -170,13 +170,13 @@ fn remembered(view: &PacketView<'_>) -> Remembered {
     }
 }
 
-/// Flows of a backend have entries for as long as somebody talks to it directly.
+/// Flows of a backend have entries for as long as a client talks to it directly.
 #[inline(never)]
 fn mark(now: u32, id: u32, idle: u32) {
     // 0 has a meaning of its own; a tick more does not matter.
     let own = now.wrapping_add(idle) | 1;
     if let Some(until) = maps::SLB_BYPASS.cell(id) {
-        // Whoever writes writes much the same.
+        // Two CPUs that write at the same time write much the same.
         until.store(own);
     }
     if let Some(filter) = maps::SLB_FILTER.cell(0) {

@@ -1,6 +1,6 @@
 //! From backends to clients: which VIP.
 //!
-//! A backend's address, port and protocol say it, unless it answers for more than one, or somebody
+//! A backend's address, port and protocol say it, unless it answers for more than one, or a client
 //! talks to it directly: then an entry does.
 
 use slb_common::{
@@ -25,8 +25,8 @@ use crate::{
     stats,
 };
 
-/// A packet whose source, `from`, may be a backend; `bypass_until` is until when somebody may be talking to backends
-/// directly. `None`: nobody balances to that address and port.
+/// A packet whose source, `from`, may be a backend; `bypass_until` is until when a client may be talking to backends
+/// directly. `None`: no listener has a backend at that address and port.
 #[inline(always)]
 pub fn from_backend<const REST: bool>(
     pkt: &mut PacketCtx<'_>,
@@ -162,7 +162,7 @@ fn look(view: &PacketView<'_>, origin: &RevNat) -> bool {
     *forward = client_key(key, origin);
     match conntrack::slow_lookup(forward) {
         Some(flow) => flow.state().load().intersects(ConnState::RST_PENDING),
-        // Unless it is for the gateway itself, or for somebody who talks to the backend directly.
+        // Unless it is for the gateway itself, or for a client that talks to the backend directly.
         None => {
             maps::backend(origin.backend).is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0)
                 && maps::roles(&key.dst) & ROLE_LOCAL == 0

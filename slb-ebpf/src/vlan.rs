@@ -1,4 +1,4 @@
-//! VLAN tags (IEEE 802.1Q, 802.1ad): taken off, so that nobody else has to know of them, and put back
+//! VLAN tags (IEEE 802.1Q, 802.1ad): taken off, so that no other program has to know of them, and put back
 //! before the frame goes anywhere.
 
 use aya_ebpf::programs::XdpContext;

@@ -60,7 +60,7 @@ impl<'a> Frame<'a> {
     /// Length in bytes.
     #[must_use]
     #[inline(always)]
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
     pub fn len(&self) -> usize {
         self.end as usize - self.start as usize
     }

@@ -1,5 +1,5 @@
 //! Makes the message that a packet cannot be delivered: too big for the next hop (ICMP's *fragmentation
-//! needed* with the MTU, RFC 1191; ICMPv6's *packet too big*, RFC 8201), or nobody listens there.
+//! needed* with the MTU, RFC 1191; ICMPv6's *packet too big*, RFC 8201), or no socket listens there.
 //!
 //! The packet becomes the quote in its own answer, as it arrived: its frame is cut to [`quoted_len`],
 //! grown by [`HEAD_V4`] or [`HEAD_V6`] at its head, and [`write()`] fills that.
@@ -40,7 +40,7 @@ pub(crate) const TOS: u8 = 0xc0;
 pub enum Problem {
     /// It is longer than the next hop's MTU, in bytes from the IP header on.
     TooBig(u16),
-    /// Nobody listens at its port.
+    /// No socket listens at its port.
     PortUnreachable,
 }
 

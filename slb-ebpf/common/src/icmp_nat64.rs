@@ -24,7 +24,7 @@ use crate::{
 const QUOTED: usize = 8;
 /// By how much IPv6's header is longer.
 const LONGER: u32 = (Ipv6Hdr::LEN - Ipv4Hdr::LEN) as u32;
-/// The smallest MTU of IPv6 (RFC 8200, section 5): nobody believes a smaller one.
+/// The smallest MTU of IPv6 (RFC 8200, section 5): hosts ignore a smaller one.
 const LEAST_V6: u32 = 1_280;
 /// The same of IPv4 (RFC 791, section 3.2).
 const LEAST_V4: u32 = 68;

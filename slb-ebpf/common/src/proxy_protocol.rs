@@ -86,7 +86,7 @@ const OPTION_V6: u32 = 20;
 
 /// What a PROXY protocol header begins with.
 const SIGNATURE: [u32; 3] = [0x0d0a_0d0a, 0x000d_0a51, 0x5549_540a];
-/// Version 2, on behalf of somebody else, TCP over IPv4, the length of what follows.
+/// Version 2, on behalf of another host, TCP over IPv4, the length of what follows.
 const PROXY_V4: u32 = (0x2111 << 16) + 12;
 const PROXY_V6: u32 = (0x2121 << 16) + 36;
 /// Kind of the TCP option.
@@ -123,7 +123,7 @@ pub const COOKIE_SPREAD: u32 = 3;
 /// Whether a backend without the connection may take a segment with these `numbers`, its own and the one that it
 /// acknowledges, for the answer to a SYN cookie. `distance` is that between both in the answer to a SYN-ACK.
 ///
-/// A cookie is a distance: whoever has one cookie has those for all numbers.
+/// A cookie is a distance: a client that has one cookie has those for all numbers.
 #[must_use]
 #[inline(always)]
 pub const fn is_cookie((sequence, acknowledgement): (u32, u32), distance: u32) -> bool {

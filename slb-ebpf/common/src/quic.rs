@@ -7,7 +7,7 @@
 //! ```text
 //! octet 0      bits 7 to 5: 0, the number of this configuration; bits 4 to 0: anything
 //! octets 1, 2  the server ID, in network order
-//! octets 3 …   at least 5 octets that nobody can guess
+//! octets 3 …   at least 5 octets that cannot be guessed
 //! ```
 
 use network_types::udp::UdpHdr;

@@ -183,7 +183,7 @@ fn shorten(frame: &mut Frame<'_>, is_v4: bool, l3: usize) -> Result<Inner, Verdi
 /// whose inner packets have checksums of their own (RFC 6935, 6936).
 #[inline(always)]
 fn gue(frame: &mut Frame<'_>, at: usize, inner: &Inner, tunnel: &Tunnel) -> Result<(), Verdict> {
-    // From the ports that nobody is registered at.
+    // From the ports at which no service is registered.
     let sport = 0xc000 | tunnel.hash as u16;
     let len = inner.len.wrapping_add((UdpHdr::LEN + GUE_LEN) as u16);
     let mut udp = frame.header_mut::<{ UdpHdr::LEN + GUE_LEN }>(at).ok_or(Verdict::Truncated)?;

@@ -102,7 +102,7 @@ verdicts! {
     Echo = 22, Transmit, "echo";
     /// Larger than the next hop takes, and its sender was told by ICMP.
     TooBig = 23, Transmit, "too_big";
-    /// Larger than the next hop takes; its sender lets it be fragmented, which nobody can here.
+    /// Larger than the next hop takes; its sender lets it be fragmented, which XDP cannot do.
     Oversize = 24, Drop, "oversize";
     /// As [`Verdict::NoListener`], and dropped, as `no_listener` asks for.
     NoListenerDropped = 25, Drop, "no_listener_dropped";

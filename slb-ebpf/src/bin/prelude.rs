@@ -83,7 +83,7 @@ pub fn prelude(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn restore(ctx: &XdpContext) -> Option<()> {
     let template = TEMPLATE.get_ptr_mut(0)?;
-    // SAFETY: an element of an array; nobody else runs this program at the same time.
+    // SAFETY: an element of an array; no other CPU runs this program at the same time.
     let template = unsafe { &mut *template };
     if template.grown != 0 && template.has_run != 0 {
         // SAFETY: the context is the kernel's; the frame is asked for afterwards.

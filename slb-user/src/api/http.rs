@@ -70,8 +70,8 @@ struct Scrape {
 impl Scrapes {
     /// The metrics as they are now, or as they were at some time since this was called.
     ///
-    /// One scrape is made at a time, and those that wait for it share the next one: whoever can reach the port can ask
-    /// as often as they like, and must not take all CPUs or memory for a text of megabytes per connection.
+    /// One scrape is made at a time, and those that wait for it share the next one: any host that reaches the port can
+    /// ask as often as it likes, and must not take all CPUs or memory for a text of megabytes per connection.
     async fn text(&self) -> Result<Bytes, (StatusCode, String)> {
         let asked = Instant::now();
         let mut latest = self.latest.lock().await;

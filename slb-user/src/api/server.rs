@@ -96,7 +96,7 @@ pub fn serve(path: &Path, agent: Agent, most: MostConnections) -> Result<(), Api
     Ok(())
 }
 
-/// A socket that nobody else can connect to, from its first moment on. `path` is not followed if it is a symbolic link.
+/// A socket that no other user can connect to, from its first moment on. A symbolic link at `path` is not followed.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // The kernel makes the file with the mode that the socket has when it is bound.

@@ -34,7 +34,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Mistakes of which a report tells: nobody reads more, and a file may have millions.
+/// Mistakes of which a report tells: more are not read, and a file may have millions.
 const MOST_MISTAKES: usize = 100;
 
 /// The mistakes of a file, at least one, in the order of the file: the first 100, and how many more there are.

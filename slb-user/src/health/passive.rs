@@ -1,7 +1,7 @@
 //! Passive health checks: what the packet path sees of a backend's answers to clients.
 //!
 //! A backend that refuses connections, or does not answer at all, is probed at once, long before its next probe is due.
-//! Only that probe decides: whoever can send packets to a VIP, or as a backend, can make these counters say anything.
+//! Only that probe decides: a host that sends packets to a VIP, or as a backend, can make these counters say anything.
 
 use std::time::{Duration, Instant};
 

@@ -12,7 +12,7 @@ pub const FILTER_PER_BYTE: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Filter {
-    /// Written by the program: until when somebody may be talking to any backend directly, in jiffies; 0: nobody
+    /// Written by the program: until when a client may be talking to any backend directly, in jiffies; 0: none
     /// ever has. `SLB_BYPASS` says to which.
     pub bypass_until: u32,
     /// What the addresses of a hash may be to us, [`ROLE_VIP`] and [`ROLE_BACKEND`], two bits each. What is not in

@@ -21,7 +21,7 @@ pub const DEFAULT_BUCKETS: usize = 1_048_576 * PLACES_PER_FLOW / BUCKET_FLOWS;
 pub struct Flow {
     /// [`TAG_FREE`], [`TAG_LOCKED`], or from the hash of the key: [`tag`].
     pub tag: u32,
-    /// Low half of the jiffies after which nobody uses it any more.
+    /// Low half of the jiffies after which the entry has expired.
     pub expires: u32,
     /// Source address of its packets.
     pub src: Address,
@@ -57,7 +57,7 @@ pub struct Flow {
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
-/// Nobody's.
+/// The place is free.
 pub const TAG_FREE: u32 = 0;
 /// Being written.
 pub const TAG_LOCKED: u32 = 1;

@@ -23,7 +23,7 @@ pub struct Index<V, const RECORDS: usize> {
     /// half the number of a record, and in its high half that of another of the same hash, or 0. One word each, so it is
     /// replaced as a whole.
     pub places: [u32; INDEX_SLOTS],
-    /// The records. The first is nobody's.
+    /// The records. The first belongs to no endpoint.
     pub records: [Record<V>; RECORDS],
 }
 

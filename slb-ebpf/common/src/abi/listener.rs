@@ -24,7 +24,7 @@ pub struct Listener {
     pub slots: u32,
     /// Where the slots of the schedule before begin, which connections without an entry go by.
     pub previous_chunk: u32,
-    /// How many there are; 0: nobody goes by them any more.
+    /// How many there are; 0: no connection goes by them.
     pub previous_slots: u32,
     /// [`LISTENER_GUARDED`], [`LISTENER_CHOOSES`], [`LISTENER_LIMITED`] and [`ACL_ALLOW`] or [`ACL_DENY`].
     pub flags: u32,

@@ -12,7 +12,7 @@ pub const SLOT_BACKEND: u32 = 0xffff;
 pub const SLOT_LOOK: u32 = 1 << 31;
 /// Flows of this slot get entries.
 pub const SLOT_KEEP: u32 = 1 << 30;
-/// In a slot: nobody takes new flows.
+/// In a slot: no backend takes new flows.
 pub const NO_BACKEND: u32 = 0xffff;
 
 /// Value of `SLB_SLOTS`: a run of a schedule's slots.
