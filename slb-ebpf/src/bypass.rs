@@ -6,7 +6,7 @@
 
 use slb_common::{
     abi::{
-        ConnState, Endpoint, FlowKey, FlowKind, MODE_NAT, NO_PLACE, NatRewrite, RevNat, Task, UDP,
+        ConnState, Endpoint, FlowKey, FlowKind, Mode, NO_PLACE, NatRewrite, RevNat, Task, UDP,
         is_over,
     },
     decide::{self, Entries},
@@ -68,7 +68,7 @@ fn translated<const REST: bool>(pkt: &mut PacketCtx<'_>, place: u32) -> Result<D
         dport: backend.port as u16,
         kind: FlowKind::Original,
     };
-    let delivery = Delivery { to, hop: backend.hop, mode: MODE_NAT, mtu: backend.mtu };
+    let delivery = Delivery { to, hop: backend.hop, mode: Mode::NAT, mtu: backend.mtu };
     Ok(delivery)
 }
 

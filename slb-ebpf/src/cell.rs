@@ -38,7 +38,7 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
-use slb_common::abi::{Address, ConnState, NextHop};
+use slb_common::abi::{Address, ConnState, Mode, NextHop};
 
 /// A value in memory that others may write at any time.
 #[repr(transparent)]
@@ -181,7 +181,7 @@ macro_rules! words {
         }
     )+};
 }
-words! { u8 u16 u32 u64 ConnState }
+words! { u8 u16 u32 u64 ConnState Mode }
 
 macro_rules! made_of_words {
     ($($type:ty: [$word:ty; $len:literal], [$($number:literal)+], $from:expr, $into:expr;)+) => {$(

@@ -4,7 +4,7 @@
 //! the slot says so, or flows are given out in turn, a flow has an entry.
 
 use slb_common::{
-    abi::{Endpoint, FlowKind, MODE_NAT, NOT_CHOSEN, NatRewrite, Task, UDP},
+    abi::{Endpoint, FlowKind, Mode, NOT_CHOSEN, NatRewrite, Task, UDP},
     decide::{self, Beginning, Course, Filtered},
     programs::Program,
     verdict::Verdict,
@@ -68,7 +68,7 @@ fn to_backend<const REST: bool>(
 ) -> Result<Delivery, Verdict> {
     let Chosen { id, port, hash, is_new } = chosen;
     let backend = decide::reach(pkt, id)?;
-    if REST || backend.mode != MODE_NAT {
+    if REST || backend.mode != Mode::NAT {
         (pkt.args.hash, pkt.args.backend) = (hash, id);
     }
     if pkt.packet.is_syn() || pkt.packet.key.proto == UDP {

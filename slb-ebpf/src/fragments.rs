@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use slb_common::{
-    abi::{FlowKind, Fragment, FragmentKey, MODE_DSR, MODE_NAT, NatTuple, NextHop},
+    abi::{FlowKind, Fragment, FragmentKey, Mode, NatTuple, NextHop},
     decide,
     parse::FRAGMENT_FIRST,
     programs::Program,
@@ -57,7 +57,7 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
         // Left to the kernel, both ends stay as they are.
         fragment.kind = FlowKind::Bypass as u32;
         fragment.hop = NextHop::from_mac_words(0, [0; 3]);
-        (fragment.mode, fragment.mtu) = (MODE_NAT, 0);
+        (fragment.mode, fragment.mtu) = (Mode::NAT, 0);
     }
     put(key, fragment);
 }
@@ -74,7 +74,7 @@ pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, i
         dst: ends.dst,
         hop,
         backend: pkt.args.backend,
-        mode: MODE_NAT,
+        mode: Mode::NAT,
         kind: FlowKind::of_direction(is_reply) as u32,
         mtu,
         expires,
@@ -109,12 +109,12 @@ pub fn follow(pkt: &mut PacketCtx<'_>) -> Outcome {
         stats::forward(backend, pkt.bytes);
     }
     match mode {
-        MODE_NAT => {
+        Mode::NAT => {
             let ends = [first.src, first.dst];
             rewrite::translate_later(&mut pkt.frame, pkt.packet, ends, hop)?;
             Ok(sent(is_reply, hop))
         }
-        MODE_DSR => {
+        Mode::DSR => {
             rewrite::rewrite_l2(&mut pkt.frame, pkt.packet, hop)?;
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: hop.ifindex })
         }

@@ -2,7 +2,7 @@
 //! whatever family its client is of. Both directions have entries.
 
 use slb_common::{
-    abi::{ConnState, FlowKind, MODE_FULL, MODE_NAT, NatTuple, NextHop, PROXY_NONE, PROXY_V2, UDP},
+    abi::{ConnState, FlowKind, Mode, NatTuple, NextHop, PROXY_NONE, PROXY_V2, UDP},
     decide, icmp_error,
     nat64::{self, HEAD_V4, HEAD_V6},
     parse::{FRAGMENT_FIRST, L3, TcpFlags},
@@ -42,7 +42,7 @@ pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
         return cross(pkt, ends, hop, mtu, is_reply);
     }
     if exceeds(pkt.packet.len.wrapping_add(more), mtu) {
-        let mode = if is_reply { MODE_NAT } else { MODE_FULL };
+        let mode = if is_reply { Mode::NAT } else { Mode::FULL };
         match too_big(pkt, mode, mtu.wrapping_sub(more))? {
             Some(other) => hop = other,
             None => return Ok(Next::TailCall(Program::Respond)),

@@ -3,8 +3,8 @@
 
 use slb_common::{
     abi::{
-        ConnState, FlowKind, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT, NO_PLACE,
-        NO_SOURCE, NatRewrite, NextHop, PROXY_V2, REVNAT_SHARED, ROLE_VIP, Task,
+        ConnState, FlowKind, Mode, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, RevNatFlags,
+        Roles, Task,
     },
     decide::{self, ErrorToBackend, Side},
     icmp::{self, Quote},
@@ -49,10 +49,10 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let client = quoted.dst;
     stats::forward(id, pkt.bytes);
     match backend.mode {
-        MODE_FULL if backend.addr.is_v4() != client.is_v4() => {
+        Mode::FULL if backend.addr.is_v4() != client.is_v4() => {
             Ok(cross(pkt, flow.place, backend.hop, FlowKind::Original))
         }
-        MODE_NAT | MODE_FULL => {
+        Mode::NAT | Mode::FULL => {
             let kind = FlowKind::Original;
             let sport = backend.port as u16;
             let to = NatRewrite { addr: backend.addr, sport, dport: flow.port, kind };
@@ -63,11 +63,11 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
             icmp::translate_error(&mut pkt.frame, quote, &to, peer, backend.hop)?;
             Ok(sent(false, backend.hop))
         }
-        MODE_DSR => {
+        Mode::DSR => {
             rewrite::rewrite_l2(&mut pkt.frame, pkt.packet, backend.hop)?;
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: backend.hop.ifindex })
         }
-        MODE_IPIP | MODE_GUE => {
+        Mode::IPIP | Mode::GUE => {
             (pkt.args.hash, pkt.args.backend) = (conntrack::flow_hash(&quoted.reversed()), id);
             Ok(Next::TailCall(Program::Tunnel))
         }
@@ -109,7 +109,7 @@ pub fn for_client(pkt: &mut PacketCtx<'_>) -> Outcome {
 /// The verdict on a message that is about no flow of a listener.
 #[inline(always)]
 fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
-    decide::unrelated(maps::roles(&pkt.packet.key.dst) & ROLE_VIP != 0)
+    decide::unrelated(maps::roles(&pkt.packet.key.dst).intersects(Roles::VIP))
 }
 
 /// [`decide::error_to_client`] once more: with that, the deepest chain of calls would take 32 bytes more of the stack
@@ -138,7 +138,7 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
                 client = flow.src().load();
             }
         }
-        None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs),
+        None if origin.flags.intersects(RevNatFlags::SHARED) => return Err(Verdict::NotOurs),
         None => {}
     }
     let ClientRoute { hop, .. } =

@@ -3,7 +3,7 @@
 use slb_common::{
     abi::{
         Address, Backend, CHUNK_SLOTS, Endpoint, FlowKey, FlowKind, Fragment, Listener, NO_PLACE,
-        QuicKey, RevNat, Sticky, StickyKey,
+        QuicKey, RevNat, Roles, Sticky, StickyKey,
     },
     decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner, Remembered},
     parse::Packet,
@@ -50,7 +50,7 @@ impl Lookups for PacketCtx<'_> {
     }
 
     #[inline(always)]
-    fn roles(&self, addr: &Address) -> Result<u32, Verdict> {
+    fn roles(&self, addr: &Address) -> Result<Roles, Verdict> {
         Ok(maps::roles(addr))
     }
 

@@ -12,8 +12,8 @@ use slb_common::{
         FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Limits, Listed, Listener,
         ListenerIndex, MAX_ACL_CACHE, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES,
         MAX_LISTENERS, MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, NatTuple,
-        Policers, QuicKey, ROLE_BACKEND, ROLE_VIP, RevNat, RevNatIndex, Roles, RouteQuery, Scratch,
-        Settings, Sticky, StickyKey, SynAnswers, TailCallArgs, Traffic,
+        Policers, QuicKey, RevNat, RevNatIndex, Roles, RouteQuery, Scratch, Settings, Sticky,
+        StickyKey, SynAnswers, TailCallArgs, Traffic,
     },
     hash,
     packet::Packet,
@@ -187,11 +187,12 @@ pub fn backend(id: u32) -> Option<&'static Backend> {
 }
 
 /// What the addresses of a packet may be to us.
+#[derive(Default)]
 pub struct Known {
     /// Roles of the source.
-    pub from: u32,
+    pub from: Roles,
     /// Roles of the destination.
-    pub to: u32,
+    pub to: Roles,
     /// [`Filter::bypass_until`].
     pub bypass_until: u32,
 }
@@ -199,11 +200,11 @@ pub struct Known {
 /// What the addresses of a packet may be to us.
 #[inline(always)]
 pub fn filter(src: &Address, dst: &Address) -> Known {
-    let Some(filter) = SLB_FILTER.cell(0) else { return Known { from: 0, to: 0, bypass_until: 0 } };
+    let Some(filter) = SLB_FILTER.cell(0) else { return Known::default() };
     let roles = |addr: &Address| {
         let hash = hash::filter(*addr);
         let byte = u32::from(filter.roles().at(hash / FILTER_PER_BYTE).load());
-        byte >> (2 * (hash % FILTER_PER_BYTE)) & (ROLE_VIP | ROLE_BACKEND)
+        Roles::from_bits_retain(byte >> (2 * (hash % FILTER_PER_BYTE))) & Roles::FILTERED
     };
     Known { from: roles(src), to: roles(dst), bypass_until: filter.bypass_until().load() }
 }
@@ -283,9 +284,9 @@ pub fn revnat_entry(at: &Endpoint) -> Option<&'static RevNat> {
 
 /// What an address is to us.
 #[inline(always)]
-pub fn roles(addr: &Address) -> u32 {
+pub fn roles(addr: &Address) -> Roles {
     // The kernel is given a pointer to a copy: the original may be in registers.
-    entry(&SLB_ADDRESSES, &{ *addr }).copied().unwrap_or_default().roles
+    entry(&SLB_ADDRESSES, &{ *addr }).copied().unwrap_or_default()
 }
 
 /// Whether packets may be sent out of an interface.

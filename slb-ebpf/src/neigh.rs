@@ -5,10 +5,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
 };
 use slb_common::{
-    abi::{
-        Address, ClientNextHop, EPOCH_LEARNED, MAX_NEXT_HOPS, NEXT_HOP_LOCAL, NextHop, ROLE_LOCAL,
-        ROLE_VIP,
-    },
+    abi::{Address, ClientNextHop, EPOCH_LEARNED, MAX_NEXT_HOPS, NEXT_HOP_LOCAL, NextHop, Roles},
     hash,
     verdict::Verdict,
 };
@@ -177,7 +174,7 @@ fn fib_lookup(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut Ne
 fn look_up(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut NextHop) -> Answer {
     let Some(client) = client(addr, vip) else { return Answer::End(Verdict::Inconsistent) };
     let epoch = maps::settings().route_epoch();
-    if maps::roles(addr) & (ROLE_LOCAL | ROLE_VIP) != 0 {
+    if maps::roles(addr).intersects(Roles::LOCAL | Roles::VIP) {
         // The hop does not matter.
         store(client, addr, vip, *hop, epoch, [NEXT_HOP_LOCAL, 0]);
         return Answer::Local;

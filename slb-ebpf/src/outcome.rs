@@ -3,7 +3,7 @@
 //! In all of them `Err` means that the packet ends here, with that verdict; `?` passes it on.
 
 use slb_common::{
-    abi::{MODE_DSR, MODE_NAT, NatRewrite, NextHop, Task},
+    abi::{Mode, NatRewrite, NextHop, Task},
     decide, icmp_error,
     programs::Program,
     rewrite,
@@ -50,8 +50,7 @@ impl From<Verdict> for Stop {
 pub struct Delivery {
     pub to: NatRewrite,
     pub hop: NextHop,
-    /// [`MODE_NAT`] or another.
-    pub mode: u32,
+    pub mode: Mode,
     /// The longest packet that gets there, in bytes from its IP header on; 0: not known.
     pub mtu: u32,
 }
@@ -84,11 +83,11 @@ pub fn deliver(pkt: &mut PacketCtx<'_>, delivery: Delivery) -> Outcome {
         }
     }
     match mode {
-        MODE_NAT => {
+        Mode::NAT => {
             rewrite::translate(&mut pkt.frame, pkt.packet, &to, hop)?;
             Ok(sent(to.is_reply(), hop))
         }
-        MODE_DSR => {
+        Mode::DSR => {
             rewrite::rewrite_l2(&mut pkt.frame, pkt.packet, hop)?;
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: hop.ifindex })
         }
@@ -99,13 +98,13 @@ pub fn deliver(pkt: &mut PacketCtx<'_>, delivery: Delivery) -> Outcome {
 /// What happens to a packet that is larger than `mtu`: its sender is told by [`Program::Respond`] (`None`), unless
 /// it lets routers fragment what it sends (RFC 791). The kernel does.
 #[inline(always)]
-pub fn too_big(pkt: &mut PacketCtx<'_>, mode: u32, mtu: u32) -> Result<Option<NextHop>, Verdict> {
+pub fn too_big(pkt: &mut PacketCtx<'_>, mode: Mode, mtu: u32) -> Result<Option<NextHop>, Verdict> {
     if icmp_error::is_to_be_told(&pkt.frame, pkt.packet) {
         pkt.args.mtu = mtu;
         respond(pkt, Verdict::TooBig);
         return Ok(None);
     }
-    if mode == MODE_NAT { Ok(Some(NextHop::UNRESOLVED)) } else { Err(Verdict::Oversize) }
+    if mode == Mode::NAT { Ok(Some(NextHop::UNRESOLVED)) } else { Err(Verdict::Oversize) }
 }
 
 /// Whether a packet is longer than an MTU, of which 0 is none.

@@ -2,8 +2,8 @@
 
 use slb_common::{
     abi::{
-        AclCacheEntry, Address, FlowKind, LISTENER_GUARDED, Limits, MAX_ACL_CACHE, NO_BACKEND,
-        Policers, REVNAT_LIMITED, ROLE_LOCAL,
+        AclCacheEntry, Address, FlowKind, Limits, ListenerFlags, MAX_ACL_CACHE, NO_BACKEND,
+        Policers, RevNatFlags, Roles,
     },
     decide, hash,
     programs::Program,
@@ -22,18 +22,18 @@ use crate::{
 #[inline(always)]
 pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
     if let Some(listener) = maps::listener(&pkt.packet.key.destination()) {
-        if listener.flags & LISTENER_GUARDED != 0 {
+        if listener.flags.intersects(ListenerFlags::GUARDED) {
             decide::admit(pkt, pkt.packet, listener)?;
         }
     } else if let Some(origin) = maps::revnat(&pkt.packet.key.source())
-        && origin.flags & REVNAT_LIMITED != 0
+        && origin.flags.intersects(RevNatFlags::LIMITED)
     {
         let key = &pkt.packet.key;
         let backend = match conntrack::slow_lookup(key) {
             Some(entry) if entry.is(FlowKind::Bypass) => NO_BACKEND,
             Some(entry) => entry.backend().load(),
             // Answers to the agent's probes belong to no listener's traffic.
-            None if maps::roles(&key.dst) & ROLE_LOCAL != 0 => NO_BACKEND,
+            None if maps::roles(&key.dst).intersects(Roles::LOCAL) => NO_BACKEND,
             None => origin.backend,
         };
         police_reply(backend, pkt.bytes)?;

@@ -5,9 +5,8 @@
 
 use slb_common::{
     abi::{
-        BACKEND_CLOSED, ConnState, Endpoint, FlowKey, FlowKind, MODE_FULL, MODE_NAT, NO_PLACE,
-        NO_SOURCE, NatRewrite, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED,
-        REVNAT_WATCHED, ROLE_LOCAL, RevNat, TCP, Task,
+        BackendFlags, ConnState, Endpoint, FlowKey, FlowKind, Mode, NO_PLACE, NO_SOURCE,
+        NatRewrite, RevNat, RevNatFlags, Roles, TCP, Task,
     },
     decide,
     parse::TcpFlags,
@@ -36,8 +35,8 @@ pub fn from_backend<const REST: bool>(
     let key = &pkt.packet.key;
     let Some(origin) = maps::revnat(from) else { return Ok(None) };
     let kind = FlowKind::Reply;
-    if origin.flags & RARE != 0 {
-        if !REST && origin.flags & REVNAT_LIMITED != 0 {
+    if origin.flags.intersects(RARE) {
+        if !REST && origin.flags.intersects(RevNatFlags::LIMITED) {
             return Err(Stop::TailCall(Program::Policy));
         }
         if look(&pkt.view(), origin) {
@@ -46,7 +45,7 @@ pub fn from_backend<const REST: bool>(
     }
     let mut id = origin.backend;
     let mut to = NatRewrite { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
-    if origin.flags & REVNAT_SHARED != 0 || decide::is_recent(pkt, bypass_until, id)? {
+    if origin.flags.intersects(RevNatFlags::SHARED) || decide::is_recent(pkt, bypass_until, id)? {
         let place = match Remembered::unpack(remembered(&pkt.view())) {
             Remembered::Direct => return Err(Verdict::Bypass.into()),
             Remembered::Closed => return Err(Stop::TailCall(respond(pkt, Verdict::Closed))),
@@ -59,11 +58,11 @@ pub fn from_backend<const REST: bool>(
             id = flow.backend().load();
             let (sport, dport) = (flow.dport().load(), flow.sport().load());
             to = NatRewrite { addr: flow.dst().load(), sport, dport, kind };
-        } else if maps::backend(id).is_some_and(|backend| backend.mode == MODE_FULL) {
+        } else if maps::backend(id).is_some_and(|backend| backend.mode == Mode::FULL) {
             // Whose answer it would be, only an entry says.
             return Err(Verdict::NotOurs.into());
         }
-    } else if origin.flags & REVNAT_TRACKED != 0
+    } else if origin.flags.intersects(RevNatFlags::TRACKED)
         && pkt.packet.flags.intersects(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
     {
         track(&pkt.view(), origin);
@@ -86,7 +85,7 @@ pub fn from_backend<const REST: bool>(
     if REST {
         pkt.args.backend = id;
     }
-    Ok(Some(Delivery { to, hop, mode: MODE_NAT, mtu }))
+    Ok(Some(Delivery { to, hop, mode: Mode::NAT, mtu }))
 }
 
 /// An answer to a source address of ours, which stands for the client at `place`.
@@ -131,7 +130,8 @@ impl Remembered {
 }
 
 /// What few backends have.
-const RARE: u32 = REVNAT_WATCHED | REVNAT_CLOSING | REVNAT_LIMITED;
+const RARE: RevNatFlags =
+    RevNatFlags::WATCHED.union(RevNatFlags::CLOSING).union(RevNatFlags::LIMITED);
 
 /// Looks after what is [`RARE`]. Says whether the packet belongs to a connection that the agent has ended.
 #[inline(never)]
@@ -140,22 +140,23 @@ fn look(view: &PacketView<'_>, origin: &RevNat) -> bool {
     if key.proto != TCP {
         return false;
     }
-    if origin.flags & REVNAT_WATCHED != 0
+    if origin.flags.intersects(RevNatFlags::WATCHED)
         && view.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST)
     {
         // Of several that have this address and port, an entry says which.
         let reply = conntrack::slow_lookup(key);
         match reply.filter(|reply| reply.is(FlowKind::Reply)) {
             Some(reply) => watch(view, reply.backend().load()),
-            None if origin.flags & REVNAT_SHARED == 0 => watch(view, origin.backend),
+            None if !origin.flags.intersects(RevNatFlags::SHARED) => watch(view, origin.backend),
             None => {}
         }
     }
-    if origin.flags & REVNAT_CLOSING == 0 || view.packet.flags.intersects(TcpFlags::RST) {
+    if !origin.flags.intersects(RevNatFlags::CLOSING) || view.packet.flags.intersects(TcpFlags::RST)
+    {
         return false;
     }
     // Whose it is, an entry of its own says: `remembered` looks.
-    if origin.flags & REVNAT_SHARED != 0 {
+    if origin.flags.intersects(RevNatFlags::SHARED) {
         return false;
     }
     let Some((forward, _)) = maps::client_key() else { return false };
@@ -164,8 +165,9 @@ fn look(view: &PacketView<'_>, origin: &RevNat) -> bool {
         Some(flow) => flow.state().load().intersects(ConnState::RST_PENDING),
         // Unless it is for the gateway itself, or for a client that talks to the backend directly.
         None => {
-            maps::backend(origin.backend).is_some_and(|backend| backend.flags & BACKEND_CLOSED != 0)
-                && maps::roles(&key.dst) & ROLE_LOCAL == 0
+            maps::backend(origin.backend)
+                .is_some_and(|backend| backend.flags.intersects(BackendFlags::CLOSED))
+                && !maps::roles(&key.dst).intersects(Roles::LOCAL)
                 && conntrack::slow_lookup(key).is_none()
         }
     }

@@ -1,7 +1,7 @@
 //! The order in which a packet is looked at: as one to a VIP, from a backend, to a backend.
 
 use slb_common::{
-    abi::{FlowKind, ROLE_BACKEND, ROLE_VIP},
+    abi::{FlowKind, Roles},
     decide::Filtered,
     parse::Reject,
     programs::Program,
@@ -49,7 +49,7 @@ pub fn rejected(reject: Reject) -> Outcome {
     match reject {
         Reject::Icmp => Ok(Next::TailCall(Program::Icmp)),
         Reject::Rest => Ok(Next::TailCall(Program::SlowPath)),
-        Reject::To(dst, verdict) if maps::roles(&dst) & ROLE_VIP != 0 => Err(verdict),
+        Reject::To(dst, verdict) if maps::roles(&dst).intersects(Roles::VIP) => Err(verdict),
         Reject::To(..) | Reject::NotIp => Err(Verdict::NotOurs),
     }
 }
@@ -61,14 +61,14 @@ fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     let mut delivery = None;
     // One for all look-ups: stack is scarce.
     let mut at = pkt.packet.key.destination();
-    if to & ROLE_VIP != 0 {
+    if to.intersects(Roles::VIP) {
         delivery = forward::to_vip::<REST>(pkt, &at, Filtered { from, bypass_until })?;
     }
-    if delivery.is_none() && from & ROLE_BACKEND != 0 {
+    if delivery.is_none() && from.intersects(Roles::BACKEND) {
         at = pkt.packet.key.source();
         delivery = reply::from_backend::<REST>(pkt, &at, bypass_until)?;
     }
-    if delivery.is_none() && to & ROLE_BACKEND != 0 {
+    if delivery.is_none() && to.intersects(Roles::BACKEND) {
         at = pkt.packet.key.destination();
         delivery = bypass::to_backend::<REST>(pkt, &at)?;
     }

@@ -3,7 +3,7 @@
 use slb_common::abi::{
     AclCacheEntry, Address, BUCKET_FLOWS, Bucket, ClientNextHop, ConnState, Counter, EPOCH_LOCKED,
     FILTER_HASHES, FILTER_PER_BYTE, Filter, Flow, FlowKind, Fragment, INDEX_SLOTS, Index, Limits,
-    NextHop, Policers, Record, Settings, Sticky, SynAnswers, TAG_LOCKED, Traffic,
+    Mode, NextHop, Policers, Record, Settings, Sticky, SynAnswers, TAG_LOCKED, Traffic,
 };
 
 use crate::cell::{Guarded, SharedCell, shared_fields};
@@ -44,7 +44,7 @@ shared_fields! {
         hop: NextHop,
         hash: u64,
         backend: u32,
-        mode: u32,
+        mode: Mode,
         kind: u32,
         mtu: u32,
         expires: u32,

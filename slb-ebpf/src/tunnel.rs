@@ -1,7 +1,7 @@
 //! To backends behind a tunnel, which have the VIP as well and answer by themselves.
 
 use slb_common::{
-    abi::{Address, MODE_GUE, MODE_IPIP, NextHop, TCP},
+    abi::{Address, Mode, NextHop, TCP},
     decide, mss,
     parse::TcpFlags,
     tunnel::{self, GUE_PORT, Tunnel},
@@ -17,7 +17,7 @@ use crate::{
 /// Whether the first program can encapsulate a packet itself: it is within the MTU, and there is nothing to clamp.
 #[inline(always)]
 pub fn is_short(pkt: &PacketCtx<'_>, delivery: &Delivery) -> bool {
-    matches!(delivery.mode, MODE_IPIP | MODE_GUE)
+    matches!(delivery.mode, Mode::IPIP | Mode::GUE)
         && !pkt.packet.flags.intersects(TcpFlags::SYN)
         && !exceeds(pkt.packet.len, delivery.mtu)
 }
@@ -29,9 +29,9 @@ pub fn pass(pkt: &PacketCtx<'_>, delivery: &Delivery) -> Outcome {
 }
 
 #[inline(always)]
-fn wrap(pkt: &PacketCtx<'_>, mode: u32, dst: Address, hop: NextHop) -> Outcome {
+fn wrap(pkt: &PacketCtx<'_>, mode: Mode, dst: Address, hop: NextHop) -> Outcome {
     let src = maps::tunnel_source(dst.is_v4()).ok_or(Verdict::Inconsistent)?;
-    let port = if mode == MODE_GUE { GUE_PORT } else { 0 };
+    let port = if mode == Mode::GUE { GUE_PORT } else { 0 };
     let tunnel = Tunnel { dst, src, hop, hash: pkt.args.hash, port };
     let grown = kernel::adjust_head(pkt.ctx, -(tunnel.overhead() as i32));
     grown.ok_or(Verdict::Inconsistent)?;

@@ -318,17 +318,17 @@ impl IndexedBackend {
             drains: true,
             server_id: None,
             role: Role::Member,
-            forwarding: match record.mode() {
-                Some(abi::Mode::Full) => Forwarding::FullNat,
-                Some(abi::Mode::Dsr) => Forwarding::Dsr,
-                Some(abi::Mode::Ipip) => Forwarding::Ipip,
-                Some(abi::Mode::Gue) => Forwarding::Gue,
-                Some(abi::Mode::Nat) | None => Forwarding::Nat,
+            forwarding: match record.mode {
+                abi::Mode::FULL => Forwarding::FullNat,
+                abi::Mode::DSR => Forwarding::Dsr,
+                abi::Mode::IPIP => Forwarding::Ipip,
+                abi::Mode::GUE => Forwarding::Gue,
+                _ => Forwarding::Nat,
             },
             sources: sources.map(|(_, &source)| source.into()).collect(),
-            client_address: if record.flags & abi::BACKEND_PROXY != 0 {
+            client_address: if record.flags.intersects(abi::BackendFlags::PROXY) {
                 ClientAddress::ProxyV2
-            } else if record.flags & abi::BACKEND_OPTION != 0 {
+            } else if record.flags.intersects(abi::BackendFlags::OPTION) {
                 ClientAddress::TcpOption
             } else {
                 ClientAddress::None

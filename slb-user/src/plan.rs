@@ -11,7 +11,8 @@
 use std::sync::Arc;
 
 use slb_common::abi::{
-    Address, Backend, Endpoint, Interface, Limits, Mode, NextHop, QuicKey, RevNat, Roles,
+    Address, Backend, BackendFlags, Endpoint, Interface, Limits, Mode, NextHop, QuicKey, RevNat,
+    Roles,
 };
 
 use crate::state::{Acl, ListenerState, State};
@@ -56,8 +57,8 @@ pub enum Step {
 /// kernel; other packets use the last next hop.
 #[must_use]
 pub fn retire(backend: Backend) -> Backend {
-    let hop = if backend.mode() == Some(Mode::Nat) { NextHop::UNRESOLVED } else { backend.hop };
-    Backend { flags: 0, hop, closes: 0, ..backend }
+    let hop = if backend.mode == Mode::NAT { NextHop::UNRESOLVED } else { backend.hop };
+    Backend { flags: BackendFlags::empty(), hop, closes: 0, ..backend }
 }
 
 /// The writes that lead from `installed` to `desired`.
@@ -68,7 +69,7 @@ pub fn plan(desired: &State, installed: &State) -> Vec<Step> {
             .map(|(&id, &backend)| (id, backend))
             .partition(|(id, backend)| gains(backend, installed.backends.get(id)));
     let retired = gone(&desired.backends, &installed.backends)
-        .filter(|(_, backend)| backend.flags != 0)
+        .filter(|(_, backend)| !backend.flags.is_empty())
         .map(|(&id, &backend)| (id, retire(backend)));
 
     let mut steps = Vec::new();
@@ -147,7 +148,7 @@ fn put_addresses(desired: &State, installed: &State, steps: &mut Vec<Step>) {
 
 /// Whether the program may do more with the backend afterwards.
 fn gains(backend: &Backend, installed: Option<&Backend>) -> bool {
-    let usable = |backend: &Backend| backend.flags & slb_common::abi::BACKEND_USABLE != 0;
+    let usable = |backend: &Backend| backend.flags.intersects(BackendFlags::USABLE);
     usable(backend) || !installed.is_some_and(usable)
 }
 

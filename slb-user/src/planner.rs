@@ -18,9 +18,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
-    Address, BACKEND_CLOSED, BACKEND_SHARED, Backend, Endpoint, Interface, LISTENER_LIMITED, Mode,
-    NextHop, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_TRACKED, REVNAT_WATCHED,
-    ROLE_BACKEND, ROLE_LOCAL, ROLE_VIP, Roles,
+    Address, Backend, BackendFlags, Endpoint, Interface, ListenerFlags, Mode, NextHop, RevNatFlags,
+    Roles,
 };
 
 use self::{
@@ -99,7 +98,7 @@ impl Planner {
             draft.add_listener(listener, &schedule, policy);
             let of_replies = OriginFlags {
                 tracked: self.schedules.is_tracked(listener.id) || listener.remembers(),
-                limited: policy.flags & LISTENER_LIMITED != 0,
+                limited: policy.flags.intersects(ListenerFlags::LIMITED),
             };
             draft.add_backends(listener, &members, self.schedules.members(listener.id), of_replies);
         }
@@ -179,7 +178,7 @@ impl<'a> Members<'a> {
         }
         let shared = backends.iter().zip(&draft.is_shared[range()]);
         let shared = shared
-            .filter(|(backend, is_shared)| **is_shared || listener.mode(backend) == Mode::Full);
+            .filter(|(backend, is_shared)| **is_shared || listener.mode(backend) == Mode::FULL);
         let shared = shared.map(|(backend, _)| backend.id).collect();
         Self { backends, health, closes, usable, shared }
     }
@@ -208,9 +207,9 @@ struct Draft<'a> {
     /// One per backend: whether its address and port answer for other listeners as well.
     is_shared: Vec<bool>,
     /// One per backend: what its record of replies says.
-    origin_flags: Vec<u32>,
+    origin_flags: Vec<RevNatFlags>,
     // Maps are made of these at once, which takes a fraction of the time of single insertions.
-    addresses: Vec<(Address, u32)>,
+    addresses: Vec<(Address, Roles)>,
     listeners: Vec<(Endpoint, state::ListenerState)>,
     backends: Vec<(u32, Backend)>,
     first_closes: Option<Instant>,
@@ -227,8 +226,8 @@ impl<'a> Draft<'a> {
             },
             is_shared: origins::shared(&owners, ids.backends.len()),
             owners,
-            origin_flags: vec![0; ids.backends.len()],
-            addresses: inputs.locals.iter().map(|&local| (local.into(), ROLE_LOCAL)).collect(),
+            origin_flags: vec![RevNatFlags::empty(); ids.backends.len()],
+            addresses: inputs.locals.iter().map(|&local| (local.into(), Roles::LOCAL)).collect(),
             listeners: Vec::with_capacity(ids.listeners.len()),
             backends: Vec::with_capacity(ids.backends.len()),
             first_closes: None,
@@ -247,7 +246,7 @@ impl<'a> Draft<'a> {
             let schedule = Arc::clone(schedule);
             self.listeners
                 .push((endpoint, state::ListenerState { id: listener.id, schedule, policy }));
-            self.addresses.push((endpoint.addr, ROLE_VIP));
+            self.addresses.push((endpoint.addr, Roles::VIP));
         }
     }
 
@@ -267,7 +266,7 @@ impl<'a> Draft<'a> {
                 self.origin_flags(indexed, &backend, of_replies);
             self.state.quic.extend(backends::servers(listener, indexed, &self.inputs));
             if indexed.is_answered_here() {
-                self.addresses.push((backend.addr, ROLE_BACKEND));
+                self.addresses.push((backend.addr, Roles::BACKEND));
             }
             self.backends.push((indexed.id, backend));
         }
@@ -286,7 +285,7 @@ impl<'a> Draft<'a> {
         (backend.source, backend.sources) =
             backends::sources(&mut self.state.sources, indexed, inputs);
         if members.shared.contains(&indexed.id) {
-            backend.flags |= BACKEND_SHARED;
+            backend.flags |= BackendFlags::SHARED;
         }
         if member.is_some_and(|member| member.weight > 0) {
             backend.weight = indexed.weight as u16;
@@ -294,7 +293,7 @@ impl<'a> Draft<'a> {
         let closes = members.closes[place];
         backend.closes = closes.unwrap_or(0);
         if is_closed(closes, inputs) {
-            backend.flags |= BACKEND_CLOSED;
+            backend.flags |= BackendFlags::CLOSED;
         } else if let Some(closes) = closes {
             let left = closes.wrapping_sub(inputs.moment);
             let at = inputs.now + inputs.jiffies.to_duration(left + 1);
@@ -308,18 +307,18 @@ impl<'a> Draft<'a> {
         backend: &IndexedBackend,
         record: &Backend,
         of_replies: OriginFlags,
-    ) -> u32 {
-        let is_closing =
-            record.flags & BACKEND_CLOSED != 0 || self.inputs.closing.contains(&backend.id);
+    ) -> RevNatFlags {
+        let is_closing = record.flags.intersects(BackendFlags::CLOSED)
+            || self.inputs.closing.contains(&backend.id);
         let is_watched = backend.check.as_ref().is_some_and(|(check, _)| check.passive);
         let flags = [
-            (is_closing, REVNAT_CLOSING),
-            (is_watched, REVNAT_WATCHED),
-            (of_replies.limited, REVNAT_LIMITED),
-            (of_replies.tracked, REVNAT_TRACKED),
-            (record.mode() == Some(Mode::Full), REVNAT_SHARED),
+            (is_closing, RevNatFlags::CLOSING),
+            (is_watched, RevNatFlags::WATCHED),
+            (of_replies.limited, RevNatFlags::LIMITED),
+            (of_replies.tracked, RevNatFlags::TRACKED),
+            (record.mode == Mode::FULL, RevNatFlags::SHARED),
         ];
-        flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)
+        flags.iter().filter(|(is_set, _)| *is_set).map(|&(_, flag)| flag).collect()
     }
 
     fn finish(self) -> State {
@@ -338,11 +337,10 @@ impl<'a> Draft<'a> {
 }
 
 /// All roles of each address.
-fn roles(mut addresses: Vec<(Address, u32)>) -> BTreeMap<Address, Roles> {
-    addresses.sort_unstable();
-    let roles = addresses.chunk_by(|(a, _), (b, _)| a == b).map(|of| {
-        let roles = of.iter().fold(0, |all, (_, role)| all | role);
-        (of[0].0, Roles { roles })
-    });
+fn roles(mut addresses: Vec<(Address, Roles)>) -> BTreeMap<Address, Roles> {
+    addresses.sort_unstable_by_key(|&(addr, _)| addr);
+    let roles = addresses
+        .chunk_by(|(a, _), (b, _)| a == b)
+        .map(|of| (of[0].0, of.iter().map(|&(_, roles)| roles).collect()));
     roles.collect()
 }

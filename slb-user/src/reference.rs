@@ -238,23 +238,39 @@ fn flags() -> String {
         for group in groups.iter().filter(is_ours) {
             text.push_str("\n| constant | value | meaning |\n| --- | ---: | --- |\n");
             for (name, value, docs) in group {
-                writeln!(text, "| `{name}` | {value} | {docs} |").unwrap();
+                writeln!(text, "| `{}` | {value} | {docs} |", name.replace('.', "::")).unwrap();
             }
         }
     }
     text
 }
 
-/// The constants of `bitflags!` as those outside of it.
+/// The constants of `flags!`, `bitflags!` and of types of one number as those outside of them, by `Type.NAME`.
 fn unnested(source: &str) -> String {
-    let line = |line: &str| match line.strip_prefix("        ") {
-        Some(rest) if rest.starts_with("///") => format!("{rest}\n"),
-        Some(rest) if rest.starts_with("const ") => {
-            format!("pub {}\n", rest.replacen(" = ", ": u8 = ", 1))
+    let mut of = String::new();
+    let mut unnest = |line: &str| {
+        let text = line.trim_start();
+        let of_type = text.strip_prefix("pub struct ").or_else(|| text.strip_prefix("impl "));
+        if let Some((name, _)) = of_type.and_then(|it| it.split_once([' ', ':', '('])) {
+            of = name.to_owned();
         }
-        _ => format!("{line}\n"),
+        let constant = text.strip_prefix("pub const ").or_else(|| text.strip_prefix("const "));
+        if text == line {
+            format!("{line}\n")
+        } else if text.starts_with("///") {
+            format!("{text}\n")
+        } else if let Some((name, value)) = constant.and_then(|it| it.split_once(": Self = Self("))
+        {
+            format!("pub const {of}.{name}: u32 = {}\n", value.replace(')', ""))
+        } else if let Some((name, value)) = constant.and_then(|it| it.split_once(" = "))
+            && !name.contains(':')
+        {
+            format!("pub const {of}.{name}: u32 = {value}\n")
+        } else {
+            format!("{line}\n")
+        }
     };
-    source.lines().map(line).collect()
+    source.lines().map(&mut unnest).collect()
 }
 
 /// Name and value of `pub const NAME: u32 = 1 << 3;`.

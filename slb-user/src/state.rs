@@ -6,8 +6,8 @@ use std::{
 };
 
 use slb_common::abi::{
-    Address, Backend, Endpoint, Interface, Limits, NO_BACKEND, QuicKey, RevNat, Roles,
-    SCHEDULER_HASH, SLOT_BACKEND,
+    Address, Backend, Endpoint, Interface, Limits, ListenerFlags, NO_BACKEND, QuicKey, RevNat,
+    Roles, SLOT_BACKEND, Scheduler,
 };
 
 /// An access list: how many bits of each [`slb_common::abi::Listed`] count, and its address.
@@ -50,8 +50,8 @@ pub struct ListenerState {
 /// What a listener has besides its schedule: fields of [`slb_common::abi::Listener`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// [`slb_common::abi::LISTENER_GUARDED`] and the others.
-    pub flags: u32,
+    /// What it asks of the packet path.
+    pub flags: ListenerFlags,
     /// Number of its access list.
     pub acl: u32,
     /// For how many jiffies a client is kept with its backend.
@@ -62,9 +62,9 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// [`slb_common::abi::Listener::scheduler`].
-    pub scheduler: u16,
+    pub scheduler: Scheduler,
     /// [`slb_common::abi::Listener::previous_scheduler`].
-    pub previous_scheduler: u16,
+    pub previous_scheduler: Scheduler,
     /// As in [`slb_common::abi::Chunk`]; empty: no backend.
     pub slots: Vec<u32>,
     /// The same, for connections that are older than the last change; empty: no connection goes by it.
@@ -74,8 +74,8 @@ pub struct Schedule {
 impl Schedule {
     /// One that no other was before.
     #[must_use]
-    pub const fn new(scheduler: u16, slots: Vec<u32>) -> Self {
-        Self { scheduler, previous_scheduler: SCHEDULER_HASH, slots, previous: Vec::new() }
+    pub const fn new(scheduler: Scheduler, slots: Vec<u32>) -> Self {
+        Self { scheduler, previous_scheduler: Scheduler::HASH, slots, previous: Vec::new() }
     }
 
     /// The part of new flows that each backend is to get, by its index in `SLB_BACKENDS`.
@@ -93,7 +93,7 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use slb_common::abi::{SCHEDULER_HASH, SLOT_LOOK};
+    use slb_common::abi::{SLOT_LOOK, Scheduler};
 
     use super::*;
 
@@ -107,7 +107,7 @@ mod tests {
             (vec![3 | SLOT_LOOK, NO_BACKEND], vec![(3, 0.5)]),
         ];
         for (slots, expected) in cases {
-            let shares = Schedule::new(SCHEDULER_HASH, slots.clone()).shares();
+            let shares = Schedule::new(Scheduler::HASH, slots.clone()).shares();
             assert_eq!(shares, expected.into_iter().collect(), "{slots:?}");
         }
     }

@@ -42,9 +42,9 @@ pub use step::Step;
 
 use crate::{
     abi::{
-        self, Address, Backend, Endpoint, FlowKey, Fragment, LISTENER_CHOOSES, LISTENER_GUARDED,
-        Listener, MODE_NAT, NO_LISTENER_DROP, NO_LISTENER_RESET, NextHop, QuicKey, ROLE_BACKEND,
-        ROLE_VIP, RevNat, SLOT_BACKEND, SLOT_LOOK, Sticky,
+        Address, Backend, Endpoint, FlowKey, Fragment, Listener, ListenerFlags, Mode,
+        NO_LISTENER_DROP, NO_LISTENER_RESET, NextHop, QuicKey, RevNat, Roles, SLOT_BACKEND,
+        SLOT_LOOK, Sticky,
     },
     hash,
     packet::Packet,
@@ -79,12 +79,12 @@ pub trait Lookups {
     ///
     /// As for all others: the map could not be read, or contradicts another.
     fn no_listener(&self) -> Result<u32, Self::Error>;
-    /// `SLB_ADDRESSES`: roles of an address, 0 if it has none.
+    /// `SLB_ADDRESSES`: what an address is to us.
     ///
     /// # Errors
     ///
     /// As above.
-    fn roles(&self, addr: &Address) -> Result<u32, Self::Error>;
+    fn roles(&self, addr: &Address) -> Result<Roles, Self::Error>;
     /// `SLB_LISTENERS`.
     ///
     /// # Errors
@@ -237,7 +237,7 @@ pub trait Lookups {
 #[derive(Clone, Copy, Debug)]
 pub struct Filtered {
     /// Roles that the source may have.
-    pub from: u32,
+    pub from: Roles,
     /// [`abi::Filter::bypass_until`].
     pub bypass_until: u32,
 }
@@ -289,13 +289,14 @@ pub fn to_vip<L: Lookups>(
     is_admitted: bool,
 ) -> Result<Course, L::Error> {
     let listener = look.listener(to)?;
-    if listener.is_none() && look.roles(&packet.key.dst)? & ROLE_VIP == 0 {
+    if listener.is_none() && !look.roles(&packet.key.dst)?.intersects(Roles::VIP) {
         look.step(Step::Destination { is_vip: false });
         return Ok(Course::Elsewhere);
     }
     look.step(Step::Destination { is_vip: true });
     if is_martian(packet)
-        || filtered.from & ROLE_VIP != 0 && look.roles(&packet.key.src)? & ROLE_VIP != 0
+        || filtered.from.intersects(Roles::VIP)
+            && look.roles(&packet.key.src)?.intersects(Roles::VIP)
     {
         look.step(Step::Martian);
         return Err(Verdict::Martian.into());
@@ -305,18 +306,21 @@ pub fn to_vip<L: Lookups>(
         return Err(no_listener(look.no_listener()?).into());
     };
     look.step(Step::Listener(&listener));
-    if !is_admitted && listener.flags & LISTENER_GUARDED != 0 && !look.admits(packet, &listener)? {
+    if !is_admitted
+        && listener.flags.intersects(ListenerFlags::GUARDED)
+        && !look.admits(packet, &listener)?
+    {
         return Ok(Course::Guarded);
     }
     let hash = hash::flow(&packet.key);
-    if abi::is_by_hash(listener.scheduler) {
+    if listener.scheduler.is_by_hash() {
         let choice = hash::choice_by(listener.scheduler, &packet.key, hash);
         let (number, slot) = slot(look, listener.first_chunk, listener.slots, choice)?;
         let id = slot & SLOT_BACKEND;
         let is_plain = !is_recent(look, filtered.bypass_until, id)?
             // The filter may take a client for a backend, which may need an entry.
-            && (filtered.from & ROLE_BACKEND == 0
-                || look.roles(&packet.key.src)? & ROLE_BACKEND == 0);
+            && (!filtered.from.intersects(Roles::BACKEND)
+                || !look.roles(&packet.key.src)?.intersects(Roles::BACKEND));
         let slots = listener.slots;
         look.step(Step::Slot { number, slots, slot, is_special: !is_plain });
         if slot & SLOT_LOOK == 0 && is_plain {
@@ -327,7 +331,9 @@ pub fn to_vip<L: Lookups>(
     Ok(match look.entry(packet, &listener, hash)? {
         Entry::Backend { id, port } => Course::Backend { id, port, hash, is_new: false },
         Entry::OwnSource => Course::OwnSource { hash },
-        Entry::None => Course::Begins { hash, chooses: listener.flags & LISTENER_CHOOSES != 0 },
+        Entry::None => {
+            Course::Begins { hash, chooses: listener.flags.intersects(ListenerFlags::CHOOSES) }
+        }
     })
 }
 
@@ -375,7 +381,7 @@ pub fn reach<L: Lookups>(look: &mut L, id: u32) -> Result<L::Ref<Backend>, L::Er
 #[inline(always)]
 pub fn check_hop<L: Lookups>(look: &mut L, backend: &Backend) -> Result<(), L::Error> {
     check_ttl(look, backend.hop)?;
-    if backend.mode != MODE_NAT && !backend.hop.is_known() {
+    if backend.mode != Mode::NAT && !backend.hop.is_known() {
         return Err(Verdict::NoNeighbour.into());
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The hash that chooses a slot: the same on every gateway and in the agent.
 
-use crate::abi::{Address, Endpoint, FILTER_HASHES, FlowKey, SCHEDULER_SOURCE};
+use crate::abi::{Address, Endpoint, FILTER_HASHES, FlowKey, Scheduler};
 
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 const MULTIPLIER: u64 = 0xff51_afd7_ed55_8ccd;
@@ -89,8 +89,8 @@ pub const fn choice(hash: u64) -> u32 {
 /// What chooses the slot of a flow with this `hash`, by a scheduler that does so by hash.
 #[must_use]
 #[inline(always)]
-pub const fn choice_by(scheduler: u16, key: &FlowKey, hash: u64) -> u32 {
-    if scheduler != SCHEDULER_SOURCE {
+pub fn choice_by(scheduler: Scheduler, key: &FlowKey, hash: u64) -> u32 {
+    if scheduler != Scheduler::SOURCE {
         return choice(hash);
     }
     let [high, low] = key.src.halves();
@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn given_the_source_as_the_choice_when_ports_differ_then_it_is_the_same_and_clients_spread() {
         const SLOTS: u32 = 16;
-        let by = |key: &FlowKey| choice_by(SCHEDULER_SOURCE, key, flow(key));
+        let by = |key: &FlowKey| choice_by(Scheduler::SOURCE, key, flow(key));
         let families: [fn(u32) -> IpAddr; 2] =
             [|host| IpAddr::from((0xc633_6400 + host).to_be_bytes()), |host| v6(1, host).into()];
         for client in families {
@@ -386,7 +386,7 @@ mod tests {
             assert!(found.iter().all(|count| count.abs_diff(1_000) < 190), "{found:?}");
         }
         let one = key([198, 51, 100, 7], 1_024, "203.0.113.10");
-        assert_eq!(choice_by(crate::abi::SCHEDULER_HASH, &one, flow(&one)), choice(flow(&one)));
+        assert_eq!(choice_by(crate::abi::Scheduler::HASH, &one, flow(&one)), choice(flow(&one)));
     }
 
     #[test]

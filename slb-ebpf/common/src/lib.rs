@@ -13,6 +13,7 @@ pub mod abi;
 pub mod bench;
 pub mod checksum;
 pub mod decide;
+mod flags;
 pub mod frame;
 pub mod hash;
 pub mod icmp;

@@ -1,24 +1,12 @@
 //! What later parts of the packet path need to know of a packet.
 
-use core::fmt;
-
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::net::FlowKey;
+use crate::{flags::flags, net::FlowKey};
 
-/// Flags of a TCP segment (RFC 9293, section 3.1). Those without a name are kept.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, Immutable, IntoBytes)]
-pub struct TcpFlags(u8);
-
-impl fmt::Debug for TcpFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        bitflags::parser::to_writer(self, f)
-    }
-}
-
-bitflags::bitflags! {
-    impl TcpFlags: u8 {
+flags! {
+    /// Flags of a TCP segment (RFC 9293, section 3.1). Those without a name are kept.
+    pub struct TcpFlags: u8 {
         /// No more data from the sender.
         const FIN = 0x01;
         /// Synchronise sequence numbers.

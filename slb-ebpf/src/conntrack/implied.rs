@@ -1,7 +1,7 @@
 //! Flows that have no entry, because their listener's schedule says where they go.
 
 use slb_common::{
-    abi::{self, FlowKey, Listener, SLOT_BACKEND, is_over},
+    abi::{FlowKey, Listener, SLOT_BACKEND, is_over},
     hash,
 };
 
@@ -37,7 +37,7 @@ fn may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> bool {
         let is_alive = !flow.state().load().has_ended() && !is_over(now, flow.expires().load());
         return is_it && is_alive;
     }
-    if origin.backend != id || !abi::is_by_hash(listener.scheduler) {
+    if origin.backend != id || !listener.scheduler.is_by_hash() {
         return false;
     }
     is_choice(listener, key, id)

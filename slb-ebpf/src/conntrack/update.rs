@@ -2,8 +2,7 @@
 
 use slb_common::{
     abi::{
-        Backend, ConnState, FlowKind, Mode, NO_PLACE, NO_SOURCE, PROXY_NONE, REFRESH_JIFFIES, TCP,
-        age,
+        Backend, ConnState, FlowKind, NO_PLACE, NO_SOURCE, PROXY_NONE, REFRESH_JIFFIES, TCP, age,
     },
     parse::TcpFlags,
 };
@@ -23,7 +22,7 @@ use crate::{
 pub fn update_original(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
     let flags = view.packet.flags;
     // The end of what goes past the gateway is not seen.
-    let is_direct = backend.mode().is_some_and(Mode::is_direct);
+    let is_direct = backend.mode.is_direct();
     let fin = if is_direct {
         ConnState::FIN_ORIGINAL | ConnState::FIN_REPLY
     } else {

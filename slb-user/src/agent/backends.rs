@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use slb_common::abi::{BACKEND_HEALTHY, BACKEND_UNHEALTHY};
+use slb_common::abi::BackendFlags;
 
 use crate::{
     config::Config,
@@ -161,14 +161,17 @@ impl<'a> Before<'a> {
 
 /// Health as an earlier agent has left it in the maps. Where it did not check a backend, there is none.
 fn restored(ids: &Ids, installed: &State) -> Vec<Health> {
-    let flags = |id| installed.backends.get(&id).map_or(0, |record| record.flags);
+    let flags =
+        |id| installed.backends.get(&id).map_or(BackendFlags::empty(), |record| record.flags);
     ids.backends
         .iter()
-        .map(|backend| match flags(backend.id) & (BACKEND_HEALTHY | BACKEND_UNHEALTHY) {
-            _ if backend.check.is_none() => Health::Unknown,
-            BACKEND_HEALTHY => Health::Healthy,
-            BACKEND_UNHEALTHY => Health::Unhealthy,
-            _ => Health::Unknown,
+        .map(|backend| {
+            match flags(backend.id) & (BackendFlags::HEALTHY | BackendFlags::UNHEALTHY) {
+                _ if backend.check.is_none() => Health::Unknown,
+                BackendFlags::HEALTHY => Health::Healthy,
+                BackendFlags::UNHEALTHY => Health::Unhealthy,
+                _ => Health::Unknown,
+            }
         })
         .collect()
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use rustc_hash::FxHashMap;
 use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem, ProblemName, XdpMode};
-use slb_common::abi::{BACKEND_IN_USE, Backend, MAX_SOURCES, Mode};
+use slb_common::abi::{Backend, BackendFlags, MAX_SOURCES, Mode};
 use tokio::sync::watch;
 
 use super::Agent;
@@ -168,8 +168,8 @@ impl Agent {
     fn sourceless(&self) -> Option<Problem> {
         let installed = &self.datapath.maps.installed().backends;
         let is_sourceless = |backend: &&Backend| {
-            backend.flags & BACKEND_IN_USE != 0
-                && backend.mode() == Some(Mode::Full)
+            backend.flags.intersects(BackendFlags::IN_USE)
+                && backend.mode == Mode::FULL
                 && backend.sources == 0
         };
         let count = installed.values().filter(is_sourceless).count();

@@ -8,8 +8,8 @@ use std::{
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
-    self, BACKEND_CLOSED, BACKEND_IN_USE, CHUNK_SLOTS, DEFAULT_CHUNKS, Flow, NO_LISTENER_DROP,
-    NO_LISTENER_PASS, NO_LISTENER_RESET,
+    self, BackendFlags, CHUNK_SLOTS, DEFAULT_CHUNKS, Flow, NO_LISTENER_DROP, NO_LISTENER_PASS,
+    NO_LISTENER_RESET,
 };
 use tracing::debug;
 
@@ -154,12 +154,9 @@ impl Reconciler {
 
     /// The backends that are drained, and whose time is up.
     pub(super) fn closed(maps: &Maps) -> FxHashSet<u32> {
-        const CLOSED: u32 = BACKEND_CLOSED | BACKEND_IN_USE;
+        const CLOSED: BackendFlags = BackendFlags::CLOSED.union(BackendFlags::IN_USE);
         let backends = maps.installed().backends.iter();
-        backends
-            .filter(|(_, backend)| backend.flags & CLOSED == CLOSED)
-            .map(|(&id, _)| id)
-            .collect()
+        backends.filter(|(_, backend)| backend.flags.contains(CLOSED)).map(|(&id, _)| id).collect()
     }
 }
 

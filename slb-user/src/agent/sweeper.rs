@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_api::{EventKind, ProblemName};
-use slb_common::abi::{Flow, Mode, NO_SOURCE};
+use slb_common::abi::{Flow, NO_SOURCE};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -158,7 +158,7 @@ impl Agent {
                 let backend = installed.backends.get(&flow.backend)?;
                 let source = installed.sources.get(&flow.source.into()).copied();
                 let source = source.filter(|_| flow.source != NO_SOURCE).map(Into::into);
-                let is_direct = backend.mode().is_some_and(Mode::is_direct);
+                let is_direct = backend.mode.is_direct();
                 let addr = SocketAddr::new(backend.addr.into(), backend.port as u16);
                 Some(ConnectionEnds::new(flow, addr, source, is_direct))
             })

@@ -12,8 +12,8 @@ use slb_common::{
     abi::{
         self, Address, Backend, Chunk, ClientNextHop, ConnState, Endpoint, Filter, Flow, FlowKey,
         FlowKind, Fragment, FragmentKey, Limits, Listed, Listener, Mode, NEXT_HOP_LOCAL,
-        NOT_CHOSEN, NextHop, PROXY_NONE, PROXY_V2, Policers, REVNAT_SHARED, ROLE_LOCAL, ROLE_VIP,
-        RevNat, Roles, Settings, Sticky, StickyKey, TCP,
+        NOT_CHOSEN, NextHop, PROXY_NONE, PROXY_V2, Policers, RevNat, RevNatFlags, Roles, Settings,
+        Sticky, StickyKey, TCP,
     },
     decide::{
         self, Beginning, Course, ErrorToBackend, ErrorToClient, Filtered, Limit, Lookups as _, Side,
@@ -190,7 +190,7 @@ impl Path<'_> {
 
     /// TCP or UDP, with its ports.
     fn transport(&mut self, packet: &Packet) -> Result<Verdict, End> {
-        let filtered = Filtered { from: u32::MAX, bypass_until: self.bypass_until() };
+        let filtered = Filtered { from: Roles::all(), bypass_until: self.bypass_until() };
         match decide::to_vip(self, packet, &packet.key.destination(), filtered, false)? {
             Course::Elsewhere => self.elsewhere(packet),
             Course::Guarded => Err(Verdict::Inconsistent.into()),
@@ -208,7 +208,7 @@ impl Path<'_> {
         if let Some(origin) = self.endpoint(&packet.key.source())? {
             let vip = SocketAddr::new(origin.vip.into(), origin.port as u16);
             let backend = name(origin.backend);
-            let of = if origin.flags & REVNAT_SHARED != 0 {
+            let of = if origin.flags.intersects(RevNatFlags::SHARED) {
                 "for one, as its entry says"
             } else {
                 "for it"
@@ -241,7 +241,7 @@ impl Path<'_> {
     fn deliver(&mut self, packet: &Packet, id: u32, port: u16) -> Result<Verdict, End> {
         self.say_backend(id)?;
         let backend = decide::reach(self, id)?;
-        if backend.mode() == Some(Mode::Full) {
+        if backend.mode == Mode::FULL {
             // A slot that does not look for the entry that it would need.
             return Err(Verdict::NoNeighbour.into());
         }
@@ -295,7 +295,7 @@ impl Path<'_> {
     /// A fragment without ports.
     fn later(&mut self, packet: &Packet) -> Result<Verdict, End> {
         if self.question.part == Part::Later(None) {
-            let is_vip = self.roles(&packet.key.dst)? & ROLE_VIP != 0;
+            let is_vip = self.roles(&packet.key.dst)?.intersects(Roles::VIP);
             self.say("fragments", "one whose first has not been seen, without --fragment-id");
             return Ok(if is_vip { Verdict::Fragment } else { Verdict::NotOurs });
         }
@@ -305,7 +305,7 @@ impl Path<'_> {
             && !is_reply
         {
             self.police(backend.listener.into(), Limit::Bytes)?;
-            let is_direct = matches!(Mode::from_number(first.mode), Some(Mode::Nat | Mode::Dsr));
+            let is_direct = matches!(first.mode, Mode::NAT | Mode::DSR);
             if !is_direct && !decide::may_be_encapsulated(&backend) {
                 return Err(Verdict::NoNeighbour.into());
             }
@@ -324,7 +324,7 @@ impl Path<'_> {
         if let Err(End::Verdict(Verdict::NotOurs)) = outcome {
             self.say("flow", "none of a listener's");
             let roles = self.roles(&packet.key.dst)?;
-            return Err(decide::unrelated(roles & ROLE_VIP != 0).into());
+            return Err(decide::unrelated(roles.intersects(Roles::VIP)).into());
         }
         outcome
     }
@@ -361,7 +361,7 @@ impl Path<'_> {
         if is_known {
             return Ok((known.flags & NEXT_HOP_LOCAL == 0).then_some(known.hop));
         }
-        if self.roles(client)? & (ROLE_LOCAL | ROLE_VIP) != 0 {
+        if self.roles(client)?.intersects(Roles::LOCAL | Roles::VIP) {
             return Ok(None);
         }
         let client = IpAddr::from(*client);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use slb_common::{
-    abi::{Address, FILTER_HASHES, FILTER_PER_BYTE, Filter, ROLE_BACKEND, ROLE_VIP, Roles},
+    abi::{Address, FILTER_HASHES, FILTER_PER_BYTE, Filter, Roles},
     hash,
 };
 
@@ -59,8 +59,8 @@ impl RoleFilter {
         (0..FILTER_PER_BYTE).fold(0, |byte, place| {
             let addresses = self.addresses.get(&(number * FILTER_PER_BYTE + place));
             let known = addresses.into_iter().flatten().filter_map(|addr| roles.get(addr));
-            let all = known.fold(0, |all, roles| all | roles.roles) & (ROLE_VIP | ROLE_BACKEND);
-            byte | (all as u8) << (2 * place)
+            let all = known.copied().collect::<Roles>() & Roles::FILTERED;
+            byte | (all.bits() as u8) << (2 * place)
         })
     }
 

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io, ops::Range, time::Instant};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use slb_common::{
     abi::{
-        Address, BACKEND_IN_USE, Backend, CHUNK_SLOTS, Chunk, Counter, EPOCH_LEARNED, EPOCH_LOCKED,
+        Address, Backend, BackendFlags, CHUNK_SLOTS, Chunk, Counter, EPOCH_LEARNED, EPOCH_LOCKED,
         Endpoint, Interface, Limits, Listed, Listener, MAX_BACKENDS, MAX_ENDPOINT_RECORDS,
         MAX_ENDPOINTS, MAX_INTERFACES, MAX_LISTENER_RECORDS, MAX_LISTENERS, MAX_PREFIXES, MAX_QUIC,
         MAX_SOURCES, QuicKey, RevNat, Roles, Settings, SynAnswers, Traffic,
@@ -204,8 +204,10 @@ impl Maps {
             ranges.dedup();
             ranges.into_iter().map(ExactSizeIterator::len).sum()
         };
-        let in_use =
-            backends.values().filter(|backend| backend.flags & BACKEND_IN_USE != 0).count();
+        let in_use = backends
+            .values()
+            .filter(|backend| backend.flags.intersects(BackendFlags::IN_USE))
+            .count();
         vec![
             ("SLB_LISTENERS", listeners.len(), MAX_LISTENERS),
             ("SLB_SLOTS", used_chunks, self.chunks()),

@@ -50,10 +50,10 @@ impl<'a> Allocator<'a> {
         let mut retired = Vec::new();
         let mut used_backends = FxHashMap::<u32, Vec<u32>>::default();
         for (&id, backend) in &known {
-            if backend.flags & abi::BACKEND_IN_USE == 0 {
-                retired.push(id);
-            } else {
+            if backend.flags.intersects(abi::BackendFlags::IN_USE) {
                 used_backends.entry(backend.listener.into()).or_default().push(id);
+            } else {
+                retired.push(id);
             }
         }
         let never_used = (0..MAX_BACKENDS as u32).filter(move |id| !known.contains_key(id));

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, HashSet};
 
+use abi::BackendFlags;
 use proptest::{collection::vec, prelude::*};
-use slb_common::abi::BACKEND_IN_USE;
 
 use super::{fixtures::*, *};
 use crate::config::{Backend, Instance, Listener};
@@ -271,7 +271,7 @@ fn given_a_removed_backend_when_its_flows_are_over_and_it_returns_then_it_has_it
     assert!(orphaned.is_orphaned(), "{orphaned:?}");
     assert_eq!((orphaned.id, orphaned.weight, &orphaned.check), (1, 0, &None));
     assert_eq!(orphaned.addr, before.backends[1].addr);
-    assert_ne!(installed.backends[&1].flags, 0, "its flows go on");
+    assert!(!installed.backends[&1].flags.is_empty(), "its flows go on");
     assert!(installed.endpoints.values().any(|origin| origin.backend == 1), "so do the answers");
 
     let returned = install(&all, &installed).0;
@@ -280,7 +280,7 @@ fn given_a_removed_backend_when_its_flows_are_over_and_it_returns_then_it_has_it
     installed.backends.entry(1).and_modify(|backend| *backend = crate::plan::retire(*backend));
     let (ids, installed) = install(&fewer, &installed);
     assert_eq!(ids.backends.len(), 2);
-    assert_eq!(installed.backends[&1].flags, 0, "retired, and remembered");
+    assert!(installed.backends[&1].flags.is_empty(), "retired, and remembered");
     assert!(installed.endpoints.values().all(|origin| origin.backend != 1));
     let returned = install(&all, &installed).0;
     assert_eq!(backend_ids(&returned), backend_ids(&before));
@@ -352,7 +352,7 @@ fn given_no_index_that_was_never_used_when_a_backend_comes_then_a_retired_one_is
     };
     let mut installed = State::default();
     for id in 0..MAX_BACKENDS as u32 {
-        let flags = if id % 20_000 == 7 { 0 } else { BACKEND_IN_USE };
+        let flags = if id % 20_000 == 7 { BackendFlags::empty() } else { BackendFlags::IN_USE };
         installed.backends.insert(id, record(id, flags));
     }
     let ids = Ids::assign(&config([instance(three())]), &installed).unwrap();

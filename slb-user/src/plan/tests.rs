@@ -8,10 +8,7 @@ use proptest::{
     collection::{btree_map, vec},
     prelude::*,
 };
-use slb_common::abi::{
-    BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_USABLE, NextHop, ROLE_BACKEND, ROLE_VIP,
-    SCHEDULER_HASH, TCP,
-};
+use slb_common::abi::{BackendFlags, NextHop, Roles, Scheduler, TCP};
 
 use super::{fixtures::apply, *};
 use crate::state::{Policy, Schedule};
@@ -32,8 +29,8 @@ fn endpoint(addr: Address, port: u32) -> Endpoint {
 fn outcome(desired: &State, installed: &State) -> State {
     let mut state = desired.clone();
     for (&id, &backend) in &installed.backends {
-        let retired = Backend { flags: 0, hop: NextHop::UNRESOLVED, ..backend };
-        let kept = if backend.flags == 0 { backend } else { retired };
+        let retired = Backend { flags: BackendFlags::empty(), hop: NextHop::UNRESOLVED, ..backend };
+        let kept = if backend.flags.is_empty() { backend } else { retired };
         state.backends.entry(id).or_insert(kept);
     }
     state
@@ -47,13 +44,13 @@ fn states() -> impl Strategy<Value = State> {
     (backends, listeners).prop_map(|(backends, listeners)| {
         let mut state = State::default();
         for (id, (usable, healthy, ifindex)) in backends {
-            let flag = |set, flag| if set { flag } else { 0 };
+            let flag = |set, flag| if set { flag } else { BackendFlags::empty() };
             let backend = Backend {
                 addr: host(id % 4),
                 port: 8_080 + id,
-                flags: BACKEND_IN_USE
-                    | flag(usable, BACKEND_USABLE)
-                    | flag(healthy, BACKEND_HEALTHY),
+                flags: BackendFlags::IN_USE
+                    | flag(usable, BackendFlags::USABLE)
+                    | flag(healthy, BackendFlags::HEALTHY),
                 idle_jiffies: 100,
                 listener: 0,
                 hop: NextHop { ifindex, ..NextHop::UNRESOLVED },
@@ -62,7 +59,7 @@ fn states() -> impl Strategy<Value = State> {
             state.backends.insert(id, backend);
             let direct = RevNat { backend: id, ..RevNat::default() };
             state.endpoints.insert(endpoint(backend.addr, backend.port), direct);
-            state.addresses.entry(backend.addr).or_default().roles |= ROLE_BACKEND;
+            *state.addresses.entry(backend.addr).or_default() |= Roles::BACKEND;
             if ifindex != 0 {
                 state.interfaces.insert(ifindex, Interface { redirect: 1 });
             }
@@ -71,16 +68,16 @@ fn states() -> impl Strategy<Value = State> {
             let slots = state
                 .backends
                 .iter()
-                .filter(|(_, backend)| backend.flags & BACKEND_USABLE != 0)
+                .filter(|(_, backend)| backend.flags.intersects(BackendFlags::USABLE))
                 .filter(|(id, _)| named[**id as usize])
                 .map(|(&id, _)| id)
                 .collect();
-            let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
+            let schedule = Arc::new(Schedule::new(Scheduler::HASH, slots));
             state.listeners.insert(
                 endpoint(vip(n), port),
                 ListenerState { id, schedule, policy: Policy::default() },
             );
-            state.addresses.entry(vip(n)).or_default().roles |= ROLE_VIP;
+            *state.addresses.entry(vip(n)).or_default() |= Roles::VIP;
         }
         state
     })
@@ -93,9 +90,10 @@ fn installed_states() -> impl Strategy<Value = State> {
 
 /// Anything at all.
 fn any_states() -> impl Strategy<Value = State> {
-    let backends = btree_map(0..5_u32, (0..16_u32, 0..3_u32), 0..5);
+    let backends =
+        btree_map(0..5_u32, ((0..16_u32).prop_map(BackendFlags::from_bits_retain), 0..3_u32), 0..5);
     let listeners = btree_map((0..3_u8, 80..82_u32), (0..2_u32, vec(0..5_u32, 0..3)), 0..4);
-    let addresses = btree_map(0..5_u8, 0..4_u32, 0..5);
+    let addresses = btree_map(0..5_u8, (0..4_u32).prop_map(Roles::from_bits_retain), 0..5);
     let endpoints = btree_map((0..3_u32, 80..82_u32), 0..5_u32, 0..4);
     let interfaces = btree_map(1..4_u32, 0..2_u32, 0..3);
     (backends, listeners, addresses, endpoints, interfaces).prop_map(
@@ -103,7 +101,7 @@ fn any_states() -> impl Strategy<Value = State> {
             listeners: listeners
                 .into_iter()
                 .map(|((n, port), (id, slots))| {
-                    let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
+                    let schedule = Arc::new(Schedule::new(Scheduler::HASH, slots));
                     (
                         endpoint(vip(n), port),
                         ListenerState { id, schedule, policy: Policy::default() },
@@ -116,7 +114,7 @@ fn any_states() -> impl Strategy<Value = State> {
                     (id, Backend { addr: host(id), port, flags, ..Backend::default() })
                 })
                 .collect(),
-            addresses: addresses.into_iter().map(|(n, roles)| (vip(n), Roles { roles })).collect(),
+            addresses: addresses.into_iter().map(|(n, roles)| (vip(n), roles)).collect(),
             endpoints: endpoints
                 .into_iter()
                 .map(|((n, port), backend)| {
@@ -144,8 +142,9 @@ fn applied(mut state: State, steps: impl IntoIterator<Item = Step>) -> State {
 fn check_sound(state: &State) -> Result<(), TestCaseError> {
     for (endpoint, listener) in &state.listeners {
         for id in &listener.schedule.slots {
-            let flags = state.backends.get(id).map_or(0, |backend| backend.flags);
-            let needed = BACKEND_IN_USE | BACKEND_USABLE;
+            let flags =
+                state.backends.get(id).map_or(BackendFlags::empty(), |backend| backend.flags);
+            let needed = BackendFlags::IN_USE | BackendFlags::USABLE;
             prop_assert_eq!(flags & needed, needed, "{:?} names backend {}", endpoint, id);
         }
     }
@@ -156,14 +155,17 @@ fn check_sound(state: &State) -> Result<(), TestCaseError> {
     for (id, backend) in &state.backends {
         let index = backend.hop.ifindex;
         let is_there = index == 0 || state.interfaces.contains_key(&index);
-        prop_assert!(is_there || backend.flags == 0, "backend {id} is behind interface {index}");
+        prop_assert!(
+            is_there || backend.flags.is_empty(),
+            "backend {id} is behind interface {index}"
+        );
     }
     Ok(())
 }
 
 fn vips(state: &State) -> BTreeSet<Address> {
     let roles = state.addresses.iter();
-    roles.filter(|(_, roles)| roles.roles & ROLE_VIP != 0).map(|(&addr, _)| addr).collect()
+    roles.filter(|(_, roles)| roles.intersects(Roles::VIP)).map(|(&addr, _)| addr).collect()
 }
 
 proptest! {
@@ -257,17 +259,21 @@ proptest! {
 fn given_a_backend_that_fails_when_planned_then_its_flag_goes_after_the_last_schedule() {
     let backend = |flags| Backend { addr: host(1), port: 80, flags, ..Backend::default() };
     let state = |flags, slots: &[u32]| {
-        let schedule = Schedule::new(SCHEDULER_HASH, slots.to_vec());
+        let schedule = Schedule::new(Scheduler::HASH, slots.to_vec());
         let listener =
             ListenerState { id: 0, schedule: Arc::new(schedule), policy: Policy::default() };
         State {
-            backends: [(0, backend(BACKEND_IN_USE | BACKEND_USABLE)), (1, backend(flags))].into(),
+            backends: [
+                (0, backend(BackendFlags::IN_USE | BackendFlags::USABLE)),
+                (1, backend(flags)),
+            ]
+            .into(),
             listeners: [(endpoint(vip(1), 80), listener)].into(),
             ..State::default()
         }
     };
-    let healthy = state(BACKEND_IN_USE | BACKEND_USABLE, &[0, 1]);
-    let failed = state(BACKEND_IN_USE, &[0]);
+    let healthy = state(BackendFlags::IN_USE | BackendFlags::USABLE, &[0, 1]);
+    let failed = state(BackendFlags::IN_USE, &[0]);
 
     let fails = plan(&failed, &healthy);
     assert!(matches!(fails[..], [Step::PutListener(..), Step::PutBackend(1, _)]), "{fails:?}");
@@ -283,7 +289,7 @@ fn given_a_backend_that_is_gone_when_planned_twice_then_it_is_retired_once() {
     let backend = Backend {
         addr: host(1),
         port: 80,
-        flags: BACKEND_IN_USE | BACKEND_USABLE,
+        flags: BackendFlags::IN_USE | BackendFlags::USABLE,
         idle_jiffies: 7,
         ..Backend::default()
     };
@@ -292,7 +298,10 @@ fn given_a_backend_that_is_gone_when_planned_twice_then_it_is_retired_once() {
     let steps = plan(&State::default(), &state);
     assert_eq!(
         steps,
-        [Step::PutBackend(4, Backend { flags: 0, hop: NextHop::UNRESOLVED, ..backend })]
+        [Step::PutBackend(
+            4,
+            Backend { flags: BackendFlags::empty(), hop: NextHop::UNRESOLVED, ..backend }
+        )]
     );
     apply(&mut state, steps[0].clone());
     assert_eq!(plan(&State::default(), &state), []);

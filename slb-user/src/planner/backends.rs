@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashSet;
 use slb_common::{
-    abi::{
-        self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY,
-        BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, MAX_SOURCES, Mode, NO_SOURCE, NextHop, QuicKey,
-    },
+    abi::{self, Address, Backend, BackendFlags, MAX_SOURCES, Mode, NO_SOURCE, NextHop, QuicKey},
     tunnel,
 };
 
@@ -30,12 +27,12 @@ impl IndexedListener {
     pub(super) fn mode(&self, backend: &IndexedBackend) -> Mode {
         let crosses = self.endpoints[0].addr.is_v4() != backend.addr.is_ipv4();
         match backend.forwarding {
-            Forwarding::Nat if crosses => Mode::Full,
-            Forwarding::Nat => Mode::Nat,
-            Forwarding::FullNat => Mode::Full,
-            Forwarding::Dsr => Mode::Dsr,
-            Forwarding::Ipip => Mode::Ipip,
-            Forwarding::Gue => Mode::Gue,
+            Forwarding::Nat if crosses => Mode::FULL,
+            Forwarding::Nat => Mode::NAT,
+            Forwarding::FullNat => Mode::FULL,
+            Forwarding::Dsr => Mode::DSR,
+            Forwarding::Ipip => Mode::IPIP,
+            Forwarding::Gue => Mode::GUE,
         }
     }
 }
@@ -75,7 +72,7 @@ pub(super) fn closes(
 ) -> Option<u32> {
     let drain = listener.drain.filter(|_| backend.drains)?;
     let known = inputs.installed.backends.get(&backend.id).filter(|known| {
-        known.flags & BACKEND_IN_USE != 0 && u32::from(known.listener) == listener.id
+        known.flags.intersects(BackendFlags::IN_USE) && u32::from(known.listener) == listener.id
     });
     // 0 has a meaning of its own; a tick more does not matter.
     let since_now = inputs.moment.wrapping_add(inputs.jiffies.from_duration(drain)) | 1;
@@ -102,11 +99,11 @@ pub(super) fn servers(
 }
 
 /// How a backend is told who the client is.
-const fn told(backend: &IndexedBackend) -> u32 {
+const fn told(backend: &IndexedBackend) -> BackendFlags {
     match backend.client_address {
-        ClientAddress::None => 0,
-        ClientAddress::ProxyV2 => BACKEND_PROXY,
-        ClientAddress::TcpOption => BACKEND_OPTION,
+        ClientAddress::None => BackendFlags::empty(),
+        ClientAddress::ProxyV2 => BackendFlags::PROXY,
+        ClientAddress::TcpOption => BackendFlags::OPTION,
     }
 }
 
@@ -156,22 +153,25 @@ pub(super) fn backend(
     inputs: &Inputs<'_>,
 ) -> Backend {
     let health = match health {
-        _ if backend.check.is_none() => 0,
-        Health::Unknown => 0,
-        Health::Healthy => BACKEND_HEALTHY,
-        Health::Unhealthy => BACKEND_UNHEALTHY,
+        _ if backend.check.is_none() => BackendFlags::empty(),
+        Health::Unknown => BackendFlags::empty(),
+        Health::Healthy => BackendFlags::HEALTHY,
+        Health::Unhealthy => BackendFlags::UNHEALTHY,
     };
     let route = inputs.routes.get(&backend.addr.ip());
     let route = route.filter(|route| inputs.interfaces.contains_key(&route.hop.ifindex));
     Backend {
         addr: backend.addr.ip().into(),
         port: backend.addr.port().into(),
-        flags: BACKEND_IN_USE | health | told(backend) | if usable { BACKEND_USABLE } else { 0 },
+        flags: BackendFlags::IN_USE
+            | health
+            | told(backend)
+            | if usable { BackendFlags::USABLE } else { BackendFlags::empty() },
         idle_jiffies: inputs.jiffies.from_duration(listener.idle_timeout),
         listener: listener.id as u16,
         hop: route.map_or(NextHop::UNRESOLVED, |route| route.hop),
         mtu: route.filter(|_| !inputs.generic).map_or(0, |route| inner_mtu(backend, route.mtu)),
-        mode: listener.mode(backend) as u32,
+        mode: listener.mode(backend),
         ..Backend::default()
     }
 }

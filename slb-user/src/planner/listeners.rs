@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use slb_common::abi::{
-    ACL_ALLOW, ACL_DENY, LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits,
-};
+use slb_common::abi::{Limits, ListenerFlags};
 
 use super::Inputs;
 use crate::{
@@ -17,15 +15,15 @@ use crate::{
 pub(super) fn policy(listener: &IndexedListener, state: &mut State, inputs: &Inputs<'_>) -> Policy {
     let mut policy = Policy::default();
     if let Some((mode, list)) = &listener.acl {
-        policy.flags |= LISTENER_GUARDED;
+        policy.flags |= ListenerFlags::GUARDED;
         policy.flags |= match mode {
-            AclMode::Allow => ACL_ALLOW,
-            AclMode::Deny => ACL_DENY,
+            AclMode::Allow => ListenerFlags::ALLOW,
+            AclMode::Deny => ListenerFlags::DENY,
         };
         policy.acl = number(list, &mut state.acls, &inputs.installed.acls);
     }
     if let Some(limits) = limits(listener) {
-        policy.flags |= LISTENER_GUARDED | LISTENER_LIMITED;
+        policy.flags |= ListenerFlags::GUARDED | ListenerFlags::LIMITED;
         state.limits.insert(listener.id, limits);
     }
     if let Some(persistence) = listener.persistence {
@@ -34,7 +32,7 @@ pub(super) fn policy(listener: &IndexedListener, state: &mut State, inputs: &Inp
     if listener.persistence.is_some()
         || matches!(listener.scheduler, Scheduler::Wlc | Scheduler::Qch)
     {
-        policy.flags |= LISTENER_CHOOSES;
+        policy.flags |= ListenerFlags::CHOOSES;
     }
     policy
 }

@@ -1,8 +1,6 @@
 //! For which listener a backend's address and port answer.
 
-use slb_common::abi::{
-    Endpoint, REVNAT_CLOSING, REVNAT_LIMITED, REVNAT_SHARED, REVNAT_WATCHED, RevNat,
-};
+use slb_common::abi::{Endpoint, RevNat, RevNatFlags};
 
 use crate::{
     ids::{Ids, IndexedBackend, IndexedListener},
@@ -52,7 +50,7 @@ pub(super) fn shared(owners: &[Owner], backends: usize) -> Vec<bool> {
 pub(super) fn origin(
     owners: &[Owner],
     ids: &Ids,
-    flags: &[u32],
+    flags: &[RevNatFlags],
     installed: &State,
 ) -> (Endpoint, RevNat) {
     let before = installed.endpoints.get(&owners[0].at);
@@ -61,9 +59,9 @@ pub(super) fn origin(
     };
     // The first owner has flows without entries.
     let Owner { at, vip, backend } = owners.iter().find(is_before).unwrap_or(&owners[0]);
-    let of_all = REVNAT_CLOSING | REVNAT_WATCHED | REVNAT_LIMITED;
-    let of_others = owners.iter().fold(0, |all, owner| all | flags[owner.backend] & of_all);
-    let shared = if owners.len() > 1 { REVNAT_SHARED } else { 0 };
+    let of_all = RevNatFlags::CLOSING | RevNatFlags::WATCHED | RevNatFlags::LIMITED;
+    let of_others: RevNatFlags = owners.iter().map(|owner| flags[owner.backend] & of_all).collect();
+    let shared = if owners.len() > 1 { RevNatFlags::SHARED } else { RevNatFlags::empty() };
     let flags = flags[*backend] | of_others | shared;
     let backend = ids.backends[*backend].id;
     (*at, RevNat { vip: vip.addr, port: vip.port, backend, flags, spare: 0 })

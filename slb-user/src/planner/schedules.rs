@@ -42,8 +42,8 @@ pub(super) struct Schedules {
 /// The schedule of a listener, and what it was made from.
 #[derive(Debug)]
 pub(super) struct ScheduleState {
-    /// [`abi::SCHEDULER_HASH`] or another.
-    scheduler: u16,
+    /// [`abi::Scheduler::HASH`] or another.
+    scheduler: abi::Scheduler,
     members: Vec<Member>,
     /// How many backends the configuration names, usable or not.
     named: usize,
@@ -61,7 +61,7 @@ enum Progress {
     Hash(Transition),
     /// At once, because every flow has an entry, except for those of a schedule by hash before it:
     /// connections without an entry go by that until then.
-    Ring { previous_scheduler: u16, previous: Vec<u32>, until: Instant },
+    Ring { previous_scheduler: abi::Scheduler, previous: Vec<u32>, until: Instant },
 }
 
 /// The backends of a listener that a schedule is made for.
@@ -103,7 +103,7 @@ impl Schedules {
     ) -> bool {
         let is_new = !self.states.contains_key(&listener.id)
             && !listener.endpoints.iter().any(|at| inputs.installed.listeners.contains_key(at));
-        if is_new && abi::is_by_hash(scheduler(listener, backends)) {
+        if is_new && scheduler(listener, backends).is_by_hash() {
             self.waiting.insert(listener.id, inputs.now + FIRST_PROBES);
         }
         let Some(until) = self.waiting.get(&listener.id) else { return false };
@@ -228,7 +228,7 @@ impl Candidates<'_> {
 fn progress(
     listener: &IndexedListener,
     before: Option<ScheduleState>,
-    (scheduler, wanted): (u16, &[u32]),
+    (scheduler, wanted): (abi::Scheduler, &[u32]),
     candidates: &Candidates<'_>,
     inputs: &Inputs<'_>,
 ) -> Progress {
@@ -247,7 +247,7 @@ fn progress(
         let installed = installed.find(|installed| installed.id == listener.id)?;
         Some(Progress::restored(&installed.schedule, terms))
     });
-    if !abi::is_by_hash(scheduler) {
+    if !scheduler.is_by_hash() {
         return Progress::ring(from, terms);
     }
     let is_usable = |id| candidates.usable().any(|backend| backend.id == id);
@@ -286,7 +286,7 @@ impl ScheduleState {
 impl Progress {
     /// As an earlier agent has left it.
     fn restored(schedule: &Schedule, terms: Terms) -> Self {
-        if abi::is_by_hash(schedule.scheduler) {
+        if schedule.scheduler.is_by_hash() {
             return Self::Hash(Transition::restored(schedule, terms));
         }
         let previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
@@ -296,7 +296,7 @@ impl Progress {
 
     fn hash(
         from: Option<Self>,
-        (scheduler, wanted): (u16, &[u32]),
+        (scheduler, wanted): (abi::Scheduler, &[u32]),
         is_usable: impl Fn(u32) -> bool,
         lost_entries: &FxHashSet<u32>,
         terms: Terms,
@@ -321,7 +321,7 @@ impl Progress {
                 until: terms.now + terms.idle,
             },
             _ => Self::Ring {
-                previous_scheduler: abi::SCHEDULER_HASH,
+                previous_scheduler: abi::Scheduler::HASH,
                 previous: Vec::new(),
                 until: terms.now,
             },
@@ -330,7 +330,7 @@ impl Progress {
 
     fn schedule(
         &self,
-        (scheduler, wanted): (u16, &[u32]),
+        (scheduler, wanted): (abi::Scheduler, &[u32]),
         with_entries: &FxHashSet<u32>,
     ) -> Schedule {
         match self {
@@ -357,15 +357,15 @@ fn is_single(backends: &[IndexedBackend]) -> bool {
 
 /// What chooses among the slots. Datagrams of a pair do not go by hash: they would stay with the
 /// secondary for an idle timeout after the primary has come back.
-fn scheduler(listener: &IndexedListener, backends: &[IndexedBackend]) -> u16 {
+fn scheduler(listener: &IndexedListener, backends: &[IndexedBackend]) -> abi::Scheduler {
     let is_pair = backends.iter().any(|backend| backend.role == Role::Primary);
     match listener.scheduler {
-        _ if is_pair && listener.endpoints[0].proto == abi::UDP => abi::SCHEDULER_RING,
-        Scheduler::Tch => abi::SCHEDULER_HASH,
-        Scheduler::Sch => abi::SCHEDULER_SOURCE,
-        Scheduler::Wrr | Scheduler::Rr => abi::SCHEDULER_RING,
-        Scheduler::Wlc => abi::SCHEDULER_LEAST,
-        Scheduler::Qch => abi::SCHEDULER_QUIC,
+        _ if is_pair && listener.endpoints[0].proto == abi::UDP => abi::Scheduler::RING,
+        Scheduler::Tch => abi::Scheduler::HASH,
+        Scheduler::Sch => abi::Scheduler::SOURCE,
+        Scheduler::Wrr | Scheduler::Rr => abi::Scheduler::RING,
+        Scheduler::Wlc => abi::Scheduler::LEAST,
+        Scheduler::Qch => abi::Scheduler::QUIC,
     }
 }
 

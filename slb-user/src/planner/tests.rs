@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use slb_common::abi::{
-    self, Address, BACKEND_HEALTHY, BACKEND_IN_USE, BACKEND_UNHEALTHY, BACKEND_USABLE, MODE_DSR,
-    SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK,
-};
+use slb_common::abi::{self, Address, BackendFlags, Mode, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK};
 
 use super::{schedules::FIRST_PROBES, *};
 use crate::{

@@ -16,7 +16,7 @@
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashSet;
-use slb_common::abi::{NO_BACKEND, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK};
+use slb_common::abi::{NO_BACKEND, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, Scheduler};
 
 use crate::state::Schedule;
 
@@ -37,13 +37,13 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct Transition {
     /// By which hash a slot is chosen.
-    scheduler: u16,
+    scheduler: Scheduler,
     owners: Vec<u32>,
     phases: Vec<Phase>,
     /// The owners before, as many as there were then; counts where a slot is moving.
     previous: Vec<u32>,
     /// By which hash one of those is chosen.
-    previous_scheduler: u16,
+    previous_scheduler: Scheduler,
     /// How many slots are in no phase but settled.
     settled: usize,
     /// The first moment at which some phase may end.
@@ -64,7 +64,7 @@ pub struct Terms {
 impl Transition {
     /// A schedule without flows.
     #[must_use]
-    pub fn new(scheduler: u16, owners: Vec<u32>) -> Self {
+    pub fn new(scheduler: Scheduler, owners: Vec<u32>) -> Self {
         Self {
             scheduler,
             phases: vec![Phase::Settled; owners.len()],
@@ -78,7 +78,7 @@ impl Transition {
 
     /// A schedule whose flows may all have entries.
     #[must_use]
-    pub fn watched(scheduler: u16, owners: Vec<u32>) -> Self {
+    pub fn watched(scheduler: Scheduler, owners: Vec<u32>) -> Self {
         let phases = vec![Phase::Watched; owners.len()];
         Self { phases, settled: 0, ..Self::new(scheduler, owners) }
     }
@@ -115,7 +115,7 @@ impl Transition {
     /// Makes for another schedule; `usable` says which owners take flows.
     pub fn aim(
         &mut self,
-        scheduler: u16,
+        scheduler: Scheduler,
         wanted: &[u32],
         usable: impl Fn(u32) -> bool,
         terms: Terms,
@@ -163,7 +163,7 @@ impl Transition {
     /// Another number of slots, or another hash: every flow has another slot, as it were.
     fn remake(
         &mut self,
-        scheduler: u16,
+        scheduler: Scheduler,
         wanted: &[u32],
         usable: &impl Fn(u32) -> bool,
         terms: Terms,
@@ -207,7 +207,7 @@ impl Transition {
     }
 
     /// Whether a flow's slot of the schedule before is its slot now.
-    const fn is_previous_alike(&self) -> bool {
+    fn is_previous_alike(&self) -> bool {
         self.previous.len() == self.owners.len() && self.previous_scheduler == self.scheduler
     }
 
@@ -302,7 +302,7 @@ impl Transition {
 
     /// By which hash a slot is chosen.
     #[must_use]
-    pub const fn scheduler(&self) -> u16 {
+    pub const fn scheduler(&self) -> Scheduler {
         self.scheduler
     }
 

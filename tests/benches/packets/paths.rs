@@ -3,9 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use slb_common::{
-    abi::{
-        self, BACKEND_IN_USE, BACKEND_USABLE, Backend, ROLE_BACKEND, RevNat, Roles, SCHEDULER_HASH,
-    },
+    abi::{self, Backend, BackendFlags, RevNat, RevNatFlags, Roles, Scheduler},
     hash,
     verdict::Verdict,
 };
@@ -287,25 +285,25 @@ pub(crate) fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
         })
         .collect();
     let slots = maglev::table(&members, maglev::size_for(count as usize));
-    let schedule = Arc::new(Schedule::new(SCHEDULER_HASH, slots));
+    let schedule = Arc::new(Schedule::new(Scheduler::HASH, slots));
     slb.change(|state| {
         for number in 0..count {
             let (id, at) = (first_id + number, at(number));
             let record = Backend {
                 addr: at.ip().into(),
                 port: at.port().into(),
-                flags: BACKEND_IN_USE | BACKEND_USABLE,
+                flags: BackendFlags::IN_USE | BackendFlags::USABLE,
                 idle_jiffies: IDLE_JIFFIES,
                 hop: FIRST,
                 ..Backend::default()
             };
             state.backends.insert(id, record);
-            state.addresses.insert(at.ip().into(), Roles { roles: ROLE_BACKEND });
+            state.addresses.insert(at.ip().into(), Roles::BACKEND);
             let origin = RevNat {
                 vip: vip(0, to).ip().into(),
                 port: to.into(),
                 backend: id,
-                flags: 0,
+                flags: RevNatFlags::empty(),
                 spare: 0,
             };
             state.endpoints.insert(endpoint(at, abi::TCP), origin);

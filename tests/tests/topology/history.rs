@@ -15,7 +15,7 @@ use proptest::{
     test_runner::{RngAlgorithm, TestRng, TestRunner},
 };
 use serde_json::Value;
-use slb_common::abi::{Address, Endpoint, NO_BACKEND, SCHEDULER_RING, SLOT_BACKEND, SLOT_KEEP};
+use slb_common::abi::{Address, Endpoint, NO_BACKEND, Roles, SLOT_BACKEND, SLOT_KEEP, Scheduler};
 use slb_lab::{Load, Sessions};
 
 use crate::support::{
@@ -63,8 +63,8 @@ fn changes() -> impl Strategy<Value = Change> {
 /// What the maps say, without the numbers that depend on who came first.
 struct Meaning {
     /// The backend's address and port of every slot.
-    listeners: BTreeMap<Endpoint, (u16, Vec<(Address, u32)>)>,
-    addresses: BTreeMap<Address, u32>,
+    listeners: BTreeMap<Endpoint, (Scheduler, Vec<(Address, u32)>)>,
+    addresses: BTreeMap<Address, Roles>,
     /// The VIP and port that a backend answers for.
     endpoints: BTreeMap<Endpoint, (Address, u32)>,
 }
@@ -82,7 +82,7 @@ fn meaning(lab: &Lab) -> Meaning {
                 (backend.addr, backend.port)
             })
             .collect();
-        if listener.scheduler == SCHEDULER_RING {
+        if listener.scheduler == Scheduler::RING {
             // A turn is a turn.
             owners.sort_unstable();
         }
@@ -90,7 +90,7 @@ fn meaning(lab: &Lab) -> Meaning {
     });
     Meaning {
         listeners: listeners.collect(),
-        addresses: contents.addresses.iter().map(|(&addr, roles)| (addr, roles.roles)).collect(),
+        addresses: contents.addresses.clone(),
         endpoints: contents
             .endpoints
             .iter()
@@ -105,7 +105,7 @@ fn is_settled(lab: &Lab) -> bool {
     contents.listeners.values().all(|listener| {
         let chunks = contents.slots[listener.first_chunk as usize..].iter();
         let mut slots = chunks.flat_map(|chunk| chunk.slots).take(listener.slots as usize);
-        listener.scheduler == SCHEDULER_RING || slots.all(|slot| slot & SLOT_KEEP == 0)
+        listener.scheduler == Scheduler::RING || slots.all(|slot| slot & SLOT_KEEP == 0)
     })
 }
 

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use slb_common::{abi::FlowKey, verdict::Verdict};
+use slb_common::{
+    abi::{BackendFlags, FlowKey},
+    verdict::Verdict,
+};
 
 use crate::{
     fixture::{FAMILIES, Run, Slb, answer, backend, client, id, port, sender, syn, vip, with_slb},
@@ -180,7 +183,7 @@ pub(crate) fn with_ack(frame: &Frame, ack: u32) -> Frame {
 
 /// Runs `test` for each family and with backends of the same and the other one. `len` is that of what is told.
 pub(crate) fn everywhere(
-    flag: u32,
+    flag: BackendFlags,
     lens: [u32; 2],
     test: impl Fn(&mut Slb<'_>, usize, bool, u32) + Sync,
 ) {

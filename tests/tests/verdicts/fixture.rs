@@ -10,8 +10,8 @@ use aya::{
 };
 use slb_common::{
     abi::{
-        self, ABI_VERSION, Backend, Counter, Flow, NextHop, REVNAT_TRACKED, SCHEDULER_HASH,
-        SLOT_KEEP, SLOT_LOOK, Scratch, Settings,
+        self, ABI_VERSION, Backend, Counter, Flow, NextHop, RevNatFlags, SLOT_KEEP, SLOT_LOOK,
+        Scheduler, Scratch, Settings,
     },
     verdict::{Action, Verdict},
 };
@@ -236,9 +236,8 @@ impl<'a> Slb<'a> {
             service.schedule = Arc::new(Schedule { previous, ..Schedule::new(scheduler, slots) });
             for origin in state.endpoints.values_mut() {
                 let is_ours = (origin.vip, origin.port) == key_of(listener);
-                if is_ours && scheduler == SCHEDULER_HASH {
-                    origin.flags &= !REVNAT_TRACKED;
-                    origin.flags |= if looks { REVNAT_TRACKED } else { 0 };
+                if is_ours && scheduler == Scheduler::HASH {
+                    origin.flags.set(RevNatFlags::TRACKED, looks);
                 }
             }
         });

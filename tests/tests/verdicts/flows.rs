@@ -1,7 +1,7 @@
 //! When a flow keeps its backend, and what is remembered of it.
 
 use slb_common::{
-    abi::{self, BACKEND_IN_USE, FLOW_ORIGINAL, NO_PLACE, SLOT_KEEP, SLOT_LOOK, Traffic},
+    abi::{self, BackendFlags, FLOW_ORIGINAL, NO_PLACE, SLOT_KEEP, SLOT_LOOK, Traffic},
     verdict::Verdict,
 };
 
@@ -169,7 +169,7 @@ fn given_datagrams_when_their_slot_is_observed_and_moves_then_flows_stay_and_new
             Flow::dns(family, 2_000).reaches(slb, "new", 0, 1);
 
             // A backend that takes no flows does not keep datagrams either.
-            slb.backend(first, |backend| backend.flags = BACKEND_IN_USE);
+            slb.backend(first, |backend| backend.flags = BackendFlags::IN_USE);
             old.reaches(slb, "not usable", 0, 1);
         }
     });
@@ -183,7 +183,7 @@ fn given_a_backend_that_is_not_usable_any_more_when_its_connections_go_on_then_o
             let old = Flow::http(family, 1_000);
             old.reaches(slb, "before", SYN, 0);
             slb.move_to(old.first.dst, &[id::HTTP_SECOND + family as u32]);
-            slb.backend(id::HTTP + family as u32, |backend| backend.flags = BACKEND_IN_USE);
+            slb.backend(id::HTTP + family as u32, |backend| backend.flags = BackendFlags::IN_USE);
             old.reaches(slb, "ACK", ACK, 0);
             old.answers(slb, "answer", ACK, 0);
             old.reaches(slb, "FIN", FIN | ACK, 0);
@@ -295,7 +295,7 @@ fn given_an_address_of_the_gateway_when_a_backend_sends_there_then_it_is_not_our
         for family in FAMILIES {
             let gateway = client_of(99, family, 4_000);
             let probe = Frame { dst: gateway, ..answer(&Flow::http(family, 1).inside[0]) };
-            let roles = abi::Roles { roles: abi::ROLE_LOCAL };
+            let roles = abi::Roles::LOCAL;
             slb.change(|state| {
                 state.addresses.insert(gateway.ip().into(), roles);
             });

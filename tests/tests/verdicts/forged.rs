@@ -2,7 +2,7 @@
 //! its own option beside ours: `docs/adr/0021-client-address-cannot-be-forged.md` has the states.
 
 use slb_common::{
-    abi::{BACKEND_OPTION, BACKEND_PROXY, ConnState, Flow, REFRESH_JIFFIES},
+    abi::{BackendFlags, ConnState, Flow, REFRESH_JIFFIES},
     verdict::Verdict,
 };
 
@@ -67,7 +67,7 @@ fn with_options(frame: &Frame, options: &[u8]) -> Frame {
 #[test]
 #[ignore = "needs root"]
 fn given_an_untold_backend_when_a_segment_is_urgent_then_the_urgent_pointer_is_cleared() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 1_000, len);
         brought_to(slb, &open, State::Accepted, len);
@@ -94,9 +94,9 @@ fn given_an_untold_backend_when_a_segment_is_urgent_then_the_urgent_pointer_is_c
 #[test]
 #[ignore = "needs root"]
 fn given_a_flow_when_another_connection_is_accepted_then_its_entry_is_removed() {
-    for (flag, lens) in [(BACKEND_PROXY, HEADERS), (BACKEND_OPTION, OPTIONS)] {
+    for (flag, lens) in [(BackendFlags::PROXY, HEADERS), (BackendFlags::OPTION, OPTIONS)] {
         everywhere(flag, lens, |slb, family, crosses, len| {
-            let shift = if flag == BACKEND_PROXY { len } else { 0 };
+            let shift = if flag == BackendFlags::PROXY { len } else { 0 };
             let mut sport = 2_000;
             for state in [State::Accepted, State::Told] {
                 for [first, own] in [[1, 0], [0, 1], [0, 1 << 31], [u32::MAX, 0], [9, 9]] {
@@ -125,7 +125,7 @@ fn given_a_flow_when_another_connection_is_accepted_then_its_entry_is_removed() 
 #[test]
 #[ignore = "needs root"]
 fn given_a_connection_that_was_reset_when_its_ports_are_used_again_then_all_begins_anew() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let mut sources = Vec::new();
         for (isn, by_client) in [(70_000, true), (70_000, false), (5, true)] {
@@ -157,7 +157,7 @@ fn given_a_connection_that_was_reset_when_its_ports_are_used_again_then_all_begi
 #[ignore = "needs root"]
 fn given_a_lost_reply_entry_when_the_client_goes_on_then_only_the_backend_s_syn_ack_brings_it_back()
 {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 4_000, len);
         brought_to(slb, &open, State::Accepted, len);
@@ -192,7 +192,7 @@ fn given_a_lost_reply_entry_when_the_client_goes_on_then_only_the_backend_s_syn_
 #[test]
 #[ignore = "needs root"]
 fn given_numbers_that_wrap_around_when_a_connection_begins_then_nothing_changes() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let numbers = [u32::MAX, u32::MAX - 1, 0, 5, len - 1, len, i32::MAX as u32, 1 << 31];
         let pairs = numbers.into_iter().flat_map(|isn| [[isn, 1 << 31], [77, isn], [isn, isn]]);
         // A backend that counts from 0 is one whose number is not known.
@@ -233,7 +233,7 @@ fn given_numbers_that_wrap_around_when_a_connection_begins_then_nothing_changes(
 #[test]
 #[ignore = "needs root"]
 fn given_a_backend_without_a_window_when_its_client_probes_then_the_header_stays_first() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 6_000, len);
         let closed = |frame: &Frame| Frame { window: 0, ..frame.clone() };
@@ -266,7 +266,7 @@ fn given_a_backend_without_a_window_when_its_client_probes_then_the_header_stays
 #[ignore = "needs root"]
 fn given_an_untold_backend_when_a_keepalive_acknowledges_more_than_the_syn_ack_then_it_is_dropped()
 {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 6_500, len);
         brought_to(slb, &open, State::Accepted, len);
         let probe = open.segment(ACK, u32::MAX, b"");
@@ -286,9 +286,9 @@ fn given_an_untold_backend_when_a_keepalive_acknowledges_more_than_the_syn_ack_t
 #[test]
 #[ignore = "needs root"]
 fn given_both_sides_that_open_when_their_segments_cross_then_the_flow_does_not_move_on() {
-    for (flag, lens) in [(BACKEND_PROXY, HEADERS), (BACKEND_OPTION, OPTIONS)] {
+    for (flag, lens) in [(BackendFlags::PROXY, HEADERS), (BackendFlags::OPTION, OPTIONS)] {
         everywhere(flag, lens, |slb, family, crosses, len| {
-            let shift = if flag == BACKEND_PROXY { len } else { 0 };
+            let shift = if flag == BackendFlags::PROXY { len } else { 0 };
             let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
             let open = Connection::open(slb, family, crosses, 7_000, shift);
             // The backend calls the client, which answers that.
@@ -299,7 +299,7 @@ fn given_both_sides_that_open_when_their_segments_cross_then_the_flow_does_not_m
                 is_dropped(slb, &case("its answer"), &open.segment(SYN | ACK, at, b""));
             }
             assert_eq!(state_of(&flow(slb, &open)), State::Offered);
-            if flag == BACKEND_PROXY {
+            if flag == BackendFlags::PROXY {
                 is_dropped(slb, &case("data"), &open.segment(ACK, 0, b"odd"));
             }
 
@@ -321,7 +321,7 @@ fn given_both_sides_that_open_when_their_segments_cross_then_the_flow_does_not_m
 #[ignore = "needs root"]
 fn given_a_told_backend_when_numbers_are_those_of_a_syn_cookie_then_they_cannot_begin_a_connection()
 {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 8_000, len);
         brought_to(slb, &open, State::Told, len);
         // From the header's number on, and from the backend's.
@@ -359,7 +359,7 @@ fn given_a_told_backend_when_numbers_are_those_of_a_syn_cookie_then_they_cannot_
 #[test]
 #[ignore = "needs root"]
 fn given_a_told_backend_when_no_syn_cookie_can_be_good_any_more_then_all_numbers_pass() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 8_500, len);
         brought_to(slb, &open, State::Told, len);
@@ -393,7 +393,7 @@ fn given_a_told_backend_when_no_syn_cookie_can_be_good_any_more_then_all_numbers
 #[test]
 #[ignore = "needs root"]
 fn given_an_accepted_connection_when_a_client_begins_another_then_it_does_not_know_its_number() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         for (sport, state) in [(9_000, State::Accepted), (9_001, State::Told)] {
             let case = |what: &str| format!("{what}, {state:?}, family {family}, {crosses}");
             let open = Connection::open(slb, family, crosses, sport, len);
@@ -438,9 +438,9 @@ fn given_a_syn_with_options_for_fast_open_when_it_is_sent_on_then_they_are_blank
             [&none(32)[..], &mss].concat(),
         ),
     ];
-    for (flag, lens) in [(BACKEND_PROXY, HEADERS), (BACKEND_OPTION, OPTIONS)] {
+    for (flag, lens) in [(BackendFlags::PROXY, HEADERS), (BackendFlags::OPTION, OPTIONS)] {
         everywhere(flag, lens, |slb, family, crosses, len| {
-            let shift = if flag == BACKEND_PROXY { len } else { 0 };
+            let shift = if flag == BackendFlags::PROXY { len } else { 0 };
             let open = Connection::open(slb, family, crosses, 9_500, shift);
             let again = |options: &[u8], shift: u32| {
                 let syn = with_options(&open.syn, options);
@@ -462,7 +462,7 @@ fn given_a_syn_with_options_for_fast_open_when_it_is_sent_on_then_they_are_blank
 #[test]
 #[ignore = "needs root"]
 fn given_the_option_when_the_first_byte_is_sent_again_then_its_client_is_told_again() {
-    everywhere(BACKEND_OPTION, OPTIONS, |slb, family, crosses, _| {
+    everywhere(BackendFlags::OPTION, OPTIONS, |slb, family, crosses, _| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 9_700, 0);
         // Even what comes before the SYN-ACK.

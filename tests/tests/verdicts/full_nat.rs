@@ -269,12 +269,12 @@ fn given_a_flow_when_the_forwarding_of_its_group_changes_then_it_begins_anew() {
             let udp = datagram(from, to);
             slb.client_sends("nat", &udp, &forwarded(udp.to(inside), FIRST));
             slb.backend(number, |backend| {
-                backend.mode = abi::MODE_FULL;
+                backend.mode = abi::Mode::FULL;
                 backend.source = 1 + 2 * family as u16;
                 backend.sources = 2;
             });
             talks(slb, "full-nat", &udp, inside);
-            slb.backend(number, |backend| backend.mode = abi::MODE_DSR);
+            slb.backend(number, |backend| backend.mode = abi::Mode::DSR);
             slb.client_sends("dsr", &udp, &forwarded(udp.clone(), FIRST));
         }
     });

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use etherparse::IpNumber;
 use slb_common::{
-    abi::{BACKEND_OPTION, BACKEND_PROXY, NextHop},
+    abi::{BackendFlags, NextHop},
     verdict::{Action, Verdict},
 };
 
@@ -401,9 +401,9 @@ fn corpus() -> Vec<Vec<u8>> {
 fn own_sources(slb: &mut Slb<'_>) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     for family in FAMILIES {
-        let flag = [BACKEND_PROXY, BACKEND_OPTION][family];
+        let flag = [BackendFlags::PROXY, BackendFlags::OPTION][family];
         slb.backend(id::FULL + family as u32, |backend| backend.flags |= flag);
-        slb.backend(id::OTHER + family as u32, |backend| backend.flags |= BACKEND_PROXY);
+        slb.backend(id::OTHER + family as u32, |backend| backend.flags |= BackendFlags::PROXY);
         for (to, at, inside) in [
             (port::FULL, port::FULL_BACKEND, family),
             (port::OTHER, port::OTHER_BACKEND, 1 - family),

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use slb_common::{
-    abi::{BACKEND_OPTION, BACKEND_PROXY, ConnState, Flow, FlowKey},
+    abi::{BackendFlags, ConnState, Flow, FlowKey},
     verdict::Verdict,
 };
 
@@ -63,10 +63,10 @@ fn given_hostile_clients_when_backends_are_told_who_they_are_then_none_passes_fo
     let only = number("SLB_FUZZ_SEED");
     with_slb(|slb| {
         let (mut seen, mut reached) = (Seen::default(), Reached::default());
-        for (flag, share) in [(BACKEND_PROXY, 3), (BACKEND_OPTION, 4)] {
+        for (flag, share) in [(BackendFlags::PROXY, 3), (BackendFlags::OPTION, 4)] {
             for id in FAMILIES.iter().flat_map(|n| [id::FULL, id::OTHER].map(|id| id + *n as u32)) {
                 slb.backend(id, |backend| {
-                    backend.flags &= !(BACKEND_PROXY | BACKEND_OPTION);
+                    backend.flags &= !(BackendFlags::PROXY | BackendFlags::OPTION);
                     backend.flags |= flag;
                 });
             }
@@ -79,7 +79,7 @@ fn given_hostile_clients_when_backends_are_told_who_they_are_then_none_passes_fo
                     slb.flows.clear();
                 }
                 let seed = only.unwrap_or(SEED.wrapping_add(number));
-                let mut world = World::new(slb, seed, flag == BACKEND_PROXY, &mut seen);
+                let mut world = World::new(slb, seed, flag == BackendFlags::PROXY, &mut seen);
                 world.live();
                 reached.add(&world.receiver.reached);
             }

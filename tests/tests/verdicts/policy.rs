@@ -4,9 +4,8 @@ use std::{sync::Arc, time::Instant};
 
 use slb_common::{
     abi::{
-        self, ACL_ALLOW, ACL_DENY, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_USABLE, ConnState,
-        LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, QuicKey, REVNAT_CLOSING,
-        REVNAT_LIMITED, REVNAT_WATCHED, SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_KEEP, SLOT_LOOK,
+        self, BackendFlags, ConnState, Limits, ListenerFlags, QuicKey, RevNatFlags, SLOT_KEEP,
+        SLOT_LOOK, Scheduler,
     },
     hash, quic,
     verdict::Verdict,
@@ -36,7 +35,7 @@ fn change(slb: &mut Slb<'_>, at: abi::Endpoint, change: impl FnOnce(&mut Listene
 }
 
 /// The origins that a listener has.
-fn mark(state: &mut State, at: abi::Endpoint, flag: u32) {
+fn mark(state: &mut State, at: abi::Endpoint, flag: RevNatFlags) {
     for origin in state.endpoints.values_mut() {
         if (origin.vip, origin.port) == (at.addr, at.port) {
             origin.flags |= flag;
@@ -75,12 +74,12 @@ fn given_an_access_list_when_clients_come_then_it_says_who_gets_in() {
                 |frame: &Frame| forwarded(frame.to(backend(0, family, port::HTTP_BACKEND)), FIRST);
             let denied = Outcome::Untouched(Verdict::Denied);
             for (mode, inside, outside) in
-                [(ACL_ALLOW, &listed, &other), (ACL_DENY, &other, &listed)]
+                [(ListenerFlags::ALLOW, &listed, &other), (ListenerFlags::DENY, &other, &listed)]
             {
                 slb.change(|state| {
                     state.acls.insert(7, Arc::new(network_of(listed.src.ip())));
                     let service = state.listeners.get_mut(&at).expect("a listener");
-                    let flags = LISTENER_GUARDED | mode;
+                    let flags = ListenerFlags::GUARDED | mode;
                     service.policy = Policy { flags, acl: 7, ..Policy::default() };
                 });
                 for flags in [SYN, ACK, FIN | ACK] {
@@ -96,8 +95,11 @@ fn given_an_access_list_when_clients_come_then_it_says_who_gets_in() {
             }
             // A list of all networks of one family has none of the other; an empty list has none at all.
             change(slb, at, |service| {
-                service.policy =
-                    Policy { flags: LISTENER_GUARDED | ACL_ALLOW, acl: 0, sticky_jiffies: 0 };
+                service.policy = Policy {
+                    flags: ListenerFlags::GUARDED | ListenerFlags::ALLOW,
+                    acl: 0,
+                    sticky_jiffies: 0,
+                };
             });
             slb.client_sends("an empty list", &listed, &denied);
             // The list does not concern answers, nor other listeners.
@@ -117,7 +119,7 @@ fn given_a_limit_of_new_flows_when_more_begin_then_only_those_are_dropped() {
                 let at = endpoint(vip(family, port), proto);
                 slb.change(|state| {
                     let service = state.listeners.get_mut(&at).expect("a listener");
-                    let flags = LISTENER_GUARDED | LISTENER_LIMITED;
+                    let flags = ListenerFlags::GUARDED | ListenerFlags::LIMITED;
                     service.policy = Policy { flags, ..Policy::default() };
                     let (flow_ns, flow_burst) = (HOUR, 2 * HOUR);
                     state
@@ -154,14 +156,14 @@ fn given_a_limit_of_bandwidth_when_more_comes_then_each_direction_has_its_own() 
             let answer = answer(&syn.to(backend(0, family, port::HTTP_BACKEND)));
             slb.change(|state| {
                 let service = state.listeners.get_mut(&at).expect("a listener");
-                let flags = LISTENER_GUARDED | LISTENER_LIMITED;
+                let flags = ListenerFlags::GUARDED | ListenerFlags::LIMITED;
                 service.policy = Policy { flags, ..Policy::default() };
                 // A frame an hour, and one ahead.
                 let byte_ns = (HOUR << 16) / syn.bytes().len() as u64;
                 let limits = Limits { byte_ns, byte_burst: HOUR, ..Limits::default() };
                 state.limits.insert(service.id, limits);
                 let listener = service.id as u16;
-                mark(state, at, REVNAT_LIMITED);
+                mark(state, at, RevNatFlags::LIMITED);
                 state.backends.get_mut(&id).expect("a backend").listener = listener;
             });
             let inside = syn.to(backend(0, family, port::HTTP_BACKEND));
@@ -184,7 +186,7 @@ fn given_a_limit_of_bandwidth_when_more_comes_then_each_direction_has_its_own() 
 }
 
 /// Gives the backends of the ring these weights, and the listener this scheduler and policy.
-fn ring(slb: &mut Slb<'_>, family: usize, weights: [u16; 2], scheduler: u16, policy: Policy) {
+fn ring(slb: &mut Slb<'_>, family: usize, weights: [u16; 2], scheduler: Scheduler, policy: Policy) {
     let at = endpoint(vip(family, port::RING), abi::TCP);
     slb.change(|state| {
         let service = state.listeners.get_mut(&at).expect("a listener");
@@ -199,14 +201,14 @@ fn ring(slb: &mut Slb<'_>, family: usize, weights: [u16; 2], scheduler: u16, pol
     });
 }
 
-const STICKY: Policy = Policy { flags: LISTENER_CHOOSES, acl: 0, sticky_jiffies: 1_000_000 };
+const STICKY: Policy = Policy { flags: ListenerFlags::CHOOSES, acl: 0, sticky_jiffies: 1_000_000 };
 
 #[test]
 #[ignore = "needs root"]
 fn given_persistence_when_a_client_comes_again_then_it_gets_the_same_backend() {
     with_slb(|slb| {
         for family in FAMILIES {
-            ring(slb, family, [100, 100], abi::SCHEDULER_RING, STICKY);
+            ring(slb, family, [100, 100], abi::Scheduler::RING, STICKY);
             let to = vip(family, port::RING);
             let first = chosen(slb, &syn(client(family, 4_000), to));
             for sport in 4_001..4_010 {
@@ -217,11 +219,11 @@ fn given_persistence_when_a_client_comes_again_then_it_gets_the_same_backend() {
             assert!(others.iter().any(|other| *other != first), "{others:?}");
 
             // Another weight does not matter, none does.
-            ring(slb, family, [1, 50], abi::SCHEDULER_RING, STICKY);
+            ring(slb, family, [1, 50], abi::Scheduler::RING, STICKY);
             assert_eq!(chosen(slb, &syn(client(family, 4_010), to)), first);
             let mut weights = [100, 100];
             weights[first] = 0;
-            ring(slb, family, weights, abi::SCHEDULER_RING, STICKY);
+            ring(slb, family, weights, abi::Scheduler::RING, STICKY);
             let slots = vec![[id::RING_SECOND, id::RING][first] + family as u32];
             slb.schedule(to, abi::TCP, slots);
             change(slb, endpoint(to, abi::TCP), |service| service.policy = STICKY);
@@ -239,16 +241,16 @@ fn given_persistence_when_a_client_comes_again_then_it_gets_the_same_backend() {
 fn given_persistence_when_the_backend_is_not_usable_then_the_client_goes_elsewhere() {
     with_slb(|slb| {
         for family in FAMILIES {
-            ring(slb, family, [100, 100], abi::SCHEDULER_RING, STICKY);
+            ring(slb, family, [100, 100], abi::Scheduler::RING, STICKY);
             let to = vip(family, port::RING);
             let first = chosen(slb, &syn(client(family, 4_000), to));
             let ids = [id::RING, id::RING_SECOND].map(|id| id + family as u32);
             let (sick, fit) = (ids[first], ids[1 - first]);
-            slb.backend(sick, |backend| backend.flags &= !BACKEND_USABLE);
+            slb.backend(sick, |backend| backend.flags &= !BackendFlags::USABLE);
             slb.schedule(to, abi::TCP, vec![fit]);
             change(slb, endpoint(to, abi::TCP), |service| service.policy = STICKY);
             assert_ne!(chosen(slb, &syn(client(family, 4_001), to)), first);
-            slb.backend(sick, |backend| backend.flags |= BACKEND_USABLE);
+            slb.backend(sick, |backend| backend.flags |= BackendFlags::USABLE);
             assert_ne!(chosen(slb, &syn(client(family, 4_002), to)), first, "it has moved");
         }
     });
@@ -259,8 +261,8 @@ fn given_persistence_when_the_backend_is_not_usable_then_the_client_goes_elsewhe
 fn given_least_connections_when_flows_begin_and_end_then_the_least_loaded_is_chosen() {
     with_slb(|slb| {
         for family in FAMILIES {
-            let policy = Policy { flags: LISTENER_CHOOSES, ..Policy::default() };
-            ring(slb, family, [30, 10], SCHEDULER_LEAST, policy);
+            let policy = Policy { flags: ListenerFlags::CHOOSES, ..Policy::default() };
+            ring(slb, family, [30, 10], Scheduler::LEAST, policy);
             let to = vip(family, port::RING);
             let ids = [id::RING, id::RING_SECOND].map(|id| id + family as u32);
             let flows: Vec<Frame> =
@@ -312,13 +314,13 @@ fn given_connection_ids_when_the_client_moves_then_its_connection_stays() {
             let slots: Vec<u32> = (0..64).map(|slot| ids[slot % 2]).collect();
             slb.change(|state| {
                 let service = state.listeners.get_mut(&at).expect("a listener");
-                service.schedule = Arc::new(Schedule::new(SCHEDULER_QUIC, slots.clone()));
-                service.policy = Policy { flags: LISTENER_CHOOSES, ..Policy::default() };
+                service.schedule = Arc::new(Schedule::new(Scheduler::QUIC, slots.clone()));
+                service.policy = Policy { flags: ListenerFlags::CHOOSES, ..Policy::default() };
                 let listener = service.id;
                 for (server, id) in (1..).zip(ids) {
                     state.quic.insert(QuicKey { listener, server }, id);
                     let backend = state.backends.get_mut(&id).expect("a backend");
-                    backend.flags = BACKEND_IN_USE | BACKEND_USABLE;
+                    backend.flags = BackendFlags::IN_USE | BackendFlags::USABLE;
                     backend.listener = listener as u16;
                 }
             });
@@ -379,7 +381,7 @@ fn given_a_connection_that_was_ended_when_either_side_speaks_then_it_is_reset() 
             let inside = first.to(backend(0, family, port::TURN_BACKEND));
             slb.client_sends("SYN", &first, &forwarded(inside.clone(), FIRST));
             slb.tamper(&first, |flow| flow.state |= ConnState::RST_PENDING.bits());
-            slb.change(|state| mark(state, at, REVNAT_CLOSING));
+            slb.change(|state| mark(state, at, RevNatFlags::CLOSING));
 
             let ack = Frame { ack: 77, ..first.clone() }.flags(ACK);
             slb.client_sends("the client's ACK", &ack, &closed(&ack));
@@ -411,8 +413,8 @@ fn given_a_backend_whose_time_is_up_when_connections_without_an_entry_speak_then
             let second = id::HTTP_SECOND + family as u32;
             // The first has been drained, and its connections were never heard of since.
             slb.move_to(to, &[second]);
-            slb.backend(id::HTTP + family as u32, |backend| backend.flags |= BACKEND_CLOSED);
-            slb.change(|state| mark(state, at, REVNAT_CLOSING));
+            slb.backend(id::HTTP + family as u32, |backend| backend.flags |= BackendFlags::CLOSED);
+            slb.change(|state| mark(state, at, RevNatFlags::CLOSING));
             let ack = syn(client(family, 4_000), to).flags(ACK);
             slb.client_sends("an old one", &ack, &closed(&ack));
             let inside = ack.to(backend(0, family, port::HTTP_BACKEND));
@@ -439,7 +441,7 @@ fn given_a_watched_backend_when_it_answers_syns_then_both_answers_are_counted() 
             let to = vip(family, port::HTTP);
             let at = endpoint(to, abi::TCP);
             let id = id::HTTP + family as u32;
-            slb.change(|state| mark(state, at, REVNAT_WATCHED));
+            slb.change(|state| mark(state, at, RevNatFlags::WATCHED));
             let syn = syn(client(family, 4_000), to);
             let inside = syn.to(backend(0, family, port::HTTP_BACKEND));
             let mut say = |flags, seq| {

@@ -1,7 +1,7 @@
 //! Backends that see a source of the gateway get the address of the client, by the PROXY protocol or a TCP option.
 
 use slb_common::{
-    abi::{BACKEND_OPTION, BACKEND_PROXY, ConnState},
+    abi::{BackendFlags, ConnState},
     verdict::Verdict,
 };
 
@@ -20,7 +20,7 @@ const FIRST_BYTE: u32 = ISN.wrapping_add(1);
 #[test]
 #[ignore = "needs root"]
 fn given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_client_sends() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 1_000, len);
         let reply = open.reply(SYN | ACK, len);
@@ -63,7 +63,7 @@ fn given_a_proxy_header_when_a_connection_begins_then_it_stands_before_what_the_
 #[test]
 #[ignore = "needs root"]
 fn given_a_proxy_header_when_a_connection_is_short_then_it_ends_as_it_would_without() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 2_000, len);
         let reply = open.reply(RST | ACK, len);
@@ -98,7 +98,7 @@ fn given_a_proxy_header_when_a_connection_is_short_then_it_ends_as_it_would_with
 #[test]
 #[ignore = "needs root"]
 fn given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_may_see_first() {
-    everywhere(BACKEND_OPTION, OPTIONS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::OPTION, OPTIONS, |slb, family, crosses, len| {
         let case = |what: &str| format!("{what}, family {family}, crosses: {crosses}");
         let open = Connection::open(slb, family, crosses, 3_000, 0);
         let reply = open.reply(SYN | ACK, 0);
@@ -132,7 +132,7 @@ fn given_the_option_when_a_connection_begins_then_it_is_in_all_that_the_backend_
 #[test]
 #[ignore = "needs root"]
 fn given_the_option_when_a_packet_is_too_big_somewhere_then_the_client_is_told_without_it() {
-    everywhere(BACKEND_OPTION, OPTIONS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::OPTION, OPTIONS, |slb, family, crosses, len| {
         if crosses {
             return;
         }
@@ -155,7 +155,7 @@ fn given_the_option_when_a_packet_is_too_big_somewhere_then_the_client_is_told_w
 #[test]
 #[ignore = "needs root"]
 fn given_a_backend_that_waits_for_a_header_when_a_connection_is_unknown_then_it_is_reset() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, _| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, _| {
         let to = if crosses { port::OTHER } else { port::FULL };
         let unknown = syn(client(family, 9_000), vip(family, to)).flags(ACK);
         assert_eq!(slb.run(WAN, &unknown.bytes()).verdict, Verdict::Reset, "family {family}");
@@ -165,7 +165,7 @@ fn given_a_backend_that_waits_for_a_header_when_a_connection_is_unknown_then_it_
 #[test]
 #[ignore = "needs root"]
 fn given_headers_of_any_length_when_something_is_inserted_then_it_stands_behind_them() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 4_000, len);
         open.accept(slb, len);
         for more in 1..=3 {
@@ -191,7 +191,7 @@ fn given_headers_of_any_length_when_something_is_inserted_then_it_stands_behind_
 #[test]
 #[ignore = "needs root"]
 fn given_a_way_that_is_narrow_when_something_is_to_be_inserted_then_there_has_to_be_room_for_it() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 5_000, len);
         open.accept(slb, len);
         let id = if crosses { id::OTHER } else { id::FULL } + family as u32;
@@ -214,7 +214,7 @@ fn given_a_way_that_is_narrow_when_something_is_to_be_inserted_then_there_has_to
 #[test]
 #[ignore = "needs root"]
 fn given_a_first_fragment_when_something_is_to_be_inserted_then_it_is_dropped() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 6_000, len);
         let data = open.segment(ACK, 0, &[7; 16]);
         let bytes = if family == 0 {
@@ -232,7 +232,7 @@ fn given_a_first_fragment_when_something_is_to_be_inserted_then_it_is_dropped() 
 #[test]
 #[ignore = "needs root"]
 fn given_a_tagged_frame_when_something_is_inserted_then_its_tag_stays() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let open = Connection::open(slb, family, crosses, 7_000, len);
         open.accept(slb, len);
         let data = open.segment(ACK, 0, b"odd");
@@ -247,7 +247,7 @@ fn given_a_tagged_frame_when_something_is_inserted_then_its_tag_stays() {
 #[test]
 #[ignore = "needs root"]
 fn given_an_error_about_what_was_told_when_it_comes_then_the_client_hears_of_what_it_has_sent() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         if crosses {
             return;
         }
@@ -285,7 +285,7 @@ fn given_an_error_about_what_was_told_when_it_comes_then_the_client_hears_of_wha
 #[test]
 #[ignore = "needs root"]
 fn client_bytes_before_the_header_are_dropped() {
-    everywhere(BACKEND_PROXY, HEADERS, |slb, family, crosses, len| {
+    everywhere(BackendFlags::PROXY, HEADERS, |slb, family, crosses, len| {
         let dropped = |slb: &mut Slb<'_>, what: &str, frame: &Frame| {
             let verdict = slb.run(WAN, &frame.bytes()).verdict;
             let case = format!("{what}, family {family}, crosses: {crosses}");
@@ -314,7 +314,7 @@ fn client_bytes_before_the_header_are_dropped() {
 #[test]
 #[ignore = "needs root"]
 fn client_made_option_never_reaches_a_backend() {
-    everywhere(BACKEND_OPTION, OPTIONS, |slb, family, crosses, _| {
+    everywhere(BackendFlags::OPTION, OPTIONS, |slb, family, crosses, _| {
         let open = Connection::open(slb, family, crosses, 9_200, 0);
         open.accept(slb, 0);
         let foreign: Vec<u8> = [&[254, 8, 1, 2, 3, 4, 5, 6][..], &[30, 32], &[9; 30]].concat();

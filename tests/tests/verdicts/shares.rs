@@ -7,10 +7,7 @@ use std::{
 
 use etherparse::SlicedPacket;
 use slb_common::{
-    abi::{
-        self, BACKEND_IN_USE, BACKEND_USABLE, FlowKey, SCHEDULER_HASH, SCHEDULER_SOURCE, SLOT_KEEP,
-        SLOT_LOOK,
-    },
+    abi::{self, BackendFlags, FlowKey, SLOT_KEEP, SLOT_LOOK, Scheduler},
     hash,
     verdict::Verdict,
 };
@@ -71,7 +68,7 @@ fn given_weights_when_many_flows_begin_then_shares_are_right_and_nothing_is_reme
         for family in FAMILIES {
             let slots = table(&members(family), size_for(BACKENDS.len()));
             slb.backend(id::HTTP_SICK + family as u32, |backend| {
-                backend.flags = BACKEND_IN_USE | BACKEND_USABLE;
+                backend.flags = BackendFlags::IN_USE | BackendFlags::USABLE;
             });
             slb.schedule(vip(family, port::HTTP), abi::TCP, slots.clone());
             let flows = flows(family);
@@ -122,12 +119,16 @@ fn given_the_source_as_the_choice_when_flows_begin_then_a_client_has_one_backend
                     service.schedule = Arc::new(schedule);
                 });
             };
-            schedule(slb, Schedule::new(SCHEDULER_SOURCE, slots.clone()));
+            schedule(slb, Schedule::new(Scheduler::SOURCE, slots.clone()));
             let remembered = slb.flows.count();
             let mut clients = BTreeMap::<_, BTreeSet<u8>>::new();
             for frame in flows(family) {
                 let chosen = chosen(slb, &frame);
-                assert_eq!(chosen, last_byte(slb, by(SCHEDULER_SOURCE, &frame.key())), "{frame:?}");
+                assert_eq!(
+                    chosen,
+                    last_byte(slb, by(Scheduler::SOURCE, &frame.key())),
+                    "{frame:?}"
+                );
                 clients.entry(frame.src.ip()).or_default().insert(chosen);
             }
             assert!(clients.values().all(|backends| backends.len() == 1), "{clients:?}");
@@ -137,16 +138,16 @@ fn given_the_source_as_the_choice_when_flows_begin_then_a_client_has_one_backend
 
             // The other hash was before: who is in the middle of a connection goes by that.
             let moving = slots.iter().map(|slot| slot | SLOT_LOOK | SLOT_KEEP).collect();
-            let (previous_scheduler, previous) = (SCHEDULER_HASH, slots.clone());
+            let (previous_scheduler, previous) = (Scheduler::HASH, slots.clone());
             let after = Schedule {
                 previous_scheduler,
                 previous,
-                ..Schedule::new(SCHEDULER_SOURCE, moving)
+                ..Schedule::new(Scheduler::SOURCE, moving)
             };
             schedule(slb, after);
             for frame in flows(family).into_iter().step_by(11) {
                 let (is_new, key) = (frame.src.port() % 2 == 0, frame.key());
-                let scheduler = if is_new { SCHEDULER_SOURCE } else { SCHEDULER_HASH };
+                let scheduler = if is_new { Scheduler::SOURCE } else { Scheduler::HASH };
                 let frame = if is_new { frame } else { frame.flags(ACK) };
                 assert_eq!(chosen(slb, &frame), last_byte(slb, by(scheduler, &key)), "{frame:?}");
             }

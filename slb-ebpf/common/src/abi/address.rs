@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::flags::flags;
+
 /// Hashes in `SLB_FILTER`; a power of two. With ten thousand addresses of ours one stranger in a hundred has
 /// the hash of one.
 pub const FILTER_HASHES: usize = 1 << 20;
@@ -15,22 +17,24 @@ pub struct Filter {
     /// Written by the program: until when a client may be talking to any backend directly, in jiffies; 0: none
     /// ever has. `SLB_BYPASS` says to which.
     pub bypass_until: u32,
-    /// What the addresses of a hash may be to us, [`ROLE_VIP`] and [`ROLE_BACKEND`], two bits each. What is not in
+    /// What the addresses of a hash may be to us, [`Roles::FILTERED`], two bits each. What is not in
     /// here needs no look-up. Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.
     pub roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],
 }
 
-/// Value of `SLB_ADDRESSES`: what an address is to us.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
-pub struct Roles {
-    /// [`ROLE_VIP`], [`ROLE_BACKEND`] and [`ROLE_LOCAL`].
-    pub roles: u32,
+flags! {
+    /// Value of `SLB_ADDRESSES`: what an address is to us. Zero: nothing.
+    pub struct Roles: u32 {
+        /// A virtual address of an instance.
+        const VIP = 1;
+        /// The address of a backend.
+        const BACKEND = 2;
+        /// An address of the gateway itself: what backends send there is the agent's or the kernel's.
+        const LOCAL = 4;
+    }
 }
 
-/// A virtual address of an instance.
-pub const ROLE_VIP: u32 = 1;
-/// The address of a backend.
-pub const ROLE_BACKEND: u32 = 2;
-/// An address of the gateway itself: what backends send there is the agent's or the kernel's.
-pub const ROLE_LOCAL: u32 = 4;
+impl Roles {
+    /// Those that [`Filter`] knows.
+    pub const FILTERED: Self = Self::VIP.union(Self::BACKEND);
+}

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::net::Address;
+use crate::{flags::flags, net::Address};
 
 /// Capacity of `SLB_BACKENDS`: one per listener, backend and address. [`super::NO_BACKEND`] is none.
 pub const MAX_BACKENDS: usize = 65_535;
@@ -73,17 +73,16 @@ pub struct Backend {
     pub hop: NextHop,
     /// Port that packets are sent to.
     pub port: u32,
-    /// [`BACKEND_IN_USE`], [`BACKEND_USABLE`], [`BACKEND_HEALTHY`], [`BACKEND_UNHEALTHY`],
-    /// [`BACKEND_SHARED`], [`BACKEND_PROXY`], [`BACKEND_OPTION`] and [`BACKEND_CLOSED`].
-    pub flags: u32,
+    /// What is known of it.
+    pub flags: BackendFlags,
     /// A flow without a packet for this many jiffies is forgotten.
     pub idle_jiffies: u32,
     /// [`super::Listener::id`] of the listener that this is a backend of.
     pub listener: u16,
-    /// For [`super::SCHEDULER_LEAST`]: how many flows it is to have, relative to the others.
+    /// For [`super::Scheduler::LEAST`]: how many flows it is to have, relative to the others.
     pub weight: u16,
-    /// How a packet reaches it: a [`Mode`].
-    pub mode: u32,
+    /// How a packet reaches it.
+    pub mode: Mode,
     /// The longest packet that gets there, in bytes from its IP header on, as it arrives here: what a
     /// tunnel adds is taken off. 0: not known.
     pub mtu: u32,
@@ -98,79 +97,55 @@ pub struct Backend {
 }
 const _: () = assert!(size_of::<Backend>() == 64);
 
-impl Backend {
-    /// How a packet reaches it; `None`: by no mode of this version.
-    #[must_use]
-    #[inline(always)]
-    pub const fn mode(&self) -> Option<Mode> {
-        Mode::from_number(self.mode)
+flags! {
+    /// What is known of a backend.
+    pub struct BackendFlags: u32 {
+        /// The configuration knows this backend.
+        const IN_USE = 1;
+        /// New flows may go there, and connectionless ones stay.
+        const USABLE = 2;
+        /// A probe has found it healthy. Not for the program: a restarted agent goes on from here.
+        const HEALTHY = 4;
+        /// A probe has found it unhealthy. Not for the program either.
+        const UNHEALTHY = 8;
+        /// Another VIP or listener has a backend at the same address, port and protocol: what it answers does
+        /// not tell which of them it is for, so its flows have entries.
+        const SHARED = 16;
+        /// What a client sends begins with a PROXY protocol header ([`crate::proxy_protocol`]).
+        const PROXY = 32;
+        /// A client's first packets have a TCP option that says who it is.
+        const OPTION = 64;
+        /// Its time is up: connections that it still has are reset.
+        const CLOSED = 128;
     }
 }
 
 /// How packets reach a backend.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Destination address and port are rewritten.
-    Nat = MODE_NAT,
-    /// Only the MAC addresses are.
-    Dsr = MODE_DSR,
-    /// IP in IP.
-    Ipip = MODE_IPIP,
-    /// Generic UDP encapsulation.
-    Gue = MODE_GUE,
-    /// All of it is rewritten, the source as well.
-    Full = MODE_FULL,
-}
+#[repr(transparent)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, FromBytes, Immutable, IntoBytes,
+)]
+pub struct Mode(u32);
 
 impl Mode {
-    /// From a number in a map; `None`: it is no mode.
-    #[must_use]
-    #[inline(always)]
-    pub const fn from_number(number: u32) -> Option<Self> {
-        match number {
-            MODE_NAT => Some(Self::Nat),
-            MODE_DSR => Some(Self::Dsr),
-            MODE_IPIP => Some(Self::Ipip),
-            MODE_GUE => Some(Self::Gue),
-            MODE_FULL => Some(Self::Full),
-            _ => None,
-        }
-    }
+    /// Destination address and port are rewritten.
+    pub const NAT: Self = Self(0);
+    /// Only the MAC addresses are: the backend has the VIP as well, and answers by itself.
+    pub const DSR: Self = Self(1);
+    /// IP in IP, to a backend that has the VIP as well.
+    pub const IPIP: Self = Self(2);
+    /// Generic UDP encapsulation, to a backend that has the VIP as well.
+    pub const GUE: Self = Self(3);
+    /// All of it is rewritten, the source as well; the family may change.
+    pub const FULL: Self = Self(4);
 
     /// Whether the backend has the VIP as well, and answers past the gateway.
     #[must_use]
     #[inline(always)]
     pub const fn is_direct(self) -> bool {
-        matches!(self, Self::Dsr | Self::Ipip | Self::Gue)
+        matches!(self, Self::DSR | Self::IPIP | Self::GUE)
     }
 }
-/// Destination address and port are rewritten.
-pub const MODE_NAT: u32 = 0;
-/// Only the MAC addresses are: the backend has the VIP as well, and answers by itself.
-pub const MODE_DSR: u32 = 1;
-/// IP in IP, to a backend that has the VIP as well.
-pub const MODE_IPIP: u32 = 2;
-/// Generic UDP encapsulation, to a backend that has the VIP as well.
-pub const MODE_GUE: u32 = 3;
-/// All of it is rewritten, the source as well; the family may change.
-pub const MODE_FULL: u32 = 4;
+
 /// In place of an index into `SLB_SOURCES`.
 pub const NO_SOURCE: u16 = 0;
-/// The configuration knows this backend.
-pub const BACKEND_IN_USE: u32 = 1;
-/// New flows may go there, and connectionless ones stay.
-pub const BACKEND_USABLE: u32 = 2;
-/// A probe has found it healthy. Not for the program: a restarted agent goes on from here.
-pub const BACKEND_HEALTHY: u32 = 4;
-/// A probe has found it unhealthy. Not for the program either.
-pub const BACKEND_UNHEALTHY: u32 = 8;
-/// Another VIP or listener has a backend at the same address, port and protocol: what it answers does
-/// not tell which of them it is for, so its flows have entries.
-pub const BACKEND_SHARED: u32 = 16;
-/// What a client sends begins with a PROXY protocol header ([`crate::proxy_protocol`]).
-pub const BACKEND_PROXY: u32 = 32;
-/// A client's first packets have a TCP option that says who it is.
-pub const BACKEND_OPTION: u32 = 64;
-/// Its time is up: connections that it still has are reset.
-pub const BACKEND_CLOSED: u32 = 128;

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::backend::NextHop;
+use super::backend::{Mode, NextHop};
 use crate::net::Address;
 
 /// Capacity of `SLB_FRAGMENTS`: datagrams whose fragments are on their way at the same time.
@@ -38,8 +38,8 @@ pub struct Fragment {
     pub hash: u64,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
-    /// [`super::MODE_NAT`] or another.
-    pub mode: u32,
+    /// How packets reach the backend.
+    pub mode: Mode,
     /// A [`super::FlowKind`]; [`super::FlowKind::Bypass`]: it was left to the kernel.
     pub kind: u32,
     /// The longest packet that gets there, in bytes from its IP header on; 0: not known.

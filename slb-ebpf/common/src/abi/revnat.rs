@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::net::Address;
+use crate::{flags::flags, net::Address};
 
 /// Capacity of `SLB_ADDRESSES` and `SLB_REVNAT`.
 pub const MAX_ENDPOINTS: usize = 65_536;
@@ -19,18 +19,23 @@ pub struct RevNat {
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
     /// [`REVNAT_SHARED`], [`REVNAT_TRACKED`], [`REVNAT_WATCHED`], [`REVNAT_CLOSING`] and [`REVNAT_LIMITED`].
-    pub flags: u32,
+    pub flags: RevNatFlags,
     /// Zero.
     pub spare: u32,
 }
 const _: () = assert!(size_of::<RevNat>() == 32);
-/// It answers for other VIPs or listeners, too: a flow's entry says for which.
-pub const REVNAT_SHARED: u32 = 1;
-/// Its flows have entries that want to know of SYN, FIN and RST.
-pub const REVNAT_TRACKED: u32 = 2;
-/// How it answers SYNs is counted, in `SLB_PASSIVE_HC`.
-pub const REVNAT_WATCHED: u32 = 4;
-/// Some of its connections are being reset.
-pub const REVNAT_CLOSING: u32 = 8;
-/// Its listener has limits, for answers as well.
-pub const REVNAT_LIMITED: u32 = 16;
+flags! {
+    /// What has to be known of what a backend answers.
+    pub struct RevNatFlags: u32 {
+        /// It answers for other VIPs or listeners, too: a flow's entry says for which.
+        const SHARED = 1;
+        /// Its flows have entries that want to know of SYN, FIN and RST.
+        const TRACKED = 2;
+        /// How it answers SYNs is counted, in `SLB_PASSIVE_HC`.
+        const WATCHED = 4;
+        /// Some of its connections are being reset.
+        const CLOSING = 8;
+        /// Its listener has limits, for answers as well.
+        const LIMITED = 16;
+    }
+}

@@ -203,15 +203,3 @@ fn given_the_number_of_a_kind_when_it_is_converted_then_others_are_none() {
     let expected = expected.into_iter().chain([(FLOW_BYPASS, FlowKind::Bypass)]);
     assert!(numbers.eq(expected));
 }
-
-#[test]
-fn given_the_number_of_a_mode_when_it_is_converted_then_others_are_none() {
-    let modes = [Mode::Nat, Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Full];
-    for mode in modes {
-        let backend = Backend { mode: mode as u32, ..Backend::default() };
-        assert_eq!(backend.mode(), Some(mode));
-    }
-    for number in [modes.len() as u32, 256, u32::MAX] {
-        assert_eq!(Mode::from_number(number), None, "{number}");
-    }
-}

@@ -2,10 +2,7 @@
 
 use super::{Lookups, Step, begins, by_schedule, check_ttl, is_recent};
 use crate::{
-    abi::{
-        self, BACKEND_CLOSED, BACKEND_OPTION, BACKEND_PROXY, BACKEND_SHARED, Backend, MODE_FULL,
-        MODE_NAT, NO_BACKEND, NOT_CHOSEN, ROLE_BACKEND, SLOT_BACKEND, SLOT_KEEP,
-    },
+    abi::{Backend, BackendFlags, Mode, NO_BACKEND, NOT_CHOSEN, Roles, SLOT_BACKEND, SLOT_KEEP},
     packet::Packet,
     verdict::Verdict,
 };
@@ -61,23 +58,23 @@ pub fn begin<L: Lookups>(look: &mut L, packet: &Packet, hash: u64) -> Result<Beg
     }
     let backend = look.backend(id)?.ok_or(Verdict::Inconsistent)?;
     check_ttl(look, backend.hop)?;
-    if backend.flags & BACKEND_CLOSED != 0 && !begins {
+    if backend.flags.intersects(BackendFlags::CLOSED) && !begins {
         look.step(Step::Closed { backend: id });
         return Err(Verdict::Closed.into());
     }
     // The backend is told about the client as a connection begins, and knows this one from another port.
-    if backend.flags & (BACKEND_PROXY | BACKEND_OPTION) != 0 && !begins {
+    if backend.flags.intersects(BackendFlags::PROXY | BackendFlags::OPTION) && !begins {
         look.step(Step::TooLate { backend: id });
         return Err(Verdict::Reset.into());
     }
-    if backend.mode == MODE_FULL || is_hairpin(look, packet, id, &backend)? {
+    if backend.mode == Mode::FULL || is_hairpin(look, packet, id, &backend)? {
         let made = look.remember(key, id, Entries::OwnSource)?;
         made.ok_or(Verdict::TableFull)?;
         return Ok(Beginning::OwnSource { id });
     }
-    let is_hash = abi::is_by_hash(listener.scheduler) && look.chosen() == NOT_CHOSEN;
+    let is_hash = listener.scheduler.is_by_hash() && look.chosen() == NOT_CHOSEN;
     let is_shared =
-        backend.flags & BACKEND_SHARED != 0 || is_recent(look, look.bypass_until(), id)?;
+        backend.flags.intersects(BackendFlags::SHARED) || is_recent(look, look.bypass_until(), id)?;
     if slot & SLOT_KEEP == 0 && !is_shared {
         return Ok(Beginning::Backend { id, port: key.sport });
     }
@@ -85,7 +82,7 @@ pub fn begin<L: Lookups>(look: &mut L, packet: &Packet, hash: u64) -> Result<Beg
     let port = match look.remember(key, id, entries)? {
         Some(port) => port,
         // By hash the flow finds its backend again, as long as its slot is not changed.
-        None if is_hash && backend.flags & BACKEND_SHARED == 0 => key.sport,
+        None if is_hash && !backend.flags.intersects(BackendFlags::SHARED) => key.sport,
         None => return Err(Verdict::TableFull.into()),
     };
     Ok(Beginning::Backend { id, port })
@@ -100,9 +97,9 @@ fn is_hairpin<L: Lookups>(
     id: u32,
     backend: &Backend,
 ) -> Result<bool, L::Error> {
-    let is_hairpin = backend.mode == MODE_NAT
+    let is_hairpin = backend.mode == Mode::NAT
         && backend.hop.ifindex == look.ingress()
-        && look.roles(&packet.key.src)? & ROLE_BACKEND != 0;
+        && look.roles(&packet.key.src)?.intersects(Roles::BACKEND);
     if is_hairpin {
         let ingress = look.ingress();
         look.step(Step::Hairpin { backend: id, ingress });

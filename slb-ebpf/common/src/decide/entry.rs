@@ -2,8 +2,8 @@
 
 use crate::{
     abi::{
-        BACKEND_CLOSED, BACKEND_UNHEALTHY, BACKEND_USABLE, Backend, ConnState, Flow, FlowKind,
-        Listener, MODE_FULL, MODE_NAT, NO_SOURCE, SCHEDULER_QUIC, SLOT_BACKEND, UDP, is_over,
+        Backend, BackendFlags, ConnState, Flow, FlowKind, Listener, Mode, NO_SOURCE, SLOT_BACKEND,
+        Scheduler, UDP, is_over,
     },
     packet::{Packet, TcpFlags},
 };
@@ -102,7 +102,7 @@ pub enum Judgement {
 /// Whether an entry, whose backend is `backend`, counts for a packet. `now` is in jiffies.
 #[must_use]
 #[inline(always)]
-pub const fn judge(
+pub fn judge(
     now: u32,
     packet: &Packet,
     listener: &Listener,
@@ -110,9 +110,9 @@ pub const fn judge(
     backend: &Backend,
 ) -> Judgement {
     let fits = match flow.source {
-        NO_SOURCE => backend.mode != MODE_FULL,
+        NO_SOURCE => backend.mode != Mode::FULL,
         // NAT: a backend is its client.
-        _ => matches!(backend.mode, MODE_FULL | MODE_NAT),
+        _ => matches!(backend.mode, Mode::FULL | Mode::NAT),
     };
     // Else the group's forwarding is another one by now.
     if !fits || starts_anew(now, packet, listener, flow, backend) {
@@ -129,7 +129,7 @@ pub const fn judge(
 /// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
 /// none: both are better off elsewhere. But with QUIC, which has, one that is drained or removed keeps them.
 #[inline(always)]
-const fn starts_anew(
+fn starts_anew(
     now: u32,
     packet: &Packet,
     listener: &Listener,
@@ -143,10 +143,10 @@ const fn starts_anew(
     if !flow.is_original || !(is_syn || packet.key.proto == UDP) {
         return false;
     }
-    let is_out = if listener.scheduler == SCHEDULER_QUIC {
-        backend.flags & (BACKEND_UNHEALTHY | BACKEND_CLOSED) != 0
+    let is_out = if listener.scheduler == Scheduler::QUIC {
+        backend.flags.intersects(BackendFlags::UNHEALTHY | BackendFlags::CLOSED)
     } else {
-        backend.flags & BACKEND_USABLE == 0
+        !backend.flags.intersects(BackendFlags::USABLE)
     };
     is_out || is_over(now, flow.expires) || is_syn && flow.state.intersects(GIVEN_UP)
 }

@@ -9,7 +9,7 @@ use std::{
 
 use super::*;
 use crate::{
-    abi::{BACKEND_IN_USE, BACKEND_USABLE, Flow, NOT_CHOSEN, TCP},
+    abi::{BackendFlags, Flow, NOT_CHOSEN, Scheduler, TCP},
     packet::TcpFlags,
 };
 
@@ -19,7 +19,7 @@ pub(super) const LAN: u32 = 2;
 pub(super) const VIP: &str = "203.0.113.10:80";
 pub(super) const CLIENT: &str = "198.51.100.7:40000";
 pub(super) const HOST: &str = "10.0.0.11:40000";
-pub(super) const USABLE: u32 = BACKEND_IN_USE | BACKEND_USABLE;
+pub(super) const USABLE: BackendFlags = BackendFlags::IN_USE.union(BackendFlags::USABLE);
 pub(super) const KNOWN: NextHop = NextHop { ifindex: LAN, ..NextHop::UNRESOLVED };
 
 /// The maps, with one listener at [`VIP`] whose backends are numbered from 0.
@@ -76,14 +76,14 @@ impl Lookups for Maps {
         Ok(self.no_listener)
     }
 
-    fn roles(&self, addr: &Address) -> Result<u32, Verdict> {
+    fn roles(&self, addr: &Address) -> Result<Roles, Verdict> {
         let is = |at: &str| *addr == address(at);
         Ok(if is(VIP) {
-            ROLE_VIP
+            Roles::VIP
         } else if is(HOST) {
-            ROLE_BACKEND
+            Roles::BACKEND
         } else {
-            0
+            Roles::empty()
         })
     }
 
@@ -232,7 +232,7 @@ pub(super) fn host(number: u8) -> Backend {
     Backend { addr, port: 8_080, hop: KNOWN, flags: USABLE, weight: 1, ..Backend::default() }
 }
 
-pub(super) fn maps(scheduler: u16, slots: &[u32]) -> Maps {
+pub(super) fn maps(scheduler: Scheduler, slots: &[u32]) -> Maps {
     let listener = Listener { id: 0, scheduler, slots: slots.len() as u32, ..Listener::default() };
     Maps {
         listener,

@@ -2,7 +2,7 @@
 
 use super::{Lookups, Step, check_ttl, unrelated};
 use crate::{
-    abi::{FlowKind, Fragment, ROLE_VIP, TCP, UDP, is_over},
+    abi::{FlowKind, Fragment, Roles, TCP, UDP, is_over},
     packet::{FRAGMENT_NONE, Packet},
     verdict::Verdict,
 };
@@ -14,7 +14,7 @@ use crate::{
 /// A verdict: it goes no further.
 #[inline(always)]
 pub fn later<L: Lookups>(look: &mut L, packet: &Packet) -> Result<Fragment, L::Error> {
-    let is_vip = look.roles(&packet.key.dst)? & ROLE_VIP != 0;
+    let is_vip = look.roles(&packet.key.dst)?.intersects(Roles::VIP);
     if !matches!(packet.key.proto, TCP | UDP) && packet.is_v4() {
         return Err(unrelated(is_vip).into());
     }

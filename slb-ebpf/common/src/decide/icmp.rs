@@ -3,8 +3,8 @@
 use super::{Lookups, Step, by_schedule, check_hop, is_martian};
 use crate::{
     abi::{
-        Address, Backend, FlowKey, FlowKind, MODE_FULL, NO_BACKEND, NO_PLACE, NO_SOURCE,
-        NatRewrite, REVNAT_SHARED, ROLE_VIP, SLOT_BACKEND,
+        Address, Backend, FlowKey, FlowKind, Mode, NO_BACKEND, NO_PLACE, NO_SOURCE, NatRewrite,
+        RevNatFlags, Roles, SLOT_BACKEND,
     },
     packet::{FRAGMENT_NONE, Packet},
     verdict::Verdict,
@@ -28,10 +28,10 @@ pub enum Side {
 pub fn concerns<L: Lookups>(look: &L, packet: &Packet, quoted: &FlowKey) -> Result<Side, L::Error> {
     // Errors go to who has sent what they are about.
     if packet.fragment != FRAGMENT_NONE || !packet.key.dst.same(quoted.src) {
-        let is_vip = look.roles(&packet.key.dst)? & ROLE_VIP != 0;
+        let is_vip = look.roles(&packet.key.dst)?.intersects(Roles::VIP);
         return Err(unrelated(is_vip).into());
     }
-    let is_vip = look.roles(&quoted.src)? & ROLE_VIP != 0;
+    let is_vip = look.roles(&quoted.src)?.intersects(Roles::VIP);
     Ok(if is_vip { Side::Backend } else { Side::Client })
 }
 
@@ -42,11 +42,11 @@ pub fn concerns<L: Lookups>(look: &L, packet: &Packet, quoted: &FlowKey) -> Resu
 /// A verdict: it goes no further.
 #[inline(always)]
 pub fn to_itself<L: Lookups>(look: &L, packet: &Packet) -> Result<(), L::Error> {
-    let is_vip = look.roles(&packet.key.dst)? & ROLE_VIP != 0;
+    let is_vip = look.roles(&packet.key.dst)?.intersects(Roles::VIP);
     if !is_vip || packet.fragment != FRAGMENT_NONE {
         return Err(unrelated(is_vip).into());
     }
-    if is_martian(packet) || look.roles(&packet.key.src)? & ROLE_VIP != 0 {
+    if is_martian(packet) || look.roles(&packet.key.src)?.intersects(Roles::VIP) {
         return Err(Verdict::Martian.into());
     }
     Ok(())
@@ -112,7 +112,7 @@ pub fn error_to_backend<L: Lookups>(
     }
     let backend = look.backend(flow.backend)?.ok_or(Verdict::Inconsistent)?;
     check_hop(look, &backend)?;
-    if backend.mode == MODE_FULL && flow.source == NO_SOURCE {
+    if backend.mode == Mode::FULL && flow.source == NO_SOURCE {
         return Err(Verdict::NotOurs.into());
     }
     Ok(ErrorToBackend { backend, id: flow.backend, flow })
@@ -173,7 +173,7 @@ pub fn error_to_client<L: Lookups>(
                 concerned.client = key.src;
             }
         }
-        None if origin.flags & REVNAT_SHARED != 0 => return Err(Verdict::NotOurs.into()),
+        None if origin.flags.intersects(RevNatFlags::SHARED) => return Err(Verdict::NotOurs.into()),
         None => {}
     }
     Ok(concerned)

@@ -2,7 +2,7 @@
 
 use super::{Lookups, Step};
 use crate::{
-    abi::{ACL_ALLOW, ACL_DENY, LISTENER_LIMITED, Listener, UDP},
+    abi::{Listener, ListenerFlags, UDP},
     packet::Packet,
     verdict::Verdict,
 };
@@ -28,14 +28,14 @@ pub fn admit<L: Lookups>(
     listener: &Listener,
 ) -> Result<(), L::Error> {
     let key = &packet.key;
-    if listener.flags & (ACL_ALLOW | ACL_DENY) != 0 {
+    if listener.flags.intersects(ListenerFlags::ALLOW | ListenerFlags::DENY) {
         let is_listed = look.is_listed(listener.acl, &key.src)?;
         look.step(Step::AccessList { listener, is_listed });
-        if is_listed != (listener.flags & ACL_ALLOW != 0) {
+        if is_listed != (listener.flags.intersects(ListenerFlags::ALLOW)) {
             return Err(Verdict::Denied.into());
         }
     }
-    if listener.flags & LISTENER_LIMITED == 0 {
+    if !listener.flags.intersects(ListenerFlags::LIMITED) {
         return Ok(());
     }
     if packet.is_syn() || key.proto == UDP && !look.is_known(key)? {

@@ -3,9 +3,8 @@
 use super::Peer;
 use crate::{
     abi::{
-        BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY, BACKEND_USABLE, Backend,
-        FlowKey, FragmentKey, Listener, MODE_GUE, MODE_IPIP, PROXY_NONE, PROXY_OPTION, PROXY_V2,
-        Sticky, TAG_LOCKED, TCP, UDP, is_over,
+        Backend, BackendFlags, FlowKey, FragmentKey, Listener, Mode, PROXY_NONE, PROXY_OPTION,
+        PROXY_V2, Sticky, TAG_LOCKED, TCP, UDP, is_over,
     },
     hash,
     packet::{FRAGMENT_NONE, Packet, TcpFlags},
@@ -44,10 +43,10 @@ pub const fn is_until(until: u32, now: u32) -> bool {
 /// Whether a backend of the listener takes new flows of clients that are kept with it.
 #[must_use]
 #[inline(always)]
-pub const fn is_open(listener: &Listener, backend: &Backend) -> bool {
-    const OPEN: u32 = BACKEND_IN_USE | BACKEND_USABLE;
-    backend.listener as u32 == listener.id
-        && backend.flags & (OPEN | BACKEND_CLOSED) == OPEN
+pub fn is_open(listener: &Listener, backend: &Backend) -> bool {
+    const OPEN: BackendFlags = BackendFlags::IN_USE.union(BackendFlags::USABLE);
+    u32::from(backend.listener) == listener.id
+        && backend.flags & (OPEN | BackendFlags::CLOSED) == OPEN
         && backend.weight != 0
 }
 
@@ -61,10 +60,10 @@ pub const fn is_kept(now: u32, sticky: &Sticky) -> bool {
 /// Whether and how a backend is told who the client of a new flow is.
 #[must_use]
 #[inline(always)]
-pub const fn proxy_of(proto: u32, backend: &Backend) -> u8 {
-    match backend.flags & (BACKEND_PROXY | BACKEND_OPTION) {
-        BACKEND_PROXY if proto == TCP => PROXY_V2,
-        BACKEND_OPTION if proto == TCP => PROXY_OPTION,
+pub fn proxy_of(proto: u32, backend: &Backend) -> u8 {
+    match backend.flags & (BackendFlags::PROXY | BackendFlags::OPTION) {
+        BackendFlags::PROXY if proto == TCP => PROXY_V2,
+        BackendFlags::OPTION if proto == TCP => PROXY_OPTION,
         _ => PROXY_NONE,
     }
 }
@@ -96,7 +95,7 @@ pub const fn is_owner(peer: &Peer, key: &FlowKey, backend: &Backend) -> bool {
 #[must_use]
 #[inline(always)]
 pub const fn may_be_encapsulated(backend: &Backend) -> bool {
-    matches!(backend.mode, MODE_IPIP | MODE_GUE) && backend.hop.is_known()
+    matches!(backend.mode, Mode::IPIP | Mode::GUE) && backend.hop.is_known()
 }
 
 /// The verdict on a packet that is sent, or handed to the kernel for want of a next hop.

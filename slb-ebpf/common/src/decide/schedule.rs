@@ -4,9 +4,8 @@
 use super::{Lookups, Step, is_kept, is_open};
 use crate::{
     abi::{
-        self, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_UNHEALTHY, FlowKey, LEAST_CANDIDATES,
-        Listener, NO_BACKEND, NOT_CHOSEN, QuicKey, SCHEDULER_LEAST, SCHEDULER_QUIC, SLOT_BACKEND,
-        SLOT_KEEP, Sticky,
+        BackendFlags, FlowKey, LEAST_CANDIDATES, Listener, NO_BACKEND, NOT_CHOSEN, QuicKey,
+        SLOT_BACKEND, SLOT_KEEP, Scheduler, Sticky,
     },
     hash,
     packet::Packet,
@@ -59,10 +58,10 @@ fn schedule<L: Lookups>(
     listener: &Listener,
     hash: u64,
 ) -> Result<u32, L::Error> {
-    if listener.scheduler == SCHEDULER_LEAST {
+    if listener.scheduler == Scheduler::LEAST {
         return least(look, listener);
     }
-    if listener.scheduler == SCHEDULER_QUIC
+    if listener.scheduler == Scheduler::QUIC
         && let Some(id) = look.connection_id(packet)
     {
         if let Some(server) = id.server
@@ -75,17 +74,17 @@ fn schedule<L: Lookups>(
     }
     let slot = by_schedule(look, listener, &packet.key, hash, true)?;
     // Datagrams without a connection ID have no other.
-    Ok(if listener.scheduler == SCHEDULER_QUIC { slot | SLOT_KEEP } else { slot })
+    Ok(if listener.scheduler == Scheduler::QUIC { slot | SLOT_KEEP } else { slot })
 }
 
 /// The backend that has issued a connection ID. It knows the connection, so it gets it whatever its weight, as long
 /// as it is there.
 #[inline(always)]
 fn by_server<L: Lookups>(look: &L, listener: u32, server: u32) -> Result<Option<u32>, L::Error> {
-    const OUT: u32 = BACKEND_CLOSED | BACKEND_UNHEALTHY;
+    const OUT: BackendFlags = BackendFlags::CLOSED.union(BackendFlags::UNHEALTHY);
     let Some(id) = look.server(QuicKey { listener, server })? else { return Ok(None) };
     let Some(backend) = look.backend(id)? else { return Ok(None) };
-    let is_it = backend.flags & (BACKEND_IN_USE | OUT) == BACKEND_IN_USE
+    let is_it = backend.flags & (BackendFlags::IN_USE | OUT) == BackendFlags::IN_USE
         && u32::from(backend.listener) == listener;
     Ok(is_it.then_some(id))
 }
@@ -148,7 +147,7 @@ pub fn by_schedule<L: Lookups>(
             return Ok(previous | SLOT_KEEP);
         }
     }
-    if abi::is_by_hash(listener.scheduler) {
+    if listener.scheduler.is_by_hash() {
         let choice = hash::choice_by(listener.scheduler, key, hash);
         let (number, slot) = slot(look, listener.first_chunk, listener.slots, choice)?;
         look.step(Step::ByHash { number, slot });
@@ -161,7 +160,7 @@ pub fn by_schedule<L: Lookups>(
         look.step(Step::Unknown);
         return Err(Verdict::Reset.into());
     }
-    if listener.scheduler == SCHEDULER_QUIC {
+    if listener.scheduler == Scheduler::QUIC {
         let (number, slot) = slot(look, listener.first_chunk, listener.slots, hash::choice(hash))?;
         look.step(Step::WithoutId { number, slot });
         return Ok(slot);

@@ -5,16 +5,14 @@ use std::vec;
 use super::{fixtures::*, *};
 use crate::{
     abi::{
-        ACL_ALLOW, BACKEND_CLOSED, BACKEND_IN_USE, BACKEND_PROXY, BACKEND_SHARED, BACKEND_USABLE,
-        ConnState, Flow, FlowKind, LISTENER_LIMITED, MODE_DSR, MODE_FULL, NO_BACKEND, NO_SOURCE,
-        SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_RING, SLOT_KEEP, TAG_FREE, TCP,
-        UDP,
+        BackendFlags, ConnState, Flow, FlowKind, ListenerFlags, Mode, NO_BACKEND, NO_PLACE,
+        NO_SOURCE, RevNatFlags, SLOT_KEEP, Scheduler, TAG_FREE, TCP, UDP,
     },
     packet::{FRAGMENT_LATER, TcpFlags},
 };
 
 fn go(maps: &mut Maps, packet: &Packet) -> Result<Course, Verdict> {
-    let all = Filtered { from: u32::MAX, bypass_until: NOW };
+    let all = Filtered { from: Roles::all(), bypass_until: NOW };
     to_vip(maps, packet, &packet.key.destination(), all, false)
 }
 
@@ -30,7 +28,7 @@ const fn to(id: u32) -> Beginning {
 
 #[test]
 fn settled_slot_needs_no_entry() {
-    let mut maps = maps(SCHEDULER_HASH, &[0, 1, 2, 3]);
+    let mut maps = maps(Scheduler::HASH, &[0, 1, 2, 3]);
     for sport in 1..200 {
         let at = std::format!("198.51.100.7:{sport}");
         let packet = packet(TCP, TcpFlags::ACK, &at, VIP);
@@ -46,11 +44,11 @@ fn slot_that_looks_and_clients_that_may_confuse_the_backend_need_an_entry() {
     let begins = |maps: &mut Maps, packet: &Packet| {
         matches!(go(maps, packet), Ok(Course::Begins { chooses: false, .. }))
     };
-    assert!(begins(&mut maps(SCHEDULER_HASH, &[SLOT_LOOK]), &syn()), "look");
+    assert!(begins(&mut maps(Scheduler::HASH, &[SLOT_LOOK]), &syn()), "look");
     let from_host = packet(TCP, TcpFlags::SYN, HOST, VIP);
-    assert!(begins(&mut maps(SCHEDULER_HASH, &[0]), &from_host), "a backend is the client");
+    assert!(begins(&mut maps(Scheduler::HASH, &[0]), &from_host), "a backend is the client");
     for (until, expected) in [(0, false), (NOW - 1, false), (NOW, true), (NOW + 1, true)] {
-        let mut maps = maps(SCHEDULER_HASH, &[0]);
+        let mut maps = maps(Scheduler::HASH, &[0]);
         maps.bypass.insert(0, until);
         assert_eq!(begins(&mut maps, &syn()), expected, "bypass until {until}");
     }
@@ -58,7 +56,7 @@ fn slot_that_looks_and_clients_that_may_confuse_the_backend_need_an_entry() {
 
 #[test]
 fn source_that_is_no_clients_is_martian() {
-    let mut maps = maps(SCHEDULER_HASH, &[0]);
+    let mut maps = maps(Scheduler::HASH, &[0]);
     let sources = ["0.1.2.3", "127.0.0.1", "169.254.1.1", "224.0.0.1", "255.255.255.255"];
     for src in sources.into_iter().chain(["203.0.113.10"]) {
         let packet = packet(TCP, TcpFlags::SYN, &std::format!("{src}:9"), VIP);
@@ -82,18 +80,18 @@ fn vip_without_a_listener_does_as_the_settings_say() {
         (NO_LISTENER_DROP, Verdict::NoListenerDropped),
         (NO_LISTENER_RESET, Verdict::Refused),
     ] {
-        let mut maps = maps(SCHEDULER_HASH, &[0]);
+        let mut maps = maps(Scheduler::HASH, &[0]);
         maps.no_listener = no_listener;
         assert_eq!(go(&mut maps, &packet), Err(expected));
     }
     let elsewhere = self::packet(TCP, TcpFlags::SYN, CLIENT, "203.0.113.11:81");
-    assert_eq!(go(&mut maps(SCHEDULER_HASH, &[0]), &elsewhere), Ok(Course::Elsewhere));
+    assert_eq!(go(&mut maps(Scheduler::HASH, &[0]), &elsewhere), Ok(Course::Elsewhere));
 }
 
 #[test]
 fn guarded_listener_is_looked_at_first() {
-    let mut maps = maps(SCHEDULER_HASH, &[0]);
-    maps.listener.flags = LISTENER_GUARDED | ACL_ALLOW | LISTENER_LIMITED;
+    let mut maps = maps(Scheduler::HASH, &[0]);
+    maps.listener.flags = ListenerFlags::GUARDED | ListenerFlags::ALLOW | ListenerFlags::LIMITED;
     assert_eq!(go(&mut maps, &syn()), Ok(Course::Guarded));
     let listener = maps.listener;
     assert_eq!(admit(&mut maps, &syn(), &listener), Err(Verdict::Denied));
@@ -147,32 +145,33 @@ fn entry_counts_unless_a_flow_begins_anew() {
     let rst = packet(TCP, TcpFlags::RST, CLIENT, VIP);
     let full = |flow: Flow| Flow { source: 3, ..flow };
     let old = |flow: Flow| Flow { expires: NOW - 1, ..flow };
+    const NONE: BackendFlags = BackendFlags::empty();
     use Judgement::{Closed, Stale, Valid};
     for (case, packet, flow, change, expected) in [
-        ("a SYN again", syn(), flow(0, empty), 0, Valid),
-        ("of a backend that takes no flows", syn(), flow(0, empty), BACKEND_USABLE, Stale),
-        ("in the middle there", ack(), flow(0, empty), BACKEND_USABLE, Valid),
-        ("a SYN after a reset", syn(), flow(0, reset), 0, Stale),
-        ("in the middle after a reset", ack(), flow(0, reset), 0, Valid),
-        ("a SYN after too long", syn(), old(flow(0, empty)), 0, Stale),
-        ("in the middle after too long", ack(), old(flow(0, empty)), 0, Valid),
-        ("the agent has ended it", ack(), flow(0, ConnState::RST_PENDING), 0, Closed),
-        ("and its reset comes", rst, flow(0, ConnState::RST_PENDING), 0, Valid),
-        ("a source of ours, by nat", ack(), full(flow(0, empty)), 0, Valid),
+        ("a SYN again", syn(), flow(0, empty), NONE, Valid),
+        ("of a backend that takes no flows", syn(), flow(0, empty), BackendFlags::USABLE, Stale),
+        ("in the middle there", ack(), flow(0, empty), BackendFlags::USABLE, Valid),
+        ("a SYN after a reset", syn(), flow(0, reset), NONE, Stale),
+        ("in the middle after a reset", ack(), flow(0, reset), NONE, Valid),
+        ("a SYN after too long", syn(), old(flow(0, empty)), NONE, Stale),
+        ("in the middle after too long", ack(), old(flow(0, empty)), NONE, Valid),
+        ("the agent has ended it", ack(), flow(0, ConnState::RST_PENDING), NONE, Closed),
+        ("and its reset comes", rst, flow(0, ConnState::RST_PENDING), NONE, Valid),
+        ("a source of ours, by nat", ack(), full(flow(0, empty)), NONE, Valid),
     ] {
         let backend = Backend { flags: USABLE & !change, ..host(1) };
-        let listener = Listener { scheduler: SCHEDULER_RING, ..Listener::default() };
+        let listener = Listener { scheduler: Scheduler::RING, ..Listener::default() };
         assert_eq!(
             judge(NOW, &packet, &listener, &Remembered::from(&flow), &backend),
             expected,
             "{case}"
         );
     }
-    let backend = Backend { mode: MODE_FULL, ..host(1) };
+    let backend = Backend { mode: Mode::FULL, ..host(1) };
     let stale =
         judge(NOW, &ack(), &Listener::default(), &Remembered::from(&flow(0, empty)), &backend);
     assert_eq!(stale, Stale, "the group is full-nat by now");
-    let backend = Backend { mode: MODE_DSR, ..host(1) };
+    let backend = Backend { mode: Mode::DSR, ..host(1) };
     let stale = judge(
         NOW,
         &ack(),
@@ -187,11 +186,11 @@ fn entry_counts_unless_a_flow_begins_anew() {
 #[test]
 fn connection_that_is_not_known_goes_by_the_schedule_before() {
     let reset = Err(Verdict::Reset);
-    let mut maps = maps(SCHEDULER_RING, &[0, 1]);
+    let mut maps = maps(Scheduler::RING, &[0, 1]);
     assert_eq!(begun(&mut maps, &ack()), reset, "in turn");
     maps.listener.previous_slots = 1;
     maps.listener.previous_chunk = PREVIOUS;
-    maps.listener.previous_scheduler = SCHEDULER_HASH;
+    maps.listener.previous_scheduler = Scheduler::HASH;
     maps.previous = vec![2];
     assert_eq!(begun(&mut maps, &ack()), Ok(to(2)));
     assert_eq!(maps.made, Some(Entries::Forward));
@@ -209,25 +208,25 @@ fn backend_of_a_flow_that_begins_says_which_entries_it_needs() {
     type Change = fn(&mut Backend);
     let cases: [(_, _, Change, _); 8] = [
         ("settled", syn(), |_| {}, Ok(None)),
-        ("shared", syn(), |it| it.flags |= BACKEND_SHARED, Ok(both)),
-        ("full-nat", syn(), |it| it.mode = MODE_FULL, Ok(own)),
+        ("shared", syn(), |it| it.flags |= BackendFlags::SHARED, Ok(both)),
+        ("full-nat", syn(), |it| it.mode = Mode::FULL, Ok(own)),
         ("hairpin", from_host, |_| {}, Ok(own)),
-        ("by dsr there is none", from_host, |it| it.mode = MODE_DSR, Ok(None)),
+        ("by dsr there is none", from_host, |it| it.mode = Mode::DSR, Ok(None)),
         ("nor on another side", from_host, |it| it.hop.ifindex = WAN, Ok(None)),
-        ("drained", ack(), |it| it.flags |= BACKEND_CLOSED, Err(Verdict::Closed)),
-        ("not told", ack(), |it| it.flags |= BACKEND_PROXY, Err(Verdict::Reset)),
+        ("drained", ack(), |it| it.flags |= BackendFlags::CLOSED, Err(Verdict::Closed)),
+        ("not told", ack(), |it| it.flags |= BackendFlags::PROXY, Err(Verdict::Reset)),
     ];
     for (case, packet, change, expected) in cases {
-        let mut maps = maps(SCHEDULER_HASH, &[0]);
+        let mut maps = maps(Scheduler::HASH, &[0]);
         change(&mut maps.backends[0]);
         let found = begun(&mut maps, &packet);
         let is_own = matches!(found, Ok(Beginning::OwnSource { id: 0 }));
         assert_eq!(is_own, expected == Ok(own), "{case}");
         assert_eq!(found.map(|_| maps.made), expected, "{case}");
     }
-    let mut empty = maps(SCHEDULER_HASH, &[NO_BACKEND]);
+    let mut empty = maps(Scheduler::HASH, &[NO_BACKEND]);
     assert_eq!(begun(&mut empty, &syn()), Err(Verdict::NoBackend));
-    let mut chosen = maps(SCHEDULER_HASH, &[0]);
+    let mut chosen = maps(Scheduler::HASH, &[0]);
     chosen.chosen = Some(3 | SLOT_KEEP);
     assert_eq!(begun(&mut chosen, &syn()), Ok(to(3)));
     assert_eq!(chosen.made, Some(Entries::Forward));
@@ -237,11 +236,17 @@ fn backend_of_a_flow_that_begins_says_which_entries_it_needs() {
 fn flow_that_finds_no_room_goes_without_an_entry_if_the_hash_finds_its_backend_again() {
     type Change = fn(&mut Backend);
     let cases: [(_, _, Option<u32>, Change, _); 5] = [
-        ("by hash", SCHEDULER_HASH, None, |_| {}, Ok(to(0))),
-        ("in turn", SCHEDULER_RING, None, |_| {}, Err(Verdict::TableFull)),
-        ("kept", SCHEDULER_HASH, Some(SLOT_KEEP), |_| {}, Err(Verdict::TableFull)),
-        ("shared", SCHEDULER_HASH, None, |it| it.flags |= BACKEND_SHARED, Err(Verdict::TableFull)),
-        ("full-nat", SCHEDULER_HASH, None, |it| it.mode = MODE_FULL, Err(Verdict::TableFull)),
+        ("by hash", Scheduler::HASH, None, |_| {}, Ok(to(0))),
+        ("in turn", Scheduler::RING, None, |_| {}, Err(Verdict::TableFull)),
+        ("kept", Scheduler::HASH, Some(SLOT_KEEP), |_| {}, Err(Verdict::TableFull)),
+        (
+            "shared",
+            Scheduler::HASH,
+            None,
+            |it| it.flags |= BackendFlags::SHARED,
+            Err(Verdict::TableFull),
+        ),
+        ("full-nat", Scheduler::HASH, None, |it| it.mode = Mode::FULL, Err(Verdict::TableFull)),
     ];
     for (case, scheduler, chosen, change, expected) in cases {
         let mut maps = maps(scheduler, &[SLOT_LOOK | SLOT_KEEP]);
@@ -253,7 +258,7 @@ fn flow_that_finds_no_room_goes_without_an_entry_if_the_hash_finds_its_backend_a
 
 #[test]
 fn fewest_flows_for_the_weight_is_chosen() {
-    let mut maps = maps(SCHEDULER_LEAST, &[0, 1, NO_BACKEND, 2]);
+    let mut maps = maps(Scheduler::LEAST, &[0, 1, NO_BACKEND, 2]);
     let listener = maps.listener;
     maps.active = [(0, 5), (1, 8), (2, 9)].into();
     maps.backends[1].weight = 2;
@@ -266,7 +271,7 @@ fn fewest_flows_for_the_weight_is_chosen() {
 
 #[test]
 fn client_stays_with_a_backend_that_is_open() {
-    let mut maps = maps(SCHEDULER_RING, &[1]);
+    let mut maps = maps(Scheduler::RING, &[1]);
     maps.listener.sticky_jiffies = 50;
     let listener = maps.listener;
     let chosen = |maps: &mut Maps| choose(maps, &syn(), &listener, 0);
@@ -281,8 +286,8 @@ fn client_stays_with_a_backend_that_is_open() {
     type Change = fn(&mut Backend);
     let changes: [Change; 4] = [
         |it| it.weight = 0,
-        |it| it.flags = BACKEND_IN_USE,
-        |it| it.flags |= BACKEND_CLOSED,
+        |it| it.flags = BackendFlags::IN_USE,
+        |it| it.flags |= BackendFlags::CLOSED,
         |it| it.listener = 9,
     ];
     for change in changes {
@@ -296,7 +301,7 @@ fn client_stays_with_a_backend_that_is_open() {
 
 #[test]
 fn connection_id_goes_to_who_has_issued_it() {
-    let mut maps = maps(SCHEDULER_QUIC, &[2, 3]);
+    let mut maps = maps(Scheduler::QUIC, &[2, 3]);
     let listener = maps.listener;
     let datagram = packet(UDP, TcpFlags::empty(), CLIENT, VIP);
     for (choice, server, expected) in
@@ -306,27 +311,27 @@ fn connection_id_goes_to_who_has_issued_it() {
         let found = choose(&mut maps, &datagram, &listener, 0);
         assert_eq!(found, Ok(expected | SLOT_KEEP), "{choice} {server:?}");
     }
-    maps.backends[1].flags = 0;
+    maps.backends[1].flags = BackendFlags::empty();
     maps.connection_id = Some(ConnectionId { choice: 0, server: Some(1) });
     assert_eq!(choose(&mut maps, &datagram, &listener, 0), Ok(2 | SLOT_KEEP), "it is gone");
 }
 
 #[test]
 fn last_hop_ends_what_would_be_sent_and_leaves_the_rest_to_the_kernel() {
-    let mut maps = maps(SCHEDULER_HASH, &[0]);
+    let mut maps = maps(Scheduler::HASH, &[0]);
     maps.is_last_hop = true;
     assert_eq!(reach(&mut maps, 0).err(), Some(Verdict::TtlExpired));
     assert_eq!(begun(&mut maps, &syn()), Err(Verdict::TtlExpired));
     maps.backends[0].hop = NextHop::UNRESOLVED;
     assert!(reach(&mut maps, 0).is_ok());
-    maps.backends[0].mode = MODE_DSR;
+    maps.backends[0].mode = Mode::DSR;
     assert_eq!(reach(&mut maps, 0).err(), Some(Verdict::NoNeighbour), "it has the VIP itself");
     assert_eq!(reach(&mut maps, 99).err(), Some(Verdict::NoBackend));
 }
 
 #[test]
 fn icmp_message_is_for_whom_it_is_about() {
-    let maps = maps(SCHEDULER_HASH, &[0]);
+    let maps = maps(Scheduler::HASH, &[0]);
     let icmp = |src, dst| packet(1, TcpFlags::empty(), src, dst);
     let (of_vip, of_client) = (syn().key.reversed(), packet(TCP, TcpFlags::SYN, CLIENT, HOST).key);
     let router = "192.0.2.1:0";
@@ -358,11 +363,11 @@ fn icmp_message_is_for_whom_it_is_about() {
 fn error_goes_to_the_backend_of_the_flow_or_of_the_schedule() {
     let quoted = syn().key.reversed();
     let found = |maps: &mut Maps| error_to_backend(maps, &quoted).map(|it| (it.id, it.flow.port));
-    let mut maps = maps(SCHEDULER_HASH, &[1]);
+    let mut maps = maps(Scheduler::HASH, &[1]);
     assert_eq!(found(&mut maps), Ok((1, 40_000)), "by its slot");
     maps.entry = Some(flow(2, ConnState::empty()));
     assert_eq!(found(&mut maps), Ok((2, 7)), "by its entry");
-    maps.backends[2].mode = MODE_FULL;
+    maps.backends[2].mode = Mode::FULL;
     assert_eq!(found(&mut maps), Err(Verdict::NotOurs), "without a source of ours");
     maps.entry = None;
     maps.slots = vec![NO_BACKEND];
@@ -373,16 +378,16 @@ fn error_goes_to_the_backend_of_the_flow_or_of_the_schedule() {
 fn error_goes_to_the_client_of_the_flow_or_of_the_listener() {
     let quoted = packet(TCP, TcpFlags::SYN, CLIENT, HOST).key;
     let error = packet(1, TcpFlags::empty(), "10.0.0.9:0", CLIENT);
-    let mut maps = maps(SCHEDULER_HASH, &[1]);
+    let mut maps = maps(Scheduler::HASH, &[1]);
     let found = |maps: &mut Maps| error_to_client(maps, &error, &quoted);
     assert_eq!(found(&mut maps).err(), Some(Verdict::NotOurs), "of no listener");
     let vip = address(VIP);
     maps.revnat = Some(RevNat { vip, port: 80, backend: 2, ..RevNat::default() });
     let concerned = found(&mut maps).unwrap();
-    assert_eq!((concerned.backend, concerned.place), (2, abi::NO_PLACE), "by its backend");
+    assert_eq!((concerned.backend, concerned.place), (2, NO_PLACE), "by its backend");
     assert_eq!((concerned.to.addr, concerned.client), (vip, address(CLIENT)));
     assert_eq!((concerned.to.sport, concerned.to.dport), (40_000, 80));
-    maps.revnat.as_mut().unwrap().flags = abi::REVNAT_SHARED;
+    maps.revnat.as_mut().unwrap().flags = RevNatFlags::SHARED;
     assert_eq!(found(&mut maps).err(), Some(Verdict::NotOurs), "which listener is not known");
     let src = address("192.0.2.9:0");
     maps.entry = Some(Flow { source: 1, src, ..flow(1, ConnState::empty()) });
@@ -404,7 +409,7 @@ fn later_fragment_goes_where_the_first_went() {
             Err(Verdict::NoListener),
         ),
     ] {
-        let mut maps = maps(SCHEDULER_HASH, &[0]);
+        let mut maps = maps(Scheduler::HASH, &[0]);
         maps.fragment = fragment;
         assert_eq!(later(&mut maps, &part).map(|_| ()), expected, "{case}");
         maps.is_last_hop = true;

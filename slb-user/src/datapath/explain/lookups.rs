@@ -6,7 +6,7 @@ use aya::maps::{MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
         self, Address, Backend, CHUNK_SLOTS, Endpoint, Filter, Flow, FlowKey, FlowKind, Fragment,
-        Listener, NO_PLACE, NO_SOURCE, QuicKey, RevNat, Settings, Sticky, StickyKey,
+        Listener, NO_PLACE, NO_SOURCE, QuicKey, RevNat, Roles, Settings, Sticky, StickyKey,
     },
     decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner, Peer, Remembered},
     packet::Packet,
@@ -46,8 +46,8 @@ impl Lookups for Path<'_> {
         Ok(self.settings()?.no_listener)
     }
 
-    fn roles(&self, addr: &Address) -> Result<u32, End> {
-        Ok(absent(self.maps.addresses.get(addr, 0))?.unwrap_or_default().roles)
+    fn roles(&self, addr: &Address) -> Result<Roles, End> {
+        Ok(absent(self.maps.addresses.get(addr, 0))?.unwrap_or_default())
     }
 
     fn listener(&self, to: &Endpoint) -> Result<Option<Box<Listener>>, End> {

@@ -4,9 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use slb_common::{
     abi::{
-        ACL_ALLOW, Backend, ConnState, Flow, FlowKind, Fragment, Listener, Mode, NO_BACKEND,
-        REVNAT_SHARED, RevNat, SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_SOURCE,
-        SLOT_BACKEND, SLOT_LOOK,
+        Backend, ConnState, Flow, FlowKind, Fragment, Listener, ListenerFlags, Mode, NO_BACKEND,
+        RevNat, RevNatFlags, SLOT_BACKEND, SLOT_LOOK, Scheduler,
     },
     decide::Step,
 };
@@ -110,14 +109,14 @@ fn schedule(step: &Step<'_>) -> (&'static str, String) {
 }
 
 fn list(listener: &Listener, is_listed: bool) -> String {
-    let list = if listener.flags & ACL_ALLOW != 0 { "allows" } else { "denies" };
+    let list = if listener.flags.intersects(ListenerFlags::ALLOW) { "allows" } else { "denies" };
     let found = if is_listed { "is on it" } else { "is not on it" };
     format!("number {}, {list}: the client {found}", listener.acl)
 }
 
 fn error_to_client(origin: &RevNat) -> String {
     let vip = SocketAddr::new(origin.vip.into(), origin.port as u16);
-    let answers = if origin.flags & REVNAT_SHARED != 0 {
+    let answers = if origin.flags.intersects(RevNatFlags::SHARED) {
         "answers for several listeners: the flow's entry says for which".to_owned()
     } else {
         format!("answers for {vip}")
@@ -150,12 +149,12 @@ pub(super) fn entry(flow: &Flow) -> String {
 
 /// Where a backend is, and how packets get there.
 pub(super) fn backend(id: u32, backend: &Backend) -> String {
-    let how = match backend.mode() {
-        Some(Mode::Dsr) => "as it is (dsr)",
-        Some(Mode::Ipip) => "in ipip",
-        Some(Mode::Gue) => "in gue",
-        Some(Mode::Full) => "by full-nat",
-        Some(Mode::Nat) | None => "by nat",
+    let how = match backend.mode {
+        Mode::DSR => "as it is (dsr)",
+        Mode::IPIP => "in ipip",
+        Mode::GUE => "in gue",
+        Mode::FULL => "by full-nat",
+        _ => "by nat",
     };
     let at = SocketAddr::new(backend.addr.into(), backend.port as u16);
     let hop = if backend.hop.is_known() {
@@ -168,10 +167,10 @@ pub(super) fn backend(id: u32, backend: &Backend) -> String {
 
 fn scheduler(listener: &Listener) -> &'static str {
     match listener.scheduler {
-        SCHEDULER_HASH => "by hash of the 4-tuple",
-        SCHEDULER_SOURCE => "by hash of the source",
-        SCHEDULER_LEAST => "fewest flows",
-        SCHEDULER_QUIC => "by QUIC connection ID",
+        Scheduler::HASH => "by hash of the 4-tuple",
+        Scheduler::SOURCE => "by hash of the source",
+        Scheduler::LEAST => "fewest flows",
+        Scheduler::QUIC => "by QUIC connection ID",
         _ => "in turn",
     }
 }

@@ -65,7 +65,7 @@ fn given_health_when_planned_then_only_healthy_backends_get_new_flows() {
             let usable: Vec<u32> = state
                 .backends
                 .iter()
-                .filter(|(_, backend)| backend.flags & BACKEND_USABLE != 0)
+                .filter(|(_, backend)| backend.flags.intersects(BackendFlags::USABLE))
                 .map(|(&id, _)| id)
                 .collect();
             assert_eq!(usable, *expected, "{case}");
@@ -83,7 +83,7 @@ fn given_an_unchecked_listener_when_planned_then_its_backends_are_usable_with_an
     assert_eq!(world.chosen(), [0, 1, 2]);
     let state = world.desired();
     for (id, backend) in state.backends {
-        assert_eq!(backend.flags, BACKEND_IN_USE | BACKEND_USABLE, "backend {id}");
+        assert_eq!(backend.flags, BackendFlags::IN_USE | BackendFlags::USABLE, "backend {id}");
     }
 }
 
@@ -92,10 +92,14 @@ fn given_health_when_planned_then_the_next_agent_can_read_it_from_the_flags() {
     let mut world = World::new(&config([three()]));
     world.health = vec![Healthy, Unhealthy, Unknown];
 
-    let flags: Vec<u32> = world.desired().backends.values().map(|backend| backend.flags).collect();
+    let flags: Vec<BackendFlags> =
+        world.desired().backends.values().map(|backend| backend.flags).collect();
 
-    let healthy = BACKEND_IN_USE | BACKEND_USABLE | BACKEND_HEALTHY;
-    assert_eq!(flags, [healthy, BACKEND_IN_USE | BACKEND_UNHEALTHY, BACKEND_IN_USE]);
+    let healthy = BackendFlags::IN_USE | BackendFlags::USABLE | BackendFlags::HEALTHY;
+    assert_eq!(
+        flags,
+        [healthy, BackendFlags::IN_USE | BackendFlags::UNHEALTHY, BackendFlags::IN_USE]
+    );
 }
 
 #[test]
@@ -106,7 +110,7 @@ fn given_failing_open_when_planned_then_the_flags_still_tell_the_truth() {
     world.health = vec![Unhealthy; 3];
 
     for (id, backend) in world.desired().backends {
-        let expected = BACKEND_IN_USE | BACKEND_USABLE | BACKEND_UNHEALTHY;
+        let expected = BackendFlags::IN_USE | BackendFlags::USABLE | BackendFlags::UNHEALTHY;
         assert_eq!(backend.flags, expected, "backend {id}");
     }
 }
@@ -120,7 +124,7 @@ fn given_weight_0_when_planned_then_a_backend_keeps_its_flows_and_gets_no_new_on
         let mut world = World::new(&config([shop]));
 
         assert_eq!(world.chosen(), [0, 2], "{scheduler}");
-        let usable = world.desired().backends[&1].flags & BACKEND_USABLE;
-        assert_eq!(usable, BACKEND_USABLE, "{scheduler}: its flows stay");
+        let usable = world.desired().backends[&1].flags & BackendFlags::USABLE;
+        assert_eq!(usable, BackendFlags::USABLE, "{scheduler}: its flows stay");
     }
 }

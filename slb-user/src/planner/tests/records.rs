@@ -45,10 +45,10 @@ fn given_addresses_when_planned_then_each_has_its_roles() {
     let other = Instance { vips: addresses(&["203.0.113.99"]), ..three() };
     let state = World::new(&config([shop, other])).desired();
 
-    let roles = |text| state.addresses[&Address::from(addr(text))].roles;
-    assert_eq!(roles("203.0.113.10"), ROLE_VIP);
-    assert_eq!(roles("10.0.0.1"), ROLE_BACKEND);
-    assert_eq!(roles("203.0.113.99"), ROLE_VIP | ROLE_BACKEND);
+    let roles = |text| state.addresses[&Address::from(addr(text))];
+    assert_eq!(roles("203.0.113.10"), Roles::VIP);
+    assert_eq!(roles("10.0.0.1"), Roles::BACKEND);
+    assert_eq!(roles("203.0.113.99"), Roles::VIP | Roles::BACKEND);
     assert_eq!(state.addresses.len(), 5);
 }
 
@@ -58,16 +58,19 @@ fn given_addresses_of_the_gateway_when_planned_then_they_are_known_as_local() {
     world.locals = ["192.0.2.1", "203.0.113.10"].map(addr).to_vec();
     let state = world.desired();
 
-    let roles = |text| state.addresses[&Address::from(addr(text))].roles;
-    assert_eq!(roles("192.0.2.1"), ROLE_LOCAL);
-    assert_eq!(roles("203.0.113.10"), ROLE_VIP | ROLE_LOCAL, "the agent holds the VIPs");
+    let roles = |text| state.addresses[&Address::from(addr(text))];
+    assert_eq!(roles("192.0.2.1"), Roles::LOCAL);
+    assert_eq!(roles("203.0.113.10"), Roles::VIP | Roles::LOCAL, "the agent holds the VIPs");
 }
 
 #[test]
 fn given_flows_with_entries_when_planned_then_their_ends_are_tracked() {
     let is_tracked = |state: &State| {
-        let flags: Vec<bool> =
-            state.endpoints.values().map(|origin| origin.flags & REVNAT_TRACKED != 0).collect();
+        let flags: Vec<bool> = state
+            .endpoints
+            .values()
+            .map(|origin| origin.flags.intersects(RevNatFlags::TRACKED))
+            .collect();
         assert!(flags.windows(2).all(|pair| pair[0] == pair[1]));
         flags[0]
     };

@@ -22,7 +22,7 @@ fn given_a_removed_backend_when_planned_then_its_flows_go_on_and_no_other_moves(
         };
         assert_eq!(answering(&after), answering(&before), "answers are still translated");
         let (was, is) = (before.backends[&1], after.backends[&1]);
-        assert_eq!(is.flags & (BACKEND_IN_USE | BACKEND_USABLE), BACKEND_IN_USE);
+        assert_eq!(is.flags & (BackendFlags::IN_USE | BackendFlags::USABLE), BackendFlags::IN_USE);
         assert_eq!((is.addr, is.port, is.mode), (was.addr, was.port, was.mode));
         if scheduler == Scheduler::Tch {
             let [was, is] = [&before, &after]

@@ -56,7 +56,7 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
     let after = world.schedule();
     assert_eq!(
         (after.scheduler, after.previous_scheduler),
-        (abi::SCHEDULER_SOURCE, abi::SCHEDULER_HASH)
+        (abi::Scheduler::SOURCE, abi::Scheduler::HASH)
     );
     assert_eq!(after.previous, before.slots);
     let both = SLOT_LOOK | SLOT_KEEP;
@@ -70,7 +70,7 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
     let ring = world.schedule();
     assert_eq!(
         (ring.scheduler, ring.previous_scheduler),
-        (abi::SCHEDULER_RING, abi::SCHEDULER_SOURCE)
+        (abi::Scheduler::RING, abi::Scheduler::SOURCE)
     );
     assert_eq!(ring.previous, before.slots);
 }
@@ -78,14 +78,14 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
 #[test]
 fn given_schedulers_when_planned_then_the_program_is_told_how_to_choose() {
     let cases = [
-        (Scheduler::Tch, 2, abi::SCHEDULER_HASH),
-        (Scheduler::Wrr, 2, abi::SCHEDULER_RING),
-        (Scheduler::Sch, 2, abi::SCHEDULER_SOURCE),
-        (Scheduler::Rr, 2, abi::SCHEDULER_RING),
-        (Scheduler::Tch, 1, abi::SCHEDULER_HASH),
-        (Scheduler::Sch, 1, abi::SCHEDULER_SOURCE),
-        (Scheduler::Rr, 1, abi::SCHEDULER_RING),
-        (Scheduler::Wrr, 1, abi::SCHEDULER_RING),
+        (Scheduler::Tch, 2, abi::Scheduler::HASH),
+        (Scheduler::Wrr, 2, abi::Scheduler::RING),
+        (Scheduler::Sch, 2, abi::Scheduler::SOURCE),
+        (Scheduler::Rr, 2, abi::Scheduler::RING),
+        (Scheduler::Tch, 1, abi::Scheduler::HASH),
+        (Scheduler::Sch, 1, abi::Scheduler::SOURCE),
+        (Scheduler::Rr, 1, abi::Scheduler::RING),
+        (Scheduler::Wrr, 1, abi::Scheduler::RING),
     ];
     for (scheduler, count, expected) in cases {
         let mut shop = instance(&["10.0.0.1", "10.0.0.2"].map(backend)[..count]);
@@ -147,7 +147,7 @@ fn given_another_weight_or_scheduler_when_planned_again_then_the_schedule_is_mad
     assert!(second.shares()[&0] < first.shares()[&0]);
 
     world.ids.listeners[0].scheduler = Scheduler::Wrr;
-    assert_eq!(world.schedule().scheduler, abi::SCHEDULER_RING);
+    assert_eq!(world.schedule().scheduler, abi::Scheduler::RING);
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn given_a_backend_of_two_listeners_when_planned_then_its_flows_have_entries() {
         let backend = state.backends[&origin.backend];
         assert_eq!((backend.addr, backend.port), (endpoint.addr, endpoint.port), "{endpoint:?}");
         let is_shared = endpoint.proto == abi::TCP;
-        assert_eq!(origin.flags & REVNAT_SHARED != 0, is_shared, "{endpoint:?}");
+        assert_eq!(origin.flags.intersects(RevNatFlags::SHARED), is_shared, "{endpoint:?}");
     }
     for (at, record) in &state.listeners {
         let is_shared = at.proto == abi::TCP;
@@ -25,7 +25,7 @@ fn given_a_backend_of_two_listeners_when_planned_then_its_flows_have_entries() {
             let flags = if is_shared { SLOT_LOOK | SLOT_KEEP } else { 0 };
             assert_eq!(slot & !SLOT_BACKEND, flags, "{at:?}");
             let backend = state.backends[&(slot & SLOT_BACKEND)];
-            assert_eq!(backend.flags & BACKEND_SHARED != 0, is_shared, "{at:?}");
+            assert_eq!(backend.flags.intersects(BackendFlags::SHARED), is_shared, "{at:?}");
         }
     }
 }
@@ -41,8 +41,8 @@ fn given_owners_that_differ_when_planned_then_an_endpoint_goes_by_the_one_that_i
         for origin in state.endpoints.values() {
             let at = Endpoint { addr: origin.vip, port: origin.port, proto: abi::TCP };
             let scheduler = state.listeners[&at].schedule.scheduler;
-            let is_tracked = origin.flags & REVNAT_TRACKED != 0;
-            assert_eq!(is_tracked, scheduler == abi::SCHEDULER_RING, "{in_turn}: {at:?}");
+            let is_tracked = origin.flags.intersects(RevNatFlags::TRACKED);
+            assert_eq!(is_tracked, scheduler == abi::Scheduler::RING, "{in_turn}: {at:?}");
         }
     }
 }
@@ -58,9 +58,9 @@ fn given_direct_return_to_a_shared_backend_when_planned_then_it_needs_no_entries
     for record in state.listeners.values() {
         for slot in &record.schedule.slots {
             let backend = state.backends[&(slot & SLOT_BACKEND)];
-            let is_answered_here = backend.mode != MODE_DSR;
+            let is_answered_here = backend.mode != Mode::DSR;
             assert_eq!(slot & (SLOT_LOOK | SLOT_KEEP) != 0, is_answered_here);
-            assert_eq!(backend.flags & BACKEND_SHARED != 0, is_answered_here);
+            assert_eq!(backend.flags.intersects(BackendFlags::SHARED), is_answered_here);
         }
     }
 }
@@ -71,7 +71,7 @@ fn given_two_vips_when_planned_then_an_answer_does_not_tell_which_it_is_for() {
     shop.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
     let state = World::new(&config([shop])).desired();
 
-    assert!(state.endpoints.values().all(|origin| origin.flags & REVNAT_SHARED != 0));
+    assert!(state.endpoints.values().all(|origin| origin.flags.intersects(RevNatFlags::SHARED)));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn given_a_backend_that_comes_to_be_shared_when_planned_then_it_answers_for_whom
     world.installed = before;
 
     for origin in world.desired().endpoints.values() {
-        assert_eq!((origin.port, origin.flags & REVNAT_SHARED), (81, REVNAT_SHARED));
+        assert_eq!((origin.port, origin.flags & RevNatFlags::SHARED), (81, RevNatFlags::SHARED));
     }
 }
 

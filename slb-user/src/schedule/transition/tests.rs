@@ -1,9 +1,6 @@
 use proptest::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
-use slb_common::{
-    abi::{SCHEDULER_HASH, SCHEDULER_SOURCE},
-    hash,
-};
+use slb_common::{abi::Scheduler, hash};
 
 use super::*;
 
@@ -26,8 +23,8 @@ const MOVING: u32 = SLOT_LOOK | SLOT_KEEP;
 #[test]
 fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases() {
     let start = Instant::now();
-    let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 1, 2]);
-    transition.aim(SCHEDULER_HASH, &[1, 3, 2], |_| true, terms(true, start));
+    let mut transition = Transition::new(Scheduler::HASH, vec![1, 1, 2]);
+    transition.aim(Scheduler::HASH, &[1, 3, 2], |_| true, terms(true, start));
     let moving = transition.schedule(&FxHashSet::default());
     assert_eq!(owners(&moving.slots), [1, 3, 2]);
     assert_eq!(flags(&moving), [0, MOVING, 0]);
@@ -36,7 +33,7 @@ fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases()
 
     // A further change: who came in between has an entry, and the others are still the first owner's.
     let later = start + IDLE / 2;
-    transition.aim(SCHEDULER_HASH, &[1, 4, 2], |_| true, terms(true, later));
+    transition.aim(Scheduler::HASH, &[1, 4, 2], |_| true, terms(true, later));
     let again = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&again.slots)[1], again.previous[1]), (4, 1));
     assert_eq!(transition.due(), Some(start + IDLE));
@@ -57,15 +54,15 @@ fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases()
 #[test]
 fn given_datagrams_when_a_slot_is_to_change_owner_then_it_is_observed_first() {
     let start = Instant::now();
-    let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 2]);
-    transition.aim(SCHEDULER_HASH, &[3, 2], |_| true, terms(false, start));
+    let mut transition = Transition::new(Scheduler::HASH, vec![1, 2]);
+    transition.aim(Scheduler::HASH, &[3, 2], |_| true, terms(false, start));
     let observed = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&observed.slots), flags(&observed)), (vec![1, 2], vec![MOVING, 0]));
     assert_eq!(observed.previous, [0_u32; 0]);
 
     let over = terms(false, start + IDLE);
     transition.advance(over);
-    transition.aim(SCHEDULER_HASH, &[3, 2], |_| true, over);
+    transition.aim(Scheduler::HASH, &[3, 2], |_| true, over);
     let moved = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&moved.slots), flags(&moved)), (vec![3, 2], vec![SLOT_LOOK, 0]));
 }
@@ -73,23 +70,24 @@ fn given_datagrams_when_a_slot_is_to_change_owner_then_it_is_observed_first() {
 #[test]
 fn given_datagrams_when_the_owner_takes_no_flows_then_it_is_replaced_at_once() {
     let now = terms(false, Instant::now());
-    let mut transition = Transition::new(SCHEDULER_HASH, vec![1, 2]);
-    transition.aim(SCHEDULER_HASH, &[3, 2], |owner| owner != 1, now);
+    let mut transition = Transition::new(Scheduler::HASH, vec![1, 2]);
+    transition.aim(Scheduler::HASH, &[3, 2], |owner| owner != 1, now);
     assert_eq!(transition.schedule(&FxHashSet::default()).slots, [3, 2]);
 }
 
 #[test]
 fn given_slots_without_owner_when_they_get_an_owner_then_there_is_nothing_to_remember() {
     for connections in [true, false] {
-        let mut transition = Transition::new(SCHEDULER_HASH, vec![NO_BACKEND; 2]);
-        transition.aim(SCHEDULER_HASH, &[1, 2], |_| true, terms(connections, Instant::now()));
+        let mut transition = Transition::new(Scheduler::HASH, vec![NO_BACKEND; 2]);
+        transition.aim(Scheduler::HASH, &[1, 2], |_| true, terms(connections, Instant::now()));
         assert_eq!(transition.schedule(&FxHashSet::default()).slots, [1, 2]);
     }
 }
 
 #[test]
 fn given_shared_backends_when_published_then_their_slots_keep_entries() {
-    let schedule = Transition::new(SCHEDULER_HASH, vec![1, 2]).schedule(&FxHashSet::from_iter([2]));
+    let schedule =
+        Transition::new(Scheduler::HASH, vec![1, 2]).schedule(&FxHashSet::from_iter([2]));
     assert_eq!(schedule.slots, [1, 2 | MOVING]);
 }
 
@@ -100,9 +98,9 @@ struct Program {
 }
 
 /// Where a flow is, of so many slots.
-fn slot_of(scheduler: u16, flow: u64, slots: &[u32]) -> usize {
+fn slot_of(scheduler: Scheduler, flow: u64, slots: &[u32]) -> usize {
     let choice = match scheduler {
-        SCHEDULER_SOURCE => (flow as u32).wrapping_mul(0x9e37_79b1),
+        Scheduler::SOURCE => (flow as u32).wrapping_mul(0x9e37_79b1),
         _ => hash::choice(flow),
     };
     hash::slot(choice, slots.len() as u32) as usize
@@ -180,16 +178,20 @@ proptest! {
         connections in any::<bool>(),
     ) {
         let mut now = Instant::now();
-        let (mut size, mut scheduler) = (13, SCHEDULER_HASH);
+        let (mut size, mut scheduler) = (13, Scheduler::HASH);
         let mut aim = wanted(1, size);
-        let mut transition = Transition::new(SCHEDULER_HASH, aim.clone());
+        let mut transition = Transition::new(Scheduler::HASH, aim.clone());
         let mut program = Program::default();
         let mut flows: FxHashMap<u64, u32> = FxHashMap::default();
         for event in history {
             match event {
                 Event::Aim(seed, resize, rehash) => {
                     if rehash {
-                        scheduler = SCHEDULER_HASH + SCHEDULER_SOURCE - scheduler;
+                        scheduler = if scheduler == Scheduler::HASH {
+                            Scheduler::SOURCE
+                        } else {
+                            Scheduler::HASH
+                        };
                     }
                     // Datagrams of slots that are being observed do not stand another size.
                     if resize {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use slb_common::{
-    abi::{Address, Backend, MODE_DSR, MODE_FULL, MODE_GUE, MODE_IPIP, MODE_NAT},
+    abi::{Address, Backend, Mode},
     verdict::Verdict,
 };
 use slb_user::datapath::{Explainer, Explanation, Kind, Part, Question};
@@ -38,8 +38,8 @@ pub(super) struct Tally {
     seen: BTreeMap<&'static str, usize>,
     /// What explanations have looked at.
     looks: BTreeSet<&'static str>,
-    /// Modes of backends that packets have been sent to, as [`MODE_NAT`] and the others.
-    modes: BTreeSet<u32>,
+    /// Modes of backends that packets have been sent to, as [`Mode::NAT`] and the others.
+    modes: BTreeSet<Mode>,
     /// How often the explanation could not tell the verdict.
     pub unknown: usize,
     last: Option<Arrived>,
@@ -92,7 +92,7 @@ impl Tally {
             assert!(self.seen.contains_key(verdict.label()), "{verdict:?} is not among {self}");
         }
         assert_eq!(self.looks, looks.iter().copied().collect(), "{self}");
-        let modes = [MODE_NAT, MODE_DSR, MODE_IPIP, MODE_GUE, MODE_FULL];
+        let modes = [Mode::NAT, Mode::DSR, Mode::IPIP, Mode::GUE, Mode::FULL];
         assert_eq!(self.modes, modes.into(), "{self}");
     }
 }
@@ -137,18 +137,18 @@ fn check(
     let arrived = arrived(&bytes, has_ports);
     let addr = IpAddr::from(backend.addr);
     match backend.mode {
-        MODE_NAT | MODE_FULL => {
+        Mode::NAT | Mode::FULL => {
             let port = if has_ports { backend.port as u16 } else { 0 };
             assert_eq!(arrived.to, SocketAddr::new(addr, port), "{case}");
             assert_eq!(told.to, Some(SocketAddr::new(addr, backend.port as u16)), "{case}");
         }
-        MODE_IPIP | MODE_GUE => assert_eq!(arrived.to.ip(), addr, "{case}"),
-        MODE_DSR if question.kind == Kind::Error => {}
-        MODE_DSR => assert_eq!(arrived.to.ip(), question.dst.ip(), "{case}"),
-        mode => panic!("mode {mode}: {case}"),
+        Mode::IPIP | Mode::GUE => assert_eq!(arrived.to.ip(), addr, "{case}"),
+        Mode::DSR if question.kind == Kind::Error => {}
+        Mode::DSR => assert_eq!(arrived.to.ip(), question.dst.ip(), "{case}"),
+        mode => panic!("{mode:?}: {case}"),
     }
     if let Some(from) = told.from
-        && matches!(backend.mode, MODE_NAT | MODE_FULL | MODE_DSR)
+        && matches!(backend.mode, Mode::NAT | Mode::FULL | Mode::DSR)
     {
         assert_eq!(from, arrived.from, "{case}");
     }
