@@ -52,7 +52,7 @@ use self::{
     watcher::{NetworkSnapshot, NetworkWatcher, WatchOrder, WatchSpec},
 };
 use crate::{
-    api::{self, ApiError, Request},
+    api::{self, Access, ApiError, Request},
     clock::Jiffies,
     config::{Config, source::ConfigSource},
     datapath::{Counters, LoadError, Loaded, Pins, TableError},
@@ -180,7 +180,11 @@ pub async fn run(
     let watching = tokio::spawn(watcher.run(outbox.network, ordered));
     let most = agent.descriptors.connections().clone();
     let api = api::Agent { requests: outbox.requests, observer: Arc::clone(&agent.observer) };
-    api::serve(&agent.config.gateway.api, api, most)?;
+    if let Some(monitor) = &agent.config.gateway.monitor {
+        Lock::directory_of(monitor)?;
+        api::serve(monitor, Access::Read, api.clone(), most.clone())?;
+    }
+    api::serve(&agent.config.gateway.api, Access::Everything, api, most)?;
     ready();
     agent.prepare_edits();
     let checks = PassiveChecks::new(Arc::clone(&agent.counters));

@@ -75,6 +75,8 @@ pub struct Gateway {
     pub http: Option<SocketAddr>,
     /// The local API's unix socket.
     pub api: PathBuf,
+    /// Another one, for users who may only look; `None`: there is none.
+    pub monitor: Option<PathBuf>,
     /// Directory on bpffs for everything pinned.
     pub pins: PathBuf,
 }

@@ -12,7 +12,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Kept for what comes and goes: files, sockets to the kernel, a connection that is about to be closed.
 const SPARE: u64 = 16;
-/// Connections that each of the two HTTP servers may have in any case.
+/// HTTP servers: of the API, of its socket for monitoring, of metrics.
+const SERVERS: u64 = 3;
+/// Connections that each of them may have in any case.
 const FEWEST: u64 = 4;
 /// More than that are of no use.
 const MOST: u64 = 128;
@@ -87,14 +89,14 @@ impl Descriptors {
     pub(crate) fn reserve(&mut self, probes: usize) {
         self.probes = probes as u64;
         let left = self.limit.saturating_sub(self.own + self.probes + SPARE);
-        let each = (left / 2).clamp(FEWEST, MOST);
+        let each = (left / SERVERS).clamp(FEWEST, MOST);
         self.connections.0.store(each as usize, Ordering::Relaxed);
     }
 
     /// That there are too few, in words.
     pub(crate) fn problem(&self) -> Option<String> {
         let Self { limit, own, probes, .. } = self;
-        let needed = own + probes + SPARE + 2 * FEWEST;
+        let needed = own + probes + SPARE + SERVERS * FEWEST;
         (needed > *limit).then(|| {
             format!(
                 "at most {limit} files can be open, but {needed} are needed if all {probes} health checks \
@@ -126,9 +128,9 @@ mod tests {
         let cases = [
             // limit, probes; connections of each server, and whether that is a problem
             (131_072, 5_000, 128, false),
-            (300, 50, 77, false),
-            (300, 196, 4, false),
-            (300, 197, 4, true),
+            (300, 50, 51, false),
+            (300, 192, 4, false),
+            (300, 193, 4, true),
             (130, 50, 4, true),
         ];
         for (limit, probes, expected, is_short) in cases {

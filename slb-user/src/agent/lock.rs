@@ -72,6 +72,16 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
+    /// Makes the directory of a socket if need be. No other user may write to it.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::File`].
+    pub fn directory_of(socket: &Path) -> Result<(), LockError> {
+        let failed = |source| LockError::File { path: socket.to_owned(), source };
+        socket.parent().map_or(Ok(()), private::make_directory).map_err(failed)
+    }
+
     /// Takes the lock of a directory of pins, which has to be there, and which no other user can open from then on.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! then the text is replaced, if the reload is an edit, as the last thing that can fail; then everything is swapped at
 //! once. Until then nothing has changed, and any mistake leaves it so.
 
-use std::{collections::VecDeque, error::Error, future, mem, sync::Arc};
+use std::{collections::VecDeque, error::Error, future, mem, path::PathBuf, sync::Arc};
 
 use slb_api::{Edit, EventKind, ProblemName, Reloaded};
 use tokio::sync::{mpsc, oneshot};
@@ -319,10 +319,15 @@ impl Agent {
     /// Whether the running agent can put a configuration in force.
     fn prepare(&self, config: &Config) -> Result<Ids, Refusal> {
         let (was, is) = (&self.config.gateway, &config.gateway);
-        for (key, was, is) in [("api", &was.api, &is.api), ("pins", &was.pins, &is.pins)] {
+        for (key, was, is) in [
+            ("api", Some(&was.api), Some(&is.api)),
+            ("monitor", was.monitor.as_ref(), is.monitor.as_ref()),
+            ("pins", Some(&was.pins), Some(&is.pins)),
+        ] {
             if was != is {
-                let (path, was) = (self.path.to_path_buf(), was.clone());
-                return Err(Refusal::Fixed { path, key, was });
+                let write = |was: &PathBuf| format!("write \"{}\"", was.display());
+                let was = was.map_or("leave it out".to_owned(), write);
+                return Err(Refusal::Fixed { path: self.path.to_path_buf(), key, was });
             }
         }
         let installed = self.datapath.maps.installed();

@@ -20,17 +20,16 @@ pub enum Refusal {
     Edit(#[from] EditError),
     /// A key that the running agent cannot change.
     #[error(
-        "{}: gateway.{key} cannot change while the agent runs: write {:?} again, or restart the agent",
+        "{}: gateway.{key} cannot change while the agent runs: {was} again, or restart the agent",
         path.display(),
-        was.display()
     )]
     Fixed {
         /// The file.
         path: PathBuf,
         /// The key.
         key: &'static str,
-        /// Its value in force.
-        was: PathBuf,
+        /// What to do for it to have the value in force.
+        was: String,
     },
     /// The configuration does not fit into the maps.
     #[error(transparent)]

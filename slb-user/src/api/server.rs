@@ -67,6 +67,24 @@ pub struct Agent {
     pub observer: Arc<dyn Observer>,
 }
 
+/// What those may do who can open a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything. Only the agent's user and root can open it.
+    Everything,
+    /// See what the agent sees. Every user can open it who can enter its directory.
+    Read,
+}
+
+impl Access {
+    const fn mode(self) -> u32 {
+        match self {
+            Self::Everything => 0o600,
+            Self::Read => 0o666,
+        }
+    }
+}
+
 /// The socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error("API socket {}", path.display())]
@@ -75,35 +93,47 @@ pub struct ApiError {
     source: io::Error,
 }
 
-/// Listens on `path`, which only the agent's user may open; at most `most` connections are open.
+/// Listens on `path`; at most `most` connections are open.
 ///
 /// The caller holds the lock that keeps other agents away, so a socket that is there is left over.
 ///
 /// # Errors
 ///
 /// [`ApiError`].
-pub fn serve(path: &Path, agent: Agent, most: MostConnections) -> Result<(), ApiError> {
+pub fn serve(
+    path: &Path,
+    access: Access,
+    agent: Agent,
+    most: MostConnections,
+) -> Result<(), ApiError> {
     let failed = |source| ApiError { path: path.to_owned(), source };
     // Anything else than a socket is not ours to remove: binding says that it is in the way.
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         fs::remove_file(path).map_err(failed)?;
     }
-    let listener = listen(path).map_err(failed)?;
-    let (router, _) = routes().split_for_parts();
+    let listener = listen(path, access).map_err(failed)?;
+    let (router, _) = match access {
+        Access::Everything => routes().split_for_parts(),
+        Access::Read => reading_routes().fallback(read_only).split_for_parts(),
+    };
     let reading = middleware::from_fn_with_state(LargeBodies::default(), body::read);
     let router = router.layer(DefaultBodyLimit::disable()).layer(reading).with_state(agent);
     tokio::spawn(connections::serve(listener, router, most));
     Ok(())
 }
 
-/// A socket that no other user can connect to, from its first moment on. A symbolic link at `path` is not followed.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+/// A socket that those whom `access` excludes cannot connect to from its first moment on. A symbolic link at `path` is not followed.
+fn listen(path: &Path, access: Access) -> io::Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // The kernel makes the file with the mode that the socket has when it is bound.
     let file = File::from(OwnedFd::from(socket));
-    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.set_permissions(fs::Permissions::from_mode(access.mode()))?;
     let socket = Socket::from(OwnedFd::from(file));
     socket.bind(&SockAddr::unix(path)?)?;
+    if access == Access::Read {
+        // The process's umask has taken others' permission away.
+        fs::set_permissions(path, fs::Permissions::from_mode(access.mode()))?;
+    }
     socket.set_nonblocking(true)?;
     socket.listen(BACKLOG)?;
     UnixListener::from_std(OwnedFd::from(socket).into())
@@ -113,15 +143,22 @@ type Answer<T> = Result<Json<T>, (StatusCode, String)>;
 
 /// All that the API answers, with its description.
 fn routes() -> OpenApiRouter<Agent> {
+    reading_routes().routes(routes!(reload)).routes(routes!(plan)).routes(routes!(edit))
+}
+
+/// What changes nothing.
+fn reading_routes() -> OpenApiRouter<Agent> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(status))
         .routes(routes!(events))
         .routes(routes!(flows))
         .routes(routes!(explain))
-        .routes(routes!(reload))
-        .routes(routes!(plan))
-        .routes(routes!(edit))
         .routes(routes!(description))
+}
+
+/// What else is asked of a socket for reading.
+async fn read_only() -> (StatusCode, &'static str) {
+    (StatusCode::FORBIDDEN, "this socket is for reading (gateway.monitor); ask on gateway.api")
 }
 
 /// The API in the words of OpenAPI.
@@ -137,7 +174,8 @@ pub fn description_of_api() -> OpenApi {
     info(
         title = "slb",
         description = "The local API of the agent, on a unix socket: curl --unix-socket /run/slb/api.sock \
-                   http://slb/v1/status. Every process that may open the socket may do everything. An error is one \
+                   http://slb/v1/status. Every process that may open gateway.api may do everything, and by gateway.monitor \
+                   GET what is here. An error is one \
                    or more lines of text."
     )
 )]

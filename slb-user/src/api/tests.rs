@@ -79,7 +79,7 @@ fn serve_maps(is_readable: bool) -> Served {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("api.sock");
     let (agent, requests) = agent(is_readable);
-    serve(&socket, agent, MostConnections::default()).unwrap();
+    serve(&socket, Access::Everything, agent, MostConnections::default()).unwrap();
     Served { socket, requests, _directory: directory }
 }
 
@@ -216,7 +216,7 @@ async fn given_a_socket_that_was_left_over_when_served_then_it_is_replaced() {
     let Served { socket, requests, _directory } = serve_somewhere();
     drop(requests);
     let (agent, _requests) = agent(true);
-    serve(&socket, agent, MostConnections::default()).unwrap();
+    serve(&socket, Access::Everything, agent, MostConnections::default()).unwrap();
 
     let mut connection = Connection::open(&socket).await.unwrap();
     assert_eq!(connection.get::<Status>("/v1/status").await.unwrap(), status());
@@ -229,6 +229,28 @@ async fn given_a_served_socket_when_looked_at_then_only_its_owner_may_open_it() 
 
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn socket_for_reading_is_open_to_all_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("monitor.sock");
+    let (agent, mut requests) = agent(true);
+    serve(&socket, Access::Read, agent, MostConnections::default()).unwrap();
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o666);
+
+    let mut connection = Connection::open(&socket).await.unwrap();
+    assert_eq!(connection.get::<Status>("/v1/status").await.unwrap(), status());
+    for path in ["reload", "edit", "plan"] {
+        let head = format!(
+            "POST /v1/{path} HTTP/1.1\r\nhost: slb\r\ncontent-type: application/json\r\n\
+             content-length: 2\r\nconnection: close\r\n\r\n"
+        );
+        let answer = status_line(&socket, &head, b"{}").await;
+        assert_eq!(answer, "HTTP/1.1 403 Forbidden", "{path}");
+    }
+    assert!(requests.try_recv().is_err(), "the agent was asked nothing");
 }
 
 #[tokio::test]
@@ -245,7 +267,7 @@ async fn socket_is_never_open_to_others() {
         modes
     });
     for _ in 0..200 {
-        serve(&socket, agent(true).0, MostConnections::default()).unwrap();
+        serve(&socket, Access::Everything, agent(true).0, MostConnections::default()).unwrap();
     }
     is_done.store(true, Ordering::Relaxed);
     assert_eq!(looking.join().unwrap(), BTreeSet::from([0o600]));
@@ -256,7 +278,7 @@ async fn socket_does_not_follow_a_symbolic_link() {
     let directory = tempfile::tempdir().unwrap();
     let (socket, elsewhere) = (directory.path().join("api.sock"), directory.path().join("other"));
     std::os::unix::fs::symlink(&elsewhere, &socket).unwrap();
-    serve(&socket, agent(true).0, MostConnections::default()).unwrap_err();
+    serve(&socket, Access::Everything, agent(true).0, MostConnections::default()).unwrap_err();
     assert!(!elsewhere.exists());
 }
 
@@ -325,7 +347,8 @@ async fn body_that_does_not_come_is_given_up() {
 async fn given_a_directory_that_is_not_there_when_served_then_the_error_names_the_socket() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("absent").join("api.sock");
-    let error = serve(&socket, agent(true).0, MostConnections::default()).unwrap_err();
+    let error =
+        serve(&socket, Access::Everything, agent(true).0, MostConnections::default()).unwrap_err();
 
     assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
     assert!(std::error::Error::source(&error).is_some());

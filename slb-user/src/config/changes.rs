@@ -55,6 +55,7 @@ fn objects(config: &Config, same: &HashSet<&str>) -> Objects {
         tunnel_source,
         http,
         api,
+        monitor,
         pins,
     } = &config.gateway;
     let gateway = vec![
@@ -67,6 +68,7 @@ fn objects(config: &Config, same: &HashSet<&str>) -> Objects {
         ("tunnel_source", format!("{}, {}", tunnel_source.v4, tunnel_source.v6)),
         ("http", optional(http.as_ref())),
         ("api", api.display().to_string()),
+        ("monitor", optional(monitor.as_ref().map(|path| path.display()).as_ref())),
         ("pins", pins.display().to_string()),
     ];
     let mut objects = Objects::from([("gateway".to_owned(), gateway)]);

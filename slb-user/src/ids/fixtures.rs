@@ -35,6 +35,7 @@ pub(crate) fn config(instances: impl Into<Vec<Instance>>) -> Config {
             tunnel_source: TunnelSource::default(),
             http: None,
             api: PathBuf::from("/run/slb/api.sock"),
+            monitor: None,
             pins: PathBuf::from("/sys/fs/bpf/slb"),
         },
         instances: instances.into().into_iter().map(Arc::new).collect(),

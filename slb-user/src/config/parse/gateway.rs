@@ -23,6 +23,7 @@ const KEYS: Keys = Keys {
         "no_listener",
         "tunnel_source",
         "api",
+        "monitor",
         "pins",
         "http",
     ],
@@ -34,6 +35,7 @@ const DEFAULT_FLOWS: u32 = 1024 * 1024;
 /// As others have 9100 and what follows, and only this host may ask.
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_470);
 pub(super) const DEFAULT_API: &str = "/run/slb/api.sock";
+const EXAMPLE_MONITOR: &str = "/run/slb/monitor.sock";
 /// `sockaddr_un.sun_path` without its NUL.
 const LONGEST_API: usize = 107;
 /// Leaves room below `PATH_MAX` for what is pinned there.
@@ -50,6 +52,7 @@ pub(super) struct Gateway {
     tunnel_source: Option<TunnelSource>,
     http: Option<Option<SocketAddr>>,
     api: Option<PathBuf>,
+    monitor: Field<PathBuf>,
     pins: Option<PathBuf>,
 }
 
@@ -69,6 +72,7 @@ pub(super) fn gateway(raw: Raw<'_>) -> Gateway {
         api: table
             .field("api", values::absolute_path(LONGEST_API, DEFAULT_API))
             .or(DEFAULT_API.into()),
+        monitor: monitor(&table),
         pins: table.field("pins", values::pins(LONGEST_PINS, DEFAULT_PINS)).or(DEFAULT_PINS.into()),
     }
 }
@@ -96,6 +100,23 @@ fn interfaces(table: &Table<'_>) -> Option<Vec<String>> {
         }
     }
     complete.then(|| items.into_iter().map(|interface| interface.value).collect())
+}
+
+/// Two sockets cannot have one path.
+fn monitor(table: &Table<'_>) -> Field<PathBuf> {
+    let monitor = table.field("monitor", values::absolute_path(LONGEST_API, EXAMPLE_MONITOR));
+    let api =
+        table.field("api", values::absolute_path(LONGEST_API, DEFAULT_API)).or(DEFAULT_API.into());
+    match &monitor {
+        Field::Good(found) if Some(&found.value) == api.as_ref() => {
+            let message = format_args!(
+                "'monitor' is the path of 'api'; write another one, such as {EXAMPLE_MONITOR:?}"
+            );
+            table.mistake(found.at, message);
+            Field::Bad
+        }
+        _ => monitor,
+    }
 }
 
 /// One prefix, or one per family.
@@ -135,6 +156,7 @@ impl Gateway {
             tunnel_source: self.tunnel_source?,
             http: self.http?,
             api: self.api?,
+            monitor: self.monitor.optional()?,
             pins: self.pins?,
         })
     }
