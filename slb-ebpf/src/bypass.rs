@@ -1,189 +1,202 @@
-//! Clients that talk to a backend's address and port themselves, through the gateway.
+//! Clients that talk to a backend's address and port themselves, through the gateway: direct flows.
 //!
-//! Such packets are left alone. But what the backend answers looks like an answer to a flow through a
-//! listener, so it is remembered as [`FlowKind::Bypass`]. And a backend cannot tell such a connection from
-//! one of the same client port through a listener: the one that begins second gets another source port.
+//! What they send goes to the kernel as it is, so that its firewall decides. What the backend answers looks like an
+//! answer to a flow through a listener. So a client's SYN is taken down with its number, in a record of
+//! [`FlowKind::Bypass`]. The SYN-ACK or reset that acknowledges that number belongs to the direct connection, and once
+//! the client has acknowledged the SYN-ACK, so does what else the backend sends there. Until then that counts as
+//! balanced: a SYN from a forged address, or one that the firewall drops, changes nothing for other flows.
+//!
+//! Datagrams have no numbers: an answer belongs to a direct flow unless a balanced one may have the same ports.
 
 use slb_common::{
-    abi::{
-        ConnState, Endpoint, FlowKey, FlowKind, Mode, NO_PLACE, NatRewrite, RevNat, Task, UDP,
-        is_over,
-    },
-    decide::{self, Entries},
-    programs::Program,
+    abi::{ConnState, Endpoint, FlowKind, RevNat, RevNatFlags, TCP, UDP, is_over},
+    decide,
+    parse::TcpFlags,
     verdict::Verdict,
 };
 
 use crate::{
-    cell::Elements as _,
-    conntrack,
-    ctx::{PacketCtx, PacketView},
+    cell::{Elements as _, SharedCell},
+    conntrack::{self, Entry},
+    ctx::{self, PacketCtx, PacketView},
     maps,
-    outcome::{Delivery, Stop},
-    stats,
 };
 
-/// A packet whose destination, `to`, may be a backend. `None`: no listener has a backend at that address and port.
+/// A packet whose destination, `to`, may be a backend: whatever it is, the kernel gets it.
 #[inline(always)]
-pub fn to_backend<const REST: bool>(
-    pkt: &mut PacketCtx<'_>,
-    to: &Endpoint,
-) -> Result<Option<Delivery>, Stop> {
-    let Some(origin) = maps::revnat(to) else { return Ok(None) };
-    match Remembered::unpack(pass(&pkt.view(), origin)) {
-        Remembered::Begins => {
-            pkt.args.set_task(Task::Pass(FlowKind::Bypass));
-            Err(Stop::TailCall(Program::Flow))
-        }
-        Remembered::Place(place) => {
-            note(&pkt.view(), place);
-            translated::<REST>(pkt, place).map(Some)
-        }
-    }
+pub fn to_backend(pkt: &mut PacketCtx<'_>, to: &Endpoint) -> Verdict {
+    let Some(origin) = maps::revnat(to) else { return Verdict::NotOurs };
+    on_client_packet(&pkt.view(), origin.backend);
+    Verdict::Bypass
 }
 
-/// A packet with which a direct flow begins.
+/// Whether a packet from the backend `id` may belong to a direct flow, or to a balanced one whose port is not the
+/// client's: then it has to be looked for. `any` is [`slb_common::abi::Filter::bypass_until`]: nearly always no client
+/// talks to any backend. Nothing but the beginning of a direct flow matters before the backend has answered one.
+///
+/// # Errors
+///
+/// As [`decide::is_recent`].
 #[inline(always)]
-pub fn begin(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
-    let key = &pkt.packet.key;
-    let origin = maps::revnat(&key.destination()).ok_or(Verdict::NotOurs)?;
-    let place = remember(pkt.now, key, origin.backend);
-    translated::<true>(pkt, place)
+pub fn may_concern(pkt: &PacketCtx<'_>, any: u32, id: u32) -> Result<bool, Verdict> {
+    let is_answer =
+        pkt.packet.key.proto == UDP || pkt.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST);
+    Ok(decide::is_until(any, pkt.now) && (is_answer || decide::is_recent(pkt, any, id)?))
 }
 
-/// How a packet gets to the backend if its flow has to be translated: that of the entry at `place`.
-#[inline(always)]
-fn translated<const REST: bool>(pkt: &mut PacketCtx<'_>, place: u32) -> Result<Delivery, Stop> {
-    let flow = conntrack::get(place).ok_or(Verdict::Bypass)?;
-    let id = flow.backend().load();
-    let backend = maps::backend(id).ok_or(Verdict::Inconsistent)?;
-    decide::check_ttl(pkt, backend.hop)?;
-    stats::forward(id, pkt.arrived_bytes::<REST>());
-    if REST {
-        pkt.args.backend = id;
-    }
-    let to = NatRewrite {
-        addr: backend.addr,
-        sport: flow.port().load(),
-        dport: backend.port as u16,
-        kind: FlowKind::Original,
-    };
-    let delivery = Delivery { to, hop: backend.hop, mode: Mode::NAT, mtu: backend.mtu };
-    Ok(delivery)
-}
-
-/// What the flow table says about a packet to a backend.
-enum Remembered {
-    /// A flow begins with it.
-    Begins,
-    /// Place of the entry by which it is translated, or [`NO_PLACE`]: it is not.
-    Place(u32),
-}
-
-impl Remembered {
-    /// Into one register: functions that are called have no other.
-    #[inline(always)]
-    const fn pack(self) -> u32 {
-        match self {
-            Self::Begins => NO_PLACE - 1,
-            Self::Place(place) => place,
-        }
-    }
-
-    #[inline(always)]
-    const fn unpack(packed: u32) -> Self {
-        const BEGINS: u32 = Remembered::Begins.pack();
-        match packed {
-            BEGINS => Self::Begins,
-            place => Self::Place(place),
-        }
-    }
-}
-
-/// Remembers a direct flow that begins. Gives the place of its entry if it has to be translated.
-#[inline(always)]
-fn remember(now: u32, key: &FlowKey, id: u32) -> u32 {
-    let Some(reply) = maps::reply_key() else { return NO_PLACE };
-    *reply = key.reversed();
-    if !conntrack::is_taken(now, reply, key) && !conntrack::may_be_balanced(now, reply, id) {
-        conntrack::insert_bypass(now, reply, id);
-        return NO_PLACE;
-    }
-    // Not translated is no reason not to pass it.
-    if conntrack::create(now, key, id, Entries::Both).is_err() {
-        return NO_PLACE;
-    }
-    conntrack::index_of(key)
-}
-
-/// Keeps what is remembered of a direct flow. Gives a [`Remembered`], packed.
+/// Takes down what a client sends to the backend `id` itself.
 #[inline(never)]
-fn pass(view: &PacketView<'_>, origin: &RevNat) -> u32 {
-    let Some(backend) = maps::backend(origin.backend) else {
-        return Remembered::Place(NO_PLACE).pack();
-    };
-    let remembered = remembered(view);
-    let begins = view.packet.is_syn() || view.packet.key.proto == UDP;
-    if matches!(remembered, Remembered::Begins) && !begins {
-        return Remembered::Place(NO_PLACE).pack();
-    }
-    mark(view.now, origin.backend, backend.idle_jiffies);
-    remembered.pack()
-}
-
-/// Updates the entry by which a packet is translated, if it is. Not in [`pass`]: the deepest chain of calls begins
-/// here.
-#[inline(never)]
-fn note(view: &PacketView<'_>, place: u32) {
-    if let Some(flow) = conntrack::get(place)
-        && let Some(backend) = maps::backend(flow.backend().load())
+fn on_client_packet(view: &PacketView<'_>, id: u32) {
+    let Some(reply) = maps::reply_key() else { return };
+    *reply = view.packet.key.reversed();
+    if let Some(record) = conntrack::slow_lookup(reply)
+        && record.is(FlowKind::Bypass)
+        && !is_over(view.now, record.expires().load())
     {
-        conntrack::update_original(view, flow, backend);
+        on_known(view, record, id);
+    } else if decide::begins(view.packet) && !conntrack::is_taken(view.now, reply, &view.packet.key)
+    {
+        conntrack::insert_bypass(view.now, reply, id, numbers(view).0.wrapping_add(1));
+        mark_any(view.now.wrapping_add(maps::settings().opening_jiffies()));
     }
 }
 
-/// Looks for the entry of a packet to a backend, and updates that of a flow that is passed as it is.
+/// A client's packet of a direct flow that has a record.
 #[inline(always)]
-fn remembered(view: &PacketView<'_>) -> Remembered {
-    let key = &view.packet.key;
-    let is_syn = view.packet.is_syn();
-    let place = conntrack::index_of(key);
-    if let Some(flow) = conntrack::get(place) {
-        let ended = ConnState::FIN_ORIGINAL | ConnState::RESET | ConnState::RST_PENDING;
-        let is_new = is_syn && flow.state().load().intersects(ended);
-        if flow.is(FlowKind::Original) && !is_new {
-            return Remembered::Place(place);
+fn on_known(view: &PacketView<'_>, record: Entry, id: u32) {
+    let state = record.state().load();
+    if view.packet.is_syn() {
+        record.sequence().store(numbers(view).0.wrapping_add(1));
+        // Neither the end nor the beginning is proven. A connection that is stays direct: it may be alive.
+        if state.has_ended() {
+            record.state().store(state & ConnState::ESTABLISHED);
         }
-        conntrack::delete(flow);
+    } else if state & ANSWERED == ConnState::SYN_ACK_SEEN
+        && conntrack::acknowledges(view, record.peer().load())
+    {
+        // What was said about its end was said too early, or not by the client.
+        record.state().store(ANSWERED);
     }
-    let Some(reply) = maps::reply_key() else { return Remembered::Place(NO_PLACE) };
-    *reply = key.reversed();
-    match conntrack::slow_lookup(reply) {
-        Some(known) if known.is(FlowKind::Bypass) => {
-            if is_syn {
-                known.state().store(ConnState::empty());
-            }
-            conntrack::update_bypass(view, known, ConnState::FIN_ORIGINAL);
-            Remembered::Place(NO_PLACE)
+    keep(view, record, id, ConnState::FIN_ORIGINAL);
+}
+
+/// Whether a backend's packet, whose key `record` has, belongs to the direct flow. Takes down what it says.
+#[inline(always)]
+pub fn is_answer(view: &PacketView<'_>, record: Entry, origin: &RevNat) -> bool {
+    if is_over(view.now, record.expires().load()) {
+        return false;
+    }
+    let state = record.state().load();
+    if view.packet.key.proto == UDP {
+        // Of a backend that answers for several, a balanced flow would have its entry where the record is.
+        if !state.intersects(ANSWERED)
+            && !origin.flags.intersects(RevNatFlags::SHARED)
+            && conntrack::may_be_balanced(view.now, &view.packet.key, origin.backend)
+        {
+            conntrack::delete(record);
+            return false;
         }
-        _ => Remembered::Begins,
+        record.state().store(state | ConnState::SYN_ACK_SEEN);
+    } else if !state.intersects(ConnState::ESTABLISHED) {
+        if !view.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST) {
+            return false;
+        }
+        let is_syn = view.packet.flags.intersects(TcpFlags::SYN);
+        let (sequence, acknowledged) = numbers(view);
+        let next = sequence.wrapping_add(is_syn.into());
+        let is_first =
+            view.packet.flags.intersects(TcpFlags::ACK) && acknowledged == record.sequence().load();
+        // The client may have sent its SYN, or another has sent one in its name, once more.
+        let is_again = state.intersects(ConnState::SYN_ACK_SEEN) && next == record.peer().load();
+        if !is_first && !is_again {
+            return false;
+        }
+        if is_syn {
+            record.peer().store(next);
+            record.state().store(state | ConnState::SYN_ACK_SEEN);
+        }
+    }
+    if !view.packet.flags.intersects(TcpFlags::RST) {
+        // A client's reset that the backend takes no notice of was none.
+        record.state().store(record.state().load().difference(ConnState::RESET));
+    }
+    keep(view, record, origin.backend, ConnState::FIN_REPLY);
+    true
+}
+
+/// The backend has answered; or that is proven by the client.
+const ANSWERED: ConnState = ConnState::SYN_ACK_SEEN.union(ConnState::ESTABLISHED);
+
+/// Keeps a record after a packet, and takes down a FIN or RST; `fin` is its side's bit.
+#[inline(always)]
+fn keep(view: &PacketView<'_>, record: Entry, id: u32, fin: ConnState) {
+    let flags = view.packet.flags;
+    let state = record.state().load();
+    if flags.intersects(TcpFlags::RST) {
+        record.state().store(state | ConnState::RESET);
+    } else if flags.intersects(TcpFlags::FIN) {
+        record.state().store(state | fin);
+    }
+    let is_opening = if view.packet.key.proto == TCP {
+        !state.intersects(ConnState::ESTABLISHED) || flags.intersects(TcpFlags::SYN)
+    } else {
+        !state.intersects(ANSWERED)
+    };
+    let jiffies = if is_opening {
+        maps::settings().opening_jiffies()
+    } else {
+        maps::backend(id).map_or(0, |backend| backend.idle_jiffies)
+    };
+    let until = view.now.wrapping_add(jiffies);
+    extend(record.expires(), until);
+    if state.intersects(ANSWERED) {
+        mark(until, id);
+    } else {
+        mark_any(until);
     }
 }
 
-/// Flows of a backend have entries for as long as a client talks to it directly.
+/// Has flows of the backend `id` looked for in the table, as one is there that only its entry tells.
 #[inline(never)]
-fn mark(now: u32, id: u32, idle: u32) {
-    // 0 has a meaning of its own; a tick more does not matter.
-    let own = now.wrapping_add(idle) | 1;
-    if let Some(until) = maps::SLB_BYPASS.cell(id) {
-        // Two CPUs that write at the same time write much the same.
-        until.store(own);
+pub fn keep_looking(now: u32, id: u32) {
+    let jiffies = maps::backend(id).map_or(0, |backend| backend.idle_jiffies);
+    mark(now.wrapping_add(jiffies), id);
+}
+
+/// Has flows of the backend `id` looked for in the table until then, in jiffies.
+#[inline(always)]
+fn mark(until: u32, id: u32) {
+    if let Some(own) = maps::SLB_BYPASS.cell(id) {
+        extend(own, until);
     }
+    mark_any(until);
+}
+
+/// Has answers that may be the first of a direct flow looked for in the table until then, in jiffies.
+#[inline(always)]
+fn mark_any(until: u32) {
     if let Some(filter) = maps::SLB_FILTER.cell(0) {
-        // Timeouts differ: the last of all counts.
-        let any = filter.bypass_until().load();
-        if any == 0 || is_over(own, any) {
-            filter.bypass_until().store(own);
-        }
+        extend(filter.bypass_until(), until);
     }
+}
+
+/// Puts off the end of something. Of two CPUs that do so at once, one may lose: both write much the same.
+#[inline(always)]
+fn extend(end: SharedCell<u32>, until: u32) {
+    let was = end.load();
+    // 0 has a meaning of its own; a tick more does not matter.
+    if was == 0 || is_over(until | 1, was) {
+        end.store(until | 1);
+    }
+}
+
+/// Sequence and acknowledgement number of a TCP segment; of anything else zeros.
+#[inline(always)]
+fn numbers(view: &PacketView<'_>) -> (u32, u32) {
+    if view.packet.key.proto != TCP {
+        return (0, 0);
+    }
+    let frame = ctx::frame(view.ctx);
+    let Some(tcp) = frame.header::<12>(view.packet.l4 as usize) else { return (0, 0) };
+    (u32::from_be(tcp.get(4)), u32::from_be(tcp.get(8)))
 }

@@ -11,9 +11,9 @@ mod create;
 mod implied;
 mod update;
 
-pub use create::{create, flow_is_taken as is_taken, insert_bypass};
+pub use create::{create, flow_is_taken as is_taken, insert_bypass, is_direct, write_reply_key};
 pub use implied::direct_may_be_balanced as may_be_balanced;
-pub use update::{establish, follow, update_bypass, update_original, update_reply};
+pub use update::{acknowledges, establish, follow, update_original, update_reply};
 
 use slb_common::{
     abi::{
@@ -129,6 +129,9 @@ pub fn get(place: u32) -> Option<Entry> {
 /// The client's entry of `reply`, whose key is `key`: its place may belong to another flow by now.
 #[inline(always)]
 pub fn reverse(reply: Entry, key: &FlowKey) -> Option<Entry> {
+    if !reply.is(FlowKind::Reply) {
+        return None;
+    }
     let flow = get(reply.peer().load())?;
     let backend = maps::backend(flow.backend().load())?;
     let peer = Peer {

@@ -127,8 +127,8 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let reply_key = maps::reply_key().ok_or(Verdict::Inconsistent)?;
     *reply_key = quoted.reversed();
     match conntrack::slow_lookup(reply_key) {
-        Some(reply) if reply.is(FlowKind::Bypass) => return Err(Verdict::NotOurs),
-        Some(reply) => {
+        Some(reply) if conntrack::is_direct(pkt.now, reply) => return Err(Verdict::NotOurs),
+        Some(reply) if !reply.is(FlowKind::Bypass) => {
             let flow = conntrack::reverse(reply, reply_key).ok_or(Verdict::NotOurs)?;
             place = reply.peer().load();
             id = flow.backend().load();
@@ -138,8 +138,8 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
                 client = flow.src().load();
             }
         }
-        None if origin.flags.intersects(RevNatFlags::SHARED) => return Err(Verdict::NotOurs),
-        None => {}
+        _ if origin.flags.intersects(RevNatFlags::SHARED) => return Err(Verdict::NotOurs),
+        _ => {}
     }
     let ClientRoute { hop, .. } =
         neigh::client_route(pkt, &to.addr, &client)?.ok_or(Verdict::NotOurs)?;

@@ -13,6 +13,7 @@ use slb_common::{
 };
 
 use crate::{
+    bypass,
     cell::{Elements as _, SharedCell},
     conntrack,
     ctx::PacketCtx,
@@ -178,6 +179,18 @@ impl Lookups for PacketCtx<'_> {
     }
 
     #[inline(always)]
+    fn is_taken(&mut self, key: &FlowKey, id: u32, backend: &Backend) -> Result<bool, Verdict> {
+        let reply = maps::reply_key().ok_or(Verdict::Inconsistent)?;
+        conntrack::write_reply_key(reply, key, backend, key.sport);
+        let is_taken = conntrack::is_taken(self.now, reply, key);
+        if is_taken {
+            // The flow gets another port, and is to be found by its entry from now on.
+            bypass::keep_looking(self.now, id);
+        }
+        Ok(is_taken)
+    }
+
+    #[inline(always)]
     fn is_known(&self, key: &FlowKey) -> Result<bool, Verdict> {
         Ok(conntrack::index_of(key) != NO_PLACE)
     }
@@ -199,7 +212,9 @@ impl Lookups for PacketCtx<'_> {
         *key = sent.reversed();
         match conntrack::slow_lookup(key) {
             None => Ok(None),
-            Some(reply) if reply.is(FlowKind::Bypass) => Err(Verdict::NotOurs),
+            Some(reply) if conntrack::is_direct(self.now, reply) => Err(Verdict::NotOurs),
+            // Not answered: what is known of the backend counts.
+            Some(reply) if reply.is(FlowKind::Bypass) => Ok(None),
             Some(reply) => {
                 let flow = conntrack::reverse(reply, key).ok_or(Verdict::NotOurs)?;
                 Ok(Some(Owner {

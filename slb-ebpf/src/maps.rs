@@ -82,8 +82,8 @@ pub static SLB_NEXT_HOPS: Array<ClientNextHop, MAX_NEXT_HOPS> = Array::new();
 #[btf_map]
 pub static SLB_FLOWS: Array<Bucket, DEFAULT_BUCKETS, MMAPABLE> = Array::new();
 
-/// Written by the program, indexed like `SLB_BACKENDS`: until when, in jiffies, a client may be talking to the backend's
-/// address and port directly; 0: no client ever has.
+/// Written by the program, indexed like `SLB_BACKENDS`: until when, in jiffies, flows of the backend have to be looked for
+/// in the flow table, because it has answered a client that talks to its address and port directly; 0: it never has.
 #[btf_map]
 pub static SLB_BYPASS: Array<u32, MAX_BACKENDS> = Array::new();
 

@@ -2,8 +2,8 @@
 
 use slb_common::{
     abi::{
-        AclCacheEntry, Address, FlowKind, Limits, ListenerFlags, MAX_ACL_CACHE, NO_BACKEND,
-        Policers, RevNatFlags, Roles,
+        AclCacheEntry, Address, Limits, ListenerFlags, MAX_ACL_CACHE, NO_BACKEND, Policers,
+        RevNatFlags, Roles,
     },
     decide, hash,
     programs::Program,
@@ -30,7 +30,7 @@ pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
     {
         let key = &pkt.packet.key;
         let backend = match conntrack::slow_lookup(key) {
-            Some(entry) if entry.is(FlowKind::Bypass) => NO_BACKEND,
+            Some(entry) if conntrack::is_direct(pkt.now, entry) => NO_BACKEND,
             Some(entry) => entry.backend().load(),
             // Answers to the agent's probes belong to no listener's traffic.
             None if maps::roles(&key.dst).intersects(Roles::LOCAL) => NO_BACKEND,

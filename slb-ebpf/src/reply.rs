@@ -15,6 +15,7 @@ use slb_common::{
 };
 
 use crate::{
+    bypass,
     cell::Elements as _,
     conntrack,
     ctx::{self, PacketCtx, PacketView},
@@ -45,8 +46,8 @@ pub fn from_backend<const REST: bool>(
     }
     let mut id = origin.backend;
     let mut to = NatRewrite { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
-    if origin.flags.intersects(RevNatFlags::SHARED) || decide::is_recent(pkt, bypass_until, id)? {
-        let place = match Remembered::unpack(remembered(&pkt.view())) {
+    if origin.flags.intersects(RevNatFlags::SHARED) || bypass::may_concern(pkt, bypass_until, id)? {
+        let place = match Remembered::unpack(remembered(&pkt.view(), origin)) {
             Remembered::Direct => return Err(Verdict::Bypass.into()),
             Remembered::Closed => return Err(Stop::TailCall(respond(pkt, Verdict::Closed))),
             Remembered::Place(place) => place,
@@ -56,21 +57,23 @@ pub fn from_backend<const REST: bool>(
                 return Err(Stop::TailCall(to_source(pkt, place)));
             }
             id = flow.backend().load();
+            if !origin.flags.intersects(RevNatFlags::SHARED) {
+                bypass::keep_looking(pkt.now, id);
+            }
             let (sport, dport) = (flow.dport().load(), flow.sport().load());
             to = NatRewrite { addr: flow.dst().load(), sport, dport, kind };
         } else if maps::backend(id).is_some_and(|backend| backend.mode == Mode::FULL) {
             // Whose answer it would be, only an entry says.
             return Err(Verdict::NotOurs.into());
         }
-    } else if origin.flags.intersects(RevNatFlags::TRACKED)
-        && pkt.packet.flags.intersects(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
+    } else if origin.flags.intersects(RevNatFlags::TRACKED) && pkt.packet.flags.intersects(TRACKED)
     {
         track(&pkt.view(), origin);
     }
     let Some(ClientRoute { hop, mtu }) = neigh::client_route(pkt, &to.addr, &pkt.packet.key.dst)?
     else {
         // To the gateway itself: to a socket of its own, or to a client that is a backend as well.
-        let Remembered::Place(place) = Remembered::unpack(remembered(&pkt.view())) else {
+        let Remembered::Place(place) = Remembered::unpack(remembered(&pkt.view(), origin)) else {
             return Err(Verdict::NotOurs.into());
         };
         let is_own = conntrack::get(place).is_some_and(|flow| flow.source().load() != NO_SOURCE);
@@ -201,19 +204,23 @@ fn client_key(key: &FlowKey, origin: &RevNat) -> FlowKey {
 
 /// Looks for the client's entry of a reply by the reply's own, and updates both. Gives a [`Remembered`], packed.
 #[inline(never)]
-fn remembered(view: &PacketView<'_>) -> u32 {
+fn remembered(view: &PacketView<'_>, origin: &RevNat) -> u32 {
     let key = &view.packet.key;
-    let Some(reply) = conntrack::slow_lookup(key) else {
-        return Remembered::Place(NO_PLACE).pack();
-    };
-    if reply.is(FlowKind::Bypass) {
-        conntrack::update_bypass(view, reply, ConnState::FIN_REPLY);
+    let reply = conntrack::slow_lookup(key);
+    if let Some(record) = reply.filter(|reply| reply.is(FlowKind::Bypass))
+        && bypass::is_answer(view, record, origin)
+    {
         return Remembered::Direct.pack();
     }
-    let place = reply.peer().load();
-    let Some(forward) = conntrack::reverse(reply, key) else {
+    let Some((reply, forward)) =
+        reply.and_then(|reply| Some((reply, conntrack::reverse(reply, key)?)))
+    else {
+        if origin.flags.intersects(RevNatFlags::TRACKED) && view.packet.flags.intersects(TRACKED) {
+            track(view, origin);
+        }
         return Remembered::Place(NO_PLACE).pack();
     };
+    let place = reply.peer().load();
     conntrack::update_reply(view, forward);
     conntrack::follow(reply, forward);
     if forward.state().load().intersects(ConnState::RST_PENDING)
@@ -223,6 +230,9 @@ fn remembered(view: &PacketView<'_>) -> u32 {
     }
     Remembered::Place(place).pack()
 }
+
+/// What entries want to know of if their backend is [`RevNatFlags::TRACKED`].
+const TRACKED: TcpFlags = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
 
 /// Takes down what a reply says about its flow, which has an entry for the client's packets only.
 #[inline(never)]

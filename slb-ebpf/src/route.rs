@@ -1,11 +1,7 @@
 //! The order in which a packet is looked at: as one to a VIP, from a backend, to a backend.
 
 use slb_common::{
-    abi::{FlowKind, Roles},
-    decide::Filtered,
-    parse::Reject,
-    programs::Program,
-    verdict::Verdict,
+    abi::Roles, decide::Filtered, parse::Reject, programs::Program, verdict::Verdict,
 };
 
 use crate::{
@@ -38,8 +34,7 @@ pub fn parsed(pkt: &mut PacketCtx<'_>) -> Outcome {
 /// The first packet of a flow that may need an entry.
 #[inline(always)]
 pub fn flow(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let decision =
-        if pkt.args.is(FlowKind::Bypass) { bypass::begin(pkt) } else { forward::begin(pkt) };
+    let decision = forward::begin(pkt);
     fragments::lead(pkt, decision)
 }
 
@@ -70,7 +65,7 @@ fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     }
     if delivery.is_none() && to.intersects(Roles::BACKEND) {
         at = pkt.packet.key.destination();
-        delivery = bypass::to_backend::<REST>(pkt, &at)?;
+        return Err(bypass::to_backend(pkt, &at).into());
     }
     Ok(delivery.ok_or(Verdict::NotOurs)?)
 }

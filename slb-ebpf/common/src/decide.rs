@@ -34,15 +34,15 @@ pub use icmp::{
 };
 pub use policy::{Limit, admit, conforms, paid_until};
 pub use rules::{
-    begins, can_be_reset, delivered, fragment_key, is_answered, is_kept, is_martian, is_open,
-    is_owner, is_until, may_be_encapsulated, proxy_of, source_of, unanswered,
+    begins, can_be_reset, delivered, fragment_key, is_answered, is_direct, is_kept, is_martian,
+    is_open, is_owner, is_until, may_be_encapsulated, proxy_of, source_of, unanswered,
 };
 pub use schedule::{by_schedule, choose, slot};
 pub use step::Step;
 
 use crate::{
     abi::{
-        Address, Backend, Endpoint, FlowKey, Fragment, Listener, ListenerFlags, Mode,
+        Address, Backend, Endpoint, FlowKey, Fragment, Listener, ListenerFlags, Mode, NO_BACKEND,
         NO_LISTENER_DROP, NO_LISTENER_RESET, NextHop, QuicKey, RevNat, Roles, SLOT_BACKEND,
         SLOT_LOOK, Sticky,
     },
@@ -111,8 +111,8 @@ pub trait Lookups {
     fn backend(&self, id: u32) -> Result<Option<Self::Ref<Backend>>, Self::Error>;
     /// [`abi::Filter::bypass_until`].
     fn bypass_until(&self) -> u32;
-    /// `SLB_BYPASS`: until when a client may be talking to the backend without a listener, in jiffies; 0: none ever
-    /// has.
+    /// `SLB_BYPASS`: until when flows of the backend have to be looked for in the flow table, in jiffies, because it
+    /// answers a client without a listener; 0: it never has.
     ///
     /// # Errors
     ///
@@ -178,6 +178,13 @@ pub trait Lookups {
         backend: u32,
         entries: Entries,
     ) -> Result<Option<u16>, Self::Error>;
+    /// `SLB_FLOWS`: whether another flow has the client's port at the backend. `key` is that of the client's packets, `id`
+    /// the backend's index.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn is_taken(&mut self, key: &FlowKey, id: u32, backend: &Backend) -> Result<bool, Self::Error>;
     /// `SLB_FLOWS`: whether packets that may not be this one have an entry.
     ///
     /// # Errors
@@ -313,24 +320,32 @@ pub fn to_vip<L: Lookups>(
         return Ok(Course::Guarded);
     }
     let hash = hash::flow(&packet.key);
+    let mut settled = NO_BACKEND;
     if listener.scheduler.is_by_hash() {
         let choice = hash::choice_by(listener.scheduler, &packet.key, hash);
         let (number, slot) = slot(look, listener.first_chunk, listener.slots, choice)?;
         let id = slot & SLOT_BACKEND;
-        let is_plain = !is_recent(look, filtered.bypass_until, id)?
-            // The filter may take a client for a backend, which may need an entry.
-            && (!filtered.from.intersects(Roles::BACKEND)
-                || !look.roles(&packet.key.src)?.intersects(Roles::BACKEND));
+        let is_recent = is_recent(look, filtered.bypass_until, id)?;
+        // The filter may take a client for a backend, which may need an entry.
+        let is_client = !filtered.from.intersects(Roles::BACKEND)
+            || !look.roles(&packet.key.src)?.intersects(Roles::BACKEND);
         let slots = listener.slots;
-        look.step(Step::Slot { number, slots, slot, is_special: !is_plain });
-        if slot & SLOT_LOOK == 0 && is_plain {
-            let is_new = packet.is_syn();
-            return Ok(Course::Backend { id, port: packet.key.sport, hash, is_new });
+        look.step(Step::Slot { number, slots, slot, is_special: is_recent || !is_client });
+        if slot & SLOT_LOOK == 0 && is_client {
+            if !is_recent {
+                let is_new = packet.is_syn();
+                return Ok(Course::Backend { id, port: packet.key.sport, hash, is_new });
+            }
+            settled = id;
         }
     }
     Ok(match look.entry(packet, &listener, hash)? {
         Entry::Backend { id, port } => Course::Backend { id, port, hash, is_new: false },
         Entry::OwnSource => Course::OwnSource { hash },
+        // It has kept its port when it began.
+        Entry::None if settled != NO_BACKEND && !begins(packet) => {
+            Course::Backend { id: settled, port: packet.key.sport, hash, is_new: false }
+        }
         Entry::None => {
             Course::Begins { hash, chooses: listener.flags.intersects(ListenerFlags::CHOOSES) }
         }
@@ -347,8 +362,9 @@ const fn no_listener(setting: u32) -> Verdict {
     }
 }
 
-/// Whether a client may be talking to a backend without a listener: then flows of it have entries. Nearly always no
-/// client talks to any, which `any`, [`abi::Filter::bypass_until`], says.
+/// Whether a backend has answered a client that talks to it without a listener: then flows through a listener may have
+/// got another source port, which their entries say. Nearly always no client talks to any, which `any`,
+/// [`abi::Filter::bypass_until`], says.
 ///
 /// # Errors
 ///

@@ -56,7 +56,10 @@ global! {
 fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
     let Some(owner) = slow_lookup(reply) else { return false };
     let is_reply = owner.is(FlowKind::Reply);
-    let mut is_free = owner.state().load().has_ended() || is_over(now, owner.expires().load());
+    // A direct flow that the backend has not answered has nothing.
+    let mut is_free = owner.state().load().has_ended()
+        || is_over(now, owner.expires().load())
+        || owner.is(FlowKind::Bypass) && !is_direct(now, owner);
     if is_reply {
         match reverse(owner, reply) {
             Some(forward) if is_free || is_of(forward, own) => {
@@ -71,6 +74,12 @@ fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
         delete(owner);
     }
     !is_free
+}
+
+/// Whether an entry is the record of a direct flow that its backend has answered.
+#[inline(always)]
+pub fn is_direct(now: u32, flow: Entry) -> bool {
+    flow.is(FlowKind::Bypass) && decide::is_direct(now, flow.state().load(), flow.expires().load())
 }
 
 /// Makes the entries of the flow of `key` to the backend `id`, and gives the source port towards it.
@@ -134,16 +143,15 @@ fn draw_port(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
         return Err(Verdict::Inconsistent);
     };
     write_reply_key(reply, key, backend, key.sport);
-    // A direct flow must not pass for the one through a listener that may be there without an
-    // entry. With one backend any port may have one: then it has to do that few clients use it.
-    let is_direct = key.dst.same(reply.src) && key.dport == reply.sport;
-    if !is_direct && !flow_is_taken(now, reply, key) {
+    if !flow_is_taken(now, reply, key) {
         return Ok(Source::new(NO_SOURCE, reply.dport));
     }
     let mut draw = hash::choice(flow_hash(key));
     for attempt in 0..PORT_ATTEMPTS {
         draw = next_draw(draw);
         reply.dport = port(draw);
+        // A flow through the listener may have that port without an entry. With one backend any port may have one:
+        // then it has to do that few clients use it.
         if !flow_is_taken(now, reply, key)
             && (attempt >= PORT_ATTEMPTS / 2 || !direct_may_be_balanced(now, reply, id))
         {
@@ -217,12 +225,13 @@ fn insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32 {
     place
 }
 
-/// Remembers that what a backend answers with `key` is not for us.
+/// Makes the record of a direct flow that begins, whose answers have `key`: the backend is to acknowledge `sequence`.
 #[inline(always)]
-pub fn insert_bypass(now: u32, key: &FlowKey, id: u32) {
+pub fn insert_bypass(now: u32, key: &FlowKey, id: u32, sequence: u32) {
     let hash = flow_hash(key);
     if let Some(flow) = get(flow_take(now, key, abi::tag(hash))) {
         fill(flow, key, id, FlowKind::Bypass, now.wrapping_add(maps::settings().opening_jiffies()));
+        flow.sequence().store(sequence);
         publish(flow, hash);
     }
 }

@@ -9,7 +9,6 @@ use super::{flow_hash, slow_lookup};
 use crate::{global::global, lookups, maps};
 
 global! {
-    // Called here and by the bypass, so that it is verified once.
     pub fn direct_may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> bool
         = may_be_balanced, or false;
 }
@@ -31,11 +30,11 @@ fn may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> bool {
     };
     *at = key.destination();
     let Some(listener) = maps::listener_entry(at) else { return false };
-    if let Some(flow) = slow_lookup(key) {
+    let known = slow_lookup(key).filter(|flow| !is_over(now, flow.expires().load()));
+    if let Some(flow) = known {
         // The same as `reply.dport`, but not on the stack meanwhile.
         let is_it = flow.backend().load() == id && flow.port().load() == key.sport;
-        let is_alive = !flow.state().load().has_ended() && !is_over(now, flow.expires().load());
-        return is_it && is_alive;
+        return is_it && !flow.state().load().has_ended();
     }
     if origin.backend != id || !listener.scheduler.is_by_hash() {
         return false;

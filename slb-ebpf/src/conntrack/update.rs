@@ -2,17 +2,19 @@
 
 use slb_common::{
     abi::{
-        Backend, ConnState, FlowKind, NO_PLACE, NO_SOURCE, PROXY_NONE, REFRESH_JIFFIES, TCP, age,
+        Backend, BackendFlags, ConnState, FlowKind, NO_PLACE, NO_SOURCE, PROXY_NONE,
+        REFRESH_JIFFIES, TCP, age,
     },
     parse::TcpFlags,
 };
 
 use super::{
     Entry, count,
-    create::{flow_insert_reply, write_reply_key},
-    index_of, is_active, reply_of, slow_lookup,
+    create::{flow_insert_reply, is_direct, write_reply_key},
+    delete, index_of, is_active, reply_of, slow_lookup,
 };
 use crate::{
+    bypass,
     ctx::{self, PacketView},
     maps,
 };
@@ -83,19 +85,6 @@ pub fn establish(now: u32, flow: Entry, place: u32, backend: &Backend) {
     }
 }
 
-/// Takes down what a packet says about a direct flow; `fin` is its side's bit.
-#[inline(always)]
-pub fn update_bypass(view: &PacketView<'_>, flow: Entry, fin: ConnState) {
-    if view.packet.flags.intersects(TcpFlags::FIN | TcpFlags::RST) {
-        record_fin_rst(view.packet.flags, flow, fin);
-    } else if !view.packet.flags.intersects(TcpFlags::SYN) {
-        note(flow, ConnState::ESTABLISHED);
-    }
-    if let Some(backend) = maps::backend(flow.backend().load()) {
-        flow.expires().store(view.now.wrapping_add(lifetime(flow, backend)));
-    }
-}
-
 /// A reply's entry lives as long as the client's.
 #[inline(always)]
 pub fn follow(reply: Entry, forward: Entry) {
@@ -144,7 +133,7 @@ fn lifetime(flow: Entry, backend: &Backend) -> u32 {
 /// Whether a client's packet proves that the client has got the backend's answer to its SYN: who
 /// sends from addresses that are not its own does not know the number.
 #[inline(always)]
-fn acknowledges(view: &PacketView<'_>, sequence: u32) -> bool {
+pub fn acknowledges(view: &PacketView<'_>, sequence: u32) -> bool {
     /// As much as a backend may have sent on its own before the client's first packet gets here.
     const WINDOW: u32 = 1 << 20;
     let known = TcpFlags::ACK | TcpFlags::SYN | TcpFlags::RST;
@@ -159,6 +148,10 @@ fn acknowledges(view: &PacketView<'_>, sequence: u32) -> bool {
 /// Keeps the reply's entry, or makes it again if it is gone.
 #[inline(never)]
 fn keep_reply(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
+    if !backend.flags.intersects(BackendFlags::SHARED) && flow.source().load() == NO_SOURCE {
+        // Its port is not the client's.
+        bypass::keep_looking(view.now, flow.backend().load());
+    }
     let Some(key) = maps::reply_key() else { return };
     write_reply_key(key, &view.packet.key, backend, flow.port().load());
     let source = flow.source().load();
@@ -168,8 +161,13 @@ fn keep_reply(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
     if let Some(reply) = slow_lookup(key) {
         if reply.is(FlowKind::Reply) {
             follow(reply, flow);
+            return;
         }
-        return;
+        // The record of a direct flow: it may not have been answered.
+        if is_direct(view.now, reply) {
+            return;
+        }
+        delete(reply);
     }
     flow_insert_reply(view.now, key, index_of(&view.packet.key));
 }

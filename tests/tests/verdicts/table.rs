@@ -6,6 +6,7 @@ use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, IpNumber, Pa
 use slb_common::verdict::Verdict;
 
 use crate::{
+    bypass::acknowledging,
     fixture::{
         FAMILIES, Outcome, Slb, answer, at, backend, client, client_of, datagram, forwarded, id,
         port, replied, reset, syn, vip, with_slb,
@@ -178,7 +179,11 @@ fn ended(family: usize) -> Vec<Row> {
         untouched("not ours", &stranger, Verdict::NotOurs),
         untouched("backend, another port", &direct.to(backend(0, family, 22)), Verdict::NotOurs),
         untouched("direct", &direct, Verdict::Bypass),
-        from_backend("direct, answer", &answer(&direct), Outcome::Untouched(Verdict::Bypass)),
+        from_backend(
+            "direct, SYN-ACK",
+            &acknowledging(&direct, SYN | ACK),
+            Outcome::Untouched(Verdict::Bypass),
+        ),
         untouched("direct, mid-connection", &direct.clone().flags(ACK), Verdict::Bypass),
         untouched("no listener", &to_port(9), Verdict::NoListener),
         untouched("TCP to a UDP listener", &to_port(port::DNS), Verdict::NoListener),

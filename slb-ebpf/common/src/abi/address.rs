@@ -14,8 +14,8 @@ pub const FILTER_PER_BYTE: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 pub struct Filter {
-    /// Written by the program: until when a client may be talking to any backend directly, in jiffies; 0: none
-    /// ever has. `SLB_BYPASS` says to which.
+    /// Written by the program: until when answers that may be the first to a direct flow are looked for in the flow
+    /// table, in jiffies; 0: there never was one. `SLB_BYPASS` says of which backends all packets are.
     pub bypass_until: u32,
     /// What the addresses of a hash may be to us, [`Roles::FILTERED`], two bits each. What is not in
     /// here needs no look-up. Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.

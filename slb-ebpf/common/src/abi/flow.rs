@@ -50,10 +50,12 @@ pub struct Flow {
     pub source: u16,
     /// [`FLOW_ORIGINAL`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
     /// [`FLOW_REPLY`]: place of the client's.
+    /// [`FLOW_BYPASS`] and [`ConnState::SYN_ACK_SEEN`]: what the client has to acknowledge.
     pub peer: u32,
     /// [`FLOW_ORIGINAL`] and [`ConnState::SYN_ACK_SEEN`]: what the client has to acknowledge. If its backend is told who the
     /// client is: [`FLOW_ORIGINAL`]: number of the client's first byte, and once the backend has got a header, how far
     /// that of the backend's is ahead of the header's; [`FLOW_REPLY`]: number of the backend's first byte.
+    /// [`FLOW_BYPASS`]: what the backend has to acknowledge.
     pub sequence: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
@@ -120,7 +122,7 @@ impl Flow {
 pub const FLOW_ORIGINAL: u8 = 1;
 /// From backend to client.
 pub const FLOW_REPLY: u8 = 2;
-/// From backend to a client that talks to it without a listener: passed as it is.
+/// From backend to a client that talks to it without a listener: passed as it is, once the backend has answered.
 pub const FLOW_BYPASS: u8 = 3;
 
 /// What packets an entry is for, and what a packet is.
@@ -170,7 +172,7 @@ bitflags::bitflags! {
         const FIN_REPLY = 2;
         /// The backend has accepted the connection that it is told about: its SYN-ACK was seen.
         const ACCEPTED = 4;
-        /// The backend has answered the client's SYN by a SYN-ACK.
+        /// The backend has answered the client's SYN by a SYN-ACK; a direct flow of UDP: it has answered.
         const SYN_ACK_SEEN = 8;
         /// Both sides are there: the entry does not make room for another before it expires.
         const ESTABLISHED = 16;

@@ -70,8 +70,7 @@ pub struct TailCallArgs {
 /// What a program is to do with the packet that it is handed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// To go on with a packet of this kind. `slb_flow`: [`FlowKind::Original`] or [`FlowKind::Bypass`]; the others:
-    /// [`FlowKind::Original`] or [`FlowKind::Reply`].
+    /// To go on with a packet of this kind: [`FlowKind::Original`] or [`FlowKind::Reply`].
     Pass(FlowKind),
     /// `slb_respond`: to answer it, with this verdict if that succeeds.
     Answer(Verdict),

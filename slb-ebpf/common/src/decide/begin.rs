@@ -73,8 +73,9 @@ pub fn begin<L: Lookups>(look: &mut L, packet: &Packet, hash: u64) -> Result<Beg
         return Ok(Beginning::OwnSource { id });
     }
     let is_hash = listener.scheduler.is_by_hash() && look.chosen() == NOT_CHOSEN;
-    let is_shared =
-        backend.flags.intersects(BackendFlags::SHARED) || is_recent(look, look.bypass_until(), id)?;
+    // That of the client may be a direct flow's, or that of another client port.
+    let is_shared = backend.flags.intersects(BackendFlags::SHARED)
+        || is_recent(look, look.bypass_until(), id)? && look.is_taken(key, id, &backend)?;
     if slot & SLOT_KEEP == 0 && !is_shared {
         return Ok(Beginning::Backend { id, port: key.sport });
     }
@@ -82,7 +83,7 @@ pub fn begin<L: Lookups>(look: &mut L, packet: &Packet, hash: u64) -> Result<Beg
     let port = match look.remember(key, id, entries)? {
         Some(port) => port,
         // By hash the flow finds its backend again, as long as its slot is not changed.
-        None if is_hash && !backend.flags.intersects(BackendFlags::SHARED) => key.sport,
+        None if is_hash && !is_shared => key.sport,
         None => return Err(Verdict::TableFull.into()),
     };
     Ok(Beginning::Backend { id, port })

@@ -34,6 +34,8 @@ pub(super) struct Maps {
     pub(super) chosen: Option<u32>,
     pub(super) active: BTreeMap<u32, u64>,
     pub(super) bypass: BTreeMap<u32, u32>,
+    /// Whether another flow has the client's port.
+    pub(super) is_taken: bool,
     pub(super) sticky: Option<Sticky>,
     pub(super) entry: Option<Flow>,
     /// The entries that were made.
@@ -160,6 +162,10 @@ impl Lookups for Maps {
     ) -> Result<Option<u16>, Verdict> {
         self.made = Some(entries);
         Ok((!self.is_full).then_some(key.sport))
+    }
+
+    fn is_taken(&mut self, _: &FlowKey, _: u32, _: &Backend) -> Result<bool, Verdict> {
+        Ok(self.is_taken)
     }
 
     fn is_known(&self, _: &FlowKey) -> Result<bool, Verdict> {

@@ -3,8 +3,8 @@
 use super::Peer;
 use crate::{
     abi::{
-        Backend, BackendFlags, FlowKey, FragmentKey, Listener, Mode, PROXY_NONE, PROXY_OPTION,
-        PROXY_V2, Sticky, TAG_LOCKED, TCP, UDP, is_over,
+        Backend, BackendFlags, ConnState, FlowKey, FragmentKey, Listener, Mode, PROXY_NONE,
+        PROXY_OPTION, PROXY_V2, Sticky, TAG_LOCKED, TCP, UDP, is_over,
     },
     hash,
     packet::{FRAGMENT_NONE, Packet, TcpFlags},
@@ -55,6 +55,15 @@ pub fn is_open(listener: &Listener, backend: &Backend) -> bool {
 #[inline(always)]
 pub const fn is_kept(now: u32, sticky: &Sticky) -> bool {
     !is_over(now, sticky.expires)
+}
+
+/// Whether the record of a direct flow says that the backend has answered it: its port is taken, until it ends.
+#[must_use]
+#[inline(always)]
+pub const fn is_direct(now: u32, state: ConnState, expires: u32) -> bool {
+    state.intersects(ConnState::SYN_ACK_SEEN.union(ConnState::ESTABLISHED))
+        && !state.has_ended()
+        && !is_over(now, expires)
 }
 
 /// Whether and how a backend is told who the client of a new flow is.

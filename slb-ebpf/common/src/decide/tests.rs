@@ -55,6 +55,26 @@ fn slot_that_looks_and_clients_that_may_confuse_the_backend_need_an_entry() {
 }
 
 #[test]
+fn port_that_a_direct_flow_has_takes_entries_and_only_where_one_begins() {
+    let mut maps = maps(Scheduler::HASH, &[0]);
+    maps.bypass.insert(0, NOW);
+    for (is_taken, expected) in [(false, None), (true, Some(Entries::Both))] {
+        maps.is_taken = is_taken;
+        assert_eq!((begun(&mut maps, &syn()), maps.made), (Ok(to(0)), expected));
+    }
+    maps.is_full = true;
+    assert_eq!(begun(&mut maps, &syn()), Err(Verdict::TableFull), "its own port is another's");
+    maps.bypass.clear();
+    assert_eq!(begun(&mut maps, &syn()), Ok(to(0)), "nothing is looked for");
+
+    // What began before has kept its port.
+    maps.bypass.insert(0, NOW);
+    let hash = hash::flow(&ack().key);
+    let expected = Course::Backend { id: 0, port: 40_000, hash, is_new: false };
+    assert_eq!(go(&mut maps, &ack()), Ok(expected));
+}
+
+#[test]
 fn source_that_is_no_clients_is_martian() {
     let mut maps = maps(Scheduler::HASH, &[0]);
     let sources = ["0.1.2.3", "127.0.0.1", "169.254.1.1", "224.0.0.1", "255.255.255.255"];

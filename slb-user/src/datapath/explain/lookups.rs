@@ -132,11 +132,28 @@ impl Lookups for Path<'_> {
         }
         self.say("flow table", "gets an entry");
         if entries == Entries::Both {
-            let text = "the backend serves others as well: another port if the client's is taken";
+            let text =
+                "the backend may know the client's port from another flow: then another port";
             self.say("source", text);
             self.is_drawn = true;
         }
         Ok(Some(key.sport))
+    }
+
+    fn is_taken(&mut self, key: &FlowKey, _: u32, backend: &Backend) -> Result<bool, End> {
+        let reply = FlowKey {
+            src: backend.addr,
+            dst: key.src,
+            sport: backend.port as u16,
+            dport: key.sport,
+            proto: key.proto,
+        };
+        let Some(owner) = self.flow(&reply)? else { return Ok(false) };
+        if owner.is(FlowKind::Bypass) {
+            return Ok(decide::is_direct(self.now, owner.state(), owner.expires));
+        }
+        let is_alive = !owner.state().has_ended() && !abi::is_over(self.now, owner.expires);
+        Ok(is_alive && self.client_of(&owner, &reply)?.is_some_and(|client| client.key() != *key))
     }
 
     fn is_known(&self, key: &FlowKey) -> Result<bool, End> {
@@ -157,21 +174,12 @@ impl Lookups for Path<'_> {
         let key = sent.reversed();
         let Some(reply) = self.flow(&key)? else { return Ok(None) };
         if reply.is(FlowKind::Bypass) {
-            return Err(Verdict::NotOurs.into());
+            let is_direct = decide::is_direct(self.now, reply.state(), reply.expires);
+            return if is_direct { Err(Verdict::NotOurs.into()) } else { Ok(None) };
         }
-        let flow = self.maps.table.at(reply.peer).ok_or(Verdict::NotOurs)?;
-        let backend = self.backend(flow.backend)?.ok_or(Verdict::NotOurs)?;
-        let sender = match flow.source {
-            NO_SOURCE => flow.src,
-            source => self.maps.sources.get(&source.into(), 0)?,
-        };
-        let is_it = decide::is_owner(&Peer::from(&flow), &key, &backend) && sender == key.dst;
-        if is_it {
-            let Flow { backend, source, .. } = flow;
-            Ok(Some(Owner { place: reply.peer, key: flow.key(), backend, source }))
-        } else {
-            Err(Verdict::NotOurs.into())
-        }
+        let flow = self.client_of(&reply, &key)?.ok_or(Verdict::NotOurs)?;
+        let Flow { backend, source, .. } = flow;
+        Ok(Some(Owner { place: reply.peer, key: flow.key(), backend, source }))
     }
 
     fn first_fragment(&mut self, packet: &Packet) -> Result<Option<Fragment>, End> {
@@ -252,6 +260,18 @@ impl Path<'_> {
 
     fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, End> {
         Ok(self.maps.table.find(key, self.buckets()?))
+    }
+
+    /// The client's entry of an answer's, whose key is `key`.
+    fn client_of(&self, reply: &Flow, key: &FlowKey) -> Result<Option<Flow>, End> {
+        let Some(flow) = self.maps.table.at(reply.peer) else { return Ok(None) };
+        let Some(backend) = self.backend(flow.backend)? else { return Ok(None) };
+        let sender = match flow.source {
+            NO_SOURCE => flow.src,
+            source => self.maps.sources.get(&source.into(), 0)?,
+        };
+        let is_it = decide::is_owner(&Peer::from(&flow), key, &backend) && sender == key.dst;
+        Ok(is_it.then_some(flow))
     }
 
     /// The interface towards the backend with an address.
