@@ -55,12 +55,13 @@ struct Tool {
     needed_by: Option<&'static str>,
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 6] = [
     Tool { program: "ip", package: "iproute2", needed_by: Some("the lab") },
     Tool { program: "ethtool", package: "ethtool", needed_by: Some("the lab") },
     Tool { program: "bpftool", package: "bpftool", needed_by: None },
     Tool { program: "curl", package: "curl", needed_by: None },
     Tool { program: "ping", package: "iputils-ping", needed_by: Some("the tests") },
+    Tool { program: "nft", package: "nftables", needed_by: Some("the tests") },
 ];
 
 /// Servers that the tests run themselves. Debian packages them as services.

@@ -55,14 +55,16 @@ fn given_one_client_port_when_used_through_a_listener_and_directly_at_once_then_
             let direct_first = index % 8 < 4;
             let case = format!("{vip} and {direct} from {port}, direct first: {direct_first}");
             let connect = |to| Talk::begin(client, port, to, AT_ONCE).expect(&case);
-            let (mut listener, mut directly) = if direct_first {
-                let directly = connect(direct);
-                (connect(vip), directly)
-            } else {
-                (connect(vip), connect(direct))
-            };
+            let before = direct_first.then(|| connect(direct));
+            let mut listener = connect(vip);
             let backend = listener.ask().expect(&case);
-            met += u32::from(backend == host.name);
+            let is_met = backend == host.name;
+            if is_met && !direct_first {
+                // The backend knows that port from the connection through the listener: `firewall.rs`.
+                continue;
+            }
+            met += u32::from(is_met);
+            let mut directly = before.unwrap_or_else(|| connect(direct));
             for _ in 0..3 {
                 assert_eq!(directly.ask().expect(&case), host.name, "{case}");
                 assert_eq!(listener.ask().expect(&case), backend, "{case}");
@@ -93,10 +95,17 @@ fn given_one_udp_socket_when_it_asks_a_listener_and_backends_then_answers_come_f
             let direct = itself(host, vip, plan::UDP.port());
             let socket = talk::datagrams(client, port, vip, AT_ONCE);
             let case = format!("{vip} and {direct} from {port}");
-            if index % 8 < 4 {
+            let direct_first = index % 8 < 4;
+            if direct_first {
                 assert_eq!(talk::ask(&socket, direct, "first").expect(&case), host.name, "{case}");
             }
             let backend = talk::ask(&socket, vip, "a").expect(&case);
+            if backend == host.name && !direct_first {
+                let error = talk::ask(&socket, direct, "b").expect_err(&case);
+                assert!(error.to_string().contains(&vip.to_string()), "{case}: {error}");
+                assert_eq!(talk::ask(&socket, vip, "c").expect(&case), backend, "{case}");
+                continue;
+            }
             for _ in 0..3 {
                 assert_eq!(talk::ask(&socket, direct, "b").expect(&case), host.name, "{case}");
                 assert_eq!(talk::ask(&socket, vip, "c").expect(&case), backend, "{case}");

@@ -18,6 +18,8 @@ mod distribution;
 #[cfg(test)]
 mod failover;
 #[cfg(test)]
+mod firewall;
+#[cfg(test)]
 mod full_nat;
 #[cfg(test)]
 mod health;

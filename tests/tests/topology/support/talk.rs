@@ -64,6 +64,34 @@ impl Talk {
     }
 }
 
+/// A connection that has been asked for, and may not come.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    socket: Socket,
+}
+
+impl Attempt {
+    /// Sends a SYN from `port` of `host`, which may be that of other connections as well.
+    pub(crate) fn begin(host: &Host, port: u16, to: SocketAddr) -> Self {
+        let begin = || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&source(host, port, to).into())?;
+            match socket.connect(&to.into()) {
+                Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+                _ => Ok(Self { socket }),
+            }
+        };
+        host.netns.run(begin).unwrap().unwrap()
+    }
+
+    /// Whether the other end has answered.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.socket.peer_addr().is_ok()
+    }
+}
+
 /// A UDP socket at `port` of `host` that can talk to anybody of the family of `to`.
 pub(crate) fn datagrams(host: &Host, port: u16, to: SocketAddr, limit: Duration) -> UdpSocket {
     host.netns
