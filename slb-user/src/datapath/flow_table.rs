@@ -47,7 +47,7 @@ pub struct SweepRequest {
     pub leaving: FxHashSet<u32>,
     /// Backends whose flows are to end now.
     pub closed: FxHashSet<u32>,
-    /// Where clients connect to; other flows are between a client and a backend itself.
+    /// Where clients connect to; the listeners of other flows are gone.
     pub listeners: FxHashSet<Endpoint>,
     /// In jiffies: the present, as far as it is certain.
     pub now: u32,
@@ -117,7 +117,8 @@ impl FlowTable {
     /// Reads the whole table: not for a task that must not wait.
     ///
     /// Ends the flows without packets for too long, and those of [`SweepRequest::closed`]; removes the entries of
-    /// watched slots that say what the slot says as well; and corrects the counts of active flows.
+    /// watched slots that say what the slot says as well, and records of direct flows that are over; and corrects the
+    /// counts of active flows.
     #[must_use]
     pub fn sweep(&self, mut request: SweepRequest) -> SweepReport {
         let pinned = request.watched.values().map(|(id, _)| (*id, FxHashSet::default())).collect();
@@ -125,10 +126,15 @@ impl FlowTable {
         let before = self.counters();
         let mut counted = vec![0_i64; before.len()];
         for words in self.entries() {
-            let Some(flow) = read(words).filter(|flow| flow.is(FlowKind::Original)) else {
-                continue;
-            };
+            let Some(flow) = read(words) else { continue };
             let is_over = abi::age(request.now, flow.expires) > 0;
+            if !flow.is(FlowKind::Original) {
+                // A direct flow's record, which the low half of the jiffies would make valid again one day.
+                if flow.is(FlowKind::Bypass) && is_over {
+                    self.free(words, &flow);
+                }
+                continue;
+            }
             let is_active = !flow.state().has_ended();
             let is_closed = is_active && request.closed.contains(&flow.backend);
             let is_out = is_over || is_closed;
@@ -202,7 +208,7 @@ impl FlowTable {
         let is_freed = words[0]
             .compare_exchange(flow.tag, TAG_FREE, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
-        if is_freed && !flow.state().has_ended() {
+        if is_freed && flow.is(FlowKind::Original) && !flow.state().has_ended() {
             self.count_off(flow);
         }
     }

@@ -5,13 +5,13 @@ use slb_common::{
     abi::{self, FLOW_BYPASS},
     verdict::Verdict,
 };
-use slb_user::datapath::{Explainer, Question};
+use slb_user::datapath::{Explainer, Question, SweepRequest};
 
 use super::{UNTOUCHED, connections, open, pairs, replaced_port};
 use crate::{
     fixture::{
-        FAMILIES, Outcome, Slb, answer, backend, client, datagram, id, port, with_capacity,
-        with_slb,
+        FAMILIES, IDLE_JIFFIES, Outcome, Slb, answer, backend, client, datagram, id, port,
+        with_capacity, with_slb,
     },
     fragments::fragments,
     frame::{Frame, icmp},
@@ -140,6 +140,30 @@ fn given_a_direct_flow_when_the_agent_starts_again_then_it_is_still_known() {
             let record = slb.flow(&answer(frame)).expect("it is remembered");
             assert_eq!(record.kind, FLOW_BYPASS);
         }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_records_that_are_over_when_the_table_is_swept_then_only_they_are_removed() {
+    with_slb(|slb| {
+        let [[(_, old), _], [(_, new), _]] = [1_000, 1_001].map(|sport| pairs(0, sport));
+        for direct in [&old, &new] {
+            open(slb, "direct", direct);
+        }
+        slb.age(&answer(&old), 2 * IDLE_JIFFIES);
+        let now = slb.now();
+        let request = SweepRequest {
+            watched: Default::default(),
+            leaving: Default::default(),
+            closed: Default::default(),
+            listeners: Default::default(),
+            now,
+            closing: 0,
+        };
+        let _ = slb.table.sweep(request);
+        let are_there = [&old, &new].map(|direct| slb.flow(&answer(direct)).is_some());
+        assert_eq!((are_there, slb.table.active_flows()), ([false, true], 0));
     });
 }
 
