@@ -13,6 +13,7 @@ pub use netns::Netns;
 pub use server::{Server, Service};
 pub use topology::{BACKENDS, CLIENTS, Host, Topology};
 
+pub mod attack;
 mod cgroup;
 pub mod client;
 pub mod ebpf;

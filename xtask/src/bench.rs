@@ -14,6 +14,7 @@ use slb_lab::gateway;
 
 use crate::{process, setup};
 
+mod attack;
 mod control;
 mod end_to_end;
 mod plot;
@@ -34,6 +35,8 @@ pub(crate) struct Options {
     /// Only the agent, with a large configuration
     #[arg(long)]
     control: bool,
+    #[command(flatten)]
+    attack: attack::AttackOptions,
     /// Where the results go; by default `bench` in the target directory
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
@@ -68,11 +71,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         None => process::target()?.join("bench"),
     };
     fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-    let is_all = !options.packets && !options.end_to_end && !options.control;
+    let is_attack = options.attack.attack.is_some();
+    let is_all = !options.packets && !options.end_to_end && !options.control && !is_attack;
     if is_all || options.packets {
         packets(options, &out)?;
     }
-    if is_all || options.end_to_end || options.control {
+    let takes_agent = is_all || options.end_to_end || options.control || is_attack;
+    if takes_agent && std::env::var_os(gateway::BINARY_VARIABLE).is_none() {
         let slb = process::build_slb()?;
         // SAFETY: this program has only one thread so far.
         unsafe { std::env::set_var(gateway::BINARY_VARIABLE, slb) };
@@ -84,6 +89,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if is_all || options.end_to_end {
         let rows = end_to_end::measure()?;
         publish(&out, "end-to-end", &table::end_to_end(&rows), &rows)?;
+    }
+    if is_attack {
+        let rows = attack::measure(&options.attack)?;
+        publish(&out, "attacks", &table::attacks(&rows), &rows)?;
     }
     println!("\nresults: {}", out.display());
     Ok(())

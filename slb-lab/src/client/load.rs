@@ -45,6 +45,26 @@ impl Load {
     ///
     /// The client cannot run at all.
     pub fn start(client: &Client, to: SocketAddr, rate: u32) -> Result<Self> {
+        Self::start_with(client, rate, move |client| async move { client.request(to).await })
+    }
+
+    /// The same with datagrams, each from a port of its own.
+    ///
+    /// # Errors
+    ///
+    /// The client cannot run at all.
+    pub fn start_datagrams(client: &Client, to: SocketAddr, rate: u32) -> Result<Self> {
+        Self::start_with(client, rate, move |client| async move { client.datagram(to).await })
+    }
+
+    fn start_with<F>(
+        client: &Client,
+        rate: u32,
+        exchange: impl Fn(Client) -> F + Send + 'static,
+    ) -> Result<Self>
+    where
+        F: Future<Output = Result<String, Failure>> + Send + 'static,
+    {
         let exchanges = Arc::new(Mutex::new(Vec::new()));
         let (client, recorded) = (client.clone(), Arc::clone(&exchanges));
         let background = Background::start(&client.clone(), move |mut stopped| async move {
@@ -56,10 +76,10 @@ impl Load {
                     _ = stopped.changed() => break,
                     _ = ticks.tick() => {}
                 }
-                let (client, recorded) = (client.clone(), Arc::clone(&recorded));
+                let (exchange, recorded) = (exchange(client.clone()), Arc::clone(&recorded));
                 requests.spawn(async move {
                     let began = Instant::now();
-                    let result = client.request(to).await;
+                    let result = exchange.await;
                     lock(&recorded).push(Exchange { began, took: began.elapsed(), result });
                 });
                 while requests.try_join_next().is_some() {}
@@ -107,6 +127,8 @@ impl Load {
 /// One kept connection.
 #[derive(Clone, Debug)]
 pub struct Session {
+    /// The client's end.
+    pub client: SocketAddr,
     /// The backend that answered the first request.
     pub backend: String,
     /// Requests answered.
@@ -129,22 +151,35 @@ impl Sessions {
     ///
     /// One of them could not be opened.
     pub fn open(client: &Client, to: SocketAddr, count: usize) -> Result<Self> {
+        Self::open_with_pace(client, to, count, PACE)
+    }
+
+    /// The same; `pace` is the time between an answer and the next request.
+    ///
+    /// # Errors
+    ///
+    /// One of them could not be opened.
+    pub fn open_with_pace(
+        client: &Client,
+        to: SocketAddr,
+        count: usize,
+        pace: Duration,
+    ) -> Result<Self> {
         let opened = client.inside(async {
             let mut opened = Vec::with_capacity(count);
             for _ in 0..count {
                 let open = async {
                     let mut stream = client.connect(to).await?;
                     let backend = http::get(&mut stream, "/").await?.backend;
-                    Ok::<_, std::io::Error>((stream.into_std()?, backend))
+                    let client = stream.local_addr()?;
+                    let session = Session { client, backend, answered: 1, failure: None };
+                    Ok::<_, std::io::Error>((stream.into_std()?, session))
                 };
                 opened.push(timeout(PATIENCE, open).await.context("no answer")??);
             }
             Ok::<_, anyhow::Error>(opened)
         })??;
-        let (streams, sessions): (Vec<_>, Vec<_>) = opened
-            .into_iter()
-            .map(|(stream, backend)| (stream, Session { backend, answered: 1, failure: None }))
-            .unzip();
+        let (streams, sessions): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
         let sessions = Arc::new(Mutex::new(sessions));
         let kept = Arc::clone(&sessions);
         let background = Background::start(client, move |stopped| async move {
@@ -153,7 +188,7 @@ impl Sessions {
                 let (kept, mut stopped) = (Arc::clone(&kept), stopped.clone());
                 tasks.spawn(async move {
                     let failure = tokio::select! {
-                        failure = converse(stream, &kept, index) => failure,
+                        failure = converse(stream, &kept, index, pace) => failure,
                         _ = stopped.changed() => return,
                     };
                     lock(&kept)[index].failure = Some(failure);
@@ -185,13 +220,14 @@ async fn converse(
     stream: std::net::TcpStream,
     sessions: &Mutex<Vec<Session>>,
     index: usize,
+    pace: Duration,
 ) -> Failure {
     let mut stream = match tokio::net::TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => return error.into(),
     };
     loop {
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(pace).await;
         match timeout(PATIENCE, http::get(&mut stream, "/")).await {
             Ok(Ok(_)) => lock(sessions)[index].answered += 1,
             Ok(Err(error)) => return error.into(),

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{Row, control, end_to_end};
+use super::{Row, attack, control, end_to_end};
 
 /// Group of the frames that are really sent.
 const LIVE: &str = "live";
@@ -87,6 +87,34 @@ pub(super) fn end_to_end(rows: &[end_to_end::Row]) -> String {
             number(row.closed.per_second),
             number(row.closed.p50),
             number(row.closed.p99),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+/// Clients under attack.
+pub(super) fn attacks(rows: &[attack::Row]) -> String {
+    let mut table = table(&[
+        "attack",
+        "packets/s",
+        "new connections",
+        "answered",
+        "worst listener",
+        "held",
+        "lost",
+        "ns per packet",
+    ]);
+    for row in rows {
+        let (listener, part) = &row.worst;
+        table.add_row([
+            row.attack.clone(),
+            format!("{:.0}", row.rate),
+            row.new.to_string(),
+            format!("{:.2} %", 100.0 * row.answered),
+            format!("{listener}: {:.2} %", 100.0 * part),
+            row.held.to_string(),
+            row.lost.to_string(),
+            format!("{:.0}", row.nanoseconds),
         ]);
     }
     format!("{table}\n")
