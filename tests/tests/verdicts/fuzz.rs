@@ -318,7 +318,7 @@ fn frame(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-fn accident(random: &mut Random, bytes: &mut Vec<u8>) {
+pub(crate) fn accident(random: &mut Random, bytes: &mut Vec<u8>) {
     let at = random.below(bytes.len());
     // Most damage should be where the program reads.
     let at = if random.one_in(2) { at } else { at.min(12 + random.below(70)) };
@@ -334,7 +334,7 @@ fn accident(random: &mut Random, bytes: &mut Vec<u8>) {
 }
 
 /// Makes all checksums right, where etherparse still finds them.
-fn seal(bytes: &mut [u8]) {
+pub(crate) fn seal(bytes: &mut [u8]) {
     let is_v4 = bytes.len() >= L3 + 20 && bytes[12..14] == [0x08, 0x00];
     if is_v4 && bytes.len() >= L3 + usize::from(bytes[L3] & 0x0f) * 4 && bytes[L3] & 0x0f >= 5 {
         seal_v4(bytes);

@@ -10,6 +10,7 @@ mod connection;
 mod fixture;
 mod frame;
 mod lab;
+mod oracle;
 mod worker;
 
 mod bypass;
@@ -23,6 +24,7 @@ mod fragments;
 mod full_nat;
 mod fuzz;
 mod fuzz_forgery;
+mod fuzz_oracle;
 mod headers;
 mod icmp;
 mod index;
