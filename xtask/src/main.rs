@@ -1,4 +1,4 @@
-//! Everything a developer runs: `cargo xtask setup | run | test | verify | bench | lint | docs`.
+//! Everything a developer runs: `cargo xtask setup | run | test | verify | bench | fuzz | lint | docs`.
 
 #![expect(clippy::print_stdout, reason = "commands for a terminal")]
 
@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod deb;
 mod docs;
+mod fuzz;
 mod lint;
 mod process;
 mod run;
@@ -39,6 +40,8 @@ enum Task {
     Verify(verify::Options),
     /// Measures what a packet costs on every path, and what clients get, against other balancers
     Bench(bench::Options),
+    /// Feeds what reads bytes from anywhere, and shows that the packet fuzz test finds mistakes
+    Fuzz(fuzz::Options),
     /// Checks format, code, documentation, spelling, dependencies, and the subjects of new commits
     Lint,
     /// Writes the tables of `docs/reference` from the code
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Verify(options) => verify::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Lint => lint::run(),
         Task::Docs => docs::run(true),
     };
