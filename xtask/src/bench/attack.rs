@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{SocketAddr, SocketAddrV4},
     thread,
     time::{Duration, Instant},
@@ -34,6 +35,8 @@ const HELD: usize = 200;
 const NEW: u32 = 300;
 /// Between an answer on a held connection and the next request.
 const PACE: Duration = Duration::from_millis(500);
+/// Capacity of the flow table: so few that each attack fills it within seconds.
+const FLOWS: u32 = 65_536;
 /// Clients alone, before the attack.
 const BEFORE: Duration = Duration::from_secs(2);
 const STARTED: Duration = Duration::from_secs(30);
@@ -105,6 +108,7 @@ pub(super) fn measure(options: &AttackOptions) -> Result<Vec<Row>> {
 fn row(site: &Site, attack: Option<Attack>, options: &AttackOptions) -> Result<Row> {
     let topology = &site.topology;
     let mut gateway = Gateway::new(topology, &site.instances())?;
+    shrink(&gateway)?;
     gateway.start()?;
     gateway.wait("all backends healthy", STARTED, |status| {
         LISTENERS.iter().all(|listener| {
@@ -170,6 +174,15 @@ fn row(site: &Site, attack: Option<Attack>, options: &AttackOptions) -> Result<R
         nanoseconds: after.0.saturating_sub(before.0).as_nanos() as f64
             / (after.1 - before.1).max(1) as f64,
     })
+}
+
+/// Gives the flow table room for [`FLOWS`] flows.
+fn shrink(gateway: &Gateway) -> Result<()> {
+    let is_size = |line: &&str| line.trim_start().starts_with("flows");
+    let text = fs::read_to_string(gateway.config())?;
+    let before = text.lines().find(is_size).context("the lab writes the size of the flow table")?;
+    fs::write(gateway.config(), text.replacen(before, &format!("flows = {FLOWS}"), 1))?;
+    Ok(())
 }
 
 /// Waits, or ends with the signal that ends this program.
