@@ -13,7 +13,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
         value_parser = clap::value_parser!(u32).range(1..))]
     time: u32,
-    /// Instead, makes each mistake of tests/mutants.toml in a copy of the last commit, which the packet fuzz test has to
+    /// Instead, makes each mistake of tests/mutants.toml in a copy of the sources, which the packet fuzz test has to
     /// find (as root)
     #[arg(long, conflicts_with = "time")]
     mutants: bool,

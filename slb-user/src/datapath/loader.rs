@@ -62,12 +62,25 @@ impl Loaded {
     ///
     /// [`LoadError`].
     pub fn open(pins: Pins, capacities: Capacities) -> Result<Self, LoadError> {
+        Self::open_object(OBJECT, pins, capacities)
+    }
+
+    /// The same with another build of the object.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn open_object(
+        object: &[u8],
+        pins: Pins,
+        capacities: Capacities,
+    ) -> Result<Self, LoadError> {
         let warning = bpffs::ensure(pins.root())?;
         pins.make()?;
         map_check::check(&pins)?;
-        let programs = match Programs::reuse(&pins)? {
+        let programs = match Programs::reuse(object, &pins)? {
             Some(programs) => programs,
-            None => Programs::load(&pins, capacities)?,
+            None => Programs::load(object, &pins, capacities)?,
         };
         let flows = flow_table(&pins)?;
         let mut maps = Maps::open(&pins)?;
@@ -108,7 +121,7 @@ impl Loaded {
     }
 }
 
-/// The programs of [`OBJECT`], in the kernel.
+/// The programs of an object, in the kernel.
 ///
 /// To load them takes the kernel most of a second, so an agent that starts again takes what is pinned. The
 /// first program has a pin that is named by a hash of the object that it comes from. An agent that loads
@@ -121,8 +134,8 @@ enum Programs {
 
 impl Programs {
     /// Those that an earlier agent has loaded from the same object.
-    fn reuse(pins: &Pins) -> Result<Option<Self>, LoadError> {
-        let pin = pins.program_of(OBJECT);
+    fn reuse(object: &[u8], pins: &Pins) -> Result<Option<Self>, LoadError> {
+        let pin = pins.program_of(object);
         let is_complete =
             pin.exists() && map_check::MAPS.iter().all(|map| pins.map(map.name).exists());
         // Its log is read through what the loader returns.
@@ -136,14 +149,14 @@ impl Programs {
     }
 
     /// Loads them onto the pinned maps, making those that are missing.
-    fn load(pins: &Pins, capacities: Capacities) -> Result<Self, LoadError> {
+    fn load(object: &[u8], pins: &Pins, capacities: Capacities) -> Result<Self, LoadError> {
         let mut loader = EbpfLoader::new();
         for map in map_check::MAPS {
             loader.map_pin_path(map.name, pins.map(map.name));
         }
         loader.map_max_entries("SLB_FLOWS", buckets_for(capacities.flows));
         loader.map_max_entries("SLB_SLOTS", capacities.chunks);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+        let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(Box::new(error)))?;
         #[cfg(feature = "trace")]
         super::trace::start(&mut ebpf);
         let symbols = Program::ALL.iter().map(|program| program.symbol());
@@ -155,7 +168,7 @@ impl Programs {
             remove(&pin)?;
         }
         put_programs(&mut ebpf)?;
-        let pin = pins.program_of(OBJECT);
+        let pin = pins.program_of(object);
         program(&mut ebpf, PROGRAM)?
             .pin(&pin)
             .map_err(|error| LoadError::Pin { path: pin, source: Box::new(error) })?;

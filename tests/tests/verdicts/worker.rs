@@ -5,6 +5,7 @@
 //! tests are threads or processes.
 
 use std::{
+    borrow::Cow,
     fs::{self, File, TryLockError},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::PathBuf,
@@ -24,6 +25,16 @@ mod raw;
 /// The only map that is not empty in a datapath that was just loaded.
 const SETTINGS: &str = "SLB_SETTINGS";
 
+/// Names the file of another build of the datapath, which is tested in place of this build's.
+const OTHER_OBJECT: &str = "SLB_OBJECT";
+
+fn object() -> Cow<'static, [u8]> {
+    match std::env::var_os(OTHER_OBJECT) {
+        Some(path) => fs::read(path).expect("an object").into(),
+        None => OBJECT.into(),
+    }
+}
+
 /// A loaded datapath, whose maps are as they were when it was loaded.
 pub(crate) struct Worker {
     folder: PathBuf,
@@ -36,7 +47,7 @@ impl Worker {
     pub(crate) fn take(capacities: Capacities) -> Self {
         let Capacities { flows, chunks } = capacities;
         let mut hash = DefaultHasher::new();
-        OBJECT.hash(&mut hash);
+        object().hash(&mut hash);
         let folder = workers::folder()
             .expect("root")
             .join(format!("{:016x}-{flows}-{chunks}", hash.finish()));
@@ -69,7 +80,8 @@ impl Worker {
 
     /// Loads another program onto the maps, as an agent that is started again.
     pub(crate) fn load(&self, capacities: Capacities) {
-        let mut loaded = Loaded::open(Pins::new(&self.pins()), capacities).expect("the datapath");
+        let mut loaded = Loaded::open_object(&object(), Pins::new(&self.pins()), capacities)
+            .expect("the datapath");
         let pin = self.program_pin();
         if pin.exists() {
             fs::remove_file(&pin).expect("an old pin");

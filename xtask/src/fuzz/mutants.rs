@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::Options;
 use crate::process;
@@ -40,37 +41,110 @@ struct Mutant {
     instead: String,
 }
 
-/// A copy of the last commit, in a worktree of its own; removed in the end.
+/// A copy of the sources, always in the same place: what the compiler has made of it before counts. Removed in the end.
 struct Copy(PathBuf);
 
 impl Copy {
     fn make() -> Result<Self> {
-        let folder = process::target()?.join("mutants");
+        let copy = Self(process::target()?.join("mutants/sources"));
         // One that was killed has left it.
-        let copy = Self(folder);
-        copy.remove();
-        git(&["worktree", "add", "--detach", "--force", &copy.text(), "HEAD"])?;
+        let _ = fs::remove_dir_all(copy.path());
+        let files = process::output("git", &["ls-files", "-z"]).context("git ls-files")?;
+        for file in files.split_terminator('\0').filter(|file| Path::new(file).is_file()) {
+            let to = copy.path().join(file);
+            if let Some(folder) = to.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            fs::copy(file, &to).with_context(|| file.to_owned())?;
+        }
         Ok(copy)
     }
 
-    fn text(&self) -> String {
-        self.0.display().to_string()
-    }
-
-    fn remove(&self) {
-        let _ = fs::remove_dir_all(&self.0);
-        let _ = git(&["worktree", "prune"]);
+    fn path(&self) -> &Path {
+        &self.0
     }
 }
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        self.remove();
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-fn git(args: &[&str]) -> Result<()> {
-    process::output("git", args).map(drop).with_context(|| format!("git {}", args.join(" ")))
+/// The test, and what builds the object that it loads.
+struct Built {
+    test: PathBuf,
+    /// The build script of `slb-user`, which finds an object that it has built before.
+    script: PathBuf,
+}
+
+impl Built {
+    fn build() -> Result<Self> {
+        let args = ["test", "--package", "slb-tests", "--test", "verdicts", "--no-run"];
+        let messages = process::build(args)?;
+        let text = |value: &Value| value.as_str().map(PathBuf::from);
+        let test = messages.iter().rev().find_map(|message| text(&message["executable"]));
+        let script = messages.iter().find_map(|message| {
+            let is_it = message["target"]["kind"][0] == "custom-build"
+                && message["manifest_path"].as_str()?.ends_with("slb-user/Cargo.toml");
+            is_it.then(|| text(&message["filenames"][0])).flatten()
+        });
+        Ok(Self {
+            test: test.context("cargo names no test")?,
+            script: script.context("cargo names no build script of slb-user")?,
+        })
+    }
+
+    /// Builds the object from the sources in `root`, and returns its path.
+    fn object(&self, root: &Path) -> Result<PathBuf> {
+        let cache = process::target()?.join("mutants");
+        let out = cache.join("out");
+        fs::create_dir_all(&out)?;
+        let mut command = Command::new(&self.script);
+        command.current_dir(root.join("slb-user")).env("CARGO_MANIFEST_DIR", root.join("slb-user"));
+        command.env("OUT_DIR", &out).env("SLB_EBPF_CACHE", &cache).stdin(Stdio::null());
+        let host = [("ARCH", "x86_64"), ("ENDIAN", "little")];
+        for (name, value) in host {
+            command.env(format!("CARGO_CFG_TARGET_{name}"), value);
+        }
+        command.env("HOST", "x86_64-unknown-linux-gnu").env("TARGET", "x86_64-unknown-linux-gnu");
+        let output = command.output().with_context(|| self.script.display().to_string())?;
+        if !output.status.success() {
+            bail!("it does not compile: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(out.join("slb"))
+    }
+
+    /// Runs the test: how long that took, and what it says if it fails.
+    fn run(&self, object: &Path) -> Result<(Duration, Option<String>)> {
+        let scratch = tempfile::NamedTempFile::new()?;
+        let mut command = Command::new(&self.test);
+        command.args([TEST, "--include-ignored", "--nocapture"]).current_dir("tests");
+        command.env("SLB_OBJECT", object).env("SLB_FUZZ_CASES", FRAMES);
+        command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(scratch.reopen()?);
+        let began = Instant::now();
+        let mut child = command.spawn().context("the test")?;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if began.elapsed() > LIMIT {
+                child.kill()?;
+                child.wait()?;
+                bail!("the test is not done within {LIMIT:?}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        let took = began.elapsed();
+        if status.success() {
+            return Ok((took, None));
+        }
+        // The line behind that of the panic.
+        let said = fs::read_to_string(scratch.path())?;
+        let reason = said.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
+        Ok((took, Some(reason.unwrap_or("it fails").to_owned())))
+    }
 }
 
 /// Makes every mistake of the list, and runs the test with each.
@@ -82,9 +156,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
     if !process::is_root() {
         bail!("the packet fuzz test takes root");
     }
+    let built = Built::build()?;
     let copy = Copy::make()?;
-    let list: List = toml::from_str(&fs::read_to_string(copy.0.join(LIST)).context(LIST)?)?;
-    let (took, said) = test(&copy.0)?;
+    let list: List = toml::from_str(&fs::read_to_string(LIST).context(LIST)?)?;
+    let (took, said) = built.run(&built.object(copy.path())?)?;
     if let Some(said) = said {
         bail!("the test fails without a mistake: {said}");
     }
@@ -92,13 +167,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let mut all = took;
     let mut missed = Vec::new();
     for mutant in list.mutant.iter().filter(|mutant| options.has(&mutant.says)) {
-        let file = copy.0.join(&mutant.file);
+        let file = copy.path().join(&mutant.file);
         let right = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         if right.matches(&mutant.text).count() != 1 {
             bail!("{LIST}: {:?} is not once in {}", mutant.text, mutant.file.display());
         }
         fs::write(&file, right.replace(&mutant.text, &mutant.instead))?;
-        let (took, said) = test(&copy.0).with_context(|| mutant.says.clone())?;
+        let object = built.object(copy.path()).with_context(|| mutant.says.clone())?;
+        let (took, said) = built.run(&object)?;
         fs::write(&file, right)?;
         all += took;
         let found = said.as_deref().unwrap_or("NOT FOUND");
@@ -112,47 +188,4 @@ pub(super) fn run(options: &Options) -> Result<()> {
         bail!("not found: {}", missed.join("; "));
     }
     Ok(())
-}
-
-/// Builds the test, and runs it: how long that took, and what it says if it fails.
-fn test(folder: &Path) -> Result<(Duration, Option<String>)> {
-    let mut build = process::cargo(["test", "--package", "slb-tests", "--test", "verdicts"]);
-    build.args(["--no-run", "--quiet", "--message-format=json"]).current_dir(folder);
-    // What the copy depends on is built already.
-    build.env("CARGO_TARGET_DIR", process::target()?).stderr(Stdio::null());
-    let output = build.output().context("cargo test --no-run")?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let program = said
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| Some(message["executable"].as_str()?.to_owned()))
-        .next_back();
-    let program = program.context("the copy does not compile")?;
-
-    let scratch = tempfile::NamedTempFile::new()?;
-    let mut command = Command::new(program);
-    command.args([TEST, "--include-ignored", "--nocapture"]).current_dir(folder.join("tests"));
-    command.env("SLB_FUZZ_CASES", FRAMES).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-    command.stdout(Stdio::null()).stderr(scratch.reopen()?);
-    let began = Instant::now();
-    let mut child = command.spawn().context("the test")?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if began.elapsed() > LIMIT {
-            child.kill()?;
-            child.wait()?;
-            bail!("the test is not done within {LIMIT:?}");
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
-    let took = began.elapsed();
-    if status.success() {
-        return Ok((took, None));
-    }
-    // The line behind that of the panic.
-    let said = fs::read_to_string(scratch.path())?;
-    let reason = said.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
-    Ok((took, Some(reason.unwrap_or("it fails").to_owned())))
 }
