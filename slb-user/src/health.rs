@@ -14,6 +14,8 @@ mod window;
 pub use checker::{Checkers, Event, Target};
 pub use machine::{Health, Tracker};
 pub use passive::PassiveCheck;
+#[cfg(feature = "fuzzing")]
+pub use probe::fuzz_answer;
 pub use probe::{Failure, probe};
 pub use status::{LastFailure, LastProbe, Shortage, Status, Statuses};
 pub use window::Windows;

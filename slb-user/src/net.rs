@@ -39,6 +39,8 @@ pub use forwarding::{forwarding_problems, local_source_problems};
 pub use managed_neigh::{MANAGE_INTERVAL, ManagedNeighbours};
 
 pub use resolve::{NextHop, Unreachable};
+#[cfg(feature = "fuzzing")]
+pub use tables::fuzz_messages;
 pub use tables::{Interface, Mac, NetworkChange};
 
 /// Marks what this program writes into the kernel's tables, so that its next run knows its own.

@@ -14,7 +14,7 @@ use hyper::{Request, client::conn::http1, header, http};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncWriteExt as _, Interest},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest},
     net::{TcpSocket, TcpStream, UdpSocket},
     time,
 };
@@ -153,6 +153,14 @@ async fn connect(addr: SocketAddr, proxy_header: bool) -> Result<TcpStream, Fail
 }
 
 async fn ask_http(probe: &HttpProbe, addr: SocketAddr, proxy_header: bool) -> Result<(), Failure> {
+    talk_http(probe, addr, connect(addr, proxy_header).await?).await
+}
+
+/// Sends a request to `addr`, which `stream` leads to, and judges the answer.
+async fn talk_http<S>(probe: &HttpProbe, addr: SocketAddr, stream: S) -> Result<(), Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     // Built anew from its parts: a scope id has no place in a `Host`.
     let authority = || SocketAddr::new(addr.ip(), addr.port()).to_string();
     let request = Request::builder()
@@ -166,7 +174,7 @@ async fn ask_http(probe: &HttpProbe, addr: SocketAddr, proxy_header: bool) -> Re
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())?;
 
-    let stream = TokioIo::new(Bounded::new(connect(addr, proxy_header).await?));
+    let stream = TokioIo::new(Bounded::new(stream));
     let (mut sender, connection) =
         http1::Builder::new().max_buf_size(HTTP_BUFFER).handshake(stream).await.map_err(answer)?;
     let mut connection = pin!(connection);
@@ -186,6 +194,21 @@ async fn ask_http(probe: &HttpProbe, addr: SocketAddr, proxy_header: bool) -> Re
     } else {
         Err(Failure::Status { status, expected: probe.expect.clone() })
     }
+}
+
+/// Has a probe read `bytes` as its answer, for `tests/fuzz`.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_answer(bytes: &[u8]) {
+    let probe = HttpProbe {
+        method: HttpMethod::Get,
+        path: "/".to_owned(),
+        host: None,
+        expect: vec![(200, 399)],
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let stream = tokio::io::join(bytes, tokio::io::sink());
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
+    let _ = runtime.block_on(talk_http(&probe, address, stream));
 }
 
 fn answer(error: hyper::Error) -> Failure {

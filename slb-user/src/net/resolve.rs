@@ -290,7 +290,7 @@ fn refusal(error: &io::Error) -> Option<Unreachable> {
     }
 }
 
-fn parse(message: &RouteMessage, address: IpAddr) -> Route {
+pub(super) fn parse(message: &RouteMessage, address: IpAddr) -> Route {
     match message.header.kind {
         RouteType::Local | RouteType::Anycast => return Route::Local,
         RouteType::Unreachable => return Route::Unreachable(Unreachable::Rejected),

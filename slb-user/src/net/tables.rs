@@ -156,6 +156,29 @@ impl Tables {
     }
 }
 
+/// Takes in the netlink messages that `bytes` begin with, for `tests/fuzz`.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_messages(mut bytes: &[u8]) {
+    use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+
+    let mut tables = Tables::default();
+    while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+        let len = message.header.length as usize;
+        if let NetlinkPayload::InnerMessage(inner) = &message.payload {
+            let _ = tables.apply(inner);
+            if let RouteNetlinkMessage::NewRoute(route) = inner {
+                let _ = super::resolve::parse(route, std::net::Ipv4Addr::LOCALHOST.into());
+            }
+        }
+        // Messages begin at multiples of four bytes.
+        let next = len.next_multiple_of(4);
+        if len == 0 || next > bytes.len() {
+            break;
+        }
+        bytes = &bytes[next..];
+    }
+}
+
 /// Not about a bridge's port: such a message says nothing of the link itself, and its deletion
 /// only means that the link has left the bridge.
 fn is_link(message: &LinkMessage) -> bool {
