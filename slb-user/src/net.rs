@@ -22,6 +22,7 @@ use rtnetlink::packet_route::{
 use tokio::task::AbortHandle;
 
 mod announce;
+mod batch;
 mod challenge_ack;
 mod forwarding;
 #[cfg(test)]
@@ -111,6 +112,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Network {
     rtnl: rtnl::Rtnl,
+    batch: Arc<batch::Batch>,
     shared: Arc<monitor::Shared>,
     routes: Mutex<resolve::RouteCache>,
     tasks: [AbortHandle; 2],
@@ -123,11 +125,12 @@ impl Network {
     ///
     /// [`Error::Open`] or [`Error::Dump`].
     pub async fn open() -> Result<Self, Error> {
+        let batch = Arc::new(batch::Batch::open().map_err(Error::Open)?);
         let (rtnl, requests) = rtnl::Rtnl::open().map_err(Error::Open)?;
         match monitor::start(&rtnl).await {
             Ok((shared, events)) => {
                 let tasks = [requests, events.abort_handle()];
-                Ok(Self { rtnl, shared, routes: Mutex::default(), tasks })
+                Ok(Self { rtnl, batch, shared, routes: Mutex::default(), tasks })
             }
             Err(error) => {
                 requests.abort();

@@ -7,10 +7,9 @@ use std::{
     collections::HashMap,
     fmt, io,
     net::IpAddr,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
 };
 
-use futures_util::{StreamExt, TryStreamExt, stream};
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
@@ -18,11 +17,10 @@ use rtnetlink::packet_route::{
 
 use super::{
     Error, Network,
+    batch::Answer,
     tables::{Mac, NeighbourKey, Tables},
 };
-
-/// Look-ups on their way at the same time; the kernel answers them one by one anyhow.
-const IN_FLIGHT: usize = 64;
+use crate::contained;
 
 /// How a packet leaves for an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,11 +168,7 @@ impl Network {
                 }
             }
         }
-        let answers: Vec<(IpAddr, Route)> = stream::iter(missing)
-            .map(|address| async move { Ok((address, self.ask_route(address).await?)) })
-            .buffer_unordered(IN_FLIGHT)
-            .try_collect()
-            .await?;
+        let answers = self.ask_routes(missing).await?;
 
         // A change during the look-ups outdates what is stored here: `routing` was read before.
         let mut cache = self.cache();
@@ -211,25 +205,35 @@ impl Network {
         }))
     }
 
-    async fn ask_route(&self, address: IpAddr) -> Result<Route, Error> {
-        let question = RouteNetlinkMessage::GetRoute(question(address));
-        match self.rtnl.ask(question, 0).await {
-            Ok(answers) => answers
-                .iter()
-                .find_map(|answer| match answer {
-                    RouteNetlinkMessage::NewRoute(route) => Some(parse(route, address)),
-                    _ => None,
-                })
-                .ok_or_else(|| Error::Route { address, source: io::ErrorKind::InvalidData.into() }),
-            Err(source) => match refusal(&source) {
-                Some(reason) => Ok(Route::Unreachable(reason)),
-                None => Err(Error::Route { address, source }),
-            },
-        }
+    async fn ask_routes(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Route)>, Error> {
+        let Some(&first) = addresses.first() else { return Ok(Vec::new()) };
+        let questions = addresses.iter().map(|&it| RouteNetlinkMessage::GetRoute(question(it)));
+        let (batch, questions) = (Arc::clone(&self.batch), questions.collect());
+        let answers =
+            tokio::task::spawn_blocking(contained::blocking(move || batch.ask(questions)));
+        let answers = answers.await.map_err(io::Error::other).flatten();
+        let answers = answers.map_err(|source| Error::Route { address: first, source })?;
+        addresses
+            .into_iter()
+            .zip(answers)
+            .map(|(it, answer)| Ok((it, route(it, answer)?)))
+            .collect()
     }
 
     fn cache(&self) -> MutexGuard<'_, RouteCache> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the kernel's answer about an address means.
+fn route(address: IpAddr, answer: Answer) -> Result<Route, Error> {
+    match answer {
+        Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(parse(&route, address)),
+        Ok(_) => Err(Error::Route { address, source: io::ErrorKind::InvalidData.into() }),
+        Err(source) => match refusal(&source) {
+            Some(reason) => Ok(Route::Unreachable(reason)),
+            None => Err(Error::Route { address, source }),
+        },
     }
 }
 

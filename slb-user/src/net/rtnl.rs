@@ -13,7 +13,7 @@ use rtnetlink::{
 use tokio::task::AbortHandle;
 
 /// The kernel answers at once; an answer this late was lost, and waiting on would hang the agent.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a dump is repeated that the table's own changes have interrupted.
 const DUMP_ATTEMPTS: usize = 8;
