@@ -1,5 +1,6 @@
 //! The kernel's side: loading, pinning and attaching the program, and writing its maps.
 
+mod batch;
 mod bpffs;
 mod counters;
 mod decap;
@@ -18,6 +19,7 @@ mod slots;
 #[cfg(feature = "trace")]
 mod trace;
 
+pub use batch::Batch;
 pub use bpffs::BpffsError;
 pub use counters::Counters;
 pub use decap::{Decap, Decapsulated};

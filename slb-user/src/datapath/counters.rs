@@ -1,14 +1,8 @@
 //! The counters of the datapath, read for all backends by a few system calls.
 //!
-//! The kernel does not map per-CPU arrays into memory, and one system call per element takes seconds with thousands of
-//! backends. `BPF_MAP_LOOKUP_BATCH` (Linux 5.13 for per-CPU arrays) copies many elements at once.
+//! The kernel does not map per-CPU arrays into memory.
 
-use std::{
-    io,
-    marker::PhantomData,
-    ops::Range,
-    os::fd::{AsFd as _, AsRawFd as _},
-};
+use std::{io, marker::PhantomData, ops::Range};
 
 use aya::{maps::MapData, util::nr_cpus};
 use slb_common::{
@@ -17,10 +11,8 @@ use slb_common::{
 };
 use zerocopy::{FromBytes, IntoBytes as _};
 
-use super::{Pins, TableError};
+use super::{Pins, TableError, batch};
 
-/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` in `linux/bpf.h`.
-const LOOKUP_BATCH: libc::c_int = 24;
 /// Bytes that one system call copies at most, so that the buffer stays in the CPU's cache.
 const BUFFER: usize = 256 * 1024;
 
@@ -84,19 +76,6 @@ struct PerCpu<T> {
     len: u32,
     cpus: usize,
     element: PhantomData<T>,
-}
-
-/// The part of `union bpf_attr` for batches, in `linux/bpf.h`.
-#[repr(C)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
 }
 
 /// A value of which every CPU has its own.
@@ -166,30 +145,11 @@ impl<T: Summed> PerCpu<T> {
     /// Reads up to `count` elements from `first` on, and says how many.
     fn read(&self, first: u32, count: usize, values: &mut [u64]) -> io::Result<usize> {
         let mut keys = vec![0_u32; count];
-        // The kernel begins behind this key.
-        let (before, mut last) = (first.wrapping_sub(1), 0_u32);
-        let mut batch = Batch {
-            in_batch: if first == 0 { 0 } else { (&raw const before).expose_provenance() as u64 },
-            out_batch: (&raw mut last).expose_provenance() as u64,
-            keys: keys.as_mut_ptr().expose_provenance() as u64,
-            values: values.as_mut_ptr().expose_provenance() as u64,
-            count: count as u32,
-            map: self.map.fd().as_fd().as_raw_fd() as u32,
-            element_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the kernel writes at most `count` keys and values, and there is room for them: each value takes
-        // `cpus * words` words.
-        let done = unsafe {
-            libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut batch, size_of::<Batch>())
-        };
-        let read = batch.count as usize;
-        let error = io::Error::last_os_error();
-        // At the end of the map the kernel says that there is nothing more, and how much it has read.
-        let is_end = done < 0 && error.kind() == io::ErrorKind::NotFound && read > 0;
-        if done < 0 && !is_end {
-            return Err(error);
-        }
-        if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(read.min(count)) }
+        let mut cursor = batch::ahead_of(first);
+        // SAFETY: there is room for `count` values, each of which takes `cpus * words` words.
+        let read =
+            unsafe { batch::lookup(&self.map, &mut cursor, &mut keys, values.as_mut_ptr().cast()) };
+        let (read, _) = read?;
+        if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(read) }
     }
 }

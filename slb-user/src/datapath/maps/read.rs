@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use aya::maps::{HashMap, MapData, MapError};
-use slb_common::abi::{Address, Backend, Limits, Listener};
+use aya::maps::MapData;
+use slb_common::abi::{Address, Backend, Endpoint, Limits, Listener};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Maps, TableError, at, chunks_for};
 use crate::{
-    datapath::{Pins, memory::Memory, slots::Chunks},
+    datapath::{Pins, batch, memory::Memory, slots::Chunks},
     state::{Acl, ListenerState, Policy, Schedule},
 };
 
@@ -15,20 +16,20 @@ impl Maps {
     pub(super) fn read(&mut self, pins: &Pins) -> Result<(), TableError> {
         self.chunks = Chunks::new(self.slots.len());
         let mut schedules = BTreeMap::<u32, Arc<Schedule>>::new();
-        for entry in &self.listeners {
-            let (endpoint, listener) = entry.map_err(at("SLB_LISTENERS"))?;
-            let range = chunks_of(&listener);
+        let listeners: BTreeMap<Endpoint, Listener> = contents(pins, "SLB_LISTENERS")?;
+        for (&endpoint, listener) in &listeners {
+            let range = chunks_of(listener);
             self.chunks.reserve(range.clone());
             self.ranges.insert(endpoint, range);
             let schedule = match schedules.get(&listener.first_chunk) {
                 // VIPs of one listener share their slots; an empty schedule has none to share.
                 Some(schedule) if listener.slots > 0 => Arc::clone(schedule),
-                _ => Arc::new(self.schedule(&listener)?),
+                _ => Arc::new(self.schedule(listener)?),
             };
             if listener.slots > 0 {
                 schedules.insert(listener.first_chunk, Arc::clone(&schedule));
             }
-            let Listener { id, flags, acl, sticky_jiffies, .. } = listener;
+            let Listener { id, flags, acl, sticky_jiffies, .. } = *listener;
             let policy = Policy { flags, acl, sticky_jiffies };
             self.installed.listeners.insert(endpoint, ListenerState { id, schedule, policy });
         }
@@ -47,7 +48,7 @@ impl Maps {
                 .insert((key.prefix_len(), Address::from_words([a, b, c, d])));
         }
         self.installed.acls = acls.into_iter().map(|(acl, list)| (acl, Arc::new(list))).collect();
-        self.installed.quic = contents(&self.quic).map_err(at("SLB_QUIC"))?;
+        self.installed.quic = contents(pins, "SLB_QUIC")?;
         self.installed.backends = backends(pins)?;
         for (index, source) in self.sources.iter().enumerate() {
             let source = source.map_err(at("SLB_SOURCES"))?;
@@ -55,11 +56,10 @@ impl Maps {
                 self.installed.sources.insert(index as u32, source);
             }
         }
-        self.installed.addresses = contents(&self.addresses).map_err(at("SLB_ADDRESSES"))?;
-        self.installed.endpoints = contents(&self.endpoints).map_err(at("SLB_REVNAT"))?;
-        self.installed.interfaces = contents(&self.interfaces).map_err(at("SLB_INTERFACES"))?;
+        self.installed.addresses = contents(pins, "SLB_ADDRESSES")?;
+        self.installed.endpoints = contents(pins, "SLB_REVNAT")?;
+        self.installed.interfaces = contents(pins, "SLB_INTERFACES")?;
         self.filter.fill(&self.installed.addresses);
-        let listeners = contents(&self.listeners).map_err(at("SLB_LISTENERS"))?;
         self.listener_index.fill(&listeners);
         self.endpoint_index.fill(&self.installed.endpoints);
         Ok(())
@@ -97,8 +97,12 @@ fn backends(pins: &Pins) -> Result<BTreeMap<u32, Backend>, TableError> {
     Ok(records.filter(|(_, backend)| *backend != Backend::default()).collect())
 }
 
-fn contents<K: aya::Pod + Ord, V: aya::Pod>(
-    map: &HashMap<MapData, K, V>,
-) -> Result<BTreeMap<K, V>, MapError> {
-    map.iter().collect()
+fn contents<K, V>(pins: &Pins, map: &'static str) -> Result<BTreeMap<K, V>, TableError>
+where
+    K: FromBytes + IntoBytes + Copy + Ord,
+    V: FromBytes + Copy,
+{
+    let data = MapData::from_pin(pins.map(map)).map_err(at(map))?;
+    let contents = batch::contents(&data).map_err(|source| TableError::Batch { map, source })?;
+    Ok(contents.into_iter().collect())
 }

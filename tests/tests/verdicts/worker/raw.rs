@@ -11,6 +11,7 @@ use aya::{
     maps::{MapData, MapType},
     util::nr_cpus,
 };
+use slb_user::datapath::Batch;
 
 /// `enum bpf_cmd` of `linux/bpf.h`.
 const LOOKUP: libc::c_int = 1;
@@ -27,19 +28,6 @@ struct Element {
     key: u64,
     /// Or the next key.
     value: u64,
-    flags: u64,
-}
-
-/// The part of `union bpf_attr` for many elements.
-#[repr(C)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
     flags: u64,
 }
 
@@ -74,14 +62,11 @@ impl Raw {
         let keys: Vec<u32> = (0..self.entries).collect();
         let values = value.repeat(keys.len());
         let batch = Batch {
-            in_batch: 0,
-            out_batch: 0,
             keys: keys.as_ptr().expose_provenance() as u64,
             values: values.as_ptr().expose_provenance() as u64,
             count: self.entries,
             map: self.descriptor(),
-            element_flags: 0,
-            flags: 0,
+            ..Batch::default()
         };
         // SAFETY: the kernel reads as many keys and values as there are.
         unsafe { bpf(UPDATE_BATCH, &batch) }
