@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 pub use changes::changes;
 pub use edit::{EditError, apply};
-pub use parse::{api, load, parse};
+pub use parse::{api, gateway_before_others, load, parse};
 pub use report::{LoadError, Mistake, Report};
 use slb_api::words;
 pub use slb_api::{Edit, Place, Protocol, Scheduler};

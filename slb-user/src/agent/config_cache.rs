@@ -21,7 +21,7 @@ pub(super) type Parsed = (Config, Vec<Mistake>);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Replacement {
     base: Revision,
-    text: String,
+    text: Arc<String>,
 }
 
 impl Replacement {
@@ -41,18 +41,23 @@ pub(super) struct ConfigCache(Arc<Mutex<Option<Entry>>>);
 
 #[derive(Debug)]
 struct Entry {
-    text: String,
+    text: Arc<String>,
     parsed: Parsed,
 }
 
 impl ConfigCache {
-    /// Reads the configuration.
-    pub(super) fn read(&self, source: &dyn ConfigSource) -> Result<Parsed, Refusal> {
+    /// Reads the configuration, and shares with `in_force` the instances that are the same there.
+    pub(super) fn read(
+        &self,
+        source: &dyn ConfigSource,
+        in_force: &Config,
+    ) -> Result<Parsed, Refusal> {
         let text = source.read()?.text;
-        let entry = match self.take(&text) {
+        let mut entry = match self.take(&text) {
             Some(entry) => entry,
-            None => Entry { parsed: parse(source.path(), &text)?, text },
+            None => Entry { parsed: parse(source.path(), &text)?, text: Arc::new(text) },
         };
+        entry.parsed.0.share(in_force);
         let parsed = entry.parsed.clone();
         self.put(entry);
         Ok(parsed)
@@ -66,7 +71,7 @@ impl ConfigCache {
     ) -> Result<(Parsed, Option<Replacement>), Refusal> {
         let Document { text: before, revision: base } = source.read()?;
         let cached = self.take(&before).map(|entry| entry.parsed);
-        let text = config::apply(edit, &before)?;
+        let text: Arc<String> = Arc::new(config::apply(edit, &before)?);
         // Warnings name lines, which an edit moves.
         let quick = cached
             .filter(|(_, warnings)| warnings.is_empty())
@@ -82,7 +87,7 @@ impl ConfigCache {
                 }
             },
         };
-        let replacement = (text != before).then(|| Replacement { base, text: text.clone() });
+        let replacement = (*text != before).then(|| Replacement { base, text: Arc::clone(&text) });
         self.put(Entry { text, parsed: parsed.clone() });
         Ok((parsed, replacement))
     }
@@ -90,7 +95,7 @@ impl ConfigCache {
     /// The parsed text, if the text is still this one.
     fn take(&self, text: &str) -> Option<Entry> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cached.take().filter(|entry| entry.text == text)
+        cached.take().filter(|entry| *entry.text == text)
     }
 
     fn put(&self, entry: Entry) {
@@ -147,7 +152,7 @@ backend_port = 8080
         replacement.commit(&source, &|| true).unwrap();
         let edited = source.read().unwrap().text;
         assert!(edited.contains("weight = 7"), "{edited}");
-        assert_eq!(cache.read(&source).unwrap().0, config);
+        assert_eq!(cache.read(&source, &config).unwrap().0, config);
 
         let (_, same) = cache.edited(&source, &weight(7)).unwrap();
         assert_eq!(same, None, "there is nothing to write");

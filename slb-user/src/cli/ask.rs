@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{ClientError, Connection},
-    config,
+    config::{self, source::LARGEST_FILE},
 };
 
 /// Where the agent is.
@@ -69,13 +69,21 @@ impl Agent {
         Self { file: ConfigFile { config }, api }
     }
 
+    /// The socket that the file names. `[gateway]` is its first part as a rule, and the rest can be large.
+    fn named(&self) -> PathBuf {
+        const BEGINNING: u64 = 1 << 16;
+        let source = self.file.source();
+        let beginning = source.read_lossy(BEGINNING);
+        let named = config::gateway_before_others(&beginning).map(config::api);
+        named.unwrap_or_else(|| config::api(&source.read_lossy(LARGEST_FILE)))
+    }
+
     /// Connects to the agent, and asks it.
     pub(super) fn ask<T>(
         &self,
         question: impl AsyncFnOnce(&mut Connection) -> Result<T, ClientError>,
     ) -> anyhow::Result<QueryResult<T>> {
-        let named = || config::api(&self.file.source().read_lossy());
-        let socket = self.api.clone().unwrap_or_else(named);
+        let socket = self.api.clone().unwrap_or_else(|| self.named());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

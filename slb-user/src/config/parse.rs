@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use toml::de::DeTable;
+use toml::{Spanned, de::DeTable};
 
 use self::{
     gateway::gateway,
@@ -51,12 +51,23 @@ pub fn load(source: &dyn ConfigSource) -> Result<(Config, Vec<Mistake>), LoadErr
 /// Every mistake in `text`.
 pub fn parse(path: &Path, text: &str) -> Result<(Config, Vec<Mistake>), Report> {
     let places = Places::new(path, text);
+    let (tree, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return finish(&tree, Findings::default(), &places);
+    }
     let readable = syntax::readable(text);
     let findings = Findings::new(readable.errors, readable.broken, readable.lost);
     let (tree, _) = DeTable::parse_recoverable(&readable.text);
+    finish(&tree, findings, &places)
+}
 
+fn finish(
+    tree: &Spanned<DeTable<'_>>,
+    findings: Findings,
+    places: &Places<'_>,
+) -> Result<(Config, Vec<Mistake>), Report> {
     let config = file(Raw::new(tree.get_ref(), 0, &findings));
-    let warnings = findings.finish(&places)?;
+    let warnings = findings.finish(places)?;
     Ok((config.expect("a file without mistakes has no gaps"), warnings))
 }
 
@@ -67,6 +78,13 @@ pub fn api(text: &str) -> PathBuf {
     let gateway = tree.get_ref().get("gateway").and_then(|gateway| gateway.get_ref().as_table());
     let api = gateway.and_then(|gateway| gateway.get("api")?.get_ref().as_str());
     PathBuf::from(api.unwrap_or(gateway::DEFAULT_API))
+}
+
+/// The part of a file that has `[gateway]`, if it is easily told and another table follows in `text`, which may be the
+/// beginning of the file.
+#[must_use]
+pub fn gateway_before_others(text: &str) -> Option<&str> {
+    gateway_of(text).filter(|part| !text.ends_with(*part))
 }
 
 /// The part of a file that has `[gateway]`, if it is easily told: files can be large, and commands are not to wait.

@@ -40,11 +40,13 @@ impl FileSource {
         Self { path: path.into() }
     }
 
-    /// Reads what can be read: nothing if there is no such file, and U+FFFD in place of bytes that are not UTF-8.
+    /// Reads what can be read of the first `most` bytes: nothing if there is no such file, and U+FFFD in place of bytes
+    /// that are not UTF-8.
     #[must_use]
-    pub fn read_lossy(&self) -> String {
-        let bytes = File::open(&self.path).and_then(|mut file| content(&mut file));
-        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    pub fn read_lossy(&self, most: u64) -> String {
+        let mut bytes = Vec::new();
+        let read = File::open(&self.path).and_then(|file| file.take(most).read_to_end(&mut bytes));
+        read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -106,7 +108,9 @@ impl ConfigSource for FileSource {
 }
 
 fn content(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // A file that grows meanwhile, or has no size, takes more.
+    let size = file.metadata()?.len().min(LARGEST_FILE);
+    let mut bytes = Vec::with_capacity(size as usize + 1);
     file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(io::ErrorKind::FileTooLarge.into());
@@ -286,8 +290,9 @@ mod tests {
         let source = FileSource::new(&path);
         let error = source.read().unwrap_err().to_string();
         assert!(error.ends_with(":2:5: byte 0xff is not UTF-8; save the file as UTF-8"), "{error}");
-        assert_eq!(source.read_lossy(), "a = 1\nb = \u{fffd}\n");
-        assert_eq!(FileSource::new("/nonexistent").read_lossy(), "");
+        assert_eq!(source.read_lossy(LARGEST_FILE), "a = 1\nb = \u{fffd}\n");
+        assert_eq!(source.read_lossy(3), "a =");
+        assert_eq!(FileSource::new("/nonexistent").read_lossy(3), "");
     }
 
     #[tokio::test]
