@@ -16,7 +16,7 @@ pub use events::EventLog;
 pub use names::Names;
 pub use problems::ProblemLog;
 pub use reader::{ExplainError, Observer, ReadError, StatusReader};
-pub use snapshot::{History, Installed, Snapshot};
+pub use snapshot::{History, Installed, ScheduleShares, Snapshot};
 
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use rustc_hash::FxHashMap;
 use slb_common::abi::{
     Address, Backend, Endpoint, Interface, Limits, ListenerFlags, NO_BACKEND, QuicKey, RevNat,
     Roles, SLOT_BACKEND, Scheduler,
@@ -81,7 +82,7 @@ impl Schedule {
     /// The part of new flows that each backend is to get, by its index in `SLB_BACKENDS`.
     #[must_use]
     pub fn shares(&self) -> BTreeMap<u32, f64> {
-        let mut slots = BTreeMap::<u32, u32>::new();
+        let mut slots = FxHashMap::<u32, u32>::default();
         for &slot in &self.slots {
             *slots.entry(slot & SLOT_BACKEND).or_default() += 1;
         }

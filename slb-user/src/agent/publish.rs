@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem, ProblemName, XdpMode};
 use slb_common::abi::{Backend, BackendFlags, MAX_SOURCES, Mode};
 use tokio::sync::watch;
@@ -12,8 +12,7 @@ use crate::{
     config::Announce,
     datapath::Maps,
     net::GENERIC,
-    observe::{Installed, ProblemLog, Snapshot},
-    state::Schedule,
+    observe::{Installed, ProblemLog, ScheduleShares, Snapshot},
 };
 
 /// Makes snapshots, and remembers what is the same in the next one.
@@ -22,11 +21,10 @@ pub(super) struct Publisher {
     problems: ProblemLog,
     /// What the maps hold, and [`Maps::revision`] then.
     installed: (u64, Arc<Installed>),
-    schedules: Schedules,
 }
 
-/// The schedule of each listener, by its id, and the shares that it gives.
-type Schedules = FxHashMap<u32, (Arc<Schedule>, Arc<std::collections::BTreeMap<u32, f64>>)>;
+/// What the schedule of each listener gives to backends, by the listener's id.
+type Shares = FxHashMap<u32, Arc<ScheduleShares>>;
 
 impl Publisher {
     pub(super) fn new(first: Snapshot) -> Self {
@@ -35,7 +33,6 @@ impl Publisher {
             problems: ProblemLog::default(),
             // No maps have this revision.
             installed: (u64::MAX, Arc::default()),
-            schedules: FxHashMap::default(),
         }
     }
 
@@ -46,33 +43,29 @@ impl Publisher {
 
     fn installed(&mut self, maps: &Maps) -> Arc<Installed> {
         if self.installed.0 != maps.revision() {
-            let before = std::mem::take(&mut self.schedules);
-            self.schedules = schedules(maps, &before);
-            self.installed = (maps.revision(), Arc::new(installed(maps, &self.schedules)));
+            let shares = shares(maps, &self.installed.1.shares);
+            self.installed = (maps.revision(), Arc::new(installed(maps, shares)));
         }
         Arc::clone(&self.installed.1)
     }
 }
 
-/// Adds up the slots of those schedules only that have changed: there may be millions.
-fn schedules(maps: &Maps, before: &Schedules) -> Schedules {
-    let mut schedules = Schedules::default();
-    for listener in maps.installed().listeners.values() {
-        if schedules.contains_key(&listener.id) {
-            continue;
-        }
-        let known = before.get(&listener.id);
-        let known = known.filter(|(schedule, _)| Arc::ptr_eq(schedule, &listener.schedule));
-        let shares = match known {
-            Some((_, shares)) => Arc::clone(shares),
-            None => Arc::new(listener.schedule.shares()),
-        };
-        schedules.insert(listener.id, (Arc::clone(&listener.schedule), shares));
+/// Those of `before`, where the schedule is the same: they may have been added up by now.
+fn shares(maps: &Maps, before: &Shares) -> Shares {
+    let listeners = &maps.installed().listeners;
+    let mut shares = Shares::with_capacity_and_hasher(listeners.len(), FxBuildHasher);
+    for listener in listeners.values() {
+        shares.entry(listener.id).or_insert_with(|| {
+            let known = before.get(&listener.id);
+            let known = known.filter(|it| Arc::ptr_eq(it.schedule(), &listener.schedule));
+            let new = || Arc::new(ScheduleShares::new(Arc::clone(&listener.schedule)));
+            known.map_or_else(new, Arc::clone)
+        });
     }
-    schedules
+    shares
 }
 
-fn installed(maps: &Maps, schedules: &Schedules) -> Installed {
+fn installed(maps: &Maps, shares: Shares) -> Installed {
     let backends = &maps.installed().backends;
     let usage = maps.usage().into_iter().map(|(name, used, capacity)| MapStatus {
         name: name.to_owned(),
@@ -86,7 +79,7 @@ fn installed(maps: &Maps, schedules: &Schedules) -> Installed {
             .filter(|(_, backend)| backend.closes != 0)
             .map(|(&id, backend)| (id, backend.closes))
             .collect(),
-        shares: schedules.iter().map(|(&id, (_, shares))| (id, Arc::clone(shares))).collect(),
+        shares,
         usage: usage.collect(),
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Instant, SystemTime},
 };
 
@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     health::{self, Health},
     ids::Ids,
+    state::Schedule,
 };
 
 /// Everything that the agent's loop knows and readers need, as it was when something last changed. Never changed: the
@@ -86,6 +87,31 @@ pub struct History {
 /// Part of new flows that backends are to get, by index into `SLB_BACKENDS`.
 pub(super) type Shares = BTreeMap<u32, f64>;
 
+/// What a schedule gives to backends. There may be millions of slots, so they are added up when first asked for.
+#[derive(Debug)]
+pub struct ScheduleShares {
+    schedule: Arc<Schedule>,
+    shares: OnceLock<Arc<Shares>>,
+}
+
+impl ScheduleShares {
+    /// Those of a schedule.
+    #[must_use]
+    pub const fn new(schedule: Arc<Schedule>) -> Self {
+        Self { schedule, shares: OnceLock::new() }
+    }
+
+    /// Of which schedule.
+    #[must_use]
+    pub const fn schedule(&self) -> &Arc<Schedule> {
+        &self.schedule
+    }
+
+    pub(super) fn get(&self) -> &Arc<Shares> {
+        self.shares.get_or_init(|| Arc::new(self.schedule.shares()))
+    }
+}
+
 /// What the maps hold, as far as readers need it.
 #[derive(Clone, Debug, Default)]
 pub struct Installed {
@@ -95,7 +121,7 @@ pub struct Installed {
     /// When the flows of drained backends are ended, in jiffies; others are left out.
     pub closes: FxHashMap<u32, u32>,
     /// What each schedule gives to backends, by [`crate::ids::IndexedListener::id`].
-    pub shares: FxHashMap<u32, Arc<Shares>>,
+    pub shares: FxHashMap<u32, Arc<ScheduleShares>>,
     /// How full the maps are.
     pub usage: Vec<MapStatus>,
 }

@@ -220,9 +220,8 @@ impl<'a> Reader<'a> {
         backends: &mut Vec<BackendStatus>,
     ) {
         let indexed = &self.snapshot.ids.backends[listener.backends.clone()];
-        let shares = self.snapshot.installed.shares.get(&listener.id).map(|shares| match listener
-            .scheduler
-        {
+        let shares = self.snapshot.installed.shares.get(&listener.id).map(|shares| shares.get());
+        let shares = shares.map(|shares| match listener.scheduler {
             Scheduler::Wlc => Arc::new(by_weight(shares, indexed)),
             _ => Arc::clone(shares),
         });

@@ -1,9 +1,14 @@
 use std::{path::Path, time::Duration};
 
-use slb_common::abi::Traffic;
+use slb_common::abi::{SCHEDULER_HASH, Traffic};
 
 use super::*;
-use crate::{config, ids::Ids, observe::Installed, state::State};
+use crate::{
+    config,
+    ids::Ids,
+    observe::{Installed, ScheduleShares},
+    state::{Schedule, State},
+};
 
 /// TCP on 80, UDP on 53, direct return on 81, and least connections on 82: two backends each.
 const FILE: &str = r#"
@@ -35,7 +40,8 @@ fn snapshot() -> Snapshot {
     for listener in &ids.listeners {
         let ids = ids.backends[listener.backends.clone()].iter().map(|backend| backend.id);
         listeners.extend(ids.clone().map(|id| (id, listener.id)));
-        shares.insert(listener.id, Arc::new(ids.map(|id| (id, 0.5)).collect()));
+        let schedule = Schedule::new(SCHEDULER_HASH, ids.collect());
+        shares.insert(listener.id, Arc::new(ScheduleShares::new(Arc::new(schedule))));
     }
     listeners.sort_unstable();
     let snapshot = Snapshot::new(Arc::new(config), Arc::default(), Arc::new(ids));
