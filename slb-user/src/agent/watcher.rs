@@ -77,15 +77,17 @@ pub(super) struct WatchSpec {
 impl WatchSpec {
     pub(super) fn new(config: &Config, ids: &Ids) -> Self {
         // In order, so that two can be compared.
-        let backends: BTreeSet<IpAddr> =
+        let mut backends: Vec<IpAddr> =
             ids.backends.iter().map(|backend| backend.addr.ip()).collect();
+        backends.sort();
+        backends.dedup();
         let groups = config.instances.iter().flat_map(|instance| &instance.groups);
         let sources = groups.flat_map(|group| group.sources.clone());
         let vips = config.instances.iter().flat_map(|instance| instance.vips.clone());
         let vips: BTreeSet<IpAddr> = vips.chain(sources).collect();
         Self {
             names: config.gateway.interfaces.clone(),
-            backends: backends.into_iter().collect(),
+            backends,
             vips: vips.into_iter().collect(),
             announce: config.gateway.announce,
         }

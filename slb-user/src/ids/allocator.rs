@@ -1,6 +1,6 @@
 //! Hands out the indices that the maps and the flows know listeners and backends by.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{cell::OnceCell, iter, net::IpAddr};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{self, Address, Endpoint, MAX_BACKENDS, MAX_LISTENERS};
@@ -12,11 +12,12 @@ use crate::{config::Config, state::State};
 pub(super) struct Allocator<'a> {
     installed: &'a State,
     given_listeners: FxHashSet<u32>,
-    /// Backends that the maps know, in use or not: by listener, address and port.
-    backends: FxHashMap<(u32, Address, u32), u32>,
-    given_backends: FxHashSet<u32>,
-    /// Backends in use, by listener.
-    used_backends: FxHashMap<u32, Vec<u32>>,
+    /// Listeners that keep their backends.
+    kept: FxHashSet<u32>,
+    /// The backends of all other listeners.
+    known: OnceCell<KnownBackends>,
+    /// By index.
+    given_backends: Vec<bool>,
     /// Never used, then those of listeners that go.
     free_listeners: Box<dyn Iterator<Item = u32> + 'a>,
     /// How many entries of `SLB_LISTENERS` those given so far take.
@@ -25,47 +26,75 @@ pub(super) struct Allocator<'a> {
     free_backends: Box<dyn Iterator<Item = u32> + 'a>,
 }
 
-impl<'a> Allocator<'a> {
-    pub(super) fn new(config: &Config, installed: &'a State) -> Self {
-        let wanted: FxHashSet<Endpoint> = config
-            .instances
-            .iter()
-            .flat_map(|instance| {
-                instance.listeners.iter().flat_map(|listener| {
-                    instance.vips.iter().map(|&vip| endpoint(vip, listener.port, listener.protocol))
-                })
-            })
-            .collect();
-        let listeners = installed.listeners.iter();
-        let used: FxHashSet<u32> = listeners.clone().map(|(_, record)| record.id).collect();
-        let kept = listeners.filter(|(at, _)| wanted.contains(*at));
-        let kept: FxHashSet<u32> = kept.map(|(_, record)| record.id).collect();
-        // What belongs to a listener that goes is not to pass to one that comes.
-        let last: Vec<u32> = used.difference(&kept).copied().collect();
-        let free_listeners =
-            (0..MAX_LISTENERS as u32).filter(move |id| !used.contains(id)).chain(last);
-        let known: BTreeMap<u32, _> = installed.backends.iter().map(|(&id, b)| (id, b)).collect();
-        let backends =
-            known.iter().map(|(&id, b)| ((b.listener.into(), b.addr, b.port), id)).collect();
-        let mut retired = Vec::new();
-        let mut used_backends = FxHashMap::<u32, Vec<u32>>::default();
-        for (&id, backend) in &known {
+/// Backends that the maps know.
+#[derive(Default)]
+struct KnownBackends {
+    /// In use or not: by listener, address and port.
+    ids: FxHashMap<(u32, Address, u32), u32>,
+    /// Those in use, by listener.
+    used: FxHashMap<u32, Vec<u32>>,
+}
+
+impl KnownBackends {
+    /// Those of listeners that are not in `kept`.
+    fn new(installed: &State, kept: &FxHashSet<u32>) -> Self {
+        let mut known = Self::default();
+        for (&id, backend) in &installed.backends {
+            let listener = backend.listener.into();
+            if kept.contains(&listener) {
+                continue;
+            }
+            known.ids.insert((listener, backend.addr, backend.port), id);
             if backend.flags.intersects(abi::BackendFlags::IN_USE) {
-                used_backends.entry(backend.listener.into()).or_default().push(id);
-            } else {
-                retired.push(id);
+                known.used.entry(listener).or_default().push(id);
             }
         }
-        let never_used = (0..MAX_BACKENDS as u32).filter(move |id| !known.contains_key(id));
+        known
+    }
+}
+
+/// Indices of listeners: those never used, then those of listeners that are not in `config` any more.
+fn free_listeners<'a>(config: &Config, installed: &'a State) -> impl Iterator<Item = u32> + 'a {
+    let wanted: FxHashSet<Endpoint> = config
+        .instances
+        .iter()
+        .flat_map(|instance| {
+            instance.listeners.iter().flat_map(|listener| {
+                instance.vips.iter().map(|&vip| endpoint(vip, listener.port, listener.protocol))
+            })
+        })
+        .collect();
+    let listeners = installed.listeners.iter();
+    let used: FxHashSet<u32> = listeners.clone().map(|(_, record)| record.id).collect();
+    let kept = listeners.filter(|(at, _)| wanted.contains(*at));
+    let kept: FxHashSet<u32> = kept.map(|(_, record)| record.id).collect();
+    // What belongs to a listener that goes is not to pass to one that comes.
+    let last: Vec<u32> = used.difference(&kept).copied().collect();
+    (0..MAX_LISTENERS as u32).filter(move |id| !used.contains(id)).chain(last)
+}
+
+/// Indices of backends: those never used, then those not in use.
+fn free_backends(installed: &State) -> impl Iterator<Item = u32> {
+    let backends = &installed.backends;
+    let never_used = (0..MAX_BACKENDS as u32).filter(|id| !backends.contains_key(id));
+    let retired = backends.iter().filter(|(_, it)| !it.flags.intersects(abi::BackendFlags::IN_USE));
+    never_used.chain(retired.map(|(&id, _)| id))
+}
+
+impl<'a> Allocator<'a> {
+    pub(super) fn new(config: &'a Config, installed: &'a State) -> Self {
         Self {
             installed,
             given_listeners: FxHashSet::default(),
-            backends,
-            given_backends: FxHashSet::default(),
-            used_backends,
-            free_listeners: Box::new(free_listeners),
+            kept: FxHashSet::default(),
+            known: OnceCell::new(),
+            given_backends: vec![false; MAX_BACKENDS],
+            // Most edits take none.
+            free_listeners: Box::new(
+                iter::once_with(|| free_listeners(config, installed)).flatten(),
+            ),
             endpoints: 0,
-            free_backends: Box::new(never_used.chain(retired)),
+            free_backends: Box::new(free_backends(installed)),
         }
     }
 
@@ -77,7 +106,10 @@ impl<'a> Allocator<'a> {
     ) -> Result<(), CapacityError> {
         self.count(&listener.endpoints)?;
         self.given_listeners.insert(listener.id);
-        self.given_backends.extend(backends.iter().map(|backend| backend.id));
+        self.kept.insert(listener.id);
+        for backend in backends {
+            self.given_backends[backend.id as usize] = true;
+        }
         Ok(())
     }
 
@@ -108,14 +140,18 @@ impl<'a> Allocator<'a> {
         addr: IpAddr,
         port: u16,
     ) -> Result<u32, CapacityError> {
-        let known = self.backends.get(&(listener, addr.into(), port.into())).copied();
-        if let Some(id) = known.filter(|id| self.given_backends.insert(*id)) {
-            return Ok(id);
-        }
-        let free = self.free_backends.find(|id| !self.given_backends.contains(id));
-        let id = free.ok_or(CapacityError::TooManyBackends)?;
-        self.given_backends.insert(id);
+        let known = self.known().ids.get(&(listener, addr.into(), port.into())).copied();
+        let known = known.filter(|id| !self.given_backends[*id as usize]);
+        let mut free = self.free_backends.by_ref().filter(|id| !self.given_backends[*id as usize]);
+        let id = known.or_else(|| free.next()).ok_or(CapacityError::TooManyBackends)?;
+        drop(free);
+        self.given_backends[id as usize] = true;
         Ok(id)
+    }
+
+    /// Those of listeners that were not [kept](Self::keep) until this is first called.
+    fn known(&self) -> &KnownBackends {
+        self.known.get_or_init(|| KnownBackends::new(self.installed, &self.kept))
     }
 
     /// The backends of a listener that the maps have in use, and that were not given an index again. Must be called
@@ -126,7 +162,7 @@ impl<'a> Allocator<'a> {
         if !endpoints.iter().any(is_it) {
             return Vec::new();
         }
-        let used = self.used_backends.get(&listener).into_iter().flatten().copied();
-        used.filter(|id| !self.given_backends.contains(id)).collect()
+        let used = self.known().used.get(&listener).into_iter().flatten().copied();
+        used.filter(|id| !self.given_backends[*id as usize]).collect()
     }
 }
