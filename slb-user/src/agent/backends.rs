@@ -1,12 +1,12 @@
 //! What the agent knows about backends: their indices, their health, and their checks.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::BackendFlags;
 
 use crate::{
-    config::Config,
+    config::{Config, HealthCheck},
     health::{self, Checkers, Health},
     ids::{Ids, IndexedBackend, IndexedListener},
     observe::History,
@@ -84,8 +84,9 @@ impl Backends {
     }
 
     /// Replaces the ids by those of another configuration. Health goes with it only where a backend was checked before
-    /// and is checked now.
-    pub(super) fn adopt(&mut self, ids: Ids) {
+    /// and is checked now. Says whether [`Backends::check`] has anything to do.
+    pub(super) fn adopt(&mut self, ids: Ids) -> bool {
+        let is_checked_otherwise = !checks(&self.ids).eq(checks(&ids));
         let before = Before::new(&self.ids);
         let mut health = Vec::with_capacity(ids.backends.len());
         let mut trusted = FxHashSet::default();
@@ -111,6 +112,7 @@ impl Backends {
         Arc::make_mut(&mut self.history).retain(|id, _| present.contains(id));
         self.ids = Arc::new(ids);
         self.note_orphaned();
+        is_checked_otherwise
     }
 
     /// Records since when backends are orphaned.
@@ -137,6 +139,11 @@ impl Backends {
             format!("{backend} {}", indexed_backend.addr),
         )
     }
+}
+
+/// How each backend is checked.
+fn checks(ids: &Ids) -> impl Iterator<Item = (u32, Option<&(Arc<HealthCheck>, SocketAddr)>)> {
+    ids.backends.iter().map(|backend| (backend.id, backend.check.as_ref()))
 }
 
 /// Finds the backends of the configuration before. An index alone does not name one: a listener that comes may have

@@ -188,10 +188,14 @@ impl Reloader {
     }
 
     /// Begins to read the source. Gives the origin back if that cannot be begun.
-    fn parse(&mut self, ReloadRequest { edit, origin }: ReloadRequest) -> Option<Origin> {
+    fn parse(
+        &mut self,
+        ReloadRequest { edit, origin }: ReloadRequest,
+        in_force: Arc<Config>,
+    ) -> Option<Origin> {
         let (source, cache) = (Arc::clone(&self.source), self.cache.clone());
         let job = self.file_jobs.start(move |_| match edit {
-            None => cache.read(&*source).map(|read| (read, None)),
+            None => cache.read(&*source, &in_force).map(|read| (read, None)),
             Some(edit) => cache.edited(&*source, &edit),
         });
         match job {
@@ -227,7 +231,9 @@ impl Agent {
     pub(super) fn prepare_edits(&self) {
         let (source, cache) = (Arc::clone(&self.reloader.source), self.reloader.cache.clone());
         // The first edit reports the mistakes that the file has by now.
-        tokio::task::spawn_blocking(contained::blocking(move || drop(cache.read(&*source))));
+        let config = Arc::clone(&self.config);
+        let read = move || drop(cache.read(&*source, &config));
+        tokio::task::spawn_blocking(contained::blocking(read));
     }
 
     /// Reads the file again, and puts it in force.
@@ -250,7 +256,7 @@ impl Agent {
 
     fn begin_next(&mut self) {
         while let Some(request) = self.reloader.next() {
-            if let Some(origin) = self.reloader.parse(request) {
+            if let Some(origin) = self.reloader.parse(request, Arc::clone(&self.config)) {
                 self.refuse(origin, Refusal::FileHangs { path: self.path.to_path_buf() });
             }
         }
@@ -481,7 +487,8 @@ impl Agent {
     /// Replaces the ids.
     pub(super) fn adopt(&mut self, ids: Ids) {
         self.reconciler.keep(&ids);
-        self.backends.adopt(ids);
-        self.check_health();
+        if self.backends.adopt(ids) {
+            self.check_health();
+        }
     }
 }
