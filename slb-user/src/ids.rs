@@ -37,7 +37,7 @@ pub struct Ids {
 }
 
 /// A listener, as far as its VIPs of one family are concerned.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexedListener {
     /// Index into `SLB_RR_CURSORS`, and [`abi::Listener::id`].
     pub id: u32,
@@ -66,7 +66,7 @@ pub struct IndexedListener {
 }
 
 /// One address of a backend, on behalf of one listener.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexedBackend {
     /// Index into `SLB_BACKENDS`.
     pub id: u32,

@@ -27,6 +27,7 @@ pub mod ids;
 pub mod log;
 pub mod net;
 pub mod observe;
+mod parallel;
 pub mod plan;
 pub mod planner;
 pub mod printable;

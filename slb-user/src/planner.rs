@@ -2,12 +2,14 @@
 //!
 //! | file | plans |
 //! | --- | --- |
+//! | `basis` | which listeners have to be planned again |
 //! | `schedules` | which backend gets which slot, and how a schedule changes without moving flows |
 //! | `listeners` | access list, limits, persistence |
 //! | `backends` | the record of a backend |
 //! | `origins` | the listener that a backend's replies belong to |
 
 mod backends;
+mod basis;
 mod listeners;
 mod origins;
 mod schedules;
@@ -23,7 +25,8 @@ use slb_common::abi::{
 };
 
 use self::{
-    origins::Owner,
+    basis::Basis,
+    origins::Origins,
     schedules::{Candidates, Schedules},
 };
 use crate::{
@@ -38,8 +41,16 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Planner {
     schedules: Schedules,
-    /// When the first drained backend has to end its flows.
-    closes: Option<Instant>,
+    /// When the first drained backend of a listener has to end its flows, by the listener's id.
+    closes: FxHashMap<u32, Instant>,
+    last: Option<Last>,
+}
+
+/// The last plan, as far as the next one can build on it.
+#[derive(Debug)]
+struct Last {
+    basis: Basis,
+    origins: Origins,
 }
 
 /// How packets leave for a backend.
@@ -89,53 +100,87 @@ impl Planner {
     }
 
     /// What the maps should hold.
-    pub fn desired(&mut self, ids: &Ids, inputs: Inputs<'_>) -> State {
-        let mut draft = Draft::new(ids, inputs);
-        for listener in &ids.listeners {
-            let members = Members::new(listener, &draft);
-            let schedule = self.schedule(listener, &members, &inputs);
+    pub fn desired(&mut self, ids: &Arc<Ids>, inputs: Inputs<'_>) -> State {
+        self.closes.clear();
+        let basis = Basis::new(ids, &inputs);
+        let state = self.draw(basis, Origins::new(ids), 0..ids.listeners.len(), inputs);
+        State { addresses: addresses(ids, inputs.locals), ..state }
+    }
+
+    /// The part of [`Planner::desired`] that may differ from the last plan; all else is as it was. `None`: all of it may.
+    ///
+    /// [`Inputs::installed`] must be what the last plan has led to, with nothing written since.
+    pub fn desired_part(&mut self, ids: &Arc<Ids>, inputs: Inputs<'_>) -> Option<State> {
+        let Last { basis: before, origins } = self.last.take()?;
+        let basis = Basis::new(ids, &inputs);
+        let mut changed = basis.changed_since(&before)?;
+        for (changed, listener) in changed.iter_mut().zip(&ids.listeners) {
+            *changed |= self.closes.contains_key(&listener.id)
+                || self.schedules.is_outdated(listener.id, inputs.now);
+        }
+        let changed = (0..ids.listeners.len()).filter(|&listener| changed[listener]);
+        Some(self.draw(basis, origins, changed, inputs))
+    }
+
+    /// Plans these listeners, by index.
+    fn draw(
+        &mut self,
+        basis: Basis,
+        origins: Origins,
+        listeners: impl Iterator<Item = usize>,
+        inputs: Inputs<'_>,
+    ) -> State {
+        let ids = Arc::clone(&basis.ids);
+        let mut draft = Draft::new(&ids, inputs, origins);
+        let listeners: Vec<_> = listeners.map(|index| &ids.listeners[index]).collect();
+        let members: Vec<_> = listeners.iter().map(|it| Members::new(it, &draft)).collect();
+        let candidates = listeners.iter().zip(&members);
+        let candidates =
+            candidates.map(|(listener, members)| self.candidates(listener, members, &inputs));
+        let candidates = candidates.collect();
+        let schedules = self.schedules.update(candidates, &inputs);
+        for ((listener, members), schedule) in listeners.into_iter().zip(&members).zip(schedules) {
             let policy = listeners::policy(listener, &mut draft.state, &inputs);
             draft.add_listener(listener, &schedule, policy);
             let of_replies = OriginFlags {
                 tracked: self.schedules.is_tracked(listener.id) || listener.remembers(),
                 limited: policy.flags.intersects(ListenerFlags::LIMITED),
             };
-            draft.add_backends(listener, &members, self.schedules.members(listener.id), of_replies);
+            let scheduled = self.schedules.members(listener.id);
+            match draft.add_backends(listener, members, scheduled, of_replies) {
+                Some(closes) => drop(self.closes.insert(listener.id, closes)),
+                None => drop(self.closes.remove(&listener.id)),
+            }
         }
-        self.closes = draft.first_closes;
-        draft.finish()
+        let (state, origins) = draft.finish();
+        self.last = Some(Last { basis, origins });
+        state
     }
 
-    fn schedule(
+    fn candidates<'a>(
         &mut self,
-        listener: &IndexedListener,
-        members: &Members<'_>,
+        listener: &'a IndexedListener,
+        members: &Members<'a>,
         inputs: &Inputs<'_>,
-    ) -> Arc<Schedule> {
+    ) -> Candidates<'a> {
         let Members { backends, health, usable, shared, .. } = members;
-        let none;
-        let usable = if self.schedules.waits(listener, backends, health, inputs) {
-            none = vec![false; backends.len()];
-            &none
-        } else {
-            usable
-        };
-        let candidates = Candidates {
+        let waits = self.schedules.waits(listener, backends, health, inputs);
+        Candidates {
+            listener,
             backends,
-            usable,
+            usable: if waits { vec![false; backends.len()] } else { usable.clone() },
             with_entries: if listener.remembers() {
                 backends.iter().map(|backend| backend.id).collect()
             } else {
                 shared.clone()
             },
-        };
-        self.schedules.update(listener, &candidates, inputs)
+        }
     }
 
     /// When the state changes without an event from outside.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        self.schedules.due().into_iter().chain(self.closes).min()
+        self.schedules.due().into_iter().chain(self.closes.values().copied()).min()
     }
 
     /// The schedules some of whose slots a look at the flow table may settle, by the listener's id.
@@ -176,7 +221,7 @@ impl<'a> Members<'a> {
         for (usable, closes) in usable.iter_mut().zip(&closes) {
             *usable &= !is_closed(*closes, &draft.inputs);
         }
-        let shared = backends.iter().zip(&draft.is_shared[range()]);
+        let shared = backends.iter().zip(draft.origins.are_shared(range()));
         let shared = shared
             .filter(|(backend, is_shared)| **is_shared || listener.mode(backend) == Mode::FULL);
         let shared = shared.map(|(backend, _)| backend.id).collect();
@@ -203,34 +248,23 @@ struct Draft<'a> {
     ids: &'a Ids,
     inputs: Inputs<'a>,
     state: State,
-    owners: Vec<Owner>,
-    /// One per backend: whether its address and port answer for other listeners as well.
-    is_shared: Vec<bool>,
-    /// One per backend: what its record of replies says.
-    origin_flags: Vec<RevNatFlags>,
+    origins: Origins,
     // Maps are made of these at once, which takes a fraction of the time of single insertions.
-    addresses: Vec<(Address, Roles)>,
     listeners: Vec<(Endpoint, state::ListenerState)>,
     backends: Vec<(u32, Backend)>,
-    first_closes: Option<Instant>,
 }
 
 impl<'a> Draft<'a> {
-    fn new(ids: &'a Ids, inputs: Inputs<'a>) -> Self {
-        let owners = origins::owners(ids);
+    fn new(ids: &'a Ids, inputs: Inputs<'a>, origins: Origins) -> Self {
         Self {
             state: State {
                 interfaces: inputs.interfaces.clone(),
                 sources: inputs.installed.sources.clone(),
                 ..State::default()
             },
-            is_shared: origins::shared(&owners, ids.backends.len()),
-            owners,
-            origin_flags: vec![RevNatFlags::empty(); ids.backends.len()],
-            addresses: inputs.locals.iter().map(|&local| (local.into(), Roles::LOCAL)).collect(),
-            listeners: Vec::with_capacity(ids.listeners.len()),
-            backends: Vec::with_capacity(ids.backends.len()),
-            first_closes: None,
+            origins,
+            listeners: Vec::new(),
+            backends: Vec::new(),
             ids,
             inputs,
         }
@@ -246,30 +280,31 @@ impl<'a> Draft<'a> {
             let schedule = Arc::clone(schedule);
             self.listeners
                 .push((endpoint, state::ListenerState { id: listener.id, schedule, policy }));
-            self.addresses.push((endpoint.addr, Roles::VIP));
         }
     }
 
-    /// `scheduled` are the members of the listener's schedule, in the order of its backends.
+    /// `scheduled` are the members of the listener's schedule, in the order of its backends. Gives the time when the
+    /// first of them that is drained has to end its flows.
     fn add_backends(
         &mut self,
         listener: &IndexedListener,
         members: &Members<'_>,
         scheduled: &[Member],
         of_replies: OriginFlags,
-    ) {
+    ) -> Option<Instant> {
         let mut scheduled = scheduled.iter().peekable();
         for (place, indexed) in members.backends.iter().enumerate() {
             let member = scheduled.next_if(|member| member.id == indexed.id);
             let backend = self.backend(listener, members, place, member);
-            self.origin_flags[listener.backends.start + place] =
-                self.origin_flags(indexed, &backend, of_replies);
+            let flags = self.origin_flags(indexed, &backend, of_replies);
+            self.origins.set(listener.backends.start + place, flags);
             self.state.quic.extend(backends::servers(listener, indexed, &self.inputs));
-            if indexed.is_answered_here() {
-                self.addresses.push((backend.addr, Roles::BACKEND));
-            }
             self.backends.push((indexed.id, backend));
         }
+        let closes = members.closes.iter().flatten();
+        let closes = closes.filter(|closes| !is_closed(Some(**closes), &self.inputs));
+        let left = closes.map(|closes| closes.wrapping_sub(self.inputs.moment)).min()?;
+        Some(self.inputs.now + self.inputs.jiffies.to_duration(left + 1))
     }
 
     fn backend(
@@ -294,10 +329,6 @@ impl<'a> Draft<'a> {
         backend.closes = closes.unwrap_or(0);
         if is_closed(closes, inputs) {
             backend.flags |= BackendFlags::CLOSED;
-        } else if let Some(closes) = closes {
-            let left = closes.wrapping_sub(inputs.moment);
-            let at = inputs.now + inputs.jiffies.to_duration(left + 1);
-            self.first_closes = Some(self.first_closes.map_or(at, |first| first.min(at)));
         }
         backend
     }
@@ -321,26 +352,30 @@ impl<'a> Draft<'a> {
         flags.iter().filter(|(is_set, _)| *is_set).map(|&(_, flag)| flag).collect()
     }
 
-    fn finish(self) -> State {
-        let owners = self.owners.chunk_by(|a, b| a.at == b.at);
-        let origins = owners.map(|owners| {
-            origins::origin(owners, self.ids, &self.origin_flags, self.inputs.installed)
-        });
-        State {
-            endpoints: origins.collect(),
+    /// The state, and the origins for the next one.
+    fn finish(mut self) -> (State, Origins) {
+        let state = State {
+            endpoints: self.origins.take_changed(self.ids, self.inputs.installed),
             listeners: self.listeners.into_iter().collect(),
             backends: self.backends.into_iter().collect(),
-            addresses: roles(self.addresses),
             ..self.state
-        }
+        };
+        (state, self.origins)
     }
 }
 
 /// All roles of each address.
-fn roles(mut addresses: Vec<(Address, Roles)>) -> BTreeMap<Address, Roles> {
-    addresses.sort_unstable_by_key(|&(addr, _)| addr);
-    let roles = addresses
-        .chunk_by(|(a, _), (b, _)| a == b)
-        .map(|of| (of[0].0, of.iter().map(|&(_, roles)| roles).collect()));
+fn addresses(ids: &Ids, locals: &[IpAddr]) -> BTreeMap<Address, Roles> {
+    let vips = ids.listeners.iter().flat_map(|listener| &listener.endpoints);
+    let vips = vips.map(|endpoint| (endpoint.addr, Roles::VIP));
+    let backends = ids.backends.iter().filter(|backend| backend.is_answered_here());
+    let backends = backends.map(|backend| (backend.addr.ip().into(), Roles::BACKEND));
+    let locals = locals.iter().map(|&local| (local.into(), Roles::LOCAL));
+    let mut addresses: Vec<(Address, u32)> = vips.chain(backends).chain(locals).collect();
+    addresses.sort_unstable();
+    let roles = addresses.chunk_by(|(a, _), (b, _)| a == b).map(|of| {
+        let roles = of.iter().fold(0, |all, (_, role)| all | role);
+        (of[0].0, Roles { roles })
+    });
     roles.collect()
 }

@@ -19,7 +19,7 @@ use crate::{
     config::{Config, Gateway, NoListener, Scheduler},
     datapath::{Applied, Capacities, Maps, TableError},
     ids::Ids,
-    plan::plan,
+    plan::{plan, plan_part},
     planner::{Inputs, Planner},
     schedule::maglev,
     state::Schedule,
@@ -36,11 +36,19 @@ pub(super) struct Reconciler {
     closing: FxHashMap<u32, Instant>,
     /// When the maps take what they did not take yet.
     later: Option<Instant>,
+    /// [`Maps::revision`] when they last held all that was planned.
+    in_line: Option<u64>,
 }
 
 impl Reconciler {
     pub(super) fn new(jiffies: Jiffies) -> Self {
-        Self { planner: Planner::default(), jiffies, closing: FxHashMap::default(), later: None }
+        Self {
+            planner: Planner::default(),
+            jiffies,
+            closing: FxHashMap::default(),
+            later: None,
+            in_line: None,
+        }
     }
 
     /// Writes what the program is told besides its tables.
@@ -90,8 +98,12 @@ impl Reconciler {
             moment: self.jiffies.now().unwrap_or_default(),
             closing: &closing,
         };
-        let desired = self.planner.desired(&backends.ids, inputs);
-        let steps = plan(&desired, maps.installed());
+        let is_in_line = self.in_line.take() == Some(maps.revision());
+        let part = if is_in_line { self.planner.desired_part(&backends.ids, inputs) } else { None };
+        let steps = match part {
+            Some(part) => plan_part(&part, maps.installed()),
+            None => plan(&self.planner.desired(&backends.ids, inputs), maps.installed()),
+        };
         let writes = steps.len();
         self.later = None;
         for step in steps {
@@ -102,6 +114,7 @@ impl Reconciler {
         if writes > 0 {
             debug!(writes, "maps changed");
         }
+        self.in_line = self.later.is_none().then(|| maps.revision());
         Ok(())
     }
 

@@ -109,7 +109,7 @@ pub(crate) fn addresses(addresses: &[&str]) -> Vec<IpAddr> {
 }
 
 /// What the maps should hold when all backends are healthy.
-pub(crate) fn desired(ids: &Ids) -> State {
+pub(crate) fn desired(ids: &Arc<Ids>) -> State {
     Planner::default().desired(
         ids,
         Inputs {
@@ -129,8 +129,8 @@ pub(crate) fn desired(ids: &Ids) -> State {
 }
 
 /// What an agent with this configuration makes of the maps.
-pub(crate) fn install(config: &Config, installed: &State) -> (Ids, State) {
-    let ids = Ids::assign(config, installed).unwrap();
+pub(crate) fn install(config: &Config, installed: &State) -> (Arc<Ids>, State) {
+    let ids = Arc::new(Ids::assign(config, installed).unwrap());
     let mut state = installed.clone();
     for step in plan(&desired(&ids), installed) {
         apply(&mut state, step);

@@ -1,6 +1,10 @@
 //! For which listener a backend's address and port answer.
 
-use slb_common::abi::{Endpoint, RevNat, RevNatFlags};
+use std::{collections::BTreeMap, ops::Range};
+
+use slb_common::abi::{
+    Endpoint, RevNatFlags::CLOSING, RevNatFlags::LIMITED, RevNatFlags::SHARED, RevNatFlags::WATCHED, RevNat,
+};
 
 use crate::{
     ids::{Ids, IndexedBackend, IndexedListener},
@@ -8,15 +12,65 @@ use crate::{
 };
 
 /// A VIP for which a backend's address and port answer.
-pub(super) struct Owner {
-    pub at: Endpoint,
+#[derive(Debug)]
+struct Owner {
+    at: Endpoint,
     vip: Endpoint,
     /// Index into [`Ids::backends`].
     backend: usize,
 }
 
-/// For whom each backend's address and port answer: those of one backend side by side, in the order of `ids`.
-pub(super) fn owners(ids: &Ids) -> Vec<Owner> {
+/// For whom the addresses and ports of all backends answer. All but the flags depends on nothing but [`Ids`].
+#[derive(Debug)]
+pub(super) struct Origins {
+    /// Those of one address and port side by side, in the order of the ids.
+    owners: Vec<Owner>,
+    /// One per backend: whether its address and port answer for others as well.
+    are_shared: Vec<bool>,
+    /// One per backend: what its record of replies says.
+    flags: Vec<u32>,
+    /// One per backend: whether that was said since records were last made.
+    are_set: Vec<bool>,
+}
+
+impl Origins {
+    pub(super) fn new(ids: &Ids) -> Self {
+        let owners = owners(ids);
+        let count = ids.backends.len();
+        let mut are_shared = vec![false; count];
+        for owners in owners.chunk_by(|a, b| a.at == b.at).filter(|owners| owners.len() > 1) {
+            owners.iter().for_each(|owner| are_shared[owner.backend] = true);
+        }
+        Self { owners, are_shared, flags: vec![0; count], are_set: vec![false; count] }
+    }
+
+    /// Whether these backends have an address and port that answers for others as well.
+    pub(super) fn are_shared(&self, backends: Range<usize>) -> &[bool] {
+        &self.are_shared[backends]
+    }
+
+    /// Sets what the record of replies of a backend says.
+    pub(super) fn set(&mut self, backend: usize, flags: u32) {
+        self.flags[backend] = flags;
+        self.are_set[backend] = true;
+    }
+
+    /// The records that the backends have a part in whose flags were set since this was last called.
+    pub(super) fn take_changed(
+        &mut self,
+        ids: &Ids,
+        installed: &State,
+    ) -> BTreeMap<Endpoint, RevNat> {
+        let Self { owners, flags, are_set, .. } = self;
+        let owners = owners.chunk_by(|a, b| a.at == b.at);
+        let changed = owners.filter(|owners| owners.iter().any(|owner| are_set[owner.backend]));
+        let records = changed.map(|owners| origin(owners, ids, flags, installed)).collect();
+        are_set.fill(false);
+        records
+    }
+}
+
+fn owners(ids: &Ids) -> Vec<Owner> {
     let mut owners = Vec::with_capacity(ids.backends.len());
     for listener in &ids.listeners {
         for index in listener.backends.clone() {
@@ -35,24 +89,8 @@ pub(super) fn owners(ids: &Ids) -> Vec<Owner> {
     owners
 }
 
-/// Which backends have an address and port that answers for others as well.
-pub(super) fn shared(owners: &[Owner], backends: usize) -> Vec<bool> {
-    let mut shared = vec![false; backends];
-    for owners in owners.chunk_by(|a, b| a.at == b.at).filter(|owners| owners.len() > 1) {
-        for owner in owners {
-            shared[owner.backend] = true;
-        }
-    }
-    shared
-}
-
 /// For whom an address and port answers, of all its owners; `flags` are each backend's.
-pub(super) fn origin(
-    owners: &[Owner],
-    ids: &Ids,
-    flags: &[RevNatFlags],
-    installed: &State,
-) -> (Endpoint, RevNat) {
+fn origin(owners: &[Owner], ids: &Ids, flags: &[u32], installed: &State) -> (Endpoint, RevNat) {
     let before = installed.endpoints.get(&owners[0].at);
     let is_before = |owner: &&Owner| {
         before.is_some_and(|origin| (origin.vip, origin.port) == (owner.vip.addr, owner.vip.port))

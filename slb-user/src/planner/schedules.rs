@@ -13,6 +13,7 @@ use crate::{
     config::Scheduler,
     health::Health,
     ids::{Ids, IndexedBackend, IndexedListener, Role},
+    parallel,
     schedule::{
         Member, maglev, ring,
         transition::{Terms, Transition},
@@ -37,6 +38,8 @@ pub(super) struct Schedules {
     pub(super) states: FxHashMap<u32, ScheduleState>,
     /// Services that wait for first probes, and until when.
     waiting: FxHashMap<u32, Instant>,
+    /// Listeners of which slots were settled since their schedule was last asked for.
+    settled: FxHashSet<u32>,
 }
 
 /// The schedule of a listener, and what it was made from.
@@ -66,10 +69,11 @@ enum Progress {
 
 /// The backends of a listener that a schedule is made for.
 pub(super) struct Candidates<'a> {
+    pub listener: &'a IndexedListener,
     /// All of the listener.
     pub backends: &'a [IndexedBackend],
     /// One per backend: whether it may get new flows.
-    pub usable: &'a [bool],
+    pub usable: Vec<bool>,
     /// Backends, by index, whose flows have entries in any case.
     pub with_entries: FxHashSet<u32>,
 }
@@ -80,6 +84,14 @@ impl Schedules {
         let ids: FxHashSet<u32> = ids.listeners.iter().map(|listener| listener.id).collect();
         self.states.retain(|id, _| ids.contains(id));
         self.waiting.retain(|id, _| ids.contains(id));
+        self.settled.retain(|id| ids.contains(id));
+    }
+
+    /// Whether the schedule of a listener may be another by now although its candidates are the same.
+    pub(super) fn is_outdated(&self, id: u32, now: Instant) -> bool {
+        self.waiting.contains_key(&id)
+            || self.settled.contains(&id)
+            || self.states.get(&id).is_none_or(|state| state.is_due(now))
     }
 
     /// The backends that get new flows of a listener, in the order of its backends.
@@ -138,6 +150,7 @@ impl Schedules {
         }
         if let Progress::Hash(transition) = &mut state.progress {
             transition.settle(pinned);
+            self.settled.insert(id);
             let published = transition.schedule(&state.with_entries);
             // The same pointer as in the maps, if nothing was settled.
             if *state.published != published {
@@ -154,46 +167,25 @@ impl Schedules {
         })
     }
 
-    /// Brings the schedule of a listener in line with its candidates, and gives it.
+    /// Brings the schedules of listeners in line with their candidates, and gives them.
     pub(super) fn update(
         &mut self,
-        listener: &IndexedListener,
-        candidates: &Candidates<'_>,
+        candidates: Vec<Candidates<'_>>,
         inputs: &Inputs<'_>,
-    ) -> Arc<Schedule> {
-        let Candidates { backends, with_entries, .. } = candidates;
-        let members = candidates.members(listener);
-        let scheduler = scheduler(listener, backends);
-        let before = self.states.remove(&listener.id);
-        let is_same = before.as_ref().is_some_and(|before| {
-            before.scheduler == scheduler
-                && before.members == members
-                && before.named == named(backends)
-                && before.with_entries == *with_entries
+    ) -> Vec<Arc<Schedule>> {
+        let candidates = candidates.into_iter();
+        let steps = candidates.map(|it| (self.states.remove(&it.listener.id), it)).collect();
+        // After a start, there are thousands of tables to compute.
+        let states = parallel::map(steps, |(before, candidates)| {
+            (candidates.listener.id, ScheduleState::next(before, &candidates, inputs))
         });
-        let state = match before {
-            Some(before) if is_same && !before.is_due(inputs.now) => before,
-            before => {
-                let wanted = match &before {
-                    Some(before) if is_same => before.wanted.clone(),
-                    _ => wanted(listener, backends, &members),
-                };
-                let progress = progress(listener, before, (scheduler, &wanted), candidates, inputs);
-                let published = progress.schedule((scheduler, &wanted), with_entries);
-                ScheduleState {
-                    scheduler,
-                    members,
-                    named: named(backends),
-                    with_entries: with_entries.clone(),
-                    wanted,
-                    progress,
-                    published: shared_with_maps(listener, published, inputs),
-                }
-            }
-        };
-        let published = Arc::clone(&state.published);
-        self.states.insert(listener.id, state);
-        published
+        let schedules = states.into_iter().map(|(id, state)| {
+            let published = Arc::clone(&state.published);
+            self.settled.remove(&id);
+            self.states.insert(id, state);
+            published
+        });
+        schedules.collect()
     }
 }
 
@@ -201,16 +193,16 @@ impl Candidates<'_> {
     fn usable(&self) -> impl Iterator<Item = &IndexedBackend> {
         self.backends
             .iter()
-            .zip(self.usable)
+            .zip(&self.usable)
             .filter_map(|(backend, usable)| usable.then_some(backend))
     }
 
     /// Who gets new flows: the primary alone, if it is usable.
-    fn members(&self, listener: &IndexedListener) -> Vec<Member> {
+    fn members(&self) -> Vec<Member> {
         let member = |backend: &IndexedBackend| Member {
             id: backend.id,
             identity: backend.identity,
-            weight: match listener.scheduler {
+            weight: match self.listener.scheduler {
                 Scheduler::Rr | Scheduler::Wlc => backend.weight.min(1),
                 _ => backend.weight,
             },
@@ -226,12 +218,12 @@ impl Candidates<'_> {
 
 /// The next step from the schedule `before`, or from the one in the maps, to the wanted slots.
 fn progress(
-    listener: &IndexedListener,
     before: Option<ScheduleState>,
     (scheduler, wanted): (abi::Scheduler, &[u32]),
     candidates: &Candidates<'_>,
     inputs: &Inputs<'_>,
 ) -> Progress {
+    let listener = candidates.listener;
     let terms = Terms {
         connections: listener.endpoints[0].proto == abi::TCP,
         idle: listener.idle_timeout,
@@ -270,6 +262,38 @@ fn shared_with_maps(
 }
 
 impl ScheduleState {
+    /// The state after `before`, or the first one, for these candidates.
+    fn next(before: Option<Self>, candidates: &Candidates<'_>, inputs: &Inputs<'_>) -> Self {
+        let Candidates { listener, backends, with_entries, .. } = candidates;
+        let members = candidates.members();
+        let scheduler = scheduler(listener, backends);
+        let is_same = before.as_ref().is_some_and(|before| {
+            before.scheduler == scheduler
+                && before.members == members
+                && before.named == named(backends)
+                && before.with_entries == *with_entries
+        });
+        let before = match before {
+            Some(before) if is_same && !before.is_due(inputs.now) => return before,
+            before => before,
+        };
+        let wanted = match &before {
+            Some(before) if is_same => before.wanted.clone(),
+            _ => wanted(listener, backends, &members),
+        };
+        let progress = progress(before, (scheduler, &wanted), candidates, inputs);
+        let published = progress.schedule((scheduler, &wanted), with_entries);
+        Self {
+            scheduler,
+            members,
+            named: named(backends),
+            with_entries: with_entries.clone(),
+            wanted,
+            progress,
+            published: shared_with_maps(listener, published, inputs),
+        }
+    }
+
     /// When it changes without an event from outside.
     fn due(&self) -> Option<Instant> {
         match &self.progress {

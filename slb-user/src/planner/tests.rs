@@ -17,6 +17,7 @@ use crate::{
 use Health::{Healthy, Unhealthy, Unknown};
 
 mod health;
+mod parts;
 mod records;
 mod removed;
 mod schedules;
@@ -25,7 +26,7 @@ mod shared;
 /// A configuration in its environment; by default all backends are healthy, and no route is known.
 struct World {
     planner: Planner,
-    ids: Ids,
+    ids: Arc<Ids>,
     health: Vec<Health>,
     routes: FxHashMap<IpAddr, BackendRoute>,
     interfaces: BTreeMap<u32, Interface>,
@@ -37,7 +38,7 @@ struct World {
 
 impl World {
     fn new(config: &Config) -> Self {
-        let ids = Ids::assign(config, &State::default()).unwrap();
+        let ids = Arc::new(Ids::assign(config, &State::default()).unwrap());
         Self {
             planner: Planner::default(),
             health: vec![Healthy; ids.backends.len()],
@@ -49,6 +50,11 @@ impl World {
             begin: Instant::now(),
             now: Instant::now(),
         }
+    }
+
+    /// Takes over another configuration.
+    fn reload(&mut self, config: &Config) {
+        self.ids = Arc::new(Ids::assign(config, &self.installed).unwrap());
     }
 
     /// Lets time pass.

@@ -11,7 +11,7 @@ fn given_a_removed_backend_when_planned_then_its_flows_go_on_and_no_other_moves(
         let before = world.desired();
         world.installed = before.clone();
         shop.groups[0].backends.remove(1);
-        world.ids = Ids::assign(&config([shop]), &before).unwrap();
+        world.reload(&config([shop]));
         world.planner.keep(&world.ids);
         world.health = vec![Healthy, Healthy, Unknown];
         let after = world.desired();
@@ -42,7 +42,7 @@ fn given_removed_backends_when_all_others_fail_then_failing_open_does_not_bring_
     let mut world = World::new(&config([shop.clone()]));
     world.installed = world.desired();
     shop.groups[0].backends.remove(1);
-    world.ids = Ids::assign(&config([shop]), &world.installed).unwrap();
+    world.reload(&config([shop]));
     world.health = vec![Unhealthy; 3];
     assert_eq!(world.chosen(), [0, 2]);
 }

@@ -52,7 +52,7 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
     let mut world = World::new(&config([shop.clone()]));
     let before = world.schedule();
     shop.listeners[0].scheduler = Scheduler::Sch;
-    world.ids = Ids::assign(&config([shop.clone()]), &world.installed).unwrap();
+    world.reload(&config([shop.clone()]));
     let after = world.schedule();
     assert_eq!(
         (after.scheduler, after.previous_scheduler),
@@ -66,7 +66,7 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
     world.wait(world.ids.listeners[0].idle_timeout);
     world.schedule();
     shop.listeners[0].scheduler = Scheduler::Wrr;
-    world.ids = Ids::assign(&config([shop]), &world.installed).unwrap();
+    world.reload(&config([shop]));
     let ring = world.schedule();
     assert_eq!(
         (ring.scheduler, ring.previous_scheduler),
@@ -142,11 +142,11 @@ fn given_nothing_new_when_planned_again_then_the_schedule_is_the_same_object() {
 fn given_another_weight_or_scheduler_when_planned_again_then_the_schedule_is_made_anew() {
     let mut world = World::new(&config([three()]));
     let first = world.schedule();
-    world.ids.backends[0].weight = 50;
+    Arc::make_mut(&mut world.ids).backends[0].weight = 50;
     let second = world.schedule();
     assert!(second.shares()[&0] < first.shares()[&0]);
 
-    world.ids.listeners[0].scheduler = Scheduler::Wrr;
+    Arc::make_mut(&mut world.ids).listeners[0].scheduler = Scheduler::Wrr;
     assert_eq!(world.schedule().scheduler, abi::Scheduler::RING);
 }
 
@@ -189,7 +189,8 @@ fn given_another_agents_schedule_when_planned_then_its_flows_are_not_forgotten()
     let fewer = config([fewer]);
     let ids = Ids::assign(&fewer, &before).unwrap();
     let health = vec![Healthy; ids.backends.len()];
-    let mut world = World { ids, health, installed: before.clone(), ..World::new(&fewer) };
+    let mut world =
+        World { ids: Arc::new(ids), health, installed: before.clone(), ..World::new(&fewer) };
     let schedule = world.schedule();
 
     let old = &before.listeners.values().next().unwrap().schedule.slots;
@@ -226,7 +227,7 @@ fn given_a_listener_that_is_gone_when_planned_then_its_schedule_is_forgotten() {
     world.desired();
     assert_eq!(world.planner.schedules.states.len(), 2);
     shop.listeners.pop();
-    world.ids = Ids::assign(&config([shop]), &world.installed).unwrap();
+    world.reload(&config([shop]));
     world.planner.keep(&world.ids);
     assert_eq!(world.planner.schedules.states.len(), 1);
 }

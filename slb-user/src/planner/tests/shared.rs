@@ -103,7 +103,7 @@ fn given_a_backend_that_is_shared_no_more_when_planned_then_its_flows_entries_ar
     assert!(is_all(&world.installed, both));
 
     shop.listeners.pop();
-    world.ids = Ids::assign(&config([shop]), &world.installed).unwrap();
+    world.reload(&config([shop]));
     world.planner.keep(&world.ids);
     world.health.truncate(world.ids.backends.len());
     let state = world.desired();

@@ -4,6 +4,7 @@ use std::{
     fmt::{self, Write as _},
     net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
     time::Instant,
 };
 
@@ -39,7 +40,7 @@ pub(super) fn host(number: usize, family: usize) -> IpAddr {
 
 pub(super) struct World {
     planner: Planner,
-    ids: Ids,
+    ids: Arc<Ids>,
     health: Vec<Health>,
     routes: FxHashMap<IpAddr, BackendRoute>,
     now: Instant,
@@ -55,7 +56,7 @@ impl World {
         slb.change(|state| *state = State { sources: state.sources.clone(), ..State::default() });
         slb.flows.clear();
         slb.set(|settings| settings.no_listener = number as u32 % 3);
-        let ids = Ids::assign(&config, slb.maps.installed()).expect("it fits");
+        let ids = Arc::new(Ids::assign(&config, slb.maps.installed()).expect("it fits"));
         let jiffies = Jiffies::from_kernel().expect("a clock");
         let (now, moment) = (Instant::now(), jiffies.now().expect("a clock"));
         let planner = Planner::default();
