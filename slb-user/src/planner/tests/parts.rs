@@ -83,8 +83,10 @@ impl Gateway {
     }
 
     fn happen(&mut self, (what, which, how): Event) {
-        let server = which % self.ids.backends.len();
-        let (id, address) = (self.ids.backends[server].id, self.ids.backends[server].addr.ip());
+        let server = self.ids.backends.get(which % self.ids.backends.len().max(1));
+        let server = server.map(|server| (server.id, server.addr.ip()));
+        // Without a listener there is none.
+        let Some((id, address)) = server else { return self.reconcile() };
         match what {
             0..4 => self.edit(|config| change_backend(config, which, how)),
             4 => self.edit(|config| change_listener(config, which, how)),
