@@ -55,7 +55,7 @@ pub fn parse(path: &Path, text: &str) -> Result<(Config, Vec<Mistake>), Report> 
     if errors.is_empty() {
         return finish(&tree, Findings::default(), &places);
     }
-    let readable = syntax::readable(text);
+    let readable = syntax::readable(text, (tree, errors));
     let findings = Findings::new(readable.errors, readable.broken, readable.lost);
     let (tree, _) = DeTable::parse_recoverable(&readable.text);
     finish(&tree, findings, &places)

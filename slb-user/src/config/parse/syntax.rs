@@ -31,14 +31,19 @@ pub(super) struct Readable {
     pub(super) lost: bool,
 }
 
-/// Finds every syntax error of `text`, and blanks what cannot be read.
-pub(super) fn readable(text: &str) -> Readable {
+/// What the TOML parser makes of a text.
+type Parsed<'a> = (Spanned<DeTable<'a>>, Vec<Error>);
+
+/// Finds every syntax error of `text`, which was parsed into `first`, and blanks what cannot be read.
+pub(super) fn readable(text: &str, first: Parsed<'_>) -> Readable {
     let mut readable =
         Readable { text: text.to_owned(), errors: Vec::new(), broken: HashSet::new(), lost: false };
     let lines = Lines::of(text);
     let rounds = (MAX_PARSED / text.len().max(1)).clamp(1, MAX_ROUNDS);
+    let mut first = Some(first);
     for round in 0..=rounds {
-        let (table, errors) = DeTable::parse_recoverable(&readable.text);
+        let parsed = first.take().unwrap_or_else(|| DeTable::parse_recoverable(&readable.text));
+        let (table, errors) = parsed;
         let values = Values::of(table.get_ref(), text);
         let (contained, hiding) = judge(text, &lines, &errors, &values);
 
