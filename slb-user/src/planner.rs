@@ -371,11 +371,10 @@ fn addresses(ids: &Ids, locals: &[IpAddr]) -> BTreeMap<Address, Roles> {
     let backends = ids.backends.iter().filter(|backend| backend.is_answered_here());
     let backends = backends.map(|backend| (backend.addr.ip().into(), Roles::BACKEND));
     let locals = locals.iter().map(|&local| (local.into(), Roles::LOCAL));
-    let mut addresses: Vec<(Address, u32)> = vips.chain(backends).chain(locals).collect();
-    addresses.sort_unstable();
-    let roles = addresses.chunk_by(|(a, _), (b, _)| a == b).map(|of| {
-        let roles = of.iter().fold(0, |all, (_, role)| all | role);
-        (of[0].0, Roles { roles })
-    });
+    let mut addresses: Vec<(Address, Roles)> = vips.chain(backends).chain(locals).collect();
+    addresses.sort_unstable_by_key(|&(addr, _)| addr);
+    let roles = addresses
+        .chunk_by(|(a, _), (b, _)| a == b)
+        .map(|of| (of[0].0, of.iter().map(|&(_, roles)| roles).collect()));
     roles.collect()
 }

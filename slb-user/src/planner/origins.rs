@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use slb_common::abi::{
-    Endpoint, RevNatFlags::CLOSING, RevNatFlags::LIMITED, RevNatFlags::SHARED, RevNatFlags::WATCHED, RevNat,
-};
+use slb_common::abi::{Endpoint, RevNat, RevNatFlags};
 
 use crate::{
     ids::{Ids, IndexedBackend, IndexedListener},
@@ -28,7 +26,7 @@ pub(super) struct Origins {
     /// One per backend: whether its address and port answer for others as well.
     are_shared: Vec<bool>,
     /// One per backend: what its record of replies says.
-    flags: Vec<u32>,
+    flags: Vec<RevNatFlags>,
     /// One per backend: whether that was said since records were last made.
     are_set: Vec<bool>,
 }
@@ -41,7 +39,12 @@ impl Origins {
         for owners in owners.chunk_by(|a, b| a.at == b.at).filter(|owners| owners.len() > 1) {
             owners.iter().for_each(|owner| are_shared[owner.backend] = true);
         }
-        Self { owners, are_shared, flags: vec![0; count], are_set: vec![false; count] }
+        Self {
+            owners,
+            are_shared,
+            flags: vec![RevNatFlags::empty(); count],
+            are_set: vec![false; count],
+        }
     }
 
     /// Whether these backends have an address and port that answers for others as well.
@@ -50,7 +53,7 @@ impl Origins {
     }
 
     /// Sets what the record of replies of a backend says.
-    pub(super) fn set(&mut self, backend: usize, flags: u32) {
+    pub(super) fn set(&mut self, backend: usize, flags: RevNatFlags) {
         self.flags[backend] = flags;
         self.are_set[backend] = true;
     }
@@ -90,7 +93,12 @@ fn owners(ids: &Ids) -> Vec<Owner> {
 }
 
 /// For whom an address and port answers, of all its owners; `flags` are each backend's.
-fn origin(owners: &[Owner], ids: &Ids, flags: &[u32], installed: &State) -> (Endpoint, RevNat) {
+fn origin(
+    owners: &[Owner],
+    ids: &Ids,
+    flags: &[RevNatFlags],
+    installed: &State,
+) -> (Endpoint, RevNat) {
     let before = installed.endpoints.get(&owners[0].at);
     let is_before = |owner: &&Owner| {
         before.is_some_and(|origin| (origin.vip, origin.port) == (owner.vip.addr, owner.vip.port))

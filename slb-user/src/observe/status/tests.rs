@@ -1,6 +1,6 @@
 use std::{path::Path, time::Duration};
 
-use slb_common::abi::{SCHEDULER_HASH, Traffic};
+use slb_common::abi::{Scheduler, Traffic};
 
 use super::*;
 use crate::{
@@ -40,7 +40,7 @@ fn snapshot() -> Snapshot {
     for listener in &ids.listeners {
         let ids = ids.backends[listener.backends.clone()].iter().map(|backend| backend.id);
         listeners.extend(ids.clone().map(|id| (id, listener.id)));
-        let schedule = Schedule::new(SCHEDULER_HASH, ids.collect());
+        let schedule = Schedule::new(Scheduler::HASH, ids.collect());
         shares.insert(listener.id, Arc::new(ScheduleShares::new(Arc::new(schedule))));
     }
     listeners.sort_unstable();

@@ -3,9 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use slb_common::abi::{
-    self, ACL_DENY, BACKEND_IN_USE, BACKEND_OPTION, BACKEND_PROXY, BACKEND_USABLE, Backend,
-    LISTENER_CHOOSES, LISTENER_GUARDED, LISTENER_LIMITED, Limits, QuicKey, REVNAT_TRACKED, RevNat,
-    SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_QUIC, SCHEDULER_RING,
+    self, Backend, BackendFlags, Limits, ListenerFlags, QuicKey, RevNat, RevNatFlags, Scheduler,
 };
 use slb_user::state::{Acl, ListenerState, Policy, Schedule, State};
 
@@ -41,16 +39,16 @@ enum Rule {
 }
 
 /// Listeners of this test, beside those that all have: by port, with two servers each.
-const ROWS: [(u16, u32, u16, Rule); 9] = [
-    (601, abi::TCP, SCHEDULER_HASH, Rule::Guarded),
-    (602, abi::UDP, SCHEDULER_RING, Rule::Guarded),
-    (603, abi::TCP, SCHEDULER_HASH, Rule::Limited),
-    (604, abi::UDP, SCHEDULER_RING, Rule::Limited),
-    (605, abi::TCP, SCHEDULER_RING, Rule::Persistent),
-    (606, abi::TCP, SCHEDULER_LEAST, Rule::Least),
-    (607, abi::UDP, SCHEDULER_QUIC, Rule::Quic),
-    (608, abi::UDP, SCHEDULER_HASH, Rule::Plain),
-    (609, abi::TCP, SCHEDULER_HASH, Rule::Plain),
+const ROWS: [(u16, u32, Scheduler, Rule); 9] = [
+    (601, abi::TCP, Scheduler::HASH, Rule::Guarded),
+    (602, abi::UDP, Scheduler::RING, Rule::Guarded),
+    (603, abi::TCP, Scheduler::HASH, Rule::Limited),
+    (604, abi::UDP, Scheduler::RING, Rule::Limited),
+    (605, abi::TCP, Scheduler::RING, Rule::Persistent),
+    (606, abi::TCP, Scheduler::LEAST, Rule::Least),
+    (607, abi::UDP, Scheduler::QUIC, Rule::Quic),
+    (608, abi::UDP, Scheduler::HASH, Rule::Plain),
+    (609, abi::TCP, Scheduler::HASH, Rule::Plain),
 ];
 
 /// Listeners that the oracle has no word for: their backends are not there, or cannot be reached.
@@ -89,9 +87,10 @@ pub(super) fn install(slb: &mut Slb<'_>) -> Site {
             for (number, row) in (0..).zip(ROWS) {
                 add(state, family, number, row);
             }
-            for (id, flag) in
-                [(id::FULL, [BACKEND_PROXY, BACKEND_OPTION][family]), (id::OTHER, BACKEND_PROXY)]
-            {
+            for (id, flag) in [
+                (id::FULL, [BackendFlags::PROXY, BackendFlags::OPTION][family]),
+                (id::OTHER, BackendFlags::PROXY),
+            ] {
                 let record = state.backends.get_mut(&(id + family as u32)).expect("a backend");
                 record.flags |= flag;
             }
@@ -100,7 +99,7 @@ pub(super) fn install(slb: &mut Slb<'_>) -> Site {
     described()
 }
 
-fn add(state: &mut State, family: usize, number: u32, row: (u16, u32, u16, Rule)) {
+fn add(state: &mut State, family: usize, number: u32, row: (u16, u32, Scheduler, Rule)) {
     let (port, proto, scheduler, rule) = row;
     let listener = 100 + 2 * number + family as u32;
     let ids = [0, 2].map(|second| 240 + 4 * number + second + family as u32);
@@ -110,7 +109,7 @@ fn add(state: &mut State, family: usize, number: u32, row: (u16, u32, u16, Rule)
         let record = Backend {
             addr: at.ip().into(),
             port: at.port().into(),
-            flags: BACKEND_IN_USE | BACKEND_USABLE,
+            flags: BackendFlags::IN_USE | BackendFlags::USABLE,
             idle_jiffies: IDLE_JIFFIES,
             hop,
             listener: listener as u16,
@@ -118,7 +117,8 @@ fn add(state: &mut State, family: usize, number: u32, row: (u16, u32, u16, Rule)
             ..Backend::default()
         };
         state.backends.insert(id, record);
-        let flags = if scheduler == SCHEDULER_HASH { 0 } else { REVNAT_TRACKED };
+        let flags =
+            if scheduler == Scheduler::HASH { RevNatFlags::empty() } else { RevNatFlags::TRACKED };
         let origin = RevNat { vip: vip_of_all, port: vip_port, backend: id, flags, spare: 0 };
         state.endpoints.insert(endpoint(at, proto), origin);
         if rule == Rule::Quic {
@@ -127,18 +127,22 @@ fn add(state: &mut State, family: usize, number: u32, row: (u16, u32, u16, Rule)
     }
     let policy = match rule {
         Rule::Plain => Policy::default(),
-        Rule::Guarded => {
-            Policy { flags: LISTENER_GUARDED | ACL_DENY, acl: LIST, ..Policy::default() }
-        }
+        Rule::Guarded => Policy {
+            flags: ListenerFlags::GUARDED | ListenerFlags::DENY,
+            acl: LIST,
+            ..Policy::default()
+        },
         Rule::Limited => {
             let limits = Limits { flow_ns: HOUR, flow_burst: 2 * HOUR, ..Limits::default() };
             state.limits.insert(listener, limits);
-            Policy { flags: LISTENER_GUARDED | LISTENER_LIMITED, ..Policy::default() }
+            Policy { flags: ListenerFlags::GUARDED | ListenerFlags::LIMITED, ..Policy::default() }
         }
-        Rule::Persistent => {
-            Policy { flags: LISTENER_CHOOSES, sticky_jiffies: IDLE_JIFFIES, ..Policy::default() }
-        }
-        Rule::Least | Rule::Quic => Policy { flags: LISTENER_CHOOSES, ..Policy::default() },
+        Rule::Persistent => Policy {
+            flags: ListenerFlags::CHOOSES,
+            sticky_jiffies: IDLE_JIFFIES,
+            ..Policy::default()
+        },
+        Rule::Least | Rule::Quic => Policy { flags: ListenerFlags::CHOOSES, ..Policy::default() },
     };
     let slots = (0..64).map(|slot| ids[slot % 2]).collect();
     let schedule = Arc::new(Schedule::new(scheduler, slots));
@@ -159,7 +163,7 @@ fn described() -> Site {
             };
             let quic = HashMap::from([(1, 0), (2, 1)]);
             listeners.push(Listener {
-                is_by_hash: scheduler == SCHEDULER_HASH,
+                is_by_hash: scheduler == Scheduler::HASH,
                 is_persistent: rule == Rule::Persistent,
                 denied,
                 most_flows: (rule == Rule::Limited).then_some(MOST),
