@@ -49,6 +49,8 @@ fn given_routes_and_neighbours_when_resolved_then_next_hops_are_the_kernels() {
             ("203.0.113.255", NextHop::Unreachable(Unreachable::NotUnicast)),
         ];
 
+        // The kernel makes the routes of IPv6 addresses in its own time.
+        until(&network, "2001:db8:10::1", |hop| *hop == NextHop::Local).await;
         let hops = network.resolve_all(&cases.clone().map(|(case, _)| addr(case))).await.unwrap();
 
         for (case, expected) in cases {

@@ -1,5 +1,7 @@
 //! What is remembered of direct flows, and what else goes by it.
 
+use std::collections::{HashMap, HashSet};
+
 use aya::maps::{Array, MapData};
 use slb_common::{
     abi::{self, FLOW_BYPASS},
@@ -154,10 +156,10 @@ fn given_records_that_are_over_when_the_table_is_swept_then_only_they_are_remove
         slb.age(&answer(&old), 2 * IDLE_JIFFIES);
         let now = slb.now();
         let request = SweepRequest {
-            watched: Default::default(),
-            leaving: Default::default(),
-            closed: Default::default(),
-            listeners: Default::default(),
+            watched: HashMap::default(),
+            leaving: HashSet::default(),
+            closed: HashSet::default(),
+            listeners: HashSet::default(),
             now,
             closing: 0,
         };

@@ -34,11 +34,20 @@ pub(super) struct Traffic {
     to_clients: Vec<wire::Packet>,
     /// What is sent next, ahead of all else.
     queue: Vec<Sent>,
+    /// Of the datagram that was last sent in fragments. While the gateway knows one, no host gives its number to another.
+    datagram: u16,
 }
 
 impl Traffic {
     pub(super) fn new(site: Site, random: Random) -> Self {
-        Self { site, random, to_servers: Vec::new(), to_clients: Vec::new(), queue: Vec::new() }
+        Self {
+            site,
+            random,
+            to_servers: Vec::new(),
+            to_clients: Vec::new(),
+            queue: Vec::new(),
+            datagram: 0,
+        }
     }
 
     /// The next packet.
@@ -212,7 +221,8 @@ impl Traffic {
         let mut frame = self.packet(&listener, from);
         frame.payload = vec![7; 1_300];
         let frame = Frame { src_mac: ROUTER.dst_mac, dst_mac: mac(WAN), ..frame };
-        let parts = fragments(&frame, self.random.next() as u16);
+        self.datagram = self.datagram.wrapping_add(1);
+        let parts = fragments(&frame, self.datagram);
         let mut parts = parts.into_iter().map(|bytes| Sent { ingress: WAN, bytes });
         let mut first = parts.next();
         self.queue.extend(parts);
