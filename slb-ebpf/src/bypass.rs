@@ -54,8 +54,7 @@ fn on_client_packet(view: &PacketView<'_>, id: u32) {
         && !is_over(view.now, record.expires().load())
     {
         on_known(view, record, id);
-    } else if decide::begins(view.packet) && !conntrack::is_taken(view.now, reply, &view.packet.key)
-    {
+    } else if decide::begins(view.packet) && !conntrack::is_taken(reply, &view.packet.key) {
         conntrack::insert_bypass(view.now, reply, id, numbers(view).0.wrapping_add(1));
         mark_any(view.now.wrapping_add(maps::settings().opening_jiffies()));
     }
@@ -68,16 +67,16 @@ fn on_known(view: &PacketView<'_>, record: Entry, id: u32) {
     if view.packet.is_syn() {
         record.sequence().store(numbers(view).0.wrapping_add(1));
         // Neither the end nor the beginning is proven. A connection that is stays direct: it may be alive.
-        if state.has_ended() {
+        if decide::direct_has_ended(state) {
             record.state().store(state & ConnState::ESTABLISHED);
         }
-    } else if state & ANSWERED == ConnState::SYN_ACK_SEEN
+    } else if state & ANSWERED == ConnState::ANSWERED
         && conntrack::acknowledges(view, record.peer().load())
     {
         // What was said about its end was said too early, or not by the client.
         record.state().store(ANSWERED);
     }
-    keep(view, record, id, ConnState::FIN_ORIGINAL);
+    keep(view, record, id, ConnState::END_CLAIMED);
 }
 
 /// Whether a backend's packet, whose key `record` has, belongs to the direct flow. Takes down what it says.
@@ -96,7 +95,7 @@ pub fn is_answer(view: &PacketView<'_>, record: Entry, origin: &RevNat) -> bool 
             conntrack::delete(record);
             return false;
         }
-        record.state().store(state | ConnState::SYN_ACK_SEEN);
+        record.state().store(state | ConnState::ANSWERED);
     } else if !state.intersects(ConnState::ESTABLISHED) {
         if !view.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST) {
             return false;
@@ -107,25 +106,25 @@ pub fn is_answer(view: &PacketView<'_>, record: Entry, origin: &RevNat) -> bool 
         let is_first =
             view.packet.flags.intersects(TcpFlags::ACK) && acknowledged == record.sequence().load();
         // The client may have sent its SYN, or another has sent one in its name, once more.
-        let is_again = state.intersects(ConnState::SYN_ACK_SEEN) && next == record.peer().load();
+        let is_again = state.intersects(ConnState::ANSWERED) && next == record.peer().load();
         if !is_first && !is_again {
             return false;
         }
         if is_syn {
             record.peer().store(next);
-            record.state().store(state | ConnState::SYN_ACK_SEEN);
+            record.state().store(state | ConnState::ANSWERED);
         }
     }
     if !view.packet.flags.intersects(TcpFlags::RST) {
         // A client's reset that the backend takes no notice of was none.
-        record.state().store(record.state().load().difference(ConnState::RESET));
+        record.state().store(record.state().load().difference(ConnState::ENDED));
     }
     keep(view, record, origin.backend, ConnState::FIN_REPLY);
     true
 }
 
 /// The backend has answered; or that is proven by the client.
-const ANSWERED: ConnState = ConnState::SYN_ACK_SEEN.union(ConnState::ESTABLISHED);
+const ANSWERED: ConnState = ConnState::ANSWERED.union(ConnState::ESTABLISHED);
 
 /// Keeps a record after a packet, and takes down a FIN or RST; `fin` is its side's bit.
 #[inline(always)]
@@ -133,7 +132,7 @@ fn keep(view: &PacketView<'_>, record: Entry, id: u32, fin: ConnState) {
     let flags = view.packet.flags;
     let state = record.state().load();
     if flags.intersects(TcpFlags::RST) {
-        record.state().store(state | ConnState::RESET);
+        record.state().store(state | ConnState::ENDED);
     } else if flags.intersects(TcpFlags::FIN) {
         record.state().store(state | fin);
     }

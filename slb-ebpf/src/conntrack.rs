@@ -1,8 +1,8 @@
 //! The flow table: what cannot be told from a packet alone.
 //!
 //! An array of buckets of eight places, one cache line each. A flow has a place in the bucket that its
-//! hash says; where all eight are taken, one that has expired makes room, or one whose connection was never
-//! established. Established ones stay: what comes later goes without.
+//! hash says; where all eight are taken, one that has expired makes room, or one that is not proven
+//! ([`slb_common::decide::rank`]). Proven ones stay: what comes later goes without.
 //!
 //! A client's packets have an entry ([`FlowKind::Original`]). What the backend answers has one only where
 //! its address and port do not say enough ([`FlowKind::Reply`]): it leads to the client's.
@@ -11,7 +11,7 @@ mod create;
 mod implied;
 mod update;
 
-pub use create::{create, flow_is_taken as is_taken, insert_bypass, is_direct, write_reply_key};
+pub use create::{adopt, create, insert_bypass, is_direct, is_taken, write_reply_key};
 pub use implied::direct_may_be_balanced as may_be_balanced;
 pub use update::{acknowledges, establish, follow, update_original, update_reply};
 
@@ -166,7 +166,7 @@ pub fn delete(flow: Entry) {
 /// Whether an entry is one that `SLB_ACTIVE` counts.
 #[inline(always)]
 fn is_active(flow: Entry) -> bool {
-    flow.is(FlowKind::Original) && !flow.state().load().has_ended()
+    flow.is(FlowKind::Original) && flow.state().load().is_active()
 }
 
 /// Adds `delta` to the backend's number of active flows.

@@ -171,6 +171,9 @@ impl Lookups for PacketCtx<'_> {
         backend: u32,
         entries: Entries,
     ) -> Result<Option<u16>, Verdict> {
+        if !decide::begins(self.packet) {
+            conntrack::adopt(self.now);
+        }
         match conntrack::create(self.now, key, backend, entries) {
             Ok(port) => Ok(Some(port)),
             Err(Verdict::TableFull) => Ok(None),
@@ -182,7 +185,7 @@ impl Lookups for PacketCtx<'_> {
     fn is_taken(&mut self, key: &FlowKey, id: u32, backend: &Backend) -> Result<bool, Verdict> {
         let reply = maps::reply_key().ok_or(Verdict::Inconsistent)?;
         conntrack::write_reply_key(reply, key, backend, key.sport);
-        let is_taken = conntrack::is_taken(self.now, reply, key);
+        let is_taken = conntrack::is_taken(reply, key);
         if is_taken {
             // The flow gets another port, and is to be found by its entry from now on.
             bypass::keep_looking(self.now, id);
@@ -252,8 +255,9 @@ impl Lookups for PacketCtx<'_> {
     }
 
     #[inline(always)]
-    fn police(&mut self, listener: u32, limit: Limit) -> Result<(), Verdict> {
+    fn police(&mut self, listener: u32, source: &Address, limit: Limit) -> Result<(), Verdict> {
         match limit {
+            Limit::Source => policy::police_source(listener, source),
             Limit::Flows => policy::police_flow(listener),
             Limit::Bytes => policy::police_bytes(listener, self.bytes),
         }

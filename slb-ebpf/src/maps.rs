@@ -11,9 +11,9 @@ use slb_common::{
         DEFAULT_BUCKETS, DEFAULT_CHUNKS, Endpoint, FILTER_PER_BYTE, Filter, FlowKey, Fragment,
         FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Limits, Listed, Listener,
         ListenerIndex, MAX_ACL_CACHE, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES,
-        MAX_LISTENERS, MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, NatTuple,
-        Policers, QuicKey, RevNat, RevNatIndex, Roles, RouteQuery, Scratch, Settings, Sticky,
-        StickyKey, SynAnswers, TailCallArgs, Traffic,
+        MAX_LISTENERS, MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCE_POLICERS, MAX_SOURCES,
+        MAX_STICKY, NatTuple, Policers, QuicKey, RevNat, RevNatIndex, Roles, RouteQuery, Scratch,
+        Settings, SourcePolicer, Sticky, StickyKey, SynAnswers, TailCallArgs, Traffic,
     },
     hash,
     packet::Packet,
@@ -128,6 +128,10 @@ pub static SLB_LIMITS: Array<Limits, MAX_LISTENERS> = Array::new();
 #[btf_map]
 pub static SLB_POLICERS: Array<Policers, MAX_LISTENERS> = Array::new();
 
+/// Written by the program: what sources have taken of listeners, by [`hash::source`].
+#[btf_map]
+pub static SLB_SRC_POLICER: Array<SourcePolicer, MAX_SOURCE_POLICERS> = Array::new();
+
 /// Written by the agent: source addresses towards backends. Number 0 is none.
 #[btf_map]
 pub static SLB_SOURCES: Array<Address, MAX_SOURCES> = Array::new();
@@ -213,6 +217,12 @@ pub fn filter(src: &Address, dst: &Address) -> Known {
 #[inline(always)]
 pub fn bypass_until() -> u32 {
     SLB_FILTER.cell(0).map_or(0, |filter| filter.bypass_until().load())
+}
+
+/// [`Filter::adopted_until`].
+#[inline(always)]
+pub fn adopted_until() -> u32 {
+    SLB_FILTER.cell(0).map_or(0, |filter| filter.adopted_until().load())
 }
 
 /// What an index has of an endpoint: its record's value, or nothing, if it knows for certain.

@@ -3,7 +3,7 @@
 use slb_common::{
     abi::{
         AclCacheEntry, Address, Limits, ListenerFlags, MAX_ACL_CACHE, NO_BACKEND, Policers,
-        RevNatFlags, Roles,
+        RevNatFlags, Roles, SourcePolicer,
     },
     decide, hash,
     programs::Program,
@@ -94,6 +94,29 @@ pub fn police_flow(listener: u32) -> Result<(), Verdict> {
         return Ok(());
     }
     Err(Verdict::FlowLimit)
+}
+
+/// A flow of a source to a listener begins.
+#[inline(always)]
+pub fn police_source(listener: u32, source: &Address) -> Result<(), Verdict> {
+    let Some(limits) = maps::SLB_LIMITS.cell(listener) else { return Ok(()) };
+    let (cost, burst) = (limits.source_ns().load(), limits.source_burst().load());
+    if cost == 0 {
+        return Ok(());
+    }
+    let hash = hash::source(*source, listener);
+    let Some(policer) = maps::SLB_SRC_POLICER.cell(SourcePolicer::place(hash)) else {
+        return Ok(());
+    };
+    let now = kernel::nanoseconds();
+    let paid = policer.paid().load();
+    let until = decide::paid_until(SourcePolicer { paid }.paid(hash), now, cost);
+    if !decide::conforms(until, now, cost, burst) {
+        return Err(Verdict::SourceLimit);
+    }
+    // A CPU that loses lets the packet pass.
+    let _ = policer.paid().compare_exchange(paid, SourcePolicer::new(hash, until).paid);
+    Ok(())
 }
 
 /// So many bytes go to a listener.

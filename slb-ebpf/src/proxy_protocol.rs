@@ -12,6 +12,7 @@ use aya_ebpf::programs::XdpContext;
 use slb_common::{
     abi::{Backend, ConnState, FlowKind, PROXY_V2},
     checksum::Delta,
+    decide::PROOF_WINDOW,
     mss,
     nat64::{HEAD_V4, HEAD_V6},
     parse::{L3, TcpFlags},
@@ -80,7 +81,7 @@ fn on_client_segment(
     let has_data = headers < pkt.packet.len;
     let is_header = flow.proxy().load() == PROXY_V2;
     let is_told = !flow.state().load().intersects(ConnState::PROXY_PENDING);
-    let is_accepted = || flow.state().load().intersects(ConnState::ACCEPTED);
+    let is_accepted = || flow.state().load().intersects(ConnState::ANSWERED);
     if flags.intersects(TcpFlags::SYN) {
         // Data in a SYN (RFC 7413) would be taken before anything else.
         if !pkt.packet.is_syn() || has_data {
@@ -107,7 +108,7 @@ fn on_client_segment(
         .map(|reply| acknowledgement.wrapping_sub(reply.sequence().load()));
     if !is_header {
         let behind = sequence.wrapping_sub(flow.sequence().load());
-        if answers.is_some_and(|answers| answers < MAX_SENT) {
+        if answers.is_some_and(|answers| answers < PROOF_WINDOW) {
             flow.state().store(flow.state().load() | ConnState::ESTABLISHED);
         }
         let is_to_tell = !flags.intersects(TcpFlags::RST) && (!is_told || behind == 0);
@@ -284,10 +285,10 @@ fn on_backend_segment(
         let own = sequence.wrapping_add(1);
         let Some(reply) = reply else { return Err(Verdict::BeforeClientAddress) };
         let state = flow.state().load();
-        let is_accepted = state.intersects(ConnState::ACCEPTED);
+        let is_accepted = state.intersects(ConnState::ANSWERED);
         if !is_accepted {
             flow.sequence().store(first);
-            flow.state().store(state | ConnState::ACCEPTED);
+            flow.state().store(state | ConnState::ANSWERED);
         }
         // Or it was lost, and made again.
         if !is_accepted || reply.sequence().load() == 0 {
@@ -315,7 +316,7 @@ fn on_backend_segment(
         .map(|reply| reply.sequence().load())
         .filter(|own| *own != 0 && sequence.wrapping_sub(*own) < MAX_SENT);
     if !flags.intersects(TcpFlags::SYN | TcpFlags::RST)
-        && flow.state().load().contains(ConnState::ACCEPTED | ConnState::PROXY_PENDING)
+        && flow.state().load().contains(ConnState::ANSWERED | ConnState::PROXY_PENDING)
         && known <= MAX_ACKNOWLEDGED
         && let Some(own) = own
     {

@@ -6,7 +6,7 @@
 use slb_common::{
     abi::{
         BackendFlags, ConnState, Endpoint, FlowKey, FlowKind, Mode, NO_PLACE, NO_SOURCE,
-        NatRewrite, RevNat, RevNatFlags, Roles, TCP, Task,
+        NatRewrite, RevNat, RevNatFlags, Roles, TCP, Task, UDP,
     },
     decide,
     parse::TcpFlags,
@@ -66,7 +66,11 @@ pub fn from_backend<const REST: bool>(
             // Whose answer it would be, only an entry says.
             return Err(Verdict::NotOurs.into());
         }
-    } else if origin.flags.intersects(RevNatFlags::TRACKED) && pkt.packet.flags.intersects(TRACKED)
+    } else if origin.flags.intersects(RevNatFlags::TRACKED)
+        && (REST
+            || pkt.packet.flags.intersects(ENDS)
+            || pkt.packet.key.proto == UDP
+            || decide::is_until(maps::adopted_until(), pkt.now))
     {
         track(&pkt.view(), origin);
     }
@@ -215,7 +219,7 @@ fn remembered(view: &PacketView<'_>, origin: &RevNat) -> u32 {
     let Some((reply, forward)) =
         reply.and_then(|reply| Some((reply, conntrack::reverse(reply, key)?)))
     else {
-        if origin.flags.intersects(RevNatFlags::TRACKED) && view.packet.flags.intersects(TRACKED) {
+        if origin.flags.intersects(RevNatFlags::TRACKED) {
             track(view, origin);
         }
         return Remembered::Place(NO_PLACE).pack();
@@ -231,8 +235,8 @@ fn remembered(view: &PacketView<'_>, origin: &RevNat) -> u32 {
     Remembered::Place(place).pack()
 }
 
-/// What entries want to know of if their backend is [`RevNatFlags::TRACKED`].
-const TRACKED: TcpFlags = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
+/// What entries of connections want to know of if their backend is [`RevNatFlags::TRACKED`].
+const ENDS: TcpFlags = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
 
 /// Takes down what a reply says about its flow, which has an entry for the client's packets only.
 #[inline(never)]

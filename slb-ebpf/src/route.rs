@@ -61,6 +61,8 @@ fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     }
     if delivery.is_none() && from.intersects(Roles::BACKEND) {
         at = pkt.packet.key.source();
+        // Read once more: less has to be kept on the stack meanwhile.
+        let bypass_until = if REST { maps::bypass_until() } else { bypass_until };
         delivery = reply::from_backend::<REST>(pkt, &at, bypass_until)?;
     }
     if delivery.is_none() && to.intersects(Roles::BACKEND) {

@@ -3,7 +3,8 @@
 use slb_common::abi::{
     AclCacheEntry, Address, BUCKET_FLOWS, Bucket, ClientNextHop, ConnState, Counter, EPOCH_LOCKED,
     FILTER_HASHES, FILTER_PER_BYTE, Filter, Flow, FlowKind, Fragment, INDEX_SLOTS, Index, Limits,
-    Mode, NextHop, Policers, Record, Settings, Sticky, SynAnswers, TAG_LOCKED, Traffic,
+    Mode, NextHop, Policers, Record, Settings, SourcePolicer, Sticky, SynAnswers, TAG_LOCKED,
+    Traffic,
 };
 
 use crate::cell::{Guarded, SharedCell, shared_fields};
@@ -37,7 +38,15 @@ shared_fields! {
     }
     AclCacheEntry { addr: Address, acl: u32, epoch: u32, is_listed: u32, write: u32 }
     Policers { flows: u64, forward: u64, reply: u64 }
-    Limits { flow_ns: u64, flow_burst: u64, byte_ns: u64, byte_burst: u64 }
+    SourcePolicer { paid: u64 }
+    Limits {
+        flow_ns: u64,
+        flow_burst: u64,
+        source_ns: u64,
+        source_burst: u64,
+        byte_ns: u64,
+        byte_burst: u64,
+    }
     Fragment {
         src: Address,
         dst: Address,
@@ -50,7 +59,7 @@ shared_fields! {
         expires: u32,
     }
     Sticky { backend: u32, expires: u32 }
-    Filter { bypass_until: u32, roles: [u8; FILTER_HASHES / FILTER_PER_BYTE] }
+    Filter { bypass_until: u32, adopted_until: u32, roles: [u8; FILTER_HASHES / FILTER_PER_BYTE] }
     Settings {
         route_epoch: u32,
         buckets: u32,

@@ -297,6 +297,8 @@ pub enum AclMode {
 pub struct Limits {
     /// New flows per second; `None`: any number.
     pub new_flows: Option<u32>,
+    /// New flows per second of one source; `None`: any number.
+    pub new_flows_per_source: Option<u32>,
     /// Bits per second in each direction, of whole frames; `None`: any number.
     pub bandwidth: Option<u64>,
 }

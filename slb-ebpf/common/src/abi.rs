@@ -41,7 +41,7 @@ pub use sticky::*;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this module, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Lets values cross the system call boundary.
 #[cfg(feature = "user")]
@@ -51,7 +51,7 @@ mod pod {
     use super::{
         AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop, Counter, Endpoint, Filter,
         Flow, FlowKey, Fragment, FragmentKey, Interface, Limits, Listener, Policers, QuicKey,
-        RevNat, Roles, Scratch, Settings, Sticky, StickyKey, SynAnswers, Traffic,
+        RevNat, Roles, Scratch, Settings, SourcePolicer, Sticky, StickyKey, SynAnswers, Traffic,
     };
     use crate::bench::Template;
 
@@ -66,7 +66,7 @@ mod pod {
     }
     pod! { Endpoint Listener Chunk Backend Address Roles RevNat Interface FlowKey Flow Bucket }
     pod! { Settings Counter Traffic ClientNextHop Filter Scratch FragmentKey Fragment QuicKey }
-    pod! { Limits Policers AclCacheEntry SynAnswers StickyKey Sticky Template }
+    pod! { Limits Policers SourcePolicer AclCacheEntry SynAnswers StickyKey Sticky Template }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! ```
 
 mod begin;
+mod connection;
 mod entry;
 #[cfg(test)]
 mod fixtures;
@@ -26,6 +27,7 @@ mod tests;
 use core::ops::Deref;
 
 pub use begin::{Beginning, Entries, begin};
+pub use connection::{Connection, PROOF_WINDOW, Rank, Segment, Standing, is_same_prefix, rank};
 pub use entry::{Entry, Judgement, Peer, Remembered, judge};
 pub use fragment::{follows, later, may_be_translated};
 pub use icmp::{
@@ -34,8 +36,9 @@ pub use icmp::{
 };
 pub use policy::{Limit, admit, conforms, paid_until};
 pub use rules::{
-    begins, can_be_reset, delivered, fragment_key, is_answered, is_direct, is_kept, is_martian,
-    is_open, is_owner, is_until, may_be_encapsulated, proxy_of, source_of, unanswered,
+    begins, can_be_reset, delivered, direct_has_ended, fragment_key, is_answered, is_direct,
+    is_kept, is_martian, is_open, is_owner, is_until, may_be_encapsulated, proxy_of, source_of,
+    unanswered,
 };
 pub use schedule::{by_schedule, choose, slot};
 pub use step::Step;
@@ -216,12 +219,12 @@ pub trait Lookups {
     ///
     /// As above.
     fn is_listed(&mut self, acl: u32, addr: &Address) -> Result<bool, Self::Error>;
-    /// `SLB_LIMITS` and `SLB_POLICERS`: takes the packet from what a listener may take.
+    /// `SLB_LIMITS`, `SLB_POLICERS` and `SLB_SRC_POLICER`: takes a packet of `source` from what a listener may take.
     ///
     /// # Errors
     ///
-    /// [`Verdict::FlowLimit`], [`Verdict::BandwidthLimit`]; or as above.
-    fn police(&mut self, listener: u32, limit: Limit) -> Result<(), Self::Error>;
+    /// [`Verdict::SourceLimit`], [`Verdict::FlowLimit`], [`Verdict::BandwidthLimit`]; or as above.
+    fn police(&mut self, listener: u32, source: &Address, limit: Limit) -> Result<(), Self::Error>;
     /// Has a packet to a guarded listener looked at by [`admit`]. `false`: another program does that.
     ///
     /// # Errors

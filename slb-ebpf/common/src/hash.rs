@@ -116,6 +116,16 @@ pub const fn address(addr: Address) -> usize {
     (mixed(addr) >> 48) as usize
 }
 
+/// Hash of a source of flows to the listener with this id, for `SLB_SRC_POLICER`: an IPv4 address, or a network of /64.
+#[must_use]
+#[inline(always)]
+pub const fn source(addr: Address, listener: u32) -> u32 {
+    let [high, low] = addr.halves();
+    let low = if addr.is_v4() { low } else { 0 };
+    let own = mixed(Address::from_halves([high, low]));
+    (finish(own ^ (listener as u64).wrapping_mul(SECOND)) >> 32) as u32
+}
+
 /// The same for `SLB_FILTER`: of [`FILTER_HASHES`].
 #[must_use]
 #[inline(always)]

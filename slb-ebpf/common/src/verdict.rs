@@ -123,6 +123,8 @@ verdicts! {
     ClosedDropped = 32, Drop, "closed_dropped";
     /// From a client, and the backend would get it before the client's address, or in its place.
     BeforeClientAddress = 33, Drop, "before_client_address";
+    /// More new flows than the listener takes from one source.
+    SourceLimit = 34, Drop, "source_limit";
 }
 
 /// Capacity of `SLB_VERDICTS`: with room for those of later versions, which work on the same map.

@@ -3,16 +3,16 @@
 use slb_common::{
     abi::{
         self, BUCKET_FLOWS, Backend, ConnState, FlowKey, FlowKind, NO_PLACE, NO_SOURCE, PROXY_NONE,
-        TAG_FREE, TAG_LOCKED, is_over,
+        TAG_FREE,
     },
-    decide::{self, Entries},
+    decide::{self, Entries, Rank, Standing},
     hash,
     verdict::Verdict,
 };
 
 use super::{
-    Entry, count, delete, flow_hash, get, implied::direct_may_be_balanced, is_active, is_of,
-    reverse, slow_lookup,
+    Entry, count, delete, flow_hash, get, implied::direct_may_be_balanced, index_of, is_active,
+    is_of, reverse,
 };
 use crate::{
     cell::{Claim, Elements as _},
@@ -40,40 +40,57 @@ pub fn write_reply_key(reply: &mut FlowKey, key: &FlowKey, backend: &Backend, po
 }
 
 global! {
-    pub fn flow_is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool = is_taken, or true;
+    fn flow_claim_port(reply: &FlowKey, own: &FlowKey, least: u32) -> u32
+        = claim_port, or Rank::STAYS.0;
     fn flow_draw_port(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict>
         = draw_port, or Err(Verdict::Inconsistent);
-    fn flow_draw_source(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict>
+    fn flow_draw_source(key: &FlowKey, id: u32) -> Result<Source, Verdict>
         = draw_source, or Err(Verdict::Inconsistent);
     fn flow_insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32
         = insert, or NO_PLACE;
-    pub fn flow_insert_reply(now: u32, key: &FlowKey, place: u32) -> u32 = insert_reply, or NO_PLACE;
-    fn flow_take(now: u32, key: &FlowKey, tag: u32) -> u32 = take, or NO_PLACE;
+    pub fn flow_insert_reply(key: &FlowKey, place: u32) -> u32 = insert_reply, or NO_PLACE;
+    fn flow_take(key: &FlowKey, tag: u32) -> u32 = take, or NO_PLACE;
+    // The verifier would follow each rank through each place.
+    fn flow_rank(key: &FlowKey, place: u32) -> u64 = rank, or 0;
 }
 
 /// Whether a flow other than that of `own` has the answer `reply`. An entry that has expired is removed.
 #[inline(always)]
-fn is_taken(now: u32, reply: &FlowKey, own: &FlowKey) -> bool {
-    let Some(owner) = slow_lookup(reply) else { return false };
-    let is_reply = owner.is(FlowKind::Reply);
-    // A direct flow that the backend has not answered has nothing.
-    let mut is_free = owner.state().load().has_ended()
-        || is_over(now, owner.expires().load())
-        || owner.is(FlowKind::Bypass) && !is_direct(now, owner);
-    if is_reply {
-        match reverse(owner, reply) {
-            Some(forward) if is_free || is_of(forward, own) => {
-                delete(forward);
-                is_free = true;
-            }
-            Some(_) => {}
-            None => is_free = true,
+pub fn is_taken(reply: &FlowKey, own: &FlowKey) -> bool {
+    Rank(flow_claim_port(reply, own, Rank::OVER.0)) < Rank::OVER
+}
+
+/// Removes the flow that has the answer `reply`, if its rank is `least` or more. Gives its [`Rank`], and that of `own`
+/// is [`Rank::FREE`].
+#[inline(always)]
+fn claim_port(reply: &FlowKey, own: &FlowKey, least: u32) -> u32 {
+    let place = index_of(reply);
+    let Some(owner) = get(place) else { return Rank::FREE.0 };
+    if !owner.is(FlowKind::Reply) {
+        // A direct flow that the backend has not answered has nothing.
+        let Rank(found) = if owner.is(FlowKind::Bypass) && !is_direct(kernel::jiffies(), owner) {
+            Rank::FREE
+        } else {
+            rank_of(flow_rank(reply, place))
+        };
+        if found >= least {
+            delete(owner);
+        }
+        return found;
+    }
+    let mut found = Rank::FREE.0;
+    if let Some(forward) = reverse(owner, reply) {
+        if !is_of(forward, own) {
+            found = rank_of(flow_rank(reply, owner.peer().load())).0;
+        }
+        if found >= least {
+            delete(forward);
         }
     }
-    if is_free {
+    if found >= least {
         delete(owner);
     }
-    !is_free
+    found
 }
 
 /// Whether an entry is the record of a direct flow that its backend has answered.
@@ -91,11 +108,20 @@ pub fn create(now: u32, key: &FlowKey, id: u32, entries: Entries) -> Result<u16,
     let source = match entries {
         Entries::Forward => Source::new(NO_SOURCE, key.sport),
         Entries::Both => flow_draw_port(now, key, id)?,
-        Entries::OwnSource => flow_draw_source(now, key, id)?,
+        Entries::OwnSource => flow_draw_source(key, id)?,
     };
     match flow_insert(now, key, id, source.pack(), u32::from(entries != Entries::Forward)) {
         NO_PLACE => Err(Verdict::TableFull),
         _ => Ok(source.port()),
+    }
+}
+
+/// A connection gets an entry in its middle: any segment of its backend's may prove it for as long as it is opening.
+#[inline(always)]
+pub fn adopt(now: u32) {
+    if let Some(filter) = maps::SLB_FILTER.cell(0) {
+        // 0 has a meaning of its own; a tick more does not matter.
+        filter.adopted_until().store(now.wrapping_add(maps::settings().opening_jiffies()) | 1);
     }
 }
 
@@ -143,27 +169,54 @@ fn draw_port(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
         return Err(Verdict::Inconsistent);
     };
     write_reply_key(reply, key, backend, key.sport);
-    if !flow_is_taken(now, reply, key) {
+    if !is_taken(reply, key) {
         return Ok(Source::new(NO_SOURCE, reply.dport));
     }
     let mut draw = hash::choice(flow_hash(key));
+    let mut worst = Candidate::NONE;
     for attempt in 0..PORT_ATTEMPTS {
         draw = next_draw(draw);
         reply.dport = port(draw);
+        let rank = Rank(flow_claim_port(reply, key, Rank::OVER.0));
+        worst = worst.or(rank, reply.dport);
         // A flow through the listener may have that port without an entry. With one backend any port may have one:
         // then it has to do that few clients use it.
-        if !flow_is_taken(now, reply, key)
+        if rank >= Rank::OVER
             && (attempt >= PORT_ATTEMPTS / 2 || !direct_may_be_balanced(now, reply, id))
         {
             return Ok(Source::new(NO_SOURCE, reply.dport));
         }
     }
-    Err(Verdict::NoPort)
+    worst.give_way(reply, key, NO_SOURCE)
+}
+
+/// The port whose flow is missed least of those that were tried.
+#[derive(Clone, Copy)]
+struct Candidate {
+    rank: Rank,
+    port: u16,
+}
+
+impl Candidate {
+    const NONE: Self = Self { rank: Rank::STAYS, port: 0 };
+
+    #[inline(always)]
+    fn or(self, rank: Rank, port: u16) -> Self {
+        if rank > self.rank { Self { rank, port } } else { self }
+    }
+
+    /// Takes the port, unless its flow is proven.
+    #[inline(always)]
+    fn give_way(self, reply: &mut FlowKey, own: &FlowKey, source: u16) -> Result<Source, Verdict> {
+        reply.dport = self.port;
+        let is_free = self.rank > Rank::STAYS && flow_claim_port(reply, own, 1) > 0;
+        if is_free { Ok(Source::new(source, self.port)) } else { Err(Verdict::NoPort) }
+    }
 }
 
 /// Which address and port of the gateway the backend `id` is to see, as [`draw_port`].
 #[inline(always)]
-fn draw_source(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
+fn draw_source(key: &FlowKey, id: u32) -> Result<Source, Verdict> {
     let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
         return Err(Verdict::Inconsistent);
     };
@@ -175,14 +228,17 @@ fn draw_source(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
     let is_told = decide::proxy_of(key.proto, backend) != PROXY_NONE;
     let salt = if is_told { kernel::random() } else { 0 };
     let mut draw = hash::choice(hash) ^ salt;
+    let mut worst = Candidate::NONE;
     for _ in 0..PORT_ATTEMPTS {
         draw = next_draw(draw);
         reply.dport = port(draw);
-        if !flow_is_taken(now, reply, key) {
+        let rank = Rank(flow_claim_port(reply, key, Rank::OVER.0));
+        if rank >= Rank::OVER {
             return Ok(Source::new(source, reply.dport));
         }
+        worst = worst.or(rank, reply.dport);
     }
-    Err(Verdict::NoPort)
+    worst.give_way(reply, key, source)
 }
 
 /// A linear congruential generator.
@@ -204,7 +260,7 @@ fn insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32 {
         return NO_PLACE;
     };
     let hash = flow_hash(key);
-    let place = flow_take(now, key, abi::tag(hash));
+    let place = flow_take(key, abi::tag(hash));
     let Some(flow) = get(place) else { return NO_PLACE };
     fill(flow, key, id, FlowKind::Original, now.wrapping_add(maps::settings().opening_jiffies()));
     let source = Source::unpack(source);
@@ -218,7 +274,7 @@ fn insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32 {
     }
     publish(flow, hash);
     count(id, 1);
-    if both != 0 && flow_insert_reply(now, reply, place) == NO_PLACE {
+    if both != 0 && flow_insert_reply(reply, place) == NO_PLACE {
         delete(flow);
         return NO_PLACE;
     }
@@ -229,7 +285,7 @@ fn insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32 {
 #[inline(always)]
 pub fn insert_bypass(now: u32, key: &FlowKey, id: u32, sequence: u32) {
     let hash = flow_hash(key);
-    if let Some(flow) = get(flow_take(now, key, abi::tag(hash))) {
+    if let Some(flow) = get(flow_take(key, abi::tag(hash))) {
         fill(flow, key, id, FlowKind::Bypass, now.wrapping_add(maps::settings().opening_jiffies()));
         flow.sequence().store(sequence);
         publish(flow, hash);
@@ -238,10 +294,10 @@ pub fn insert_bypass(now: u32, key: &FlowKey, id: u32, sequence: u32) {
 
 /// Makes the entry of an answer to the flow at `place`, and gives its own.
 #[inline(always)]
-fn insert_reply(now: u32, key: &FlowKey, place: u32) -> u32 {
+fn insert_reply(key: &FlowKey, place: u32) -> u32 {
     let Some(forward) = get(place) else { return NO_PLACE };
     let hash = flow_hash(key);
-    let own = flow_take(now, key, abi::tag(hash));
+    let own = flow_take(key, abi::tag(hash));
     if let Some(flow) = get(own) {
         fill(flow, key, forward.backend().load(), FlowKind::Reply, forward.expires().load());
         flow.state().store(forward.state().load());
@@ -277,28 +333,28 @@ fn publish(flow: Entry, hash: u64) {
     Claim::handed_over(flow).publish(abi::tag(hash));
 }
 
-/// Takes a place for the flow of `key`, whose tag is `tag`; [`NO_PLACE`] if all that it could have are established.
+/// Takes a place for the flow of `key`, whose tag is `tag`; [`NO_PLACE`] if all that it could have are proven.
 #[inline(always)]
-fn take(now: u32, key: &FlowKey, tag: u32) -> u32 {
-    let number = hash::bucket(key, maps::settings().buckets());
-    let Some(bucket) = maps::SLB_FLOWS.cell(number) else { return NO_PLACE };
+fn take(key: &FlowKey, tag: u32) -> u32 {
+    const WAYS: u32 = BUCKET_FLOWS as u32;
+    let bucket = hash::bucket(key, maps::settings().buckets());
+    let mut place = bucket * WAYS + tag / 4 % WAYS;
     let mut best = 0;
-    let mut found = 0;
-    for turn in 0..BUCKET_FLOWS {
-        let way = (tag as usize / 4).wrapping_add(turn) % BUCKET_FLOWS;
-        let rank = rank(now, bucket.flows().at(way));
-        if rank > best {
-            best = rank;
-            found = way;
+    for _ in 0..WAYS {
+        let ranked = flow_rank(key, place);
+        if ranked > best {
+            best = ranked;
         }
-        if rank == u32::MAX {
+        if rank_of(ranked) == Rank::FREE {
             break;
         }
+        place = place / WAYS * WAYS + (place + 1) % WAYS;
     }
-    if best == 0 {
+    if rank_of(best) == Rank::STAYS {
         return NO_PLACE;
     }
-    let flow = bucket.flows().at(found);
+    let found = best as u32;
+    let Some(flow) = get(found) else { return NO_PLACE };
     let before = flow.tag().load();
     // Of two CPUs that claim it, one goes without an entry.
     if flow.claim(before).is_none() {
@@ -307,23 +363,28 @@ fn take(now: u32, key: &FlowKey, tag: u32) -> u32 {
     if before != TAG_FREE && is_active(flow) {
         count(flow.backend().load(), -1);
     }
-    number * BUCKET_FLOWS as u32 + found as u32
+    found
 }
 
-/// How little an entry is missed: free, over, or opening, the oldest first. 0: it stays.
+/// How little the entry at a place is missed by the flow of `key`: its [`Rank`], and below that the place.
 #[inline(always)]
-fn rank(now: u32, flow: Entry) -> u32 {
-    match flow.tag().load() {
-        TAG_FREE => return u32::MAX,
-        TAG_LOCKED => return 0,
-        _ => {}
-    }
-    let (expires, state) = (flow.expires().load(), flow.state().load());
-    if is_over(now, expires) {
-        return u32::MAX - 1;
-    }
-    if state.intersects(ConnState::ESTABLISHED) && !state.has_ended() {
-        return 0;
-    }
-    i32::MAX as u32 - expires.wrapping_sub(now).min(i32::MAX as u32 - 1)
+fn rank(key: &FlowKey, place: u32) -> u64 {
+    let Some(flow) = get(place) else { return 0 };
+    let is_own =
+        flow.is(FlowKind::Original) && decide::is_same_prefix(key.src.copied(), flow.src().load());
+    let standing = Standing {
+        tag: flow.tag().load(),
+        expires: flow.expires().load(),
+        state: flow.state().load(),
+        proto: flow.proto().load().into(),
+        is_own,
+    };
+    let Rank(rank) = decide::rank(kernel::jiffies(), &standing);
+    u64::from(rank) << 32 | u64::from(place)
+}
+
+/// The rank that [`rank`] gives.
+#[inline(always)]
+const fn rank_of(ranked: u64) -> Rank {
+    Rank((ranked >> 32) as u32)
 }

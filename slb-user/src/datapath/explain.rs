@@ -13,7 +13,7 @@ use slb_common::{
         self, Address, Backend, Chunk, ClientNextHop, ConnState, Endpoint, Filter, Flow, FlowKey,
         FlowKind, Fragment, FragmentKey, Limits, Listed, Listener, Mode, NEXT_HOP_LOCAL,
         NOT_CHOSEN, NextHop, PROXY_NONE, PROXY_V2, Policers, RevNat, RevNatFlags, Roles, Settings,
-        Sticky, StickyKey, TCP,
+        SourcePolicer, Sticky, StickyKey, TCP,
     },
     decide::{
         self, Beginning, Course, ErrorToBackend, ErrorToClient, Filtered, Limit, Lookups as _, Side,
@@ -68,6 +68,7 @@ pub struct Explainer {
     sticky: HashMap<MapData, StickyKey, Sticky>,
     limits: Array<MapData, Limits>,
     meters: Array<MapData, Policers>,
+    source_meters: Array<MapData, SourcePolicer>,
     fragments: HashMap<MapData, FragmentKey, Fragment>,
     next_hops: Array<MapData, ClientNextHop>,
     table: FlowTable,
@@ -96,6 +97,7 @@ impl Explainer {
             sticky: open(pins, "SLB_STICKY")?,
             limits: open(pins, "SLB_LIMITS")?,
             meters: open(pins, "SLB_POLICERS")?,
+            source_meters: open(pins, "SLB_SRC_POLICER")?,
             fragments: open(pins, "SLB_FRAGMENTS")?,
             next_hops: open(pins, "SLB_NEXT_HOPS")?,
             table: FlowTable::open(pins)?,
@@ -281,7 +283,7 @@ impl Path<'_> {
         }
         if is_told && proxy == PROXY_V2 && !packet.is_syn() {
             self.say("proxy protocol", "the backend has not acknowledged the header yet");
-            if flow.is_none_or(|flow| !flow.state().intersects(ConnState::ACCEPTED)) {
+            if flow.is_none_or(|flow| !flow.state().intersects(ConnState::ANSWERED)) {
                 return Err(Verdict::BeforeClientAddress.into());
             }
             // By the segment's numbers.
@@ -304,7 +306,7 @@ impl Path<'_> {
         if let Some(backend) = self.backend(first.backend)?
             && !is_reply
         {
-            self.police(backend.listener.into(), Limit::Bytes)?;
+            self.police(backend.listener.into(), &packet.key.src, Limit::Bytes)?;
             let is_direct = matches!(first.mode, Mode::NAT | Mode::DSR);
             if !is_direct && !decide::may_be_encapsulated(&backend) {
                 return Err(Verdict::NoNeighbour.into());

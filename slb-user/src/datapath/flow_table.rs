@@ -15,6 +15,7 @@ use slb_common::{
         self, BUCKET_FLOWS, Bucket, ConnState, Endpoint, Flow, FlowKey, FlowKind, NO_PLACE,
         SLOT_BACKEND, SLOT_KEEP, TAG_FREE, TAG_LOCKED, TCP,
     },
+    decide::{self, Rank, Standing},
     hash,
 };
 
@@ -135,13 +136,15 @@ impl FlowTable {
                 }
                 continue;
             }
-            let is_active = !flow.state().has_ended();
-            let is_closed = is_active && request.closed.contains(&flow.backend);
+            let state = flow.state();
+            let has_ended = state.has_ended();
+            let is_closed = !has_ended && request.closed.contains(&flow.backend);
             let is_out = is_over || is_closed;
-            // A connection that was given up before it was established has no ends to be told.
-            let is_connection = is_active
-                && u32::from(flow.proto) == TCP
-                && (is_closed || flow.state().intersects(ConnState::ESTABLISHED));
+            // A connection that was given up before it was established, or by its client, has no ends to be told.
+            let is_in_use =
+                state.is_active() && state.intersects(ConnState::ESTABLISHED | ConnState::AGED);
+            let is_connection =
+                !has_ended && u32::from(flow.proto) == TCP && (is_closed || is_in_use);
             let key = flow.key();
             let is_connection = is_connection && request.listeners.contains(&key.destination());
             if is_out && is_connection && found.ended.len() < MOST_ENDED {
@@ -156,14 +159,14 @@ impl FlowTable {
                 self.free(words, &flow);
                 continue;
             }
-            if is_active || flow.state().intersects(ConnState::RST_PENDING) {
+            if !has_ended || state.intersects(ConnState::RST_PENDING) {
                 request.leaving.remove(&flow.backend);
             }
-            if !is_active {
+            if has_ended {
                 continue;
             }
             if let Some(count) = counted.get_mut(flow.backend as usize) {
-                *count += 1;
+                *count += i64::from(state.is_active());
             }
             let Some((id, schedule)) = request.watched.get(&key.destination()) else { continue };
             let choice = hash::choice_by(schedule.scheduler, &key, hash::flow(&key));
@@ -208,13 +211,16 @@ impl FlowTable {
         let is_freed = words[0]
             .compare_exchange(flow.tag, TAG_FREE, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
-        if is_freed && flow.is(FlowKind::Original) && !flow.state().has_ended() {
+        if is_freed && flow.is(FlowKind::Original) {
             self.count_off(flow);
         }
     }
 
+    /// The flow is not active any more, if it was.
     fn count_off(&self, flow: &Flow) {
-        if let Some(count) = self.counter(flow.backend) {
+        if flow.state().is_active()
+            && let Some(count) = self.counter(flow.backend)
+        {
             count.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -249,19 +255,15 @@ impl FlowTable {
         flows.get(place as usize % BUCKET_FLOWS).and_then(read)
     }
 
-    /// Whether all places that an entry could have are those of established flows.
+    /// Whether no place that an entry could have is free, or gives way to it.
     #[must_use]
     pub fn is_full(&self, key: &FlowKey, buckets: u32, now: u32) -> bool {
         let Some(bucket) = self.bucket(key, buckets) else { return true };
         bucket.iter().all(|words| match words[0].load(Ordering::Acquire) {
             TAG_FREE => false,
             TAG_LOCKED => true,
-            _ => read(words).is_some_and(|flow| {
-                let is_over = abi::age(now, flow.expires) > 0;
-                !is_over
-                    && flow.state().intersects(ConnState::ESTABLISHED)
-                    && !flow.state().has_ended()
-            }),
+            _ => read(words)
+                .is_some_and(|flow| decide::rank(now, &Standing::from(&flow)) == Rank::STAYS),
         })
     }
 
@@ -270,10 +272,10 @@ impl FlowTable {
         Some(words.as_chunks().0)
     }
 
-    /// Every entry of a client's packets that has not ended.
+    /// Every entry of a client's packets whose flow is active.
     pub fn flows(&self) -> impl Iterator<Item = Flow> {
         let flows = self.entries().filter_map(read);
-        flows.filter(|flow| flow.is(FlowKind::Original) && !flow.state().has_ended())
+        flows.filter(|flow| flow.is(FlowKind::Original) && flow.state().is_active())
     }
 
     fn entries(&self) -> impl Iterator<Item = &[AtomicU32; WORDS]> {

@@ -6,8 +6,9 @@ use slb_common::{
         AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop, Counter, Endpoint, Filter,
         Fragment, FragmentKey, Interface, Limits, Listed, Listener, ListenerIndex, MAX_ACL_CACHE,
         MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_NEXT_HOPS,
-        MAX_PREFIXES, MAX_QUIC, MAX_SOURCES, MAX_STICKY, Policers, QuicKey, RevNat, RevNatIndex,
-        Roles, Scratch, Settings, Sticky, StickyKey, SynAnswers, Traffic,
+        MAX_PREFIXES, MAX_QUIC, MAX_SOURCE_POLICERS, MAX_SOURCES, MAX_STICKY, Policers, QuicKey,
+        RevNat, RevNatIndex, Roles, Scratch, Settings, SourcePolicer, Sticky, StickyKey,
+        SynAnswers, Traffic,
     },
     programs::Program,
     verdict::MAX_VERDICTS,
@@ -29,7 +30,7 @@ const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> MapLayout 
 }
 
 /// All of them.
-pub(super) const MAPS: [MapLayout; 28] = [
+pub(super) const MAPS: [MapLayout; 29] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
     layout::<u32, ListenerIndex>("SLB_LISTENER_INDEX", Some(1)),
     layout::<u32, RevNatIndex>("SLB_REVNAT_INDEX", Some(1)),
@@ -54,6 +55,7 @@ pub(super) const MAPS: [MapLayout; 28] = [
     layout::<QuicKey, u32>("SLB_QUIC", Some(MAX_QUIC)),
     layout::<u32, Limits>("SLB_LIMITS", Some(MAX_LISTENERS)),
     layout::<u32, Policers>("SLB_POLICERS", Some(MAX_LISTENERS)),
+    layout::<u32, SourcePolicer>("SLB_SRC_POLICER", Some(MAX_SOURCE_POLICERS)),
     layout::<u32, Address>("SLB_SOURCES", Some(MAX_SOURCES)),
     layout::<FragmentKey, Fragment>("SLB_FRAGMENTS", Some(MAX_FRAGMENTS)),
     layout::<u32, u32>("SLB_PROGRAMS", Some(Program::ALL.len())),

@@ -48,8 +48,8 @@ impl Names {
 
     fn flow(&self, flow: &Flow, now: u32, per_second: u32) -> FlowStatus {
         let vip = flow.key().destination();
-        let is_open =
-            u32::from(flow.proto) != TCP || flow.state().intersects(ConnState::ESTABLISHED);
+        let is_open = u32::from(flow.proto) != TCP
+            || flow.state().intersects(ConnState::ESTABLISHED | ConnState::AGED);
         FlowStatus {
             listener: self.listeners.get(&vip).cloned(),
             client: SocketAddr::new(flow.src.into(), flow.sport),

@@ -20,7 +20,9 @@ impl IndexedListener {
     /// to find its backend, and only an entry tells whether a datagram begins a flow.
     pub(super) fn remembers(&self) -> bool {
         let is_udp = self.endpoints[0].proto == abi::UDP;
-        self.persistence.is_some() || is_udp && self.limits.new_flows.is_some()
+        let limits = &self.limits;
+        let counts_flows = limits.new_flows.is_some() || limits.new_flows_per_source.is_some();
+        self.persistence.is_some() || is_udp && counts_flows
     }
 
     /// How packets reach a backend: between families by another source.

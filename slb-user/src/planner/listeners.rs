@@ -61,12 +61,16 @@ const BURST_NS: u64 = 100_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
 fn limits(listener: &IndexedListener) -> Option<Limits> {
-    let crate::config::Limits { new_flows, bandwidth } = listener.limits;
+    let crate::config::Limits { new_flows, new_flows_per_source, bandwidth } = listener.limits;
     let flow_ns = new_flows.map(|flows| SECOND_NS / u64::from(flows));
+    let source_ns = new_flows_per_source.map(|flows| SECOND_NS / u64::from(flows));
     let byte_ns = bandwidth.map(|bits| ((8 * SECOND_NS) << 16) / bits);
-    (new_flows.is_some() || bandwidth.is_some()).then(|| Limits {
+    let has_any = flow_ns.is_some() || source_ns.is_some() || byte_ns.is_some();
+    has_any.then(|| Limits {
         flow_ns: flow_ns.unwrap_or(0),
         flow_burst: flow_ns.map_or(0, |_| BURST_NS),
+        source_ns: source_ns.unwrap_or(0),
+        source_burst: source_ns.map_or(0, |_| SECOND_NS),
         byte_ns: byte_ns.unwrap_or(0),
         byte_burst: byte_ns.map_or(0, |_| BURST_NS),
     })

@@ -90,7 +90,12 @@ const FIELDS: [(&str, &[&str], &[&str]); 23] = [
     ("SLB_ACTIVE", &[], &[]),
     ("SLB_PASSIVE_HC", &[], &["accepted", "refused"]),
     ("SLB_ACL_CACHE", &[], &["addr", "acl", "epoch", "is_listed", "write"]),
-    ("SLB_LIMITS", &[], &["flow_ns", "flow_burst", "byte_ns", "byte_burst"]),
+    (
+        "SLB_LIMITS",
+        &[],
+        &["flow_ns", "flow_burst", "source_ns", "source_burst", "byte_ns", "byte_burst"],
+    ),
+    ("SLB_SRC_POLICER", &[], &["paid"]),
     ("SLB_POLICERS", &[], &["flows", "forward", "reply", "spare"]),
     ("SLB_VERDICTS", &[], &["packets", "bytes"]),
     ("SLB_TRAFFIC", &[], &["flows", "packets", "bytes", "reply_packets", "reply_bytes"]),

@@ -39,6 +39,7 @@ const VERDICTS: &[Verdict] = &[
     Verdict::Denied,
     Verdict::FlowLimit,
     Verdict::BandwidthLimit,
+    Verdict::SourceLimit,
     Verdict::Fragment,
     Verdict::Martian,
     Verdict::TtlExpired,

@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod floods;
+mod proof;
 mod shared;
 mod turns;
 

@@ -52,8 +52,9 @@ fn given_a_small_state_when_frames_arrive_then_each_gets_its_verdict() {
     });
 }
 
-/// Take more than a state and a frame: `respond.rs`, `icmp.rs`, `policy.rs` and `proxy_protocol.rs` have them.
-const ELSEWHERE: [Verdict; 12] = [
+/// Take more than a state and a frame: `respond.rs`, `icmp.rs`, `policy.rs`, `limits.rs` and
+/// `proxy_protocol.rs` have them.
+const ELSEWHERE: [Verdict; 13] = [
     Verdict::Echo,
     Verdict::TooBig,
     Verdict::Oversize,
@@ -63,6 +64,7 @@ const ELSEWHERE: [Verdict; 12] = [
     Verdict::Denied,
     Verdict::FlowLimit,
     Verdict::BandwidthLimit,
+    Verdict::SourceLimit,
     Verdict::Closed,
     Verdict::ClosedDropped,
     Verdict::BeforeClientAddress,

@@ -17,6 +17,9 @@ pub struct Filter {
     /// Written by the program: until when answers that may be the first to a direct flow are looked for in the flow
     /// table, in jiffies; 0: there never was one. `SLB_BYPASS` says of which backends all packets are.
     pub bypass_until: u32,
+    /// Written by the program: until when a connection may have an entry that was made in its middle, and be proven by
+    /// any segment of its backend's, in jiffies; 0: none ever has.
+    pub adopted_until: u32,
     /// What the addresses of a hash may be to us, [`Roles::FILTERED`], two bits each. What is not in
     /// here needs no look-up. Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.
     pub roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],

@@ -46,15 +46,18 @@ pub struct Flow {
     /// client is: when its SYN-ACK was seen, in units of 256 jiffies.
     pub port: u16,
     /// [`FLOW_ORIGINAL`]: index into `SLB_SOURCES` of the source address towards the backend, or
-    /// [`super::NO_SOURCE`]: the client's own.
+    /// [`super::NO_SOURCE`]: the client's own. [`FLOW_REPLY`], if the backend is told who the client is, with
+    /// [`ConnState::FIN_REPLY`]: low half of what the client has to acknowledge to close the connection.
     pub source: u16,
     /// [`FLOW_ORIGINAL`]: place of the reply's entry, or [`NO_PLACE`] if none is needed.
     /// [`FLOW_REPLY`]: place of the client's.
-    /// [`FLOW_BYPASS`] and [`ConnState::SYN_ACK_SEEN`]: what the client has to acknowledge.
+    /// [`FLOW_BYPASS`] and [`ConnState::ANSWERED`]: what the client has to acknowledge.
     pub peer: u32,
-    /// [`FLOW_ORIGINAL`] and [`ConnState::SYN_ACK_SEEN`]: what the client has to acknowledge. If its backend is told who the
-    /// client is: [`FLOW_ORIGINAL`]: number of the client's first byte, and once the backend has got a header, how far
-    /// that of the backend's is ahead of the header's; [`FLOW_REPLY`]: number of the backend's first byte.
+    /// [`FLOW_ORIGINAL`]: what the client has to acknowledge: with [`ConnState::ANSWERED`] to be proven, with
+    /// [`ConnState::FIN_REPLY`] to close the connection. In between, with [`ConnState::END_CLAIMED`], what its segments
+    /// behind its FIN begin with. If its backend is told who the client is: [`FLOW_ORIGINAL`]: number of the client's
+    /// first byte, and once the backend has got a header, how far that of the backend's is ahead of the header's;
+    /// [`FLOW_REPLY`]: number of the backend's first byte.
     /// [`FLOW_BYPASS`]: what the backend has to acknowledge.
     pub sequence: u32,
 }
@@ -166,32 +169,42 @@ bitflags::bitflags! {
     #[repr(transparent)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     pub struct ConnState: u8 {
-        /// The client has sent FIN.
-        const FIN_ORIGINAL = 1;
+        /// The client's side has said that it ends, and nothing verifies it: anyone may have sent that FIN, RST or SYN. It
+        /// gives way sooner, until the client's side goes on.
+        const END_CLAIMED = 1;
         /// The backend has sent FIN.
         const FIN_REPLY = 2;
-        /// The backend has accepted the connection that it is told about: its SYN-ACK was seen.
-        const ACCEPTED = 4;
-        /// The backend has answered the client's SYN by a SYN-ACK; a direct flow of UDP: it has answered.
-        const SYN_ACK_SEEN = 8;
-        /// Both sides are there: the entry does not make room for another before it expires.
+        /// Not proven, but its client has sent packets for a second.
+        const AGED = 4;
+        /// TCP: the backend has answered, and the client can prove itself by acknowledging that. A direct flow of UDP: it
+        /// has answered.
+        const ANSWERED = 8;
+        /// TCP: the client is proven, and the entry does not make room for another before it expires. UDP: the backend has
+        /// answered.
         const ESTABLISHED = 16;
         /// The backend may not know the client's address yet, and is to be told.
         const PROXY_PENDING = 32;
-        /// Either has sent RST. Not the bit of [`crate::parse::TcpFlags::RST`], so that a test sees one taken for the other.
-        const RESET = 64;
+        /// It has verifiably ended: the backend has sent RST, or both have closed it. Not the bit of
+        /// [`crate::parse::TcpFlags::RST`], so that a test sees one taken for the other.
+        const ENDED = 64;
         /// The agent has ended it: its packets are answered with resets.
         const RST_PENDING = 128;
     }
 }
 
 impl ConnState {
-    /// Whether a TCP flow has ended.
+    /// Whether a TCP flow has verifiably ended.
     #[must_use]
     #[inline(always)]
     pub const fn has_ended(self) -> bool {
-        self.intersects(Self::RESET.union(Self::RST_PENDING))
-            || self.contains(Self::FIN_ORIGINAL.union(Self::FIN_REPLY))
+        self.intersects(Self::ENDED.union(Self::RST_PENDING))
+    }
+
+    /// Whether `SLB_ACTIVE` counts its flow.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_active(self) -> bool {
+        !self.intersects(Self::ENDED.union(Self::RST_PENDING).union(Self::END_CLAIMED))
     }
 }
 

@@ -1,4 +1,4 @@
-//! `SLB_LIMITS` and `SLB_POLICERS`: limits of new flows and of bandwidth.
+//! `SLB_LIMITS`, `SLB_POLICERS` and `SLB_SRC_POLICER`: limits of new flows and of bandwidth.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -10,6 +10,10 @@ pub struct Limits {
     pub flow_ns: u64,
     /// How many nanoseconds it may be ahead with them.
     pub flow_burst: u64,
+    /// Nanoseconds per new flow of one source; 0: no limit.
+    pub source_ns: u64,
+    /// How many nanoseconds a source may be ahead with them.
+    pub source_burst: u64,
     /// 2^-16 nanoseconds per byte of frames in one direction; 0: no limit.
     pub byte_ns: u64,
     /// How many nanoseconds it may be ahead with them.
@@ -31,3 +35,49 @@ pub struct Policers {
     pub spare: [u64; 5],
 }
 const _: () = assert!(size_of::<Policers>() == 64);
+
+/// Capacity of `SLB_SRC_POLICER`; a power of two.
+pub const MAX_SOURCE_POLICERS: usize = 1 << 16;
+
+/// Value of `SLB_SRC_POLICER`: until when what a source has taken of a listener is paid. One word, so that it is written
+/// by one exchange.
+///
+/// A place belongs to the source that has used it last. One that is overwritten begins with nothing taken: a flood of
+/// other sources lets a source have more, and never less.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
+pub struct SourcePolicer {
+    /// In the high 16 bits those of [`crate::hash::source`], in the others a time of the monotonic clock in units of 1 024
+    /// nanoseconds.
+    pub paid: u64,
+}
+
+impl SourcePolicer {
+    const TIME_BITS: u32 = 48;
+    const UNIT_BITS: u32 = 10;
+
+    /// The place of a source with this [`crate::hash::source`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn place(source: u32) -> u32 {
+        source % MAX_SOURCE_POLICERS as u32
+    }
+
+    /// Until when it is paid, in nanoseconds; 0: it is another source's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn paid(self, source: u32) -> u64 {
+        if self.paid >> Self::TIME_BITS != source as u64 >> 16 {
+            return 0;
+        }
+        (self.paid & ((1 << Self::TIME_BITS) - 1)) << Self::UNIT_BITS
+    }
+
+    /// Of a source that has paid until then, in nanoseconds.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(source: u32, until: u64) -> Self {
+        let time = until >> Self::UNIT_BITS & ((1 << Self::TIME_BITS) - 1);
+        Self { paid: (source as u64 >> 16) << Self::TIME_BITS | time }
+    }
+}

@@ -140,27 +140,26 @@ fn given_an_ipv4_address_when_converted_then_it_is_in_network_order() {
 }
 
 #[test]
-fn given_state_bits_when_asked_then_a_flow_ends_with_both_fins_or_a_reset() {
+fn given_state_bits_when_asked_then_only_a_verified_end_is_one_and_a_claim_is_not_active() {
     use ConnState as State;
     let cases = [
-        (State::empty(), false),
-        (State::FIN_ORIGINAL, false),
-        (State::FIN_REPLY, false),
-        (State::FIN_ORIGINAL | State::FIN_REPLY, true),
-        (State::RESET, true),
-        (State::RST_PENDING, true),
-        (State::RESET | State::FIN_ORIGINAL, true),
-        (State::RESET | State::FIN_REPLY, true),
-        (State::RESET | State::FIN_ORIGINAL | State::FIN_REPLY, true),
+        (State::empty(), false, true),
+        (State::ESTABLISHED, false, true),
+        (State::END_CLAIMED, false, false),
+        (State::FIN_REPLY, false, true),
+        (State::END_CLAIMED | State::FIN_REPLY, false, false),
+        (State::ENDED, true, false),
+        (State::RST_PENDING, true, false),
+        (State::ENDED | State::END_CLAIMED | State::FIN_REPLY, true, false),
     ];
-    for (state, expected) in cases {
-        assert_eq!(state.has_ended(), expected, "{state:?}");
+    for (state, has_ended, is_active) in cases {
+        assert_eq!((state.has_ended(), state.is_active()), (has_ended, is_active), "{state:?}");
     }
 }
 
 #[test]
 fn given_a_reset_when_its_bits_are_compared_then_state_and_tcp_flags_have_different_ones() {
-    assert_eq!(ConnState::RESET.bits() & TcpFlags::RST.bits(), 0);
+    assert_eq!(ConnState::ENDED.bits() & TcpFlags::RST.bits(), 0);
     assert_eq!(ConnState::RST_PENDING.bits() & TcpFlags::RST.bits(), 0);
 }
 

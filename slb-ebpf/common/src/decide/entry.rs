@@ -127,7 +127,8 @@ pub fn judge(
 /// Whether a packet begins a flow anew although an entry for its tuple is there.
 ///
 /// A backend that is not usable keeps its connections, but a SYN is no connection yet and UDP has
-/// none: both are better off elsewhere. But with QUIC, which has, one that is drained or removed keeps them.
+/// none: both are better off elsewhere. But with QUIC, which has, one that is drained or removed keeps them. So does it
+/// if the client is proven: anyone may have sent the SYN, and the backend knows whether its connection is there.
 #[inline(always)]
 fn starts_anew(
     now: u32,
@@ -136,17 +137,15 @@ fn starts_anew(
     flow: &Remembered,
     backend: &Backend,
 ) -> bool {
-    /// The client has given up the connection: it would not begin another otherwise.
-    const GIVEN_UP: ConnState =
-        ConnState::FIN_ORIGINAL.union(ConnState::RESET).union(ConnState::RST_PENDING);
     let is_syn = packet.is_syn();
     if !flow.is_original || !(is_syn || packet.key.proto == UDP) {
         return false;
     }
-    let is_out = if listener.scheduler == Scheduler::QUIC {
+    let is_proven = is_syn && flow.state.intersects(ConnState::ESTABLISHED);
+    let is_out = if is_proven || listener.scheduler == Scheduler::QUIC {
         backend.flags.intersects(BackendFlags::UNHEALTHY | BackendFlags::CLOSED)
     } else {
         !backend.flags.intersects(BackendFlags::USABLE)
     };
-    is_out || is_over(now, flow.expires) || is_syn && flow.state.intersects(GIVEN_UP)
+    is_out || is_over(now, flow.expires) || is_syn && flow.state.has_ended()
 }

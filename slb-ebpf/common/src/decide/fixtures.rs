@@ -196,9 +196,10 @@ impl Lookups for Maps {
         Ok(self.listed)
     }
 
-    fn police(&mut self, _: u32, limit: Limit) -> Result<(), Verdict> {
+    fn police(&mut self, _: u32, _: &Address, limit: Limit) -> Result<(), Verdict> {
         match limit {
             _ if self.exceeded != Some(limit) => Ok(()),
+            Limit::Source => Err(Verdict::SourceLimit),
             Limit::Flows => Err(Verdict::FlowLimit),
             Limit::Bytes => Err(Verdict::BandwidthLimit),
         }

@@ -10,6 +10,8 @@ use crate::{
 /// What a listener may take so much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
+    /// New flows of one source.
+    Source,
     /// New flows.
     Flows,
     /// Bytes from clients.
@@ -20,7 +22,7 @@ pub enum Limit {
 ///
 /// # Errors
 ///
-/// [`Verdict::Denied`], [`Verdict::FlowLimit`], [`Verdict::BandwidthLimit`], or a map could not be read.
+/// [`Verdict::Denied`], [`Verdict::SourceLimit`], [`Verdict::FlowLimit`], [`Verdict::BandwidthLimit`], or a map could not be read.
 #[inline(always)]
 pub fn admit<L: Lookups>(
     look: &mut L,
@@ -39,9 +41,11 @@ pub fn admit<L: Lookups>(
         return Ok(());
     }
     if packet.is_syn() || key.proto == UDP && !look.is_known(key)? {
-        look.police(listener.id, Limit::Flows)?;
+        // First: what one source has too many of takes nothing from the others.
+        look.police(listener.id, &key.src, Limit::Source)?;
+        look.police(listener.id, &key.src, Limit::Flows)?;
     }
-    look.police(listener.id, Limit::Bytes)
+    look.police(listener.id, &key.src, Limit::Bytes)
 }
 
 /// The generic cell rate algorithm (ITU-T I.371, annex A): until when a meter is paid, in nanoseconds, once something

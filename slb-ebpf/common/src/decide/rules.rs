@@ -61,9 +61,16 @@ pub const fn is_kept(now: u32, sticky: &Sticky) -> bool {
 #[must_use]
 #[inline(always)]
 pub const fn is_direct(now: u32, state: ConnState, expires: u32) -> bool {
-    state.intersects(ConnState::SYN_ACK_SEEN.union(ConnState::ESTABLISHED))
-        && !state.has_ended()
+    state.intersects(ConnState::ANSWERED.union(ConnState::ESTABLISHED))
+        && !direct_has_ended(state)
         && !is_over(now, expires)
+}
+
+/// Whether a direct flow has ended: by a reset, or closed by both sides.
+#[must_use]
+#[inline(always)]
+pub const fn direct_has_ended(state: ConnState) -> bool {
+    state.has_ended() || state.contains(ConnState::END_CLAIMED.union(ConnState::FIN_REPLY))
 }
 
 /// Whether and how a backend is told who the client of a new flow is.

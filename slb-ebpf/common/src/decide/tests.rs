@@ -117,6 +117,9 @@ fn guarded_listener_is_looked_at_first() {
     assert_eq!(admit(&mut maps, &syn(), &listener), Err(Verdict::Denied));
     maps.listed = true;
     assert_eq!(admit(&mut maps, &syn(), &listener), Ok(()));
+    maps.exceeded = Some(Limit::Source);
+    assert_eq!(admit(&mut maps, &syn(), &listener), Err(Verdict::SourceLimit));
+    assert_eq!(admit(&mut maps, &ack(), &listener), Ok(()), "begins no flow");
     maps.exceeded = Some(Limit::Flows);
     assert_eq!(admit(&mut maps, &syn(), &listener), Err(Verdict::FlowLimit));
     assert_eq!(admit(&mut maps, &ack(), &listener), Ok(()), "begins no flow");
@@ -161,7 +164,8 @@ fn flow(backend: u32, state: ConnState) -> Flow {
 
 #[test]
 fn entry_counts_unless_a_flow_begins_anew() {
-    let (empty, reset) = (ConnState::empty(), ConnState::RESET);
+    let (empty, ended) = (ConnState::empty(), ConnState::ENDED);
+    let (proven, claimed) = (ConnState::ESTABLISHED, ConnState::END_CLAIMED);
     let rst = packet(TCP, TcpFlags::RST, CLIENT, VIP);
     let full = |flow: Flow| Flow { source: 3, ..flow };
     let old = |flow: Flow| Flow { expires: NOW - 1, ..flow };
@@ -171,8 +175,11 @@ fn entry_counts_unless_a_flow_begins_anew() {
         ("a SYN again", syn(), flow(0, empty), NONE, Valid),
         ("of a backend that takes no flows", syn(), flow(0, empty), BackendFlags::USABLE, Stale),
         ("in the middle there", ack(), flow(0, empty), BackendFlags::USABLE, Valid),
-        ("a SYN after a reset", syn(), flow(0, reset), NONE, Stale),
-        ("in the middle after a reset", ack(), flow(0, reset), NONE, Valid),
+        ("a SYN after its end", syn(), flow(0, ended), NONE, Stale),
+        ("in the middle after its end", ack(), flow(0, ended), NONE, Valid),
+        ("a SYN after an end that is not verified", syn(), flow(0, claimed), NONE, Valid),
+        ("a SYN of a proven client", syn(), flow(0, proven), NONE, Valid),
+        ("and its backend takes no flows", syn(), flow(0, proven), BackendFlags::USABLE, Valid),
         ("a SYN after too long", syn(), old(flow(0, empty)), NONE, Stale),
         ("in the middle after too long", ack(), old(flow(0, empty)), NONE, Valid),
         ("the agent has ended it", ack(), flow(0, ConnState::RST_PENDING), NONE, Closed),
@@ -187,6 +194,9 @@ fn entry_counts_unless_a_flow_begins_anew() {
             "{case}"
         );
     }
+    let backend = Backend { flags: BackendFlags::IN_USE | BackendFlags::UNHEALTHY, ..host(1) };
+    let proven = Remembered::from(&flow(0, proven));
+    assert_eq!(judge(NOW, &syn(), &Listener::default(), &proven, &backend), Stale, "unhealthy");
     let backend = Backend { mode: Mode::FULL, ..host(1) };
     let stale =
         judge(NOW, &ack(), &Listener::default(), &Remembered::from(&flow(0, empty)), &backend);

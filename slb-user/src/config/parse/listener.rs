@@ -31,11 +31,13 @@ const KEYS: Keys = Keys {
     later: &[],
 };
 const ACL: Keys = Keys { known: &["mode", "sources"], later: &[] };
-const LIMITS: Keys = Keys { known: &["new_flows", "bandwidth"], later: &[] };
+const LIMITS: Keys =
+    Keys { known: &["new_flows", "new_flows_per_source", "bandwidth"], later: &[] };
 
 const PERSISTENCE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 const DRAIN: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(15 * 60);
 const NEW_FLOWS: RangeInclusive<u32> = 1..=10_000_000;
+const NEW_FLOWS_PER_SOURCE: RangeInclusive<u32> = 1..=10_000;
 const IDLE_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_secs(15 * 60);
 
@@ -237,8 +239,10 @@ fn limits(listener: &Table<'_>) -> Option<Limits> {
     };
     let table = raw.value.open(format!("{}: limits", listener.label), &LIMITS);
     let new_flows = table.field("new_flows", values::integer(NEW_FLOWS)).optional();
+    let of_source =
+        table.field("new_flows_per_source", values::integer(NEW_FLOWS_PER_SOURCE)).optional();
     let bandwidth = table.field("bandwidth", values::bandwidth).optional();
-    Some(Limits { new_flows: new_flows?, bandwidth: bandwidth? })
+    Some(Limits { new_flows: new_flows?, new_flows_per_source: of_source?, bandwidth: bandwidth? })
 }
 
 /// `listener tcp/80`, or `listener #number` if it does not say.

@@ -6,9 +6,11 @@ use aya::maps::{MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
         self, Address, Backend, CHUNK_SLOTS, Endpoint, Filter, Flow, FlowKey, FlowKind, Fragment,
-        Listener, NO_PLACE, NO_SOURCE, QuicKey, RevNat, Roles, Settings, Sticky, StickyKey,
+        Listener, NO_PLACE, NO_SOURCE, QuicKey, RevNat, Roles, Settings, SourcePolicer, Sticky,
+        StickyKey,
     },
     decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner, Peer, Remembered},
+    hash,
     packet::Packet,
     quic::ConnectionId,
     verdict::Verdict,
@@ -114,7 +116,7 @@ impl Lookups for Path<'_> {
         if judgement == Judgement::Stale {
             let text = format!("an entry for {} that does not count any more", name(flow.backend));
             self.say("flow table", text);
-            self.forgotten = (!flow.state().has_ended()).then_some(flow.backend);
+            self.forgotten = flow.state().is_active().then_some(flow.backend);
             return Ok(Entry::None);
         }
         self.say("flow table", text::entry(&flow));
@@ -192,11 +194,20 @@ impl Lookups for Path<'_> {
         Ok(absent(self.maps.acls.get(&key, 0))?.is_some())
     }
 
-    fn police(&mut self, listener: u32, limit: Limit) -> Result<(), End> {
+    fn police(&mut self, listener: u32, source: &Address, limit: Limit) -> Result<(), End> {
         let limits = self.maps.limits.get(&listener, 0)?;
         let meters = self.maps.meters.get(&listener, 0)?;
         let now = monotonic().map_err(MapError::from)?;
+        let hash = hash::source(*source, listener);
         let (per_second, what, paid, cost, burst, exceeded) = match limit {
+            Limit::Source => (
+                1_000_000_000_u64.checked_div(limits.source_ns),
+                "new flows a second of one source",
+                self.maps.source_meters.get(&SourcePolicer::place(hash), 0)?.paid(hash),
+                limits.source_ns,
+                limits.source_burst,
+                Verdict::SourceLimit,
+            ),
             Limit::Flows => (
                 1_000_000_000_u64.checked_div(limits.flow_ns),
                 "new flows a second",

@@ -141,7 +141,9 @@ pub(super) fn entry(flow: &Flow) -> String {
     let state = match flow.state() {
         state if state.intersects(ConnState::RST_PENDING) => "ended by the agent",
         state if state.has_ended() => "ended",
+        state if state.intersects(ConnState::END_CLAIMED) => "said to have ended",
         state if state.intersects(ConnState::ESTABLISHED) => "established",
+        state if state.intersects(ConnState::AGED) => "not proven, but in use",
         _ => "opening",
     };
     format!("an entry, {state}: {}", name(flow.backend))

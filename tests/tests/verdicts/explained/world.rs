@@ -131,6 +131,9 @@ fn slow_down(limits: &mut Limits) {
     if limits.flow_ns != 0 {
         (limits.flow_ns, limits.flow_burst) = (HOUR, 8 * HOUR);
     }
+    if limits.source_ns != 0 {
+        (limits.source_ns, limits.source_burst) = (HOUR, 2 * HOUR);
+    }
     if limits.byte_ns != 0 {
         // A second each.
         (limits.byte_ns, limits.byte_burst) = (1_000_000_000 << 16, 3_000 * 1_000_000_000);
@@ -260,6 +263,7 @@ fn listener(dice: &mut Dice, text: &mut String, port: u16, group: usize) {
     }
     match port % 6 {
         0 => line(format_args!("[instance.listener.limits]\nnew_flows = 10\n")),
+        1 => line(format_args!("[instance.listener.limits]\nnew_flows_per_source = 10\n")),
         3 => line(format_args!("[instance.listener.limits]\nbandwidth = \"8mbit\"\n")),
         _ => {}
     }

@@ -35,16 +35,25 @@ fn given_a_handshake_when_the_client_proves_itself_then_its_entry_is_established
             blind.reaches(slb, "a guess", ACK, number);
             assert!(!is_established(slb, &blind));
 
-            // Or the client goes on for a while.
+            // Nor if the client goes on for a while.
             slb.age(&blind.first, abi::REFRESH_JIFFIES + 10);
             blind.reaches(slb, "later", ACK, number);
-            assert!(is_established(slb, &blind));
+            let proven = ConnState::ESTABLISHED | ConnState::AGED;
+            assert!(!slb.flow(&blind.first).expect("an entry").state().intersects(proven));
+            // The largest of the numbers that count, and the next.
+            for (ack, expected) in
+                [((1 << 30) + (1 << 16) + 1, false), ((1 << 30) + (1 << 16), true)]
+            {
+                let guess = Frame { ack, ..blind.first.clone() }.flags(ACK);
+                slb.run(WAN, &guess.bytes());
+                assert_eq!(is_established(slb, &blind), expected);
+            }
         }
     });
 }
 
 /// SYNs from spoofed addresses, by number.
-fn flood(family: usize, number: u32, dst: std::net::SocketAddr) -> Frame {
+pub(super) fn flood(family: usize, number: u32, dst: std::net::SocketAddr) -> Frame {
     let (net, host) = (number >> 16 & 0xff, number & 0xffff);
     let from = [
         format!("100.{}.{}.{}", 64 + net % 64, host >> 8, host & 0xff),
@@ -122,8 +131,8 @@ fn given_a_bucket_of_established_flows_when_another_comes_then_turns_have_no_roo
             flow.reaches(slb, "stays", ACK, number);
         }
 
-        // One that has ended makes room.
-        flows[3].reaches(slb, "end", RST, numbers[3]);
+        // One that its backend has ended makes room.
+        flows[3].answers(slb, "end", RST, numbers[3]);
         let run = slb.run(WAN, &late.first.bytes());
         assert_eq!(run.verdict, Verdict::Forwarded);
     });

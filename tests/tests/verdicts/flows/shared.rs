@@ -61,8 +61,8 @@ fn given_an_ended_flow_when_another_listener_gets_its_port_then_it_keeps_it() {
         for family in FAMILIES {
             let (one, two, at) = twins(family);
             slb.client_sends("one", &one, &forwarded(one.to(at), FIRST));
-            let reset = one.clone().flags(RST);
-            slb.client_sends("end of one", &reset, &forwarded(reset.to(at), FIRST));
+            let reset = answer(&one.to(at)).flags(RST);
+            slb.backend_sends("end of one", &reset, &replied(reset.from(one.dst), ROUTER));
 
             slb.client_sends("two", &two, &forwarded(two.to(at), FIRST));
 

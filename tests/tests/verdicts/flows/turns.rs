@@ -4,8 +4,9 @@ use super::Flow;
 use slb_common::abi;
 
 use crate::{
-    fixture::{FAMILIES, IDLE_JIFFIES, id, with_slb},
-    frame::{ACK, FIN, RST, SYN},
+    fixture::{FAMILIES, IDLE_JIFFIES, answer, forwarded, id, replied, with_slb},
+    frame::{ACK, FIN, Frame, RST, SYN},
+    lab::{FIRST, ROUTER},
 };
 
 #[test]
@@ -51,21 +52,34 @@ fn given_turns_when_a_connection_is_not_known_then_only_a_single_backend_adopts_
 
 #[test]
 #[ignore = "needs root"]
-fn given_turns_when_a_connection_has_ended_then_a_syn_takes_another_turn_and_not_before() {
+fn given_turns_when_a_connection_has_verifiably_ended_then_a_syn_takes_another_turn_and_not_before()
+{
+    /// Flags of a client's segment and what it acknowledges, or those of a backend's, which begins at 7 001.
     #[derive(Clone, Copy)]
     enum By {
-        Client(u8),
+        Client(u8, u32),
         Backend(u8),
     }
     use By::{Backend, Client};
-    let cases: [(&str, &[By], bool); 7] = [
-        ("both have closed", &[Client(FIN | ACK), Backend(FIN | ACK)], true),
-        ("both have closed, backend first", &[Backend(FIN | ACK), Client(FIN | ACK)], true),
-        ("the client has closed", &[Client(FIN | ACK), Backend(ACK)], true),
-        ("reset by the client", &[Client(RST)], true),
+    // "an answer", and a FIN.
+    const ALL: u32 = 7_001 + 9 + 1;
+    let cases: [(&str, &[By], bool); 8] = [
+        (
+            "both have closed",
+            &[Client(FIN | ACK, 7_001), Backend(FIN | ACK), Client(ACK, ALL)],
+            true,
+        ),
+        (
+            "both have closed, backend first",
+            &[Backend(FIN | ACK), Client(ACK, ALL), Client(FIN | ACK, ALL)],
+            true,
+        ),
+        ("another number", &[Backend(FIN | ACK), Client(FIN | ACK, ALL - 1)], false),
+        ("the client has closed", &[Client(FIN | ACK, 7_001), Backend(ACK)], false),
+        ("reset by the client", &[Client(RST, 0)], false),
         ("reset by the backend", &[Backend(RST | ACK)], true),
-        ("only the backend has closed", &[Backend(FIN | ACK), Client(ACK)], false),
-        ("neither end has closed", &[Client(ACK), Backend(ACK)], false),
+        ("only the backend has closed", &[Backend(FIN | ACK), Client(ACK, ALL)], false),
+        ("neither end has closed", &[Client(ACK, 7_001), Backend(ACK)], false),
     ];
     with_slb(|slb| {
         for family in FAMILIES {
@@ -73,12 +87,23 @@ fn given_turns_when_a_connection_has_ended_then_a_syn_takes_another_turn_and_not
             for (sport, (case, history, ends)) in (1_000..).zip(cases) {
                 let flow = Flow::ring(family, sport);
                 slb.schedule(flow.first.dst, abi::TCP, vec![first]);
-                flow.reaches(slb, case, SYN, 0);
+                flow.establishes(slb);
                 slb.schedule(flow.first.dst, abi::TCP, vec![second]);
                 for by in history {
                     match *by {
-                        Client(flags) => flow.reaches(slb, case, flags, 0),
-                        Backend(flags) => flow.answers(slb, case, flags, 0),
+                        Client(flags, ack) => {
+                            let bare = |frame: &Frame| {
+                                Frame { ack, payload: Vec::new(), ..frame.clone() }.flags(flags)
+                            };
+                            let inside = forwarded(bare(&flow.inside[0]), FIRST);
+                            slb.client_sends(case, &bare(&flow.first), &inside);
+                        }
+                        Backend(flags) => {
+                            let answer =
+                                Frame { seq: 7_001, ..answer(&flow.inside[0]) }.flags(flags);
+                            let outside = answer.from(flow.first.dst);
+                            slb.backend_sends(case, &answer, &replied(outside, ROUTER));
+                        }
                     }
                 }
                 // What comes late still belongs to the old connection.

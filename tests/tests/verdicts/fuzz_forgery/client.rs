@@ -140,7 +140,7 @@ impl World<'_, '_> {
             let state = before.map_or(ConnState::PROXY_PENDING, |flow| flow.state());
             let is_told = !state.intersects(ConnState::PROXY_PENDING);
             let which =
-                if is_told { 2 } else { usize::from(state.intersects(ConnState::ACCEPTED)) };
+                if is_told { 2 } else { usize::from(state.intersects(ConnState::ANSWERED)) };
             self.seen.dropped[which] += 1;
         }
         self.seen.removed += u64::from(before.is_some() && self.flow().is_none());
@@ -165,8 +165,8 @@ impl World<'_, '_> {
         let same = before.filter(|before| before.port == after.port);
         let before = same.map_or(ConnState::PROXY_PENDING, |flow| flow.state());
         let has = |state: ConnState, flag| state.intersects(flag);
-        let is_accepted = has(after.state(), ConnState::ACCEPTED);
-        assert!(!is_accepted || has(before, ConnState::ACCEPTED), "accepted by a client's segment");
+        let is_accepted = has(after.state(), ConnState::ANSWERED);
+        assert!(!is_accepted || has(before, ConnState::ANSWERED), "accepted by a client's segment");
         let is_pending = has(after.state(), ConnState::PROXY_PENDING);
         assert!(is_pending || !has(before, ConnState::PROXY_PENDING), "told by a client's segment");
     }
