@@ -16,7 +16,7 @@ use crate::support::{
 /// Those that hold what bpftool has no fields for, or nothing without fragments, lists, QUIC and persistence.
 const OTHERS: [&str; 5] = ["SLB_FRAGMENTS", "SLB_PROGRAMS", "SLB_ACL", "SLB_QUIC", "SLB_STICKY"];
 
-const FIELDS: [(&str, &[&str], &[&str]); 23] = [
+const FIELDS: [(&str, &[&str], &[&str]); 24] = [
     (
         "SLB_LISTENERS",
         &["addr", "port", "proto"],

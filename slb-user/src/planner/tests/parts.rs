@@ -199,7 +199,7 @@ fn change_listener(config: &mut Config, which: usize, how: u8) {
             listener.scheduler = schedulers[usize::from(how / 8 % 4)];
         }
         2 => listener.persistence = Some(Duration::from_secs(60)).filter(|_| how >= 128),
-        3 => listener.limits = Limits { new_flows: Some(how.into()), bandwidth: None },
+        3 => listener.limits = Limits { new_flows: Some(how.into()), ..Limits::default() },
         4 => listener.limits = Limits::default(),
         5 => {
             let list = ["198.51.100.0/24", "192.0.2.0/24"][usize::from(how / 8 % 2)];
