@@ -86,6 +86,12 @@ pub enum Unreachable {
     NotEthernet,
 }
 
+/// Reads a route, for `tests/fuzz`.
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz_route(message: &RouteMessage) {
+    let _ = parse(message, std::net::Ipv4Addr::LOCALHOST.into());
+}
+
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -294,7 +300,7 @@ fn refusal(error: &io::Error) -> Option<Unreachable> {
     }
 }
 
-pub(super) fn parse(message: &RouteMessage, address: IpAddr) -> Route {
+fn parse(message: &RouteMessage, address: IpAddr) -> Route {
     match message.header.kind {
         RouteType::Local | RouteType::Anycast => return Route::Local,
         RouteType::Unreachable => return Route::Unreachable(Unreachable::Rejected),

@@ -167,7 +167,7 @@ pub fn fuzz_messages(mut bytes: &[u8]) {
         if let NetlinkPayload::InnerMessage(inner) = &message.payload {
             let _ = tables.apply(inner);
             if let RouteNetlinkMessage::NewRoute(route) = inner {
-                let _ = super::resolve::parse(route, std::net::Ipv4Addr::LOCALHOST.into());
+                super::resolve::fuzz_route(route);
             }
         }
         // Messages begin at multiples of four bytes.
