@@ -57,7 +57,13 @@ fn forward(bytes: &[u8], packet: &Packet) {
         assert_eq!(again.l4, packet.l4);
         assert!(again.key.dst.same(to.addr));
     }
-    let ends = NatTuple { src: backend(packet.is_v4()), dst: to.addr, sport: 40_000, dport: 8_080 };
+    let ends = NatTuple {
+        src: backend(packet.is_v4()),
+        dst: to.addr,
+        sport: 40_000,
+        dport: 8_080,
+        spare: 0,
+    };
     let mut copy = bytes.to_vec();
     let _ = rewrite::translate_ends(&mut Frame::from_slice(&mut copy), packet, &ends, hop());
     let mut copy = bytes.to_vec();
@@ -99,7 +105,7 @@ fn message(bytes: &[u8]) {
     let mut frame = Frame::from_slice(&mut copy);
     if let Some(mut error) = icmp_nat64::read(&frame, &quote) {
         let other = backend(!is_v4);
-        let ends = NatTuple { src: other, dst: other, sport: 4_000, dport: 80 };
+        let ends = NatTuple { src: other, dst: other, sport: 4_000, dport: 80, spare: 0 };
         icmp_nat64::translate(&mut error, &quote.packet.key, &ends);
         let _ = icmp_nat64::write(&mut frame, &error, &ends, hop());
     }
