@@ -225,7 +225,7 @@ fn remembered(view: &PacketView<'_>, origin: &RevNat) -> u32 {
         return Remembered::Place(NO_PLACE).pack();
     };
     let place = reply.peer().load();
-    conntrack::update_reply(view, forward);
+    conntrack::update_reply(view, place);
     conntrack::follow(reply, forward);
     if forward.state().load().intersects(ConnState::RST_PENDING)
         && !view.packet.flags.intersects(TcpFlags::RST)
@@ -242,7 +242,5 @@ const ENDS: TcpFlags = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
 #[inline(never)]
 fn track(view: &PacketView<'_>, origin: &RevNat) {
     let forward = client_key(&view.packet.key, origin);
-    if let Some(flow) = conntrack::slow_lookup(&forward) {
-        conntrack::update_reply(view, flow);
-    }
+    conntrack::update_reply(view, conntrack::index_of(&forward));
 }

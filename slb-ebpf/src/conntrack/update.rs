@@ -2,7 +2,7 @@
 
 use slb_common::{
     abi::{
-        Backend, BackendFlags, ConnState, FlowKind, NO_PLACE, NO_SOURCE, PROXY_NONE,
+        Backend, BackendFlags, ConnState, FlowKey, FlowKind, NO_PLACE, NO_SOURCE, PROXY_NONE,
         REFRESH_JIFFIES, TCP, age,
     },
     decide::{Connection, PROOF_WINDOW, Segment},
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     bypass,
     ctx::{self, PacketView},
+    global::global,
     maps,
 };
 
@@ -26,135 +27,158 @@ const ENDS: TcpFlags = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
 /// Takes down what a client's packet says about its flow.
 #[inline(always)]
 pub fn update_original(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
-    if says_more(view, flow) || is_due(view, flow, backend) {
-        refresh(view, flow, backend);
-    }
-}
-
-/// Whether a client's packet may be more than the next of its flow.
-#[inline(always)]
-fn says_more(view: &PacketView<'_>, flow: Entry) -> bool {
     let state = flow.state().load();
     let is_unproven = state & (ConnState::ESTABLISHED | ConnState::ANSWERED) == ConnState::ANSWERED;
     let is_ending = state.intersects(ConnState::END_CLAIMED | ConnState::FIN_REPLY);
-    is_unproven || is_ending || view.packet.flags.intersects(ENDS)
+    if is_unproven
+        || is_ending
+        || view.packet.flags.intersects(ENDS)
+        || is_due(view.now, flow, backend)
+    {
+        refresh(view, flow);
+    }
+}
+
+/// Takes down what a client's packet says that is more than the next of its flow, or the first in a second.
+#[inline(never)]
+fn refresh(view: &PacketView<'_>, flow: Entry) {
+    let key = &view.packet.key;
+    let Some(segment) = segment(view) else { return };
+    let is_kept = flow_note_client(view.now, index_of(key), &segment);
+    if is_kept && flow.peer().load() != NO_PLACE {
+        flow_keep_reply(view.now, key);
+    }
+}
+
+/// Takes down what a backend's packet says about its flow, whose client's entry is at `place`.
+#[inline(always)]
+pub fn update_reply(view: &PacketView<'_>, place: u32) {
+    let Some(flow) = get(place) else { return };
+    let Some(backend) = maps::backend(flow.backend().load()) else { return };
+    if (!flow.state().load().intersects(ConnState::ESTABLISHED)
+        || view.packet.flags.intersects(ENDS)
+        || is_due(view.now, flow, backend))
+        && let Some(segment) = segment(view)
+    {
+        flow_note_backend(view.now, place, &segment);
+    }
+}
+
+global! {
+    // The verifier follows their branches here only, and not through all that comes before and after.
+    fn flow_note_client(now: u32, place: u32, segment: &Segment) -> bool = note_client, or false;
+    fn flow_note_backend(now: u32, place: u32, segment: &Segment) -> bool = note_backend, or false;
+    fn flow_keep_reply(now: u32, key: &FlowKey) -> bool = keep_reply, or false;
 }
 
 /// Whether it has to be noted that a flow has seen a packet.
 #[inline(always)]
-fn is_due(view: &PacketView<'_>, flow: Entry, backend: &Backend) -> bool {
-    let until = view.now.wrapping_add(lifetime(flow, backend));
+fn is_due(now: u32, flow: Entry, backend: &Backend) -> bool {
+    let until = now.wrapping_add(lifetime(flow, backend));
     age(until, flow.expires().load()) >= REFRESH_JIFFIES
 }
 
-/// Takes down what a client's segment says that is not just the next of its connection.
-#[inline(never)]
-fn note_client(view: &PacketView<'_>, flow: Entry) {
-    let Some(segment) = segment(view) else { return };
-    let state = flow.state().load();
-    if flow.proxy().load() == PROXY_NONE {
-        let before = Connection { state, sequence: flow.sequence().load() };
-        let after = before.after_client(&segment, u32::MAX);
+/// Takes down what a client's packet says of the flow at `place`. Says whether its lifetime begins anew.
+#[inline(always)]
+fn note_client(now: u32, place: u32, segment: &Segment) -> bool {
+    let Some(flow) = get(place) else { return false };
+    let Some(backend) = maps::backend(flow.backend().load()) else { return false };
+    let is_tcp = u32::from(flow.proto().load()) == TCP;
+    if is_tcp && flow.proxy().load() == PROXY_NONE {
+        let before = Connection { state: flow.state().load(), sequence: flow.sequence().load() };
+        let after = before.after_client(segment, u32::MAX);
         flow.sequence().store(after.sequence);
-        turn(view.now, flow, state, after.state);
-        return;
+        turn(now, flow, after.state);
+    } else if is_tcp {
+        // The entry has another use for the number, and the backend another proof.
+        let reply = get(flow.peer().load()).filter(|reply| reply.is(FlowKind::Reply));
+        let sequence = reply.map_or(0, |reply| reply.source().load().into());
+        let mask = if reply.is_some() { u16::MAX.into() } else { 0 };
+        let before = Connection { state: flow.state().load(), sequence };
+        turn(now, flow, before.after_client(segment, mask).state);
     }
-    // The entry has another use for the number, and the backend another proof.
-    let reply = get(flow.peer().load()).filter(|reply| reply.is(FlowKind::Reply));
-    let sequence = reply.map_or(0, |reply| reply.source().load().into());
-    let mask = if reply.is_some() { u16::MAX.into() } else { 0 };
-    turn(view.now, flow, state, Connection { state, sequence }.after_client(&segment, mask).state);
-}
-
-/// Takes down what [`says_more`], keeps the flow for as long as it may live from now on, and the reply's entry, or makes that again if it is gone.
-#[inline(never)]
-fn refresh(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
-    if says_more(view, flow) {
-        note_client(view, flow);
-        if !is_due(view, flow, backend) {
-            return;
-        }
+    if !is_due(now, flow, backend) {
+        return false;
     }
     let state = flow.state().load();
     // Where answers pass here, they have to be acknowledged.
     let is_answered = state.intersects(ConnState::ESTABLISHED | ConnState::ANSWERED);
-    if !is_answered && !view.packet.flags.intersects(ENDS) {
+    if !is_answered && !segment.flags.intersects(ENDS) {
         flow.state().store(state | ConnState::AGED);
     }
-    flow.expires().store(view.now.wrapping_add(lifetime(flow, backend)));
-    if flow.peer().load() == NO_PLACE {
-        return;
-    }
-    if !backend.flags.intersects(BackendFlags::SHARED) && flow.source().load() == NO_SOURCE {
-        // Its port is not the client's.
-        bypass::keep_looking(view.now, flow.backend().load());
-    }
-    let Some(key) = maps::reply_key() else { return };
-    write_reply_key(key, &view.packet.key, backend, flow.port().load());
-    let source = flow.source().load();
-    if let Some(addr) = maps::source(source).filter(|_| source != NO_SOURCE) {
-        key.dst = addr.load();
-    }
-    if let Some(reply) = slow_lookup(key) {
-        if reply.is(FlowKind::Reply) {
-            follow(reply, flow);
-            return;
-        }
-        // The record of a direct flow: it may not have been answered.
-        if is_direct(view.now, reply) {
-            return;
-        }
-        delete(reply);
-    }
-    flow_insert_reply(key, index_of(&view.packet.key));
+    flow.expires().store(now.wrapping_add(lifetime(flow, backend)));
+    true
 }
 
-/// Takes down what a backend's packet says about its flow, given the client's entry.
+/// Takes down what a backend's packet says of the flow at `place`. Says whether its lifetime begins anew.
 #[inline(always)]
-pub fn update_reply(view: &PacketView<'_>, flow: Entry) {
-    let Some(backend) = maps::backend(flow.backend().load()) else { return };
-    if !flow.state().load().intersects(ConnState::ESTABLISHED) || view.packet.flags.intersects(ENDS)
-    {
-        note_backend(view, flow, is_due(view, flow, backend).into());
-    }
-    if is_due(view, flow, backend) {
-        flow.expires().store(view.now.wrapping_add(lifetime(flow, backend)));
-    }
-}
-
-/// Takes down what a backend's packet says that is not just the next of its flow.
-#[inline(never)]
-fn note_backend(view: &PacketView<'_>, flow: Entry, is_due: u32) {
+fn note_backend(now: u32, place: u32, segment: &Segment) -> bool {
+    let Some(flow) = get(place) else { return false };
+    let Some(backend) = maps::backend(flow.backend().load()) else { return false };
     let state = flow.state().load();
-    if view.packet.key.proto != TCP {
-        return turn(view.now, flow, state, state | ConnState::ESTABLISHED);
-    }
-    let Some(segment) = segment(view) else { return };
-    if flow.proxy().load() == PROXY_NONE {
+    if u32::from(flow.proto().load()) != TCP {
+        turn(now, flow, state | ConnState::ESTABLISHED);
+    } else if flow.proxy().load() == PROXY_NONE {
         let before = Connection { state, sequence: flow.sequence().load() };
-        let after = before.after_backend(&segment, is_due != 0);
+        let after = before.after_backend(segment, is_due(now, flow, backend));
         flow.sequence().store(after.sequence);
-        return turn(view.now, flow, state, after.state);
-    }
-    if segment.flags.intersects(TcpFlags::RST) {
-        return turn(view.now, flow, state, state | ConnState::ENDED);
-    }
-    if segment.flags.intersects(TcpFlags::FIN)
+        turn(now, flow, after.state);
+    } else if segment.flags.intersects(TcpFlags::RST) {
+        turn(now, flow, state | ConnState::ENDED);
+    } else if segment.flags.intersects(TcpFlags::FIN)
         && let Some(reply) = get(flow.peer().load()).filter(|reply| reply.is(FlowKind::Reply))
     {
         reply.source().store(segment.end() as u16);
-        turn(view.now, flow, state, state | ConnState::FIN_REPLY);
+        turn(now, flow, state | ConnState::FIN_REPLY);
     }
+    if !is_due(now, flow, backend) {
+        return false;
+    }
+    flow.expires().store(now.wrapping_add(lifetime(flow, backend)));
+    true
 }
 
-/// What a TCP segment says.
+/// Keeps the reply's entry of the flow of `key`, or makes it again if it is gone.
+#[inline(always)]
+fn keep_reply(now: u32, key: &FlowKey) -> bool {
+    let place = index_of(key);
+    let Some(flow) = get(place) else { return false };
+    let Some(backend) = maps::backend(flow.backend().load()) else { return false };
+    let source = flow.source().load();
+    if !backend.flags.intersects(BackendFlags::SHARED) && source == NO_SOURCE {
+        // Its port is not the client's.
+        bypass::keep_looking(now, flow.backend().load());
+    }
+    let Some(answer) = maps::reply_key() else { return false };
+    write_reply_key(answer, key, backend, flow.port().load());
+    if let Some(addr) = maps::source(source).filter(|_| source != NO_SOURCE) {
+        answer.dst = addr.load();
+    }
+    if let Some(reply) = slow_lookup(answer) {
+        if reply.is(FlowKind::Reply) {
+            follow(reply, flow);
+            return true;
+        }
+        // The record of a direct flow: it may not have been answered.
+        if is_direct(now, reply) {
+            return false;
+        }
+        delete(reply);
+    }
+    flow_insert_reply(answer, place) != NO_PLACE
+}
+
+/// What a TCP segment says; nothing of a datagram.
 #[inline(always)]
 fn segment(view: &PacketView<'_>) -> Option<Segment> {
     let packet = view.packet;
+    if packet.key.proto != TCP {
+        return Some(Segment::default());
+    }
     let frame = ctx::frame(view.ctx);
     let tcp = frame.header::<16>(packet.l4 as usize)?;
-    let headers =
-        packet.l4.wrapping_sub(L3 as u32).wrapping_add(u32::from(tcp.get::<u8>(12) >> 4) * 4);
+    let options_end = u32::from(tcp.get::<u8>(12) >> 4) * 4;
+    let headers = packet.l4.wrapping_sub(L3 as u32).wrapping_add(options_end);
     Some(Segment {
         flags: packet.flags,
         sequence: u32::from_be(tcp.get(4)),
@@ -189,8 +213,8 @@ pub fn follow(reply: Entry, forward: Entry) {
 /// Writes a flow's state, if that is another, and counts it if it is active now and was not before, or the other way
 /// round. What expires now is refreshed at once. Two CPUs may do so at once, and one of the changes is lost.
 #[inline(always)]
-fn turn(now: u32, flow: Entry, before: ConnState, after: ConnState) {
-    if before == after {
+fn turn(now: u32, flow: Entry, after: ConnState) {
+    if flow.state().load() == after {
         return;
     }
     let was_active = is_active(flow);

@@ -84,6 +84,7 @@ impl Connection {
             }
         } else if is_half_closed
             && is_ack
+            && mask != 0
             && (acknowledgement ^ self.sequence) & mask == 0
             && (flags.intersects(TcpFlags::FIN) || has_claim && segment.len == 0)
         {
