@@ -87,14 +87,6 @@ pub fn is_answer(view: &PacketView<'_>, record: Entry, origin: &RevNat) -> bool 
     }
     let state = record.state().load();
     if view.packet.key.proto == UDP {
-        // Of a backend that answers for several, a balanced flow would have its entry where the record is.
-        if !state.intersects(ANSWERED)
-            && !origin.flags.intersects(RevNatFlags::SHARED)
-            && conntrack::may_be_balanced(view.now, &view.packet.key, origin.backend)
-        {
-            conntrack::delete(record);
-            return false;
-        }
         record.state().store(state | ConnState::ANSWERED);
     } else if !state.intersects(ConnState::ESTABLISHED) {
         if !view.packet.flags.intersects(TcpFlags::SYN | TcpFlags::RST) {
@@ -121,6 +113,37 @@ pub fn is_answer(view: &PacketView<'_>, record: Entry, origin: &RevNat) -> bool 
     }
     keep(view, record, origin.backend, ConnState::FIN_REPLY);
     true
+}
+
+/// Whether a datagram is of a direct flow only if no balanced one can have its ports: the backend has not answered the
+/// client before. Of a backend that answers for several, a balanced flow would have its entry where the record is.
+#[inline(always)]
+pub fn is_open(view: &PacketView<'_>, record: Entry, origin: &RevNat) -> bool {
+    view.packet.key.proto == UDP
+        && !record.state().load().intersects(ANSWERED)
+        && !is_over(view.now, record.expires().load())
+        && !origin.flags.intersects(RevNatFlags::SHARED)
+}
+
+/// Decides on a datagram for which [`is_open`], and gives whether it belongs to the direct flow. Not called by others,
+/// so that the deepest chain of calls is short.
+#[inline(always)]
+pub fn decide_open(view: &PacketView<'_>, origin: &RevNat) -> bool {
+    let is_balanced = conntrack::may_be_balanced(view.now, &view.packet.key, origin.backend);
+    settle(view, origin, is_balanced);
+    !is_balanced
+}
+
+/// Forgets a record if the flow is a balanced one, or takes down that the backend has answered.
+#[inline(never)]
+fn settle(view: &PacketView<'_>, origin: &RevNat, is_balanced: bool) {
+    let record = conntrack::slow_lookup(&view.packet.key);
+    let Some(record) = record.filter(|record| record.is(FlowKind::Bypass)) else { return };
+    if is_balanced {
+        conntrack::delete(record);
+    } else {
+        is_answer(view, record, origin);
+    }
 }
 
 /// The backend has answered; or that is proven by the client.

@@ -50,6 +50,10 @@ pub fn from_backend<const REST: bool>(
         let place = match Remembered::unpack(remembered(&pkt.view(), origin)) {
             Remembered::Direct => return Err(Verdict::Bypass.into()),
             Remembered::Closed => return Err(Stop::TailCall(respond(pkt, Verdict::Closed))),
+            Remembered::Open if bypass::decide_open(&pkt.view(), origin) => {
+                return Err(Verdict::Bypass.into());
+            }
+            Remembered::Open => NO_PLACE,
             Remembered::Place(place) => place,
         };
         if let Some(flow) = conntrack::get(place) {
@@ -109,6 +113,8 @@ enum Remembered {
     Direct,
     /// The agent has ended the flow.
     Closed,
+    /// It may be: [`bypass::decide_open`].
+    Open,
     /// Place of the client's entry, or [`NO_PLACE`].
     Place(u32),
 }
@@ -120,6 +126,7 @@ impl Remembered {
         match self {
             Self::Direct => NO_PLACE - 1,
             Self::Closed => NO_PLACE - 2,
+            Self::Open => NO_PLACE - 3,
             Self::Place(place) => place,
         }
     }
@@ -128,9 +135,11 @@ impl Remembered {
     const fn unpack(packed: u32) -> Self {
         const DIRECT: u32 = Remembered::Direct.pack();
         const CLOSED: u32 = Remembered::Closed.pack();
+        const OPEN: u32 = Remembered::Open.pack();
         match packed {
             DIRECT => Self::Direct,
             CLOSED => Self::Closed,
+            OPEN => Self::Open,
             place => Self::Place(place),
         }
     }
@@ -211,10 +220,13 @@ fn client_key(key: &FlowKey, origin: &RevNat) -> FlowKey {
 fn remembered(view: &PacketView<'_>, origin: &RevNat) -> u32 {
     let key = &view.packet.key;
     let reply = conntrack::slow_lookup(key);
-    if let Some(record) = reply.filter(|reply| reply.is(FlowKind::Bypass))
-        && bypass::is_answer(view, record, origin)
-    {
-        return Remembered::Direct.pack();
+    if let Some(record) = reply.filter(|reply| reply.is(FlowKind::Bypass)) {
+        if bypass::is_open(view, record, origin) {
+            return Remembered::Open.pack();
+        }
+        if bypass::is_answer(view, record, origin) {
+            return Remembered::Direct.pack();
+        }
     }
     let Some((reply, forward)) =
         reply.and_then(|reply| Some((reply, conntrack::reverse(reply, key)?)))

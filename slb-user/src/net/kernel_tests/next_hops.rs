@@ -194,6 +194,7 @@ fn given_ten_thousand_next_hops_when_their_gateway_appears_then_no_route_is_look
     in_namespace(|_peer| async {
         ip("route add 10.128.0.0/16 via 203.0.113.2");
         let network = Network::open().await.unwrap();
+        settle(&network).await;
         let addresses: Vec<IpAddr> =
             (0..10_000u16).map(|n| IpAddr::from([10, 128, (n >> 8) as u8, n as u8])).collect();
         let start = Instant::now();
