@@ -60,6 +60,9 @@ pub struct ExplainRequest {
     /// Whether it is an ICMP error about such a packet, on its way to `src`.
     #[serde(default)]
     pub icmp_error: bool,
+    /// Name of the interface that it comes in by; absent: one that it may come in by.
+    #[serde(default)]
+    pub interface: Option<String>,
 }
 
 impl ExplainRequest {
@@ -75,6 +78,7 @@ impl ExplainRequest {
             fragment: None,
             fragment_id: None,
             icmp_error: false,
+            interface: None,
         }
     }
 }

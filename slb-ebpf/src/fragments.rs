@@ -2,12 +2,12 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use slb_common::{
-    abi::{FlowKind, Fragment, FragmentKey, Mode, NatTuple, NextHop},
+    abi::{ANY_INTERFACE, FlowKind, Fragment, FragmentKey, Mode, NatTuple, NextHop},
     decide,
     parse::FRAGMENT_FIRST,
     programs::Program,
     rewrite,
-    verdict::{Action, Verdict},
+    verdict::Verdict,
 };
 
 use crate::{
@@ -17,8 +17,8 @@ use crate::{
     policy, stats,
 };
 
-/// Carries out a decision. If the packet is a first fragment, notes where it goes, or that the kernel gets it, for the
-/// other fragments.
+/// Carries out a decision. If the packet is a first fragment, notes where it goes, for the other fragments. Of those
+/// that the kernel gets only where they are to a VIP: without a record, others are left to it anyway.
 #[inline(always)]
 pub fn lead(pkt: &mut PacketCtx<'_>, decision: Result<Delivery, Stop>) -> Outcome {
     match decision {
@@ -30,7 +30,7 @@ pub fn lead(pkt: &mut PacketCtx<'_>, decision: Result<Delivery, Stop>) -> Outcom
         }
         Err(Stop::TailCall(program)) => Ok(Next::TailCall(program)),
         Err(Stop::End(verdict)) => {
-            if matches!(verdict.action(), Action::Pass) && pkt.packet.fragment == FRAGMENT_FIRST {
+            if matches!(verdict, Verdict::NoListener) && pkt.packet.fragment == FRAGMENT_FIRST {
                 note(pkt, None);
             }
             Err(verdict)
@@ -44,9 +44,13 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
     let Some((key, fragment)) = maps::fragment() else { return };
     *key = decide::fragment_key(pkt.packet);
     // In place, field by field: a record on the stack would take more of that than all else.
-    (fragment.src, fragment.dst) = (key.src.copied(), key.dst.copied());
+    let (src, dst) = (pkt.packet.key.src.copied(), pkt.packet.key.dst.copied());
+    (fragment.src, fragment.dst) = (src, dst);
     (fragment.hash, fragment.backend) = (pkt.args.hash, pkt.args.backend);
     fragment.expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies());
+    (fragment.id, fragment.from) = (pkt.packet.fragment_id, src);
+    let is_reply = delivery.is_some_and(|delivery| delivery.to.is_reply());
+    fragment.interfaces = interfaces(pkt, is_reply);
     if let Some(delivery) = delivery {
         let end = if delivery.to.is_reply() { &mut fragment.src } else { &mut fragment.dst };
         *end = delivery.to.addr.copied();
@@ -74,13 +78,25 @@ pub fn note_ends(pkt: &PacketCtx<'_>, ends: &NatTuple, hop: NextHop, mtu: u32, i
         dst: ends.dst,
         hop,
         backend: pkt.args.backend,
+        id: pkt.packet.fragment_id,
+        from: pkt.packet.key.src.copied(),
+        interfaces: interfaces(pkt, is_reply),
         mode: Mode::NAT,
         kind: FlowKind::of_direction(is_reply) as u32,
         mtu,
         expires,
-        ..Fragment::default()
+        hash: 0,
     };
     put(key, fragment);
+}
+
+/// The interfaces that the other fragments of a packet may come by. Where those of a client's come from, they say.
+#[inline(always)]
+fn interfaces(pkt: &PacketCtx<'_>, is_reply: bool) -> u64 {
+    if !is_reply {
+        return ANY_INTERFACE;
+    }
+    maps::revnat_entry(&pkt.packet.key.source()).map_or(0, |origin| origin.interfaces)
 }
 
 /// Without a record the others are dropped: that is all that a full table means.

@@ -14,7 +14,7 @@ use slb_common::{
 use crate::{
     conntrack::{self, Entry},
     ctx::PacketCtx,
-    fragments, maps,
+    fragments, kernel, maps,
     neigh::{self, ClientRoute},
     outcome::{Next, Outcome, exceeds, respond, sent, too_big},
     stats,
@@ -162,6 +162,7 @@ fn cross(
     }
     let packet = nat64::header(&pkt.frame, pkt.packet).ok_or(Verdict::Truncated)?;
     pkt.adjust_head(before as i32 - after as i32).ok_or(Verdict::Inconsistent)?;
-    nat64::write(&mut pkt.frame, pkt.packet, &packet, ends, hop)?;
+    let id = kernel::random() as u16;
+    nat64::write(&mut pkt.frame, pkt.packet, &packet, ends, hop, (more, id))?;
     Ok(finish(pkt, is_reply, hop))
 }

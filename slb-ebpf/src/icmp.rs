@@ -6,7 +6,7 @@ use slb_common::{
         ConnState, FlowKind, Mode, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, RevNatFlags,
         Roles, Task,
     },
-    decide::{self, ErrorToBackend, Side},
+    decide::{self, ErrorToBackend, Filtered, Side},
     icmp::{self, Quote},
     programs::Program,
     proxy_protocol, rewrite,
@@ -19,7 +19,7 @@ use crate::{
     maps,
     neigh::{self, ClientRoute},
     outcome::{Next, Outcome, sent},
-    stats,
+    policy, stats,
 };
 
 /// An ICMP message to any address.
@@ -44,7 +44,7 @@ pub fn message(pkt: &mut PacketCtx<'_>) -> Outcome {
 #[inline(always)]
 fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
-    let ErrorToBackend { backend, id, flow } = decide::error_to_backend(pkt, quoted)?;
+    let ErrorToBackend { backend, id, flow } = decide::error_to_backend(pkt, pkt.packet, quoted)?;
     // Whom the VIP has sent to.
     let client = quoted.dst;
     stats::forward(id, pkt.bytes);
@@ -118,6 +118,8 @@ fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
 fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
     let origin = maps::revnat(&quoted.destination()).ok_or(Verdict::NotOurs)?;
+    decide::check_backend(pkt, origin)?;
+    decide::check_source(pkt, pkt.packet, Filtered::NOT)?;
     let kind = FlowKind::Reply;
     let mut id = origin.backend;
     let mut to =
@@ -144,6 +146,9 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let ClientRoute { hop, .. } =
         neigh::client_route(pkt, &to.addr, &client)?.ok_or(Verdict::NotOurs)?;
     decide::check_ttl(pkt, hop)?;
+    if origin.flags.intersects(RevNatFlags::LIMITED) {
+        policy::police_reply(id, pkt.bytes)?;
+    }
     stats::reply(id, pkt.bytes);
     recount(pkt, quote, place);
     if client.is_v4() != quoted.src.is_v4() {

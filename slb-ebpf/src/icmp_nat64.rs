@@ -9,7 +9,7 @@ use slb_common::{
 use crate::{
     conntrack,
     ctx::PacketCtx,
-    maps,
+    kernel, maps,
     outcome::{Outcome, sent},
 };
 
@@ -26,7 +26,8 @@ pub fn translate(pkt: &mut PacketCtx<'_>) -> Outcome {
     let before = pkt.bytes_left();
     pkt.adjust_tail(after as i32 - before as i32).ok_or(Verdict::Inconsistent)?;
     let hop = pkt.args.hop;
-    icmp_nat64::write(&mut pkt.frame, &error, ends, hop).ok_or(Verdict::Truncated)?;
+    let id = kernel::random() as u16;
+    icmp_nat64::write(&mut pkt.frame, &error, ends, hop, id).ok_or(Verdict::Truncated)?;
     Ok(sent(is_reply, hop))
 }
 

@@ -36,6 +36,11 @@ impl Lookups for PacketCtx<'_> {
     }
 
     #[inline(always)]
+    fn ingress_set(&self) -> Result<u64, Verdict> {
+        Ok(maps::interface_set(self.ctx.ingress_ifindex() as u32))
+    }
+
+    #[inline(always)]
     fn is_last_hop(&self) -> bool {
         rewrite::expires(&self.frame, self.packet)
     }
@@ -53,6 +58,11 @@ impl Lookups for PacketCtx<'_> {
     #[inline(always)]
     fn roles(&self, addr: &Address) -> Result<Roles, Verdict> {
         Ok(maps::roles(addr))
+    }
+
+    #[inline(always)]
+    fn subnet(&self, addr: &Address) -> Result<Option<u64>, Verdict> {
+        Ok(maps::subnet(addr))
     }
 
     #[inline(always)]
@@ -245,7 +255,9 @@ impl Lookups for PacketCtx<'_> {
             kind: first.kind().load(),
             mtu: first.mtu().load(),
             expires: first.expires().load(),
-            spare: 0,
+            id: first.id().load(),
+            from: first.from().load(),
+            interfaces: first.interfaces().load(),
         }))
     }
 
@@ -260,6 +272,7 @@ impl Lookups for PacketCtx<'_> {
             Limit::Source => policy::police_source(listener, source),
             Limit::Flows => policy::police_flow(listener),
             Limit::Bytes => policy::police_bytes(listener, self.bytes),
+            Limit::Replies => policy::police_replies(listener, self.bytes),
         }
     }
 

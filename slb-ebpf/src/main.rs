@@ -42,6 +42,7 @@ mod full_nat;
 mod global;
 mod icmp;
 mod icmp_nat64;
+mod ingress;
 mod kernel;
 mod lookups;
 mod maps;
@@ -73,10 +74,14 @@ use outcome::{Next, Outcome};
 #[inline(always)]
 pub fn slb(ctx: XdpContext) -> u32 {
     let bytes = ctx::frame(&ctx).len() as u64;
-    let outcome = match parse::family(&ctx::frame(&ctx)) {
-        Ok(Family::V4) => v4(&ctx),
-        Ok(Family::V6) => v6(&ctx),
-        Err(reject) => route::rejected(reject),
+    let outcome = if ingress::is_to_us(&ctx, &ctx::frame(&ctx)) {
+        match parse::family(&ctx::frame(&ctx)) {
+            Ok(Family::V4) => v4(&ctx),
+            Ok(Family::V6) => v6(&ctx),
+            Err(reject) => route::rejected(reject),
+        }
+    } else {
+        Err(Verdict::NotOurs)
     };
     exit::finish(&ctx, outcome, bytes)
 }

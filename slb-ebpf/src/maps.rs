@@ -7,13 +7,14 @@ use aya_ebpf::{
 };
 use slb_common::{
     abi::{
-        self, AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop, Counter,
-        DEFAULT_BUCKETS, DEFAULT_CHUNKS, Endpoint, FILTER_PER_BYTE, Filter, FlowKey, Fragment,
-        FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Limits, Listed, Listener,
-        ListenerIndex, MAX_ACL_CACHE, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES,
-        MAX_LISTENERS, MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCE_POLICERS, MAX_SOURCES,
-        MAX_STICKY, NatTuple, Policers, QuicKey, RevNat, RevNatIndex, Roles, RouteQuery, Scratch,
-        Settings, SourcePolicer, Sticky, StickyKey, SynAnswers, TailCallArgs, Traffic,
+        self, ANY_INTERFACE, AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop,
+        Counter, DEFAULT_BUCKETS, DEFAULT_CHUNKS, Endpoint, FILTER_PER_BYTE, Filter, FlowKey,
+        Fragment, FragmentKey, INDEX_MANY, INDEX_NONE, Index, Interface, Limits, Listed, Listener,
+        ListenerIndex, MAX_ACL_CACHE, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INGRESS,
+        MAX_INTERFACES, MAX_LISTENERS, MAX_MACS, MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC,
+        MAX_SOURCE_POLICERS, MAX_SOURCES, MAX_STICKY, MAX_SUBNETS, NETWORK_BYTES, NatTuple, OwnMac,
+        Policers, QuicKey, RevNat, RevNatIndex, Roles, RouteQuery, Scratch, Settings,
+        SourcePolicer, Sticky, StickyKey, Subnet, SynAnswers, TailCallArgs, Traffic, VLAN_WORDS,
     },
     hash,
     packet::Packet,
@@ -69,6 +70,23 @@ pub static SLB_REVNAT: HashMap<Endpoint, RevNat, MAX_ENDPOINTS, NO_PREALLOC> = H
 /// Written by the agent. Missing: XDP cannot send there, the kernel has to.
 #[btf_map]
 pub static SLB_INTERFACES: HashMap<u32, Interface, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
+
+/// Written by the agent: spares the program the look-up in `SLB_INTERFACES`. One interface of those whose index has the
+/// same lowest bits.
+#[btf_map]
+pub static SLB_INGRESS: Array<Interface, MAX_INGRESS> = Array::new();
+
+/// Written by the agent. Missing: the interface has no such MAC address.
+#[btf_map]
+pub static SLB_MACS: HashMap<OwnMac, u32, MAX_MACS, NO_PREALLOC> = HashMap::new();
+
+/// Written by the agent: the interfaces that a connected subnet is behind.
+#[btf_map]
+pub static SLB_SUBNETS: LpmTrie<Subnet, u64, MAX_SUBNETS> = LpmTrie::new();
+
+/// Written by the agent: a bit for each VLAN that is not served, 64 in an element.
+#[btf_map]
+pub static SLB_VLANS: Array<u64, VLAN_WORDS> = Array::new();
 
 /// Written by the agent.
 #[btf_map]
@@ -299,10 +317,57 @@ pub fn roles(addr: &Address) -> Roles {
     entry(&SLB_ADDRESSES, &{ *addr }).copied().unwrap_or_default()
 }
 
+/// An interface, if it is the one of its place in `SLB_INGRESS`.
+#[inline(always)]
+pub fn near(ifindex: u32) -> Option<&'static Interface> {
+    SLB_INGRESS.get(ifindex % MAX_INGRESS as u32).filter(|near| near.ifindex == ifindex)
+}
+
+/// An interface.
+#[inline(always)]
+pub fn interface(ifindex: u32) -> Option<&'static Interface> {
+    near(ifindex).or_else(|| entry(&SLB_INTERFACES, &ifindex))
+}
+
+/// The set of an interface: every one, if it has no number.
+#[inline(always)]
+pub fn interface_set(ifindex: u32) -> u64 {
+    interface(ifindex).map_or(ANY_INTERFACE, Interface::set)
+}
+
+/// Whether a subnet in the network of an address is not behind an interface.
+#[inline(always)]
+pub fn may_be_elsewhere(ifindex: u32, addr: &Address, is_v4: bool) -> bool {
+    let Some(near) = near(ifindex) else { return true };
+    let Some(filter) = SLB_FILTER.cell(0) else { return false };
+    let network = hash::network(*addr, is_v4);
+    let byte = near.number as usize * NETWORK_BYTES + network / 8;
+    filter.elsewhere().at(byte).load() >> (network % 8) & 1 != 0
+}
+
+/// The interfaces that the subnet of an address is behind, if it is on one.
+#[inline(always)]
+pub fn subnet(addr: &Address) -> Option<u64> {
+    SLB_SUBNETS.get(&Key::new(u128::BITS, abi::subnet(*addr))).copied()
+}
+
+/// Whether a MAC address is one of this host's.
+#[inline(always)]
+pub fn has_mac(mac: &OwnMac) -> bool {
+    entry(&SLB_MACS, mac).is_some()
+}
+
+/// Whether packets of a VLAN are served.
+#[inline(always)]
+pub fn serves_vlan(id: u32) -> bool {
+    let word = SLB_VLANS.cell(id / 64).map_or(0, SharedCell::load);
+    word >> (id % 64) & 1 == 0
+}
+
 /// Whether packets may be sent out of an interface.
 #[inline(always)]
 pub fn can_redirect(ifindex: u32) -> bool {
-    entry(&SLB_INTERFACES, &ifindex).is_some_and(|interface| interface.redirect != 0)
+    interface(ifindex).is_some_and(|interface| interface.redirect != 0)
 }
 
 /// The backend of a listener that has issued QUIC connection IDs with this server ID.

@@ -45,7 +45,7 @@ pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
 #[inline(always)]
 pub fn police_reply(backend: u32, bytes: u64) -> Result<(), Verdict> {
     let Some(backend) = maps::backend(backend) else { return Ok(()) };
-    police(backend.listener.into(), bytes, SharedCell::<Policers>::reply)
+    police_replies(backend.listener.into(), bytes)
 }
 
 /// So many bytes go to a backend.
@@ -123,6 +123,12 @@ pub fn police_source(listener: u32, source: &Address) -> Result<(), Verdict> {
 #[inline(always)]
 pub fn police_bytes(listener: u32, bytes: u64) -> Result<(), Verdict> {
     police(listener, bytes, SharedCell::<Policers>::forward)
+}
+
+/// So many bytes come from a listener's backends.
+#[inline(always)]
+pub fn police_replies(listener: u32, bytes: u64) -> Result<(), Verdict> {
+    police(listener, bytes, SharedCell::<Policers>::reply)
 }
 
 #[inline(always)]

@@ -35,6 +35,7 @@ pub fn from_backend<const REST: bool>(
 ) -> Result<Option<Delivery>, Stop> {
     let key = &pkt.packet.key;
     let Some(origin) = maps::revnat(from) else { return Ok(None) };
+    decide::check_backend(pkt, origin)?;
     let kind = FlowKind::Reply;
     if origin.flags.intersects(RARE) {
         if !REST && origin.flags.intersects(RevNatFlags::LIMITED) {

@@ -57,7 +57,13 @@ fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     // One for all look-ups: stack is scarce.
     let mut at = pkt.packet.key.destination();
     if to.intersects(Roles::VIP) {
-        delivery = forward::to_vip::<REST>(pkt, &at, Filtered { from, bypass_until })?;
+        let is_elsewhere = maps::may_be_elsewhere(
+            pkt.ctx.ingress_ifindex() as u32,
+            &pkt.packet.key.src,
+            pkt.packet.is_v4(),
+        );
+        let filtered = Filtered { from, bypass_until, is_elsewhere };
+        delivery = forward::to_vip::<REST>(pkt, &at, filtered)?;
     }
     if delivery.is_none() && from.intersects(Roles::BACKEND) {
         at = pkt.packet.key.source();

@@ -3,8 +3,8 @@
 use slb_common::abi::{
     AclCacheEntry, Address, BUCKET_FLOWS, Bucket, ClientNextHop, ConnState, Counter, EPOCH_LOCKED,
     FILTER_HASHES, FILTER_PER_BYTE, Filter, Flow, FlowKind, Fragment, INDEX_SLOTS, Index, Limits,
-    Mode, NextHop, Policers, Record, Settings, SourcePolicer, Sticky, SynAnswers, TAG_LOCKED,
-    Traffic,
+    MAX_INTERFACES, Mode, NETWORK_BYTES, NextHop, Policers, Record, Settings, SourcePolicer,
+    Sticky, SynAnswers, TAG_LOCKED, Traffic,
 };
 
 use crate::cell::{Guarded, SharedCell, shared_fields};
@@ -57,9 +57,17 @@ shared_fields! {
         kind: u32,
         mtu: u32,
         expires: u32,
+        id: u32,
+        from: Address,
+        interfaces: u64,
     }
     Sticky { backend: u32, expires: u32 }
-    Filter { bypass_until: u32, adopted_until: u32, roles: [u8; FILTER_HASHES / FILTER_PER_BYTE] }
+    Filter {
+        bypass_until: u32,
+        adopted_until: u32,
+        roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],
+        elsewhere: [u8; MAX_INTERFACES * NETWORK_BYTES],
+    }
     Settings {
         route_epoch: u32,
         buckets: u32,

@@ -10,7 +10,7 @@ use slb_common::{
 };
 
 use crate::{
-    ctx, kernel,
+    ctx, ingress, kernel,
     outcome::{Next, Outcome},
     route::rejected,
     vlan,
@@ -21,6 +21,9 @@ use crate::{
 pub fn prepare(xdp: &XdpContext, packet: &mut Packet, args: &mut TailCallArgs) -> Outcome {
     args.bytes = kernel::frame_len(xdp);
     args.tags = vlan::take(xdp).ok_or(Verdict::Inconsistent)?;
+    if !ingress::is_served(args.tags) {
+        return Err(Verdict::NotOurs);
+    }
     let len = kernel::frame_len(xdp) as usize;
     match parse::rest(&ctx::frame(xdp), packet, len) {
         Ok(()) => {

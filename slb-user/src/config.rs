@@ -69,6 +69,8 @@ pub struct Gateway {
     pub announce: Announce,
     /// What TCP and UDP get at a VIP's other ports.
     pub no_listener: NoListener,
+    /// Identifiers of the VLANs that are served besides frames without a tag; `None`: all.
+    pub vlans: Option<BTreeSet<u16>>,
     /// What the outer sources of tunnels begin with.
     pub tunnel_source: TunnelSource,
     /// Where metrics are; `None`: nowhere.

@@ -25,6 +25,7 @@ mod announce;
 mod batch;
 mod challenge_ack;
 mod forwarding;
+mod ingress;
 #[cfg(test)]
 mod kernel_tests;
 mod managed_neigh;
@@ -34,9 +35,10 @@ mod resolve;
 mod rtnl;
 mod tables;
 
-pub use announce::{Announced, Announcers, Silence, VipState};
+pub use announce::{Announced, Announcers, HostAddress, Silence, VipState};
 pub use challenge_ack::{ConnectionEnds, send_challenge_acks};
 pub use forwarding::{forwarding_problems, local_source_problems};
+pub use ingress::Ingress;
 pub use managed_neigh::{MANAGE_INTERVAL, ManagedNeighbours};
 
 pub use resolve::{NextHop, Unreachable};

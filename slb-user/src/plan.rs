@@ -6,13 +6,14 @@
 //! - an access list and limits are there before a listener names them;
 //! - a backend's record is there before a schedule names it, and no schedule names it any more when
 //!   it is marked unusable;
-//! - a listener is there before its VIP is one.
+//! - a listener is there before its VIP is one;
+//! - an interface has its number before a set of interfaces names it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use slb_common::abi::{
-    Address, Backend, BackendFlags, Endpoint, Interface, Limits, Mode, NextHop, QuicKey, RevNat,
-    Roles,
+    Address, Backend, BackendFlags, Endpoint, Interface, Limits, Mode, NextHop, OwnMac, QuicKey,
+    RevNat, Roles,
 };
 
 use crate::state::{Acl, ListenerState, State};
@@ -22,6 +23,14 @@ use crate::state::{Acl, ListenerState, State};
 pub enum Step {
     /// To `SLB_INTERFACES`.
     PutInterface(u32, Interface),
+    /// To `SLB_MACS`.
+    PutMac(OwnMac),
+    /// From `SLB_MACS`.
+    RemoveMac(OwnMac),
+    /// To `SLB_SUBNETS`: the interfaces that a subnet is behind.
+    PutSubnet((u32, Address), u64),
+    /// From `SLB_SUBNETS`.
+    RemoveSubnet((u32, Address)),
     /// To `SLB_SOURCES`.
     PutSource(u32, Address),
     /// To `SLB_BACKENDS`.
@@ -98,9 +107,11 @@ impl<'a> Difference<'a> {
         let put = |(id, backend)| Step::PutBackend(id, backend);
 
         let interfaces = self.changed(|state| &state.interfaces);
+        let macs = self.changed(|state| &state.macs);
         let sources = self.changed(|state| &state.sources);
         let mut steps: Vec<Step> = interfaces
             .map(|(&index, &interface)| Step::PutInterface(index, interface))
+            .chain(macs.map(|(&mac, ())| Step::PutMac(mac)))
             .chain(sources.map(|(&index, &addr)| Step::PutSource(index, addr)))
             .chain(backends_first.into_iter().map(put))
             .collect();
@@ -144,6 +155,12 @@ impl<'a> Difference<'a> {
         steps.extend(changed.map(|(&addr, &roles)| Step::PutAddress(addr, roles)));
         let gone = self.gone(|state| &state.addresses);
         steps.extend(gone.map(|(&addr, _)| Step::RemoveAddress(addr)));
+        let gone = self.gone(|state| &state.subnets);
+        steps.extend(gone.map(|(&subnet, _)| Step::RemoveSubnet(subnet)));
+        let changed = self.changed(|state| &state.subnets);
+        steps.extend(changed.map(|(&subnet, &set)| Step::PutSubnet(subnet, set)));
+        let gone = self.gone(|state| &state.macs);
+        steps.extend(gone.map(|(&mac, ())| Step::RemoveMac(mac)));
         let gone = self.gone(|state| &state.interfaces);
         steps.extend(gone.map(|(&index, _)| Step::RemoveInterface(index)));
     }

@@ -7,9 +7,11 @@
 //! | `listeners` | access list, limits, persistence |
 //! | `backends` | the record of a backend |
 //! | `origins` | the listener that a backend's replies belong to |
+//! | `ingress` | the interfaces that packets come by |
 
 mod backends;
 mod basis;
+mod ingress;
 mod listeners;
 mod origins;
 mod schedules;
@@ -24,6 +26,8 @@ use slb_common::abi::{
     Roles,
 };
 
+pub use ingress::interfaces;
+
 use self::{
     basis::Basis,
     origins::Origins,
@@ -33,6 +37,7 @@ use crate::{
     clock::Jiffies,
     health::Health,
     ids::{Ids, IndexedBackend, IndexedListener},
+    net::Ingress,
     schedule::Member,
     state::{self, Policy, Schedule, State},
 };
@@ -79,6 +84,8 @@ pub struct Inputs<'a> {
     pub generic: bool,
     /// By index.
     pub interfaces: &'a BTreeMap<u32, Interface>,
+    /// What the kernel knows about where packets come from.
+    pub ingress: &'a Arc<Ingress>,
     /// Addresses of the gateway itself.
     pub locals: &'a [IpAddr],
     /// Converts timeouts.
@@ -104,7 +111,7 @@ impl Planner {
         self.closes.clear();
         let basis = Basis::new(ids, &inputs);
         let state = self.draw(basis, Origins::new(ids), 0..ids.listeners.len(), inputs);
-        State { addresses: addresses(ids, inputs.locals), ..state }
+        State { addresses: addresses(ids, &inputs), ..state }
     }
 
     /// The part of [`Planner::desired`] that may differ from the last plan; all else is as it was. `None`: all of it may.
@@ -259,6 +266,8 @@ impl<'a> Draft<'a> {
         Self {
             state: State {
                 interfaces: inputs.interfaces.clone(),
+                macs: ingress::macs(inputs.ingress),
+                subnets: ingress::subnets(inputs.ingress, inputs.interfaces),
                 sources: inputs.installed.sources.clone(),
                 ..State::default()
             },
@@ -355,7 +364,7 @@ impl<'a> Draft<'a> {
     /// The state, and the origins for the next one.
     fn finish(mut self) -> (State, Origins) {
         let state = State {
-            endpoints: self.origins.take_changed(self.ids, self.inputs.installed),
+            endpoints: self.origins.take_changed(self.ids, &self.inputs),
             listeners: self.listeners.into_iter().collect(),
             backends: self.backends.into_iter().collect(),
             ..self.state
@@ -365,13 +374,13 @@ impl<'a> Draft<'a> {
 }
 
 /// All roles of each address.
-fn addresses(ids: &Ids, locals: &[IpAddr]) -> BTreeMap<Address, Roles> {
+fn addresses(ids: &Ids, inputs: &Inputs<'_>) -> BTreeMap<Address, Roles> {
     let vips = ids.listeners.iter().flat_map(|listener| &listener.endpoints);
     let vips = vips.map(|endpoint| (endpoint.addr, Roles::VIP));
     let backends = ids.backends.iter().filter(|backend| backend.is_answered_here());
     let backends = backends.map(|backend| (backend.addr.ip().into(), Roles::BACKEND));
-    let locals = locals.iter().map(|&local| (local.into(), Roles::LOCAL));
-    let mut addresses: Vec<(Address, Roles)> = vips.chain(backends).chain(locals).collect();
+    let own = ingress::addresses(inputs);
+    let mut addresses: Vec<(Address, Roles)> = vips.chain(backends).chain(own).collect();
     addresses.sort_unstable_by_key(|&(addr, _)| addr);
     let roles = addresses
         .chunk_by(|(a, _), (b, _)| a == b)

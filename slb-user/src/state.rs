@@ -7,12 +7,15 @@ use std::{
 
 use rustc_hash::FxHashMap;
 use slb_common::abi::{
-    Address, Backend, Endpoint, Interface, Limits, ListenerFlags, NO_BACKEND, QuicKey, RevNat,
-    Roles, SLOT_BACKEND, Scheduler,
+    Address, Backend, Endpoint, Interface, Limits, ListenerFlags, NO_BACKEND, OwnMac, QuicKey,
+    RevNat, Roles, SLOT_BACKEND, Scheduler,
 };
 
 /// An access list: how many bits of each [`slb_common::abi::Listed`] count, and its address.
 pub type Acl = BTreeSet<(u32, Address)>;
+
+/// The interfaces that subnets are behind: by how many bits of each [`slb_common::abi::subnet`] count, and its address.
+pub type Subnets = BTreeMap<(u32, Address), u64>;
 
 /// The content of every map that the agent writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,8 +28,12 @@ pub struct State {
     pub addresses: BTreeMap<Address, Roles>,
     /// `SLB_REVNAT`.
     pub endpoints: BTreeMap<Endpoint, RevNat>,
-    /// `SLB_INTERFACES`.
+    /// `SLB_INTERFACES` and `SLB_INGRESS`.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// `SLB_MACS`.
+    pub macs: BTreeMap<OwnMac, ()>,
+    /// `SLB_SUBNETS`.
+    pub subnets: Subnets,
     /// `SLB_SOURCES`. Flows remember indices, so that an address keeps its own for ever.
     pub sources: BTreeMap<u32, Address>,
     /// `SLB_ACL`, by [`slb_common::abi::Listener::acl`]. Never changed: another list has another number.

@@ -11,6 +11,7 @@ mod counters;
 mod flow;
 mod fragment;
 mod index;
+mod interface;
 mod limits;
 mod listener;
 mod next_hop;
@@ -29,6 +30,7 @@ pub use counters::*;
 pub use flow::*;
 pub use fragment::*;
 pub use index::*;
+pub use interface::*;
 pub use limits::*;
 pub use listener::*;
 pub use next_hop::*;
@@ -41,7 +43,7 @@ pub use sticky::*;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this module, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// Lets values cross the system call boundary.
 #[cfg(feature = "user")]
@@ -50,8 +52,9 @@ mod pod {
 
     use super::{
         AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop, Counter, Endpoint, Filter,
-        Flow, FlowKey, Fragment, FragmentKey, Interface, Limits, Listener, Policers, QuicKey,
-        RevNat, Roles, Scratch, Settings, SourcePolicer, Sticky, StickyKey, SynAnswers, Traffic,
+        Flow, FlowKey, Fragment, FragmentKey, Interface, Limits, Listener, OwnMac, Policers,
+        QuicKey, RevNat, Roles, Scratch, Settings, SourcePolicer, Sticky, StickyKey, SynAnswers,
+        Traffic,
     };
     use crate::bench::Template;
 
@@ -66,7 +69,7 @@ mod pod {
     }
     pod! { Endpoint Listener Chunk Backend Address Roles RevNat Interface FlowKey Flow Bucket }
     pod! { Settings Counter Traffic ClientNextHop Filter Scratch FragmentKey Fragment QuicKey }
-    pod! { Limits Policers SourcePolicer AclCacheEntry SynAnswers StickyKey Sticky Template }
+    pod! { Limits Policers OwnMac SourcePolicer AclCacheEntry SynAnswers StickyKey Sticky Template }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod icmp;
 mod policy;
 mod rules;
 mod schedule;
+mod source;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -34,13 +35,14 @@ pub use icmp::{
     ErrorToBackend, ErrorToClient, Known, Owner, Side, concerns, error_to_backend, error_to_client,
     to_itself, unrelated,
 };
-pub use policy::{Limit, admit, conforms, paid_until};
+pub use policy::{Limit, admit, admit_error, conforms, paid_until};
 pub use rules::{
     begins, can_be_reset, delivered, direct_has_ended, fragment_key, is_answered, is_direct,
     is_kept, is_martian, is_open, is_owner, is_until, may_be_encapsulated, proxy_of, source_of,
     unanswered,
 };
 pub use schedule::{by_schedule, choose, slot};
+pub use source::{Martian, check_address, check_backend, check_interfaces, check_source};
 pub use step::Step;
 
 use crate::{
@@ -70,6 +72,12 @@ pub trait Lookups {
     fn now(&self) -> u32;
     /// Index of the interface that the packet has come in by.
     fn ingress(&self) -> u32;
+    /// The set of that interface ([`abi::Interface::set`]); [`abi::ANY_INTERFACE`]: it has no number.
+    ///
+    /// # Errors
+    ///
+    /// The map could not be read.
+    fn ingress_set(&self) -> Result<u64, Self::Error>;
     /// Whether the packet's TTL or hop limit lets it go no further than here.
     fn is_last_hop(&self) -> bool;
 
@@ -88,6 +96,12 @@ pub trait Lookups {
     ///
     /// As above.
     fn roles(&self, addr: &Address) -> Result<Roles, Self::Error>;
+    /// `SLB_SUBNETS`: the interfaces that the subnet of an address is behind; `None`: it is on none.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn subnet(&self, addr: &Address) -> Result<Option<u64>, Self::Error>;
     /// `SLB_LISTENERS`.
     ///
     /// # Errors
@@ -206,7 +220,7 @@ pub trait Lookups {
     ///
     /// [`Verdict::NotOurs`]: the flow is none of a listener's, or its client's entry is gone; or as above.
     fn owner(&mut self, sent: &FlowKey) -> Result<Option<Owner>, Self::Error>;
-    /// `SLB_FRAGMENTS`: the record of the packet that a later fragment is a part of, by [`fragment_key`].
+    /// `SLB_FRAGMENTS`: the record that a later fragment may go by, by [`fragment_key`].
     ///
     /// # Errors
     ///
@@ -250,6 +264,13 @@ pub struct Filtered {
     pub from: Roles,
     /// [`abi::Filter::bypass_until`].
     pub bypass_until: u32,
+    /// Whether the source may be on a subnet that is not behind the packet's interface.
+    pub is_elsewhere: bool,
+}
+
+impl Filtered {
+    /// Nothing has been asked: all has to be looked up.
+    pub const NOT: Self = Self { from: Roles::all(), bypass_until: u32::MAX, is_elsewhere: true };
 }
 
 /// Where a packet to a VIP goes.
@@ -304,13 +325,7 @@ pub fn to_vip<L: Lookups>(
         return Ok(Course::Elsewhere);
     }
     look.step(Step::Destination { is_vip: true });
-    if is_martian(packet)
-        || filtered.from.intersects(Roles::VIP)
-            && look.roles(&packet.key.src)?.intersects(Roles::VIP)
-    {
-        look.step(Step::Martian);
-        return Err(Verdict::Martian.into());
-    }
+    check_source(look, packet, filtered)?;
     let Some(listener) = listener else {
         look.step(Step::NoListener);
         return Err(no_listener(look.no_listener()?).into());

@@ -133,6 +133,16 @@ pub const fn filter(addr: Address) -> usize {
     (mixed(addr) >> (64 - FILTER_HASHES.ilog2())) as usize
 }
 
+/// The network of an address, of 65 536: over IPv4 its first 16 bits, and over IPv6 a hash of its first 32. An index into
+/// the part of [`crate::abi::Filter::elsewhere`] that is one interface's.
+#[must_use]
+#[inline(always)]
+pub const fn network(addr: Address, is_v4: bool) -> usize {
+    let [first, _, _, last] = addr.words();
+    let word = if is_v4 { last.to_le() } else { first.to_le() ^ first.to_le() >> 16 };
+    (word & 0xffff) as usize
+}
+
 /// One multiplication is enough: the high bits of the product depend on all of the word's.
 #[inline(always)]
 const fn mixed(addr: Address) -> u64 {

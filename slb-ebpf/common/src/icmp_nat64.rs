@@ -16,6 +16,7 @@ use crate::{
     frame::Frame,
     icmp::{self, ICMP, ICMPV6, Quote},
     icmp_error::TOS,
+    nat64,
     parse::{DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3},
     rewrite::{self, TTL},
 };
@@ -178,7 +179,13 @@ pub fn translate(error: &mut Error, old: &FlowKey, ends: &NatTuple) {
 /// `None`: it is not.
 #[must_use]
 #[inline(always)]
-pub fn write(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple, hop: NextHop) -> Option<()> {
+pub fn write(
+    frame: &mut Frame<'_>,
+    error: &Error,
+    ends: &NatTuple,
+    hop: NextHop,
+    id: u16,
+) -> Option<()> {
     let is_v4 = ends.src.is_v4();
     let mut eth = frame.header_mut::<{ EthHdr::LEN }>(0)?;
     let [a, b, c] = error.macs;
@@ -188,7 +195,7 @@ pub fn write(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple, hop: NextHop
     let ethertype = if is_v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     eth.set(offset_of!(EthHdr, ether_type), ethertype.to_be());
     if is_v4 {
-        write_v4(frame, error, ends)?;
+        write_v4(frame, error, ends, id)?;
     } else {
         write_v6(frame, error, ends)?;
     }
@@ -199,24 +206,24 @@ pub fn write(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple, hop: NextHop
 }
 
 #[inline(always)]
-fn write_v4(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple) -> Option<()> {
+fn write_v4(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple, id: u16) -> Option<()> {
     const AT: usize = L3 + Ipv4Hdr::LEN;
     const L4: usize = AT + icmp::LEN + Ipv4Hdr::LEN;
     let [_, _, _, src] = ends.src.words();
     let [_, _, _, dst] = ends.dst.words();
     let len = (frame_len(true) - L3) as u32;
-    let ip = |tos: u8, len: u32, ttl: u8, proto: u8, src, dst| {
+    let ip = |tos: u8, len: u32, fragmentation: u32, ttl: u8, proto: u8, src, dst| {
         [
             (0x45 << 24 | u32::from(tos) << 16 | len & 0xffff).to_be(),
-            DONT_FRAGMENT.to_be(),
+            fragmentation.to_be(),
             (u32::from(ttl) << 24 | u32::from(proto) << 16).to_be(),
             src,
             dst,
         ]
     };
-    rewrite::write_v4(frame, ip(TOS, len, TTL, ICMP, dst, src))?;
+    rewrite::write_v4(frame, ip(TOS, len, nat64::fragmentation(len, id), TTL, ICMP, dst, src))?;
     let quoted = u32::from(error.len) + Ipv4Hdr::LEN as u32;
-    let quoted = ip(0, quoted, error.ttl, error.proto, src, dst);
+    let quoted = ip(0, quoted, DONT_FRAGMENT, error.ttl, error.proto, src, dst);
     rewrite::write_v4_at(frame, AT + icmp::LEN, quoted)?;
     transport(frame, L4, error)?;
     // A header with its checksum adds up to nothing.

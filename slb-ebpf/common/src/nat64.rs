@@ -63,8 +63,22 @@ pub fn header(frame: &Frame<'_>, packet: &Packet) -> Option<Header> {
     }
 }
 
+/// Longest IPv4 packet, in bytes, that routers may fragment: over IPv6 all that is shorter gets there (RFC 7915,
+/// section 5.1).
+pub const LONGEST_FRAGMENTED: u32 = 1_260;
+
+/// The second word of an IPv4 header, in host order, of a packet that was translated and is so many bytes long: its
+/// identification, which is `id` if it may be fragmented, and its flags. What may not be needs none (RFC 6864); if it
+/// is too long, its sender is told.
+#[must_use]
+#[inline(always)]
+pub const fn fragmentation(len: u32, id: u16) -> u32 {
+    if len <= LONGEST_FRAGMENTED { (id as u32) << 16 } else { DONT_FRAGMENT }
+}
+
 /// Writes the packet's header of the other family, and translates its ports. `packet` is as it was
-/// parsed.
+/// parsed, `inserted_len` how many bytes are still to be put into it, and `id` what an IPv4 packet is identified by that
+/// may be fragmented.
 ///
 /// # Errors
 ///
@@ -76,6 +90,7 @@ pub fn write(
     header: &Header,
     ends: &NatTuple,
     hop: NextHop,
+    (inserted_len, id): (u32, u16),
 ) -> Result<(), Verdict> {
     let payload = packet.len.wrapping_sub(packet.l4).wrapping_add(L3 as u32);
     let ttl = header.ttl.wrapping_sub(u8::from(hop.is_known()));
@@ -97,7 +112,8 @@ pub fn write(
     } else {
         delta.replace_address(packet.key.src, Address::NOTHING);
         delta.replace_address(packet.key.dst, Address::NOTHING);
-        write_v4(frame, packet, header, ttl, payload, ends, &mut delta)?;
+        let word = fragmentation(payload + HEAD_V4 as u32 + inserted_len, id);
+        write_v4(frame, packet, header, (ttl, word), payload, ends, &mut delta)?;
         ports(frame, L3 + HEAD_V4, packet, ends, delta)?;
     }
     if hop.is_known() {
@@ -137,7 +153,7 @@ fn write_v4(
     frame: &mut Frame<'_>,
     packet: &Packet,
     header: &Header,
-    ttl: u8,
+    (ttl, fragmentation): (u8, u32),
     payload: u32,
     ends: &NatTuple,
     delta: &mut Delta,
@@ -146,8 +162,7 @@ fn write_v4(
     let [_, _, _, dst] = ends.dst.words();
     let words = [
         (0x45 << 24 | u32::from(header.tos) << 16 | (payload + HEAD_V4 as u32) & 0xffff).to_be(),
-        // Needs no identification, then (RFC 6864). What is too long is told to the sender.
-        DONT_FRAGMENT.to_be(),
+        fragmentation.to_be(),
         (u32::from(ttl) << 24 | packet.key.proto << 16).to_be(),
         src,
         dst,
@@ -196,6 +211,8 @@ mod tests {
 
     const HOP: NextHop = NextHop { ifindex: 3, dst_mac: [6; 6], src_mac: [8; 6] };
 
+    const ID: u16 = 0xabcd;
+
     /// What the program does around `write`.
     fn translated(bytes: &[u8], ends: &NatTuple, hop: NextHop) -> Option<Vec<u8>> {
         let mut bytes = bytes.to_vec();
@@ -210,7 +227,8 @@ mod tests {
         let after = if packet.is_v4() { HEAD_V6 } else { HEAD_V4 };
         let mut moved = vec![0xee; after];
         moved.extend(&bytes[before..]);
-        write(&mut Frame::from_slice(&mut moved), &packet, &header, ends, hop).unwrap();
+        let mut frame = Frame::from_slice(&mut moved);
+        write(&mut frame, &packet, &header, ends, hop, (0, ID)).unwrap();
         Some(moved)
     }
 
@@ -225,7 +243,9 @@ mod tests {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let number = IpNumber(0);
                 let mut ip = Ipv4Header::new(0, ttl, number, src.octets(), dst.octets()).unwrap();
-                ip.dont_fragment = true;
+                let transport = if sample.proto == TCP { 20 + sample.tcp_options.len() } else { 8 };
+                ip.dont_fragment = HEAD_V4 + transport + sample.payload.len() > 1_260;
+                ip.identification = if ip.dont_fragment { 0 } else { ID };
                 IpHeaders::Ipv4(ip, Ipv4Extensions::default())
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
@@ -273,6 +293,13 @@ mod tests {
             let hop = if is_known { HOP } else { NextHop::UNRESOLVED };
             let found = translated(&sample.bytes(), &ends, hop);
             prop_assert_eq!(found, Some(expected(&sample, &ends, hop)), "{:?}", sample);
+        }
+    }
+
+    #[test]
+    fn given_a_length_when_a_packet_becomes_ipv4_then_up_to_1260_bytes_it_may_be_fragmented() {
+        for (len, expected) in [(40, 0xabcd_0000), (1_260, 0xabcd_0000), (1_261, 0x4000)] {
+            assert_eq!(fragmentation(len, ID), expected, "{len} bytes");
         }
     }
 

@@ -49,7 +49,7 @@ pub enum Reject {
     NotIp,
     /// ICMP of either family, in [`Packet::l4`] and behind.
     Icmp,
-    /// Not what nearly all packets are: tagged, a fragment, or not all in this buffer. [`rest`] knows.
+    /// Not what nearly all packets are: tagged, a fragment, with IPv4 options, or not all in this buffer. [`rest`] knows.
     Rest,
     /// Its destination is known, and this is its verdict if that is a VIP.
     To(Address, Verdict),
@@ -152,8 +152,14 @@ fn v4<const REST: bool>(
     if L3 + total_len > frame_len {
         return Err(if REST { reject(Verdict::Truncated) } else { Reject::Rest });
     }
+    if !REST && header_len > Ipv4Hdr::LEN {
+        return Err(Reject::Rest);
+    }
     if !v4_checksum_holds(frame, &ip, header_len) {
         return Err(reject(Verdict::BadChecksum));
+    }
+    if header_len > Ipv4Hdr::LEN && is_source_routed(frame, header_len) {
+        return Err(reject(Verdict::Martian));
     }
     let more_or_later_fragments = 0x3fff;
     let fragmentation = ip.get_be16(offset_of!(Ipv4Hdr, frags));
@@ -217,6 +223,33 @@ fn v4_checksum_holds(
     checksum::is_valid(sum)
 }
 
+/// Whether the options of an IPv4 header have a source route (RFC 791, section 3.1), as far as they can be followed:
+/// the kernel drops what it cannot follow.
+#[inline(always)]
+fn is_source_routed(frame: &Frame<'_>, header_len: usize) -> bool {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE: u8 = 131;
+    const STRICT: u8 = 137;
+    let mut at = Ipv4Hdr::LEN;
+    // Forty bytes of options at most.
+    for _ in 0..40 {
+        if at >= header_len {
+            break;
+        }
+        let Some(option) = frame.header::<2>(L3 + at) else { break };
+        let len = option.get::<u8>(1);
+        at += match option.get::<u8>(0) {
+            LOOSE | STRICT => return true,
+            NO_OPERATION => 1,
+            END => break,
+            _ if len < 2 => break,
+            _ => usize::from(len),
+        };
+    }
+    false
+}
+
 #[inline(always)]
 fn v6<const REST: bool>(
     frame: &Frame<'_>,
@@ -247,12 +280,16 @@ fn v6<const REST: bool>(
     let mut proto = ip.get::<u8>(offset_of!(Ipv6Hdr, next_hdr));
     let mut l4 = L3 + Ipv6Hdr::LEN;
     for _ in 0..MAX_EXTENSION_HEADERS {
-        if !matches!(proto, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
+        if !is_followed(proto) {
             break;
         }
         let extension = frame.header::<8>(l4).ok_or(reject(Verdict::Truncated))?;
         let mut len = 8 + usize::from(extension.get::<u8>(1)) * 8;
         if proto == FRAGMENT {
+            // A packet is divided once.
+            if packet.fragment != FRAGMENT_NONE {
+                return Err(reject(Verdict::Malformed));
+            }
             // A fragment header of a whole packet is allowed (RFC 6946); its length is fixed.
             let more_or_later_fragments = 0xfff9;
             let fragmentation = extension.get_be16(2);
@@ -272,16 +309,23 @@ fn v6<const REST: bool>(
         }
         let segments_left = extension.get::<u8>(3);
         if proto == ROUTING && segments_left != 0 {
-            // Not at its destination yet.
-            return Err(reject(Verdict::OtherProtocol));
+            // A source route that has not come to its end (RFC 5095; RFC 8200, section 4.4).
+            return Err(reject(Verdict::Martian));
         }
         proto = extension.get::<u8>(0);
         l4 += len;
     }
-    if l4 > end {
+    // What the kernel would find behind more headers is not known here.
+    if l4 > end || is_followed(proto) {
         return Err(reject(Verdict::Malformed));
     }
     transport(frame, proto, l4, end - l4, packet)
+}
+
+/// Whether a number is that of an IPv6 extension header that is followed.
+#[inline(always)]
+const fn is_followed(proto: u8) -> bool {
+    matches!(proto, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
 }
 
 #[inline(always)]
@@ -314,9 +358,9 @@ fn transport(
         UDP => {
             let udp = frame.header::<{ UdpHdr::LEN }>(l4).ok_or(reject(Verdict::Truncated))?;
             let stated = usize::from(udp.get_be16(offset_of!(UdpHdr, len)));
-            // A first fragment has a part of what is stated.
-            let is_too_long = stated > len && packet.fragment == FRAGMENT_NONE;
-            if stated < UdpHdr::LEN || is_too_long {
+            // A first fragment has a part of what is stated, but all of the header.
+            let least = if packet.fragment == FRAGMENT_NONE { stated } else { UdpHdr::LEN };
+            if stated < UdpHdr::LEN || len < least {
                 return Err(reject(Verdict::Malformed));
             }
             TcpFlags::empty()
@@ -330,10 +374,19 @@ fn transport(
     Ok(())
 }
 
+/// Parses a frame of either family, as the first program does.
+#[cfg(test)]
+pub(crate) fn first(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
+    packet_of(frame, family(frame)?, packet)
+}
+
 /// Parses a frame of either family.
 #[cfg(test)]
 pub(crate) fn packet(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Reject> {
-    packet_of(frame, family(frame)?, packet)
+    match first(frame, packet) {
+        Err(Reject::Rest) => rest(frame, packet, frame.len()),
+        parsed => parsed,
+    }
 }
 
 #[cfg(test)]

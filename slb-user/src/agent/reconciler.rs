@@ -8,7 +8,7 @@ use std::{
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
-    self, BackendFlags, CHUNK_SLOTS, DEFAULT_CHUNKS, Flow, NO_LISTENER_DROP, NO_LISTENER_PASS,
+    BackendFlags, CHUNK_SLOTS, DEFAULT_CHUNKS, Flow, NO_LISTENER_DROP, NO_LISTENER_PASS,
     NO_LISTENER_RESET,
 };
 use tracing::debug;
@@ -20,7 +20,7 @@ use crate::{
     datapath::{Applied, Capacities, Maps, TableError},
     ids::Ids,
     plan::{plan, plan_part},
-    planner::{Inputs, Planner},
+    planner::{self, Inputs, Planner},
     schedule::maglev,
     state::Schedule,
 };
@@ -58,7 +58,8 @@ impl Reconciler {
         network: &NetworkSnapshot,
         is_generic: bool,
     ) -> Result<(), TableError> {
-        let Gateway { no_listener, tunnel_source, .. } = &config.gateway;
+        let Gateway { no_listener, vlans, tunnel_source, .. } = &config.gateway;
+        maps.serve_vlans(vlans.as_ref())?;
         let veth = network.interfaces.iter().any(|(interface, _)| interface.is_veth);
         maps.set(|settings| {
             settings.no_listener = match no_listener {
@@ -81,9 +82,8 @@ impl Reconciler {
         network: &NetworkSnapshot,
         is_generic: bool,
     ) -> Result<(), TableError> {
-        let interfaces = network.interfaces.iter();
-        let interfaces =
-            interfaces.map(|(found, _)| (found.index, abi::Interface { redirect: 1 })).collect();
+        let served = network.interfaces.iter().map(|(found, _)| found);
+        let interfaces = planner::interfaces(served, &maps.installed().interfaces);
         let closing = self.closing.keys().copied().collect();
         let inputs = Inputs {
             health: &backends.health,
@@ -91,6 +91,7 @@ impl Reconciler {
             routes: &network.routes,
             generic: is_generic,
             interfaces: &interfaces,
+            ingress: &network.ingress,
             locals: &network.addresses,
             jiffies: self.jiffies,
             installed: maps.installed(),

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,8 +20,8 @@ use crate::{
     datapath::LoadError,
     ids::Ids,
     net::{
-        self, Announcers, AttachedXdp, Interface, MANAGE_INTERVAL, ManagedNeighbours, Network,
-        NetworkChange, NextHop, Silence, VipState, forwarding_problems,
+        self, Announcers, AttachedXdp, HostAddress, Ingress, Interface, MANAGE_INTERVAL,
+        ManagedNeighbours, Network, NetworkChange, NextHop, Silence, VipState, forwarding_problems,
     },
     planner::BackendRoute,
 };
@@ -34,6 +35,8 @@ pub(super) struct NetworkSnapshot {
     pub routes: FxHashMap<IpAddr, BackendRoute>,
     /// Addresses of this host.
     pub addresses: Vec<IpAddr>,
+    /// Where packets come from.
+    pub ingress: Arc<Ingress>,
     /// Whether the program may remember ways to clients that are wrong now.
     pub outdates_clients: bool,
     /// What an operator should see to.
@@ -121,7 +124,10 @@ pub(super) struct NetworkWatcher {
     routes: FxHashMap<IpAddr, BackendRoute>,
     /// Next hops on our interfaces.
     neighbours: HashSet<(u32, IpAddr)>,
-    addresses: Vec<IpAddr>,
+    addresses: Vec<HostAddress>,
+    /// The output interfaces of the routes to backends.
+    outputs: HashMap<IpAddr, Vec<u32>>,
+    ingress: Arc<Ingress>,
     /// Backends whose replies cannot come back through XDP.
     unreachable_backends: Vec<Problem>,
     /// Of the kernel's settings and routes.
@@ -142,6 +148,8 @@ impl NetworkWatcher {
             routes: FxHashMap::default(),
             neighbours: HashSet::new(),
             addresses: Vec::new(),
+            outputs: HashMap::new(),
+            ingress: Arc::default(),
             unreachable_backends: Vec::new(),
             problems: Vec::new(),
             told: Vec::new(),
@@ -198,8 +206,9 @@ impl NetworkWatcher {
     /// Asks the kernel for the way to every backend.
     pub(super) async fn look(&mut self, change: NetworkChange) -> NetworkSnapshot {
         let interfaces = self.interfaces();
-        match self.network.resolve_all(&self.spec.backends).await {
-            Ok(answers) => {
+        match ways(&self.network, &self.spec.backends).await {
+            Ok((answers, outputs)) => {
+                self.outputs = outputs;
                 self.failures.note(ProblemName::NextHopsUnknown, Ok::<_, net::Error>(()));
                 self.routes =
                     answers.iter().filter_map(|(&addr, hop)| Some((addr, route(hop)?))).collect();
@@ -219,12 +228,17 @@ impl NetworkWatcher {
         problems.extend(self.unreachable_backends.clone());
         problems.extend(self.vip_states.iter().filter_map(|(vip, state)| silent_vip(*vip, state)));
         self.problems.clone_from(&problems);
+        let ingress = self.network.ingress(&interfaces, &self.addresses, self.outputs.clone());
+        if *self.ingress != ingress {
+            self.ingress = Arc::new(ingress);
+        }
         let interfaces = self.with_xdp(interfaces).await;
         problems.extend(self.failures.problems());
         NetworkSnapshot {
             interfaces,
             routes: self.routes.clone(),
-            addresses: self.addresses.clone(),
+            addresses: self.addresses.iter().map(|held| held.address).collect(),
+            ingress: Arc::clone(&self.ingress),
             outdates_clients: change.outdates_answers(),
             problems,
             taken: None,
@@ -283,6 +297,15 @@ impl NetworkWatcher {
     fn interfaces(&self) -> Vec<Interface> {
         self.spec.names.iter().filter_map(|name| self.network.interface(name)).collect()
     }
+}
+
+/// By address.
+type Ways = (HashMap<IpAddr, NextHop>, HashMap<IpAddr, Vec<u32>>);
+
+/// The way to each backend, and the output interfaces of its route.
+async fn ways(network: &Network, backends: &[IpAddr]) -> Result<Ways, net::Error> {
+    let answers = network.resolve_all(backends).await?;
+    Ok((answers, network.outputs(backends).await?))
 }
 
 fn route(hop: &NextHop) -> Option<BackendRoute> {

@@ -131,7 +131,8 @@ async fn needs(arguments: &Arguments) -> anyhow::Result<Vec<Need>> {
         needs.push(default_route(&network, arguments.gateway).await?);
         return Ok(needs);
     }
-    let here = network.addresses().await?;
+    let here = network.addresses().await?.into_iter().map(|held| held.address);
+    let here: Vec<_> = here.collect();
     needs.extend(held_vips(&arguments.vips, &here));
     let is_gue = match arguments.backend {
         Mode::Nat | Mode::FullNat | Mode::Dsr => return Ok(needs),

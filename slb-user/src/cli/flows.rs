@@ -86,6 +86,9 @@ pub(super) struct ExplainArguments {
     /// It is an ICMP error about such a packet, on its way to SRC: give a VIP as SRC for one about what the VIP has sent.
     #[arg(long)]
     icmp_error: bool,
+    /// The interface that it comes in by: whether its source may do that is looked at only then.
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
     #[command(flatten)]
     query: Query,
 }
@@ -103,6 +106,7 @@ pub(super) fn explain(arguments: ExplainArguments) -> anyhow::Result<Exit> {
         fragment: arguments.fragment,
         fragment_id: arguments.fragment_id,
         icmp_error: arguments.icmp_error,
+        interface: arguments.interface,
         ..ExplainRequest::new(protocol, src, dst)
     };
     query.show(async |agent| agent.get_with("/v1/explain", &question).await, tell)

@@ -52,6 +52,7 @@ fn objects(config: &Config, same: &HashSet<&str>) -> Objects {
         flows,
         announce,
         no_listener,
+        vlans,
         tunnel_source,
         http,
         api,
@@ -65,6 +66,7 @@ fn objects(config: &Config, same: &HashSet<&str>) -> Objects {
         ("flows", flows.to_string()),
         ("announce", announce.to_string()),
         ("no_listener", no_listener.to_string()),
+        ("vlans", vlans.as_ref().map_or_else(|| "all".to_owned(), list)),
         ("tunnel_source", format!("{}, {}", tunnel_source.v4, tunnel_source.v6)),
         ("http", optional(http.as_ref())),
         ("api", api.display().to_string()),
@@ -203,8 +205,8 @@ fn or_off(value: Option<Duration>) -> String {
     value.map_or_else(|| "off".to_owned(), duration)
 }
 
-fn list(values: &[impl Display]) -> String {
-    let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+fn list<'a, T: Display + 'a>(values: impl IntoIterator<Item = &'a T>) -> String {
+    let values: Vec<String> = values.into_iter().map(ToString::to_string).collect();
     format!("[{}]", values.join(", "))
 }
 

@@ -11,9 +11,9 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use slb_common::{
     abi::{
         self, Address, Backend, Chunk, ClientNextHop, ConnState, Endpoint, Filter, Flow, FlowKey,
-        FlowKind, Fragment, FragmentKey, Limits, Listed, Listener, Mode, NEXT_HOP_LOCAL,
+        FlowKind, Fragment, FragmentKey, Interface, Limits, Listed, Listener, Mode, NEXT_HOP_LOCAL,
         NOT_CHOSEN, NextHop, PROXY_NONE, PROXY_V2, Policers, RevNat, RevNatFlags, Roles, Settings,
-        SourcePolicer, Sticky, StickyKey, TCP,
+        SourcePolicer, Sticky, StickyKey, Subnet, TCP,
     },
     decide::{
         self, Beginning, Course, ErrorToBackend, ErrorToClient, Filtered, Limit, Lookups as _, Side,
@@ -56,6 +56,8 @@ pub struct Explainer {
     listeners: HashMap<MapData, Endpoint, Listener>,
     slots: Array<MapData, Chunk>,
     cursors: Array<MapData, u64>,
+    interfaces: HashMap<MapData, u32, Interface>,
+    subnets: LpmTrie<MapData, Subnet, u64>,
     backends: Array<MapData, Backend>,
     records: Memory<Backend>,
     addresses: HashMap<MapData, Address, Roles>,
@@ -85,6 +87,8 @@ impl Explainer {
             listeners: open(pins, "SLB_LISTENERS")?,
             slots: open(pins, "SLB_SLOTS")?,
             cursors: open(pins, "SLB_RR_CURSORS")?,
+            interfaces: open(pins, "SLB_INTERFACES")?,
+            subnets: open(pins, "SLB_SUBNETS")?,
             backends: open(pins, "SLB_BACKENDS")?,
             records: Memory::open(pins, "SLB_BACKENDS")?,
             addresses: open(pins, "SLB_ADDRESSES")?,
@@ -192,7 +196,7 @@ impl Path<'_> {
 
     /// TCP or UDP, with its ports.
     fn transport(&mut self, packet: &Packet) -> Result<Verdict, End> {
-        let filtered = Filtered { from: Roles::all(), bypass_until: self.bypass_until() };
+        let filtered = Filtered { bypass_until: self.bypass_until(), ..Filtered::NOT };
         match decide::to_vip(self, packet, &packet.key.destination(), filtered, false)? {
             Course::Elsewhere => self.elsewhere(packet),
             Course::Guarded => Err(Verdict::Inconsistent.into()),
@@ -216,6 +220,7 @@ impl Path<'_> {
                 "for it"
             };
             self.say("backend", format!("sent by {backend}, which answers {of}: {vip}"));
+            decide::check_backend(self, &origin)?;
             return Err(End::Unknown);
         }
         if self.endpoint(&packet.key.destination())?.is_some() {
@@ -320,7 +325,7 @@ impl Path<'_> {
     fn error(&mut self, packet: &Packet) -> Result<Verdict, End> {
         let quoted = self.question.key();
         let outcome = match decide::concerns(self, packet, &quoted)? {
-            Side::Backend => self.error_to_backend(&quoted),
+            Side::Backend => self.error_to_backend(packet, &quoted),
             Side::Client => self.error_to_client(packet, &quoted),
         };
         if let Err(End::Verdict(Verdict::NotOurs)) = outcome {
@@ -331,8 +336,8 @@ impl Path<'_> {
         outcome
     }
 
-    fn error_to_backend(&mut self, quoted: &FlowKey) -> Result<Verdict, End> {
-        let ErrorToBackend { backend, id, .. } = decide::error_to_backend(self, quoted)?;
+    fn error_to_backend(&mut self, packet: &Packet, quoted: &FlowKey) -> Result<Verdict, End> {
+        let ErrorToBackend { backend, id, .. } = decide::error_to_backend(self, packet, quoted)?;
         self.say_backend(id)?;
         (self.told.backend, self.told.to) = (Some(id), Some(addr(&backend)));
         Ok(decide::delivered(false, backend.hop.is_known()))

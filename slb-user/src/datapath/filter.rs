@@ -6,11 +6,12 @@ use std::{
 };
 
 use slb_common::{
-    abi::{Address, FILTER_HASHES, FILTER_PER_BYTE, Filter, Roles},
+    abi::{Address, FILTER_HASHES, FILTER_PER_BYTE, Filter, Interface, NETWORK_BYTES, Roles},
     hash,
 };
 
 use super::{Pins, TableError, memory::Memory};
+use crate::state::Subnets;
 
 /// What the addresses of each hash are to us, together.
 #[derive(Debug)]
@@ -54,12 +55,34 @@ impl RoleFilter {
         self.write(number, self.byte(number, roles));
     }
 
+    /// Says of each interface in which networks there are subnets that are not behind it.
+    pub(super) fn set_subnets(&self, subnets: &Subnets, interfaces: &BTreeMap<u32, Interface>) {
+        for interface in interfaces.values() {
+            let mut networks = vec![0_u8; NETWORK_BYTES];
+            for (subnet, _) in subnets.iter().filter(|(_, set)| *set & interface.set() == 0) {
+                for network in networks_of(*subnet) {
+                    networks[network / 8] |= 1 << (network % 8);
+                }
+            }
+            let first = interface.number as usize * NETWORK_BYTES;
+            for (byte, value) in (first..).zip(networks) {
+                let filter = self.memory.first();
+                // SAFETY: a byte of the mapping, which is only accessed in this way.
+                let byte =
+                    unsafe { AtomicU8::from_ptr(&raw mut (*filter.as_ptr()).elsewhere[byte]) };
+                if byte.load(Ordering::Relaxed) != value {
+                    byte.store(value, Ordering::Release);
+                }
+            }
+        }
+    }
+
     /// What the addresses of the hashes in a byte are.
     fn byte(&self, number: usize, roles: &BTreeMap<Address, Roles>) -> u8 {
         (0..FILTER_PER_BYTE).fold(0, |byte, place| {
             let addresses = self.addresses.get(&(number * FILTER_PER_BYTE + place));
             let known = addresses.into_iter().flatten().filter_map(|addr| roles.get(addr));
-            let all = known.copied().collect::<Roles>() & Roles::FILTERED;
+            let all = known.copied().collect::<Roles>().filtered();
             byte | (all.bits() as u8) << (2 * place)
         })
     }
@@ -69,5 +92,50 @@ impl RoleFilter {
         // SAFETY: a byte of the mapping, which is only accessed in this way.
         let byte = unsafe { AtomicU8::from_ptr(&raw mut (*filter.as_ptr()).roles[number]) };
         byte.store(value, Ordering::Release);
+    }
+}
+
+/// The networks, by [`hash::network`], that addresses of a subnet are in.
+fn networks_of((bits, addr): (u32, Address)) -> impl Iterator<Item = usize> {
+    let is_v4 = bits >= 96 && addr.is_v4();
+    let network = move |addr: u128| hash::network(Address { bytes: addr.to_be_bytes() }, is_v4);
+    // Below the first bits that tell networks apart.
+    let (told, shift) = if is_v4 { (96 + 16, 16) } else { (32, 96) };
+    let missing = told.max(bits) - bits;
+    // Fewer bits than the half of IPv6's: nearly all networks are among them, whose hashes need not be computed.
+    let all = (missing > 16).then_some(0..1 << 16);
+    let first = u128::from_be_bytes(addr.bytes);
+    let some = (missing <= 16).then(|| 0..1_u128 << missing);
+    let some = some.into_iter().flatten().map(move |of| network(first | of << shift));
+    all.into_iter().flatten().chain(some)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, net::IpAddr};
+
+    use super::*;
+
+    #[test]
+    fn given_subnets_when_their_networks_are_named_then_each_address_is_in_one() {
+        let cases = [
+            ("10.0.0.0", 24, 1, ["10.0.0.7", "10.0.255.255"]),
+            ("10.0.0.0", 8, 256, ["10.0.0.1", "10.255.0.1"]),
+            ("0.0.0.0", 0, 65_536, ["1.2.3.4", "255.0.0.1"]),
+            ("2001:db8::", 64, 1, ["2001:db8::1", "2001:db8:ffff::1"]),
+            ("2001:db8::", 28, 16, ["2001:db8::1", "2001:dbf:ffff::1"]),
+            ("2000::", 3, 65_536, ["2001:db8::1", "3fff::1"]),
+        ];
+        for (subnet, prefix, networks, inside) in cases {
+            let subnet: IpAddr = subnet.parse().unwrap();
+            let bits = prefix + if subnet.is_ipv4() { 96 } else { 0 };
+            let found: BTreeSet<usize> = networks_of((bits, subnet.into())).collect();
+            assert_eq!(found.len(), networks, "{subnet}/{prefix}");
+            for addr in inside {
+                let addr: IpAddr = addr.parse().unwrap();
+                let network = hash::network(addr.into(), addr.is_ipv4());
+                assert!(found.contains(&network), "{addr} in {subnet}/{prefix}");
+            }
+        }
     }
 }

@@ -5,10 +5,10 @@ use slb_common::{
     abi::{
         AclCacheEntry, Address, Backend, Bucket, Chunk, ClientNextHop, Counter, Endpoint, Filter,
         Fragment, FragmentKey, Interface, Limits, Listed, Listener, ListenerIndex, MAX_ACL_CACHE,
-        MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_NEXT_HOPS,
-        MAX_PREFIXES, MAX_QUIC, MAX_SOURCE_POLICERS, MAX_SOURCES, MAX_STICKY, Policers, QuicKey,
-        RevNat, RevNatIndex, Roles, Scratch, Settings, SourcePolicer, Sticky, StickyKey,
-        SynAnswers, Traffic,
+        MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INGRESS, MAX_INTERFACES, MAX_LISTENERS,
+        MAX_MACS, MAX_NEXT_HOPS, MAX_PREFIXES, MAX_QUIC, MAX_SOURCE_POLICERS, MAX_SOURCES,
+        MAX_STICKY, MAX_SUBNETS, OwnMac, Policers, QuicKey, RevNat, RevNatIndex, Roles, Scratch,
+        Settings, SourcePolicer, Sticky, StickyKey, Subnet, SynAnswers, Traffic, VLAN_WORDS,
     },
     programs::Program,
     verdict::MAX_VERDICTS,
@@ -30,7 +30,7 @@ const fn layout<K, V>(name: &'static str, capacity: Option<usize>) -> MapLayout 
 }
 
 /// All of them.
-pub(super) const MAPS: [MapLayout; 29] = [
+pub(super) const MAPS: [MapLayout; 33] = [
     layout::<Endpoint, Listener>("SLB_LISTENERS", Some(MAX_LISTENERS)),
     layout::<u32, ListenerIndex>("SLB_LISTENER_INDEX", Some(1)),
     layout::<u32, RevNatIndex>("SLB_REVNAT_INDEX", Some(1)),
@@ -40,6 +40,10 @@ pub(super) const MAPS: [MapLayout; 29] = [
     layout::<Address, Roles>("SLB_ADDRESSES", Some(MAX_ENDPOINTS)),
     layout::<Endpoint, RevNat>("SLB_REVNAT", Some(MAX_ENDPOINTS)),
     layout::<u32, Interface>("SLB_INTERFACES", Some(MAX_INTERFACES)),
+    layout::<u32, Interface>("SLB_INGRESS", Some(MAX_INGRESS)),
+    layout::<OwnMac, u32>("SLB_MACS", Some(MAX_MACS)),
+    layout::<Key<Subnet>, u64>("SLB_SUBNETS", Some(MAX_SUBNETS)),
+    layout::<u32, u64>("SLB_VLANS", Some(VLAN_WORDS)),
     layout::<u32, Settings>("SLB_SETTINGS", Some(1)),
     layout::<u32, Filter>("SLB_FILTER", Some(1)),
     layout::<u32, ClientNextHop>("SLB_NEXT_HOPS", Some(MAX_NEXT_HOPS)),

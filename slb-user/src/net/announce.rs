@@ -1,6 +1,9 @@
 //! Makes the network send the VIPs' packets to this host: one [`Announcer`] for each way to do so.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use futures_util::future::BoxFuture;
 use rtnetlink::packet_route::{RouteNetlinkMessage, address::AddressMessage};
@@ -174,13 +177,33 @@ async fn held(rtnl: &Rtnl) -> Result<Vec<Held>, Error> {
         .collect())
 }
 
+/// An address of this host, and its connected subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// Index of the interface that it is on.
+    pub ifindex: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// An address of the subnet: the peer's on point-to-point links.
+    pub network: IpAddr,
+    /// How many bits the addresses of the subnet have in common.
+    pub prefix_len: u8,
+    /// The subnet's broadcast address, if it was given one; the last address is one anyway.
+    pub broadcast: Option<Ipv4Addr>,
+}
+
 impl Network {
     /// The addresses of this host, VIPs included.
     ///
     /// # Errors
     ///
     /// [`Error::Dump`].
-    pub async fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
-        Ok(held(&self.rtnl).await?.into_iter().map(|held| held.address).collect())
+    pub async fn addresses(&self) -> Result<Vec<HostAddress>, Error> {
+        let held = held(&self.rtnl).await?.into_iter();
+        let addresses = held.map(|held| {
+            let Held { index: ifindex, address, network, prefix_len, broadcast, own: _ } = held;
+            HostAddress { ifindex, address, network, prefix_len, broadcast }
+        });
+        Ok(addresses.collect())
     }
 }

@@ -114,6 +114,8 @@ mod tests {
             up: true,
             is_ethernet: true,
             is_veth: false,
+            master: None,
+            lower: None,
         };
         for (case, values, expected) in cases {
             let root = settings(&values);

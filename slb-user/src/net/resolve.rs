@@ -12,7 +12,9 @@ use std::{
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia,
+    },
 };
 
 use super::{
@@ -109,7 +111,14 @@ impl fmt::Display for Unreachable {
 /// The kernel's answer to a route look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    Via { ifindex: u32, neighbour: IpAddr, mtu: Option<u32>, source: Option<IpAddr> },
+    Via {
+        ifindex: u32,
+        neighbour: IpAddr,
+        mtu: Option<u32>,
+        source: Option<IpAddr>,
+        /// Of all next hops of the route.
+        outputs: Vec<u32>,
+    },
     Unreachable(Unreachable),
     Local,
 }
@@ -156,6 +165,22 @@ impl Network {
         let routes = self.routes(addresses).await?;
         let tables = self.shared.tables();
         Ok(routes.iter().map(|(&address, route)| (address, next_hop(&tables, route))).collect())
+    }
+
+    /// The output interfaces of the routes to addresses: of all next hops, where a route has several. Those are the
+    /// interfaces that the kernel takes packets from an address by, with `rp_filter = 1`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Route`].
+    pub async fn outputs(&self, addresses: &[IpAddr]) -> Result<HashMap<IpAddr, Vec<u32>>, Error> {
+        let routes = self.routes(addresses).await?.into_iter();
+        Ok(routes
+            .map(|(address, route)| match route {
+                Route::Via { outputs, .. } => (address, outputs),
+                Route::Unreachable(_) | Route::Local => (address, Vec::new()),
+            })
+            .collect())
     }
 
     /// The routes of these addresses: remembered ones, and the kernel's answers for the others.
@@ -213,17 +238,28 @@ impl Network {
 
     async fn ask_routes(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Route)>, Error> {
         let Some(&first) = addresses.first() else { return Ok(Vec::new()) };
-        let questions = addresses.iter().map(|&it| RouteNetlinkMessage::GetRoute(question(it)));
-        let (batch, questions) = (Arc::clone(&self.batch), questions.collect());
+        // Of each the way of a packet, and the entry of the routing table that it goes by.
+        let questions = addresses.iter().flat_map(|&it| [question(it), entry_question(it)]);
+        let questions = questions.map(RouteNetlinkMessage::GetRoute).collect();
+        let batch = Arc::clone(&self.batch);
         let answers =
             tokio::task::spawn_blocking(contained::blocking(move || batch.ask(questions)));
         let answers = answers.await.map_err(io::Error::other).flatten();
         let answers = answers.map_err(|source| Error::Route { address: first, source })?;
-        addresses
-            .into_iter()
-            .zip(answers)
-            .map(|(it, answer)| Ok((it, route(it, answer)?)))
-            .collect()
+        let (mut answers, mut routes) = (answers.into_iter(), Vec::with_capacity(addresses.len()));
+        for address in addresses {
+            let Some((way, entry)) = answers.next().zip(answers.next()) else { break };
+            let mut route = route(address, way)?;
+            if let (Route::Via { outputs, .. }, Ok(RouteNetlinkMessage::NewRoute(entry))) =
+                (&mut route, entry)
+            {
+                outputs.extend(entry.attributes.iter().flat_map(outputs_of));
+                outputs.sort_unstable();
+                outputs.dedup();
+            }
+            routes.push((address, route));
+        }
+        Ok(routes)
     }
 
     fn cache(&self) -> MutexGuard<'_, RouteCache> {
@@ -245,7 +281,7 @@ fn route(address: IpAddr, answer: Answer) -> Result<Route, Error> {
 
 fn next_hop(tables: &Tables, route: &Route) -> NextHop {
     match route {
-        Route::Via { ifindex, neighbour, mtu, source } => {
+        Route::Via { ifindex, neighbour, mtu, source, .. } => {
             through(tables, (*ifindex, *neighbour), *mtu, *source)
         }
         Route::Unreachable(reason) => NextHop::Unreachable(*reason),
@@ -288,6 +324,13 @@ fn question(address: IpAddr) -> RouteMessage {
     message
 }
 
+/// The same, about the entry of the routing table, with all of its next hops.
+fn entry_question(address: IpAddr) -> RouteMessage {
+    let mut message = question(address);
+    message.header.flags = RouteFlags::FibMatch;
+    message
+}
+
 /// The IPv4 side says these by error codes, the IPv6 side mostly by route types.
 fn refusal(error: &io::Error) -> Option<Unreachable> {
     match error.raw_os_error()? {
@@ -297,6 +340,15 @@ fn refusal(error: &io::Error) -> Option<Unreachable> {
         libc::EINVAL => Some(Unreachable::Blackhole),
         libc::ENETDOWN | libc::ENODEV => Some(Unreachable::LinkDown),
         _ => None,
+    }
+}
+
+/// The interfaces that an attribute of a route names.
+fn outputs_of(attribute: &RouteAttribute) -> Vec<u32> {
+    match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -336,7 +388,10 @@ fn parse(message: &RouteMessage, address: IpAddr) -> Route {
     match output {
         // An MTU that expires was learnt from ICMP about this host's own packets; the kernel does
         // not hold forwarded packets to it either.
-        Some(ifindex) => Route::Via { ifindex, neighbour, mtu: mtu.filter(|_| !learned), source },
+        Some(ifindex) => {
+            let (mtu, outputs) = (mtu.filter(|_| !learned), vec![ifindex]);
+            Route::Via { ifindex, neighbour, mtu, source, outputs }
+        }
         None => Route::Unreachable(Unreachable::NoRoute),
     }
 }
@@ -350,7 +405,14 @@ mod tests {
 
     #[test]
     fn given_answers_of_the_kernel_when_parsed_then_the_way_is_the_kernels() {
-        let on_link = Route::Via { ifindex: 7, neighbour: ADDRESS, mtu: None, source: None };
+        let via = |neighbour, mtu| Route::Via {
+            ifindex: 7,
+            neighbour,
+            mtu,
+            source: None,
+            outputs: vec![7],
+        };
+        let on_link = via(ADDRESS, None);
         let gateway = RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY));
         let via6 = "fe80::1".parse().unwrap();
         let oif = RouteAttribute::Oif(7);
@@ -360,13 +422,13 @@ mod tests {
                 "gateway and MTU",
                 RouteType::Unicast,
                 vec![gateway, RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]), oif.clone()],
-                Route::Via { ifindex: 7, neighbour: GATEWAY.into(), mtu: Some(1400), source: None },
+                via(GATEWAY.into(), Some(1400)),
             ),
             (
                 "IPv6 gateway of an IPv4 route",
                 RouteType::Unicast,
                 vec![RouteAttribute::Via(RouteVia::Inet6(via6)), oif.clone()],
-                Route::Via { ifindex: 7, neighbour: via6.into(), mtu: None, source: None },
+                via(via6.into(), None),
             ),
             ("own", RouteType::Local, vec![oif.clone()], Route::Local),
             (

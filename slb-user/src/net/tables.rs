@@ -7,7 +7,9 @@ use std::{collections::HashMap, net::IpAddr};
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{
+        InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
         NeighbourState,
@@ -37,6 +39,10 @@ pub struct Interface {
     pub is_ethernet: bool,
     /// One end of a pair.
     pub is_veth: bool,
+    /// The bridge or bond that it is a port of.
+    pub master: Option<u32>,
+    /// For a VLAN, `macvlan` or `ipvlan`: the interface of this namespace that it is on top of.
+    pub lower: Option<u32>,
 }
 
 /// What has changed in the kernel's network.
@@ -185,7 +191,8 @@ fn is_link(message: &LinkMessage) -> bool {
     message.header.interface_family == AddressFamily::Unspec
 }
 
-/// What a message leaves out (some events carry one attribute only) stays as it was.
+/// What a message leaves out (some events carry one attribute only) stays as it was. But one that names the interface
+/// is whole.
 fn parse_link(message: &LinkMessage, before: Option<&Interface>) -> Interface {
     let running = LinkFlags::Up | LinkFlags::LowerUp;
     let mut interface = before.cloned().unwrap_or_else(|| Interface {
@@ -196,7 +203,13 @@ fn parse_link(message: &LinkMessage, before: Option<&Interface>) -> Interface {
         up: false,
         is_ethernet: false,
         is_veth: false,
+        master: None,
+        lower: None,
     });
+    if message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfName(_))) {
+        interface.master = master(message);
+        interface.lower = lower(message);
+    }
     interface.up = message.header.flags.contains(running);
     interface.is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     for attribute in &message.attributes {
@@ -213,6 +226,37 @@ fn parse_link(message: &LinkMessage, before: Option<&Interface>) -> Interface {
         }
     }
     interface
+}
+
+/// Not that of a VRF, which only says which routes count.
+fn master(message: &LinkMessage) -> Option<u32> {
+    let is_of_vrf = |info: &LinkInfo| matches!(info, LinkInfo::PortKind(InfoPortKind::Vrf));
+    let mut master = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Controller(index) => master = Some(*index),
+            LinkAttribute::LinkInfo(infos) if infos.iter().any(is_of_vrf) => return None,
+            _ => {}
+        }
+    }
+    master
+}
+
+fn lower(message: &LinkMessage) -> Option<u32> {
+    let is_on_top = |info: &LinkInfo| {
+        matches!(info, LinkInfo::Kind(InfoKind::Vlan | InfoKind::MacVlan | InfoKind::IpVlan))
+    };
+    let (mut lower, mut is_stacked) = (None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(index) => lower = Some(*index),
+            // The number is that of another namespace.
+            LinkAttribute::LinkNetNsId(_) => return None,
+            LinkAttribute::LinkInfo(infos) => is_stacked = infos.iter().any(is_on_top),
+            _ => {}
+        }
+    }
+    lower.filter(|_| is_stacked)
 }
 
 /// `None` for entries that are not IP neighbours: a bridge's forwarding entries, and proxy entries.

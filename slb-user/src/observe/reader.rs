@@ -61,6 +61,14 @@ pub enum ExplainError {
     /// Only later fragments are looked up by their identification.
     #[error("fragment_id is that of a later fragment: fragment has to be \"later\"")]
     FragmentId,
+    /// XDP is not attached there.
+    #[error("interface {name:?}: XDP is attached to {attached}")]
+    Interface {
+        /// What was asked for.
+        name: String,
+        /// The interfaces that there are.
+        attached: String,
+    },
     /// The maps could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -186,7 +194,10 @@ impl Observer for StatusReader {
     }
 
     fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, ExplainError> {
-        let question = question(request)?;
+        let mut question = question(request)?;
+        if let Some(name) = &request.interface {
+            question.ingress = ingress(name, &self.snapshot())?;
+        }
         let now = self.jiffies.now().map_err(ReadError::from)?;
         let explained = self.explainer.explain(&question, now).map_err(ReadError::from)?;
         let Explanation { steps, verdict, backend, to, from } = explained;
@@ -230,6 +241,16 @@ fn question(request: &ExplainRequest) -> Result<Question, ExplainError> {
     question.part = part;
     question.ttl = ttl.unwrap_or(question.ttl);
     Ok(question)
+}
+
+/// Index of an interface that packets come in by.
+fn ingress(name: &str, snapshot: &Snapshot) -> Result<u32, ExplainError> {
+    let found = snapshot.interfaces.iter().find(|interface| interface.name == name);
+    found.map(|interface| interface.index).ok_or_else(|| {
+        let names = snapshot.interfaces.iter().map(|interface| interface.name.as_str());
+        let attached = names.collect::<Vec<_>>().join(", ");
+        ExplainError::Interface { name: name.to_owned(), attached }
+    })
 }
 
 fn canonical(at: SocketAddr) -> SocketAddr {

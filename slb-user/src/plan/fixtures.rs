@@ -9,6 +9,10 @@ use crate::state::State;
 pub(crate) fn apply(state: &mut State, step: Step) {
     match step {
         Step::PutInterface(index, interface) => drop(state.interfaces.insert(index, interface)),
+        Step::PutMac(mac) => drop(state.macs.insert(mac, ())),
+        Step::RemoveMac(mac) => drop(state.macs.remove(&mac)),
+        Step::PutSubnet(subnet, interfaces) => drop(state.subnets.insert(subnet, interfaces)),
+        Step::RemoveSubnet(subnet) => drop(state.subnets.remove(&subnet)),
         Step::PutSource(index, addr) => drop(state.sources.insert(index, addr)),
         Step::PutBackend(id, backend) => drop(state.backends.insert(id, backend)),
         Step::PutAcl(acl, list) => drop(state.acls.insert(acl, list)),

@@ -61,7 +61,7 @@ fn states() -> impl Strategy<Value = State> {
             state.endpoints.insert(endpoint(backend.addr, backend.port), direct);
             *state.addresses.entry(backend.addr).or_default() |= Roles::BACKEND;
             if ifindex != 0 {
-                state.interfaces.insert(ifindex, Interface { redirect: 1 });
+                state.interfaces.insert(ifindex, Interface { redirect: 1, ..Interface::default() });
             }
         }
         for ((n, port), (id, named)) in listeners {
@@ -114,7 +114,10 @@ fn any_states() -> impl Strategy<Value = State> {
                     (id, Backend { addr: host(id), port, flags, ..Backend::default() })
                 })
                 .collect(),
-            addresses: addresses.into_iter().map(|(n, roles)| (vip(n), roles)).collect(),
+            addresses: addresses
+                .into_iter()
+                .map(|(n, roles)| (vip(n), Roles::from_bits_retain(roles)))
+                .collect(),
             endpoints: endpoints
                 .into_iter()
                 .map(|((n, port), backend)| {
@@ -123,7 +126,7 @@ fn any_states() -> impl Strategy<Value = State> {
                 .collect(),
             interfaces: interfaces
                 .into_iter()
-                .map(|(index, redirect)| (index, Interface { redirect }))
+                .map(|(index, redirect)| (index, Interface { redirect, ..Interface::default() }))
                 .collect(),
             sources: BTreeMap::new(),
             ..State::default()

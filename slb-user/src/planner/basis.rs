@@ -8,6 +8,7 @@ use super::{BackendRoute, Inputs};
 use crate::{
     health::Health,
     ids::{Ids, IndexedBackend},
+    net::Ingress,
 };
 
 /// All that a plan depends on but time, what is installed, and how far schedules have come.
@@ -19,6 +20,7 @@ pub(super) struct Basis {
     generic: bool,
     interfaces: BTreeMap<u32, Interface>,
     locals: Vec<IpAddr>,
+    ingress: Arc<Ingress>,
 }
 
 /// What concerns one backend.
@@ -45,6 +47,7 @@ impl Basis {
             generic: inputs.generic,
             interfaces: inputs.interfaces.clone(),
             locals: inputs.locals.to_vec(),
+            ingress: Arc::clone(inputs.ingress),
         }
     }
 
@@ -54,6 +57,7 @@ impl Basis {
         let is_alike = self.generic == before.generic
             && self.interfaces == before.interfaces
             && self.locals == before.locals
+            && self.ingress == before.ingress
             && self.ids.listeners == before.ids.listeners
             && self.ids.backends.len() == before.ids.backends.len();
         if !is_alike {

@@ -4,10 +4,8 @@ use std::{collections::BTreeMap, ops::Range};
 
 use slb_common::abi::{Endpoint, RevNat, RevNatFlags};
 
-use crate::{
-    ids::{Ids, IndexedBackend, IndexedListener},
-    state::State,
-};
+use super::{Inputs, ingress};
+use crate::ids::{Ids, IndexedBackend, IndexedListener};
 
 /// A VIP for which a backend's address and port answer.
 #[derive(Debug)]
@@ -62,12 +60,12 @@ impl Origins {
     pub(super) fn take_changed(
         &mut self,
         ids: &Ids,
-        installed: &State,
+        inputs: &Inputs<'_>,
     ) -> BTreeMap<Endpoint, RevNat> {
         let Self { owners, flags, are_set, .. } = self;
         let owners = owners.chunk_by(|a, b| a.at == b.at);
         let changed = owners.filter(|owners| owners.iter().any(|owner| are_set[owner.backend]));
-        let records = changed.map(|owners| origin(owners, ids, flags, installed)).collect();
+        let records = changed.map(|owners| origin(owners, ids, flags, inputs)).collect();
         are_set.fill(false);
         records
     }
@@ -97,9 +95,9 @@ fn origin(
     owners: &[Owner],
     ids: &Ids,
     flags: &[RevNatFlags],
-    installed: &State,
+    inputs: &Inputs<'_>,
 ) -> (Endpoint, RevNat) {
-    let before = installed.endpoints.get(&owners[0].at);
+    let before = inputs.installed.endpoints.get(&owners[0].at);
     let is_before = |owner: &&Owner| {
         before.is_some_and(|origin| (origin.vip, origin.port) == (owner.vip.addr, owner.vip.port))
     };
@@ -110,7 +108,9 @@ fn origin(
     let shared = if owners.len() > 1 { RevNatFlags::SHARED } else { RevNatFlags::empty() };
     let flags = flags[*backend] | of_others | shared;
     let backend = ids.backends[*backend].id;
-    (*at, RevNat { vip: vip.addr, port: vip.port, backend, flags, spare: 0 })
+    let (ingress, interfaces) =
+        ingress::of_backend(at.addr, inputs.ingress, inputs.interfaces, before);
+    (*at, RevNat { vip: vip.addr, port: vip.port, backend, flags, ingress, interfaces })
 }
 
 impl IndexedBackend {

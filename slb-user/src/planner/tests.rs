@@ -17,6 +17,7 @@ use crate::{
 use Health::{Healthy, Unhealthy, Unknown};
 
 mod health;
+mod ingress;
 mod parts;
 mod records;
 mod removed;
@@ -30,6 +31,7 @@ struct World {
     health: Vec<Health>,
     routes: FxHashMap<IpAddr, BackendRoute>,
     interfaces: BTreeMap<u32, Interface>,
+    ingress: Arc<Ingress>,
     locals: Vec<IpAddr>,
     installed: State,
     begin: Instant,
@@ -45,6 +47,7 @@ impl World {
             ids,
             routes: FxHashMap::default(),
             interfaces: BTreeMap::new(),
+            ingress: Arc::default(),
             locals: Vec::new(),
             installed: State::default(),
             begin: Instant::now(),
@@ -72,6 +75,7 @@ impl World {
             routes: &self.routes,
             generic: false,
             interfaces: &self.interfaces,
+            ingress: &self.ingress,
             locals: &self.locals,
             jiffies: Jiffies::per_second(250),
             installed: &self.installed,

@@ -18,7 +18,7 @@ use crate::{
         syn, vip,
     },
     frame::{ACK, Frame, icmp, tagged},
-    lab::{FIRST, LAN, WAN},
+    lab::{FIRST, LAN, WAN, set},
 };
 
 /// Which program is timed.
@@ -303,8 +303,9 @@ pub(crate) fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
                 vip: vip(0, to).ip().into(),
                 port: to.into(),
                 backend: id,
-                flags: RevNatFlags::empty(),
-                spare: 0,
+                ingress: LAN,
+                interfaces: set(LAN),
+                ..RevNat::default()
             };
             state.endpoints.insert(endpoint(at, abi::TCP), origin);
         }

@@ -28,6 +28,8 @@ mod history;
 #[cfg(test)]
 mod hops;
 #[cfg(test)]
+mod ingress;
+#[cfg(test)]
 mod jumbo;
 mod maps;
 #[cfg(test)]

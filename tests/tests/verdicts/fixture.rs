@@ -24,7 +24,7 @@ use slb_user::{
 };
 
 use crate::{
-    frame::{Frame, L3, RST, Transport},
+    frame::{Frame, L3, RST, Transport, seal_v4},
     lab::{self, FIRST, LAN, LAN_MAC, ROUTER, WAN, WAN_MAC},
     worker::Worker,
 };
@@ -276,6 +276,7 @@ impl<'a> Slb<'a> {
         let result = self.test_run(ingress, input, &mut output);
         output.truncate(result.data_size_out as usize);
 
+        forget_identification(input, &mut output);
         let verdict = self.moved(u64::from(len));
         let is_as_long = match (verdict, verdict.action()) {
             // Made anew, or put into a tunnel, or of no use to anybody.
@@ -387,11 +388,13 @@ impl<'a> Slb<'a> {
 
     /// A frame from the clients' side.
     pub(crate) fn client_sends(&mut self, case: &str, frame: &Frame, expected: &Outcome) {
+        let frame = Frame { dst_mac: WAN_MAC, ..frame.clone() };
         self.check(case, WAN, &frame.bytes(), expected);
     }
 
     /// A frame from the backends' side.
     pub(crate) fn backend_sends(&mut self, case: &str, frame: &Frame, expected: &Outcome) {
+        let frame = Frame { dst_mac: LAN_MAC, ..frame.clone() };
         self.check(case, LAN, &frame.bytes(), expected);
     }
 
@@ -408,6 +411,24 @@ impl<'a> Slb<'a> {
     /// Makes it so long since a frame's entry was last used.
     pub(crate) fn age(&mut self, frame: &Frame, jiffies: u32) {
         self.tamper(frame, |flow| flow.expires = flow.expires.wrapping_sub(jiffies));
+    }
+}
+
+/// Makes the identification 0 that a packet has got which was one of IPv6 before: it is random.
+fn forget_identification(input: &[u8], output: &mut Vec<u8>) {
+    /// A tag of 802.1Q.
+    const TAG: [u8; 2] = [0x81, 0];
+    let tags = output.len() > 18 && output[12..14] == TAG;
+    let at = if tags { 16 } else { 12 };
+    let crosses = input.len() > at + 2
+        && output.len() > at + 22
+        && input[at..at + 2] == [0x86, 0xdd]
+        && output[at..at + 2] == [0x08, 0x00];
+    if crosses && output[at + 8] & 0x40 == 0 {
+        let tag: Vec<u8> = if tags { output.drain(12..16).collect() } else { Vec::new() };
+        output[L3 + 4..L3 + 6].fill(0);
+        seal_v4(output);
+        output.splice(12..12, tag);
     }
 }
 

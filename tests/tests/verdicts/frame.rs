@@ -18,6 +18,9 @@ pub(crate) const PSH: u8 = 0x08;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const URG: u8 = 0x20;
 
+/// A MAC address of the gateway that is not that of an interface, as VRRP has them.
+pub(crate) const VIRTUAL_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xff];
+
 /// A frame that [`Frame::bytes`] writes out, with all lengths and checksums right.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
@@ -100,7 +103,7 @@ impl Frame {
     pub(crate) fn tcp(src: SocketAddr, dst: SocketAddr) -> Self {
         Self {
             src_mac: [2, 0, 0, 0, 0, 0xfe],
-            dst_mac: [2, 0, 0, 0, 0, 0xff],
+            dst_mac: VIRTUAL_MAC,
             src,
             dst,
             ttl: 64,

@@ -12,7 +12,7 @@ use crate::{
         FAMILIES, Outcome, SOURCES, Slb, answer, at, backend, client, datagram, forwarded, id,
         port, sender, syn, vip, with_slb,
     },
-    frame::{ACK, Extension, Frame, L3, Transport},
+    frame::{ACK, Extension, Frame, L3, Transport, seal_v4},
     lab::{FIRST, LAN, LAN_MAC, ROUTER, WAN},
 };
 
@@ -35,6 +35,14 @@ fn talks(slb: &mut Slb<'_>, case: &str, frame: &Frame, inside: SocketAddr) -> So
     source
 }
 
+/// Writes what a packet that becomes one of IPv4 is to have: up to 1 260 bytes it may be fragmented (RFC 7915, section
+/// 5.1). Its identification is random: [`Slb::run`] makes that 0.
+pub(crate) fn may_be_fragmented(bytes: &mut [u8]) {
+    let len = u16::from_be_bytes([bytes[L3 + 2], bytes[L3 + 3]]);
+    bytes[L3 + 4..L3 + 8].copy_from_slice(&[0, 0, if len > 1_260 { 0x40 } else { 0 }, 0]);
+    seal_v4(bytes);
+}
+
 /// A frame that was translated from another family looks a bit different.
 pub(crate) struct Between(pub Frame, bool);
 
@@ -54,8 +62,7 @@ impl Between {
             // Traffic class: that of the other family. No identification, no flow label.
             if self.0.src.is_ipv4() {
                 bytes[L3 + 1] = 0xa5;
-                bytes[L3 + 4..L3 + 6].fill(0);
-                crate::frame::seal_v4(&mut bytes);
+                may_be_fragmented(&mut bytes);
             } else {
                 bytes[L3..L3 + 4].copy_from_slice(&[0x6a, 0xa0, 0, 0]);
             }

@@ -30,7 +30,8 @@ fn given_ipv4_options_of_every_length_when_forwarded_and_answered_then_they_are_
     with_slb(|slb| {
         for len in (0_u8..=40).step_by(4) {
             for (frame, inside) in pair(0, 1_000 + u16::from(len)) {
-                let options: Vec<u8> = (0..len).map(|at| 0x80 | at).collect();
+                // No source routes.
+                let options: Vec<u8> = (0..len).map(|at| 0x80 | at & !1).collect();
                 let frame = Frame { v4_options: options, ..frame };
                 let case = format!("{len} bytes of options, {:?}", frame.transport);
                 let reply = answer(&frame.to(inside));
@@ -88,7 +89,7 @@ fn given_ipv6_extension_headers_when_a_frame_arrives_then_they_are_followed_or_s
         ("half a kilobyte", vec![long(63)]),
     ];
     let refused = [
-        ("routing, on its way", vec![Extension::routing(1)], Verdict::OtherProtocol),
+        ("routing, on its way", vec![Extension::routing(1)], Verdict::Martian),
         ("later fragment", vec![Extension::Fragment(1, true)], Verdict::Fragment),
         ("last fragment", vec![Extension::Fragment(0x1fff, false)], Verdict::Fragment),
         (
@@ -96,7 +97,12 @@ fn given_ipv6_extension_headers_when_a_frame_arrives_then_they_are_followed_or_s
             vec![pad(HOP_BY_HOP), Extension::Fragment(185, false)],
             Verdict::Fragment,
         ),
-        ("more than are followed", vec![pad(DESTINATION); 7], Verdict::OtherProtocol),
+        ("more than are followed", vec![pad(DESTINATION); 7], Verdict::Malformed),
+        (
+            "a fragment of a fragment",
+            vec![Extension::Fragment(0, true), Extension::Fragment(0, true)],
+            Verdict::Malformed,
+        ),
         (
             "authentication",
             vec![Extension::Raw(IpNumber::AUTHENTICATION_HEADER, vec![0; 14])],

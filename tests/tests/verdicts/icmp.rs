@@ -268,8 +268,7 @@ fn quoted_anew(frame: &Frame) -> Vec<u8> {
     let mut bytes = frame.bytes();
     if frame.src.is_ipv4() {
         bytes[L3 + 1] = 0;
-        bytes[L3 + 4..L3 + 6].fill(0);
-        crate::frame::seal_v4(&mut bytes);
+        crate::full_nat::may_be_fragmented(&mut bytes);
     } else {
         bytes[L3..L3 + 4].copy_from_slice(&[0x60, 0, 0, 0]);
     }
@@ -287,8 +286,7 @@ fn anew(about: &Frame, kind: [u8; 2], head: [u8; 4], hop: NextHop) -> Vec<u8> {
     let mut bytes = icmp(&base, kind, head, &quoted_anew(about)).bytes();
     if about.src.is_ipv4() {
         bytes[L3 + 1] = 0xc0;
-        bytes[L3 + 4..L3 + 6].fill(0);
-        crate::frame::seal_v4(&mut bytes);
+        crate::full_nat::may_be_fragmented(&mut bytes);
     } else {
         bytes[L3..L3 + 4].copy_from_slice(&[0x6c, 0, 0, 0]);
     }

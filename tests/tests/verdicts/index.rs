@@ -96,6 +96,7 @@ fn given_backends_of_one_hash_when_they_answer_then_each_answers_for_its_own_lis
                         vip: vip(family, 0).ip().into(),
                         port: listener(port).into(),
                         backend: id::HTTP + family as u32,
+                        ingress: crate::lab::LAN,
                         ..abi::RevNat::default()
                     };
                     state.endpoints.insert(endpoint(backend(0, family, port), abi::TCP), origin);

@@ -1,6 +1,6 @@
 //! A gateway without neighbours: its interfaces and routes, in a namespace of their own.
 
-use slb_common::abi::NextHop;
+use slb_common::abi::{Interface, NextHop};
 use slb_lab::Netns;
 
 /// Index of the interface towards the clients.
@@ -13,6 +13,17 @@ pub(crate) const MGMT: u32 = 13;
 pub(crate) const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 pub(crate) const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 const MGMT_MAC: [u8; 6] = [2, 0, 0, 0, 1, 3];
+
+/// The record of one of these interfaces, as the agent writes it.
+pub(crate) fn interface(ifindex: u32) -> Interface {
+    let mac = if ifindex == WAN { WAN_MAC } else { LAN_MAC };
+    Interface { ifindex, number: ifindex - WAN, redirect: 1, mac, spare: [0; 2] }
+}
+
+/// The set of one of them.
+pub(crate) fn set(ifindex: u32) -> u64 {
+    interface(ifindex).set()
+}
 
 /// The router that leads to most clients.
 pub(crate) const ROUTER: NextHop =

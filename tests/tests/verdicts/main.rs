@@ -28,6 +28,7 @@ mod fuzz_oracle;
 mod headers;
 mod icmp;
 mod index;
+mod ingress;
 mod limits;
 mod policy;
 mod proxy_protocol;

@@ -285,7 +285,6 @@ fn given_a_listener_when_sources_cannot_be_clients_then_their_frames_are_dropped
             (0, "169.254.0.7"),
             (0, "224.0.0.1"),
             (0, "239.255.255.255"),
-            (0, "240.0.0.1"),
             (0, "255.255.255.255"),
             (1, "::"),
             (1, "::1"),

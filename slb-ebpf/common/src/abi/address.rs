@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::interface::MAX_INTERFACES;
 use crate::flags::flags;
 
 /// Hashes in `SLB_FILTER`; a power of two. With ten thousand addresses of ours one stranger in a hundred has
@@ -23,7 +24,14 @@ pub struct Filter {
     /// What the addresses of a hash may be to us, [`Roles::FILTERED`], two bits each. What is not in
     /// here needs no look-up. Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.
     pub roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],
+    /// Networks in which there are subnets that are not behind an interface, by its [`super::Interface::number`] and
+    /// [`crate::hash::network`], a bit each; the first in the lowest bits. A source in another network comes from
+    /// where it may.
+    pub elsewhere: [u8; MAX_INTERFACES * NETWORK_BYTES],
 }
+
+/// Part of [`Filter::elsewhere`] that is one interface's.
+pub const NETWORK_BYTES: usize = (1 << 16) / 8;
 
 flags! {
     /// Value of `SLB_ADDRESSES`: what an address is to us. Zero: nothing.
@@ -34,10 +42,23 @@ flags! {
         const BACKEND = 2;
         /// An address of the gateway itself: what backends send there is the agent's or the kernel's.
         const LOCAL = 4;
+        /// The broadcast address of a subnet.
+        const BROADCAST = 8;
     }
 }
 
 impl Roles {
     /// Those that [`Filter`] knows.
     pub const FILTERED: Self = Self::VIP.union(Self::BACKEND);
+    /// Of addresses that no packet from outside can have as its source.
+    pub const NO_SOURCE: Self = Self::VIP.union(Self::LOCAL).union(Self::BROADCAST);
+
+    /// What [`Filter`] says of an address with these roles. Those that it has no bits for count as
+    /// [`Roles::BACKEND`]: the exact roles are looked up of these, too.
+    #[must_use]
+    pub const fn filtered(self) -> Self {
+        let others =
+            if self.difference(Self::VIP).is_empty() { Self::empty() } else { Self::BACKEND };
+        self.intersection(Self::VIP).union(others)
+    }
 }

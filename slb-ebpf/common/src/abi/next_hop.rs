@@ -1,12 +1,10 @@
-//! `SLB_NEXT_HOPS`: the next hops to clients, and `SLB_INTERFACES`.
+//! `SLB_NEXT_HOPS`: the next hops to clients.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::backend::NextHop;
 use crate::net::Address;
 
-/// Capacity of `SLB_INTERFACES`.
-pub const MAX_INTERFACES: usize = 64;
 /// Capacity of `SLB_NEXT_HOPS`; a power of two.
 pub const MAX_NEXT_HOPS: usize = 65_536;
 
@@ -36,11 +34,3 @@ pub const EPOCH_LEARNED: u32 = 0;
 pub const EPOCH_LOCKED: u32 = u32::MAX;
 /// The gateway itself: what comes from a backend is not for a client.
 pub const NEXT_HOP_LOCAL: u32 = 1;
-
-/// Value of `SLB_INTERFACES`: an interface of the gateway.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]
-pub struct Interface {
-    /// 1: packets may be redirected to it.
-    pub redirect: u32,
-}

@@ -20,10 +20,13 @@ pub struct RevNat {
     pub backend: u32,
     /// [`REVNAT_SHARED`], [`REVNAT_TRACKED`], [`REVNAT_WATCHED`], [`REVNAT_CLOSING`] and [`REVNAT_LIMITED`].
     pub flags: RevNatFlags,
-    /// Zero.
-    pub spare: u32,
+    /// Index of the interface that its packets come by; 0: `interfaces` says.
+    pub ingress: u32,
+    /// The interfaces that its packets come by: [`super::Interface::set`] of each.
+    pub interfaces: u64,
 }
-const _: () = assert!(size_of::<RevNat>() == 32);
+const _: () = assert!(size_of::<RevNat>() == 40);
+
 flags! {
     /// What has to be known of what a backend answers.
     pub struct RevNatFlags: u32 {

@@ -19,6 +19,8 @@ pub(super) const LAN: u32 = 2;
 pub(super) const VIP: &str = "203.0.113.10:80";
 pub(super) const CLIENT: &str = "198.51.100.7:40000";
 pub(super) const HOST: &str = "10.0.0.11:40000";
+pub(super) const OWN: &str = "10.0.0.1:40000";
+pub(super) const BROADCAST: &str = "10.0.0.255:40000";
 pub(super) const USABLE: BackendFlags = BackendFlags::IN_USE.union(BackendFlags::USABLE);
 pub(super) const KNOWN: NextHop = NextHop { ifindex: LAN, ..NextHop::UNRESOLVED };
 
@@ -48,6 +50,8 @@ pub(super) struct Maps {
     pub(super) no_listener: u32,
     pub(super) is_last_hop: bool,
     pub(super) connection_id: Option<ConnectionId>,
+    /// The interfaces that the subnet of [`CLIENT`] is behind.
+    pub(super) subnet: Option<u64>,
 }
 
 /// Where the slots of the schedule before begin.
@@ -64,6 +68,10 @@ impl Lookups for Maps {
 
     fn ingress(&self) -> u32 {
         LAN
+    }
+
+    fn ingress_set(&self) -> Result<u64, Verdict> {
+        Ok(1 << LAN)
     }
 
     fn is_last_hop(&self) -> bool {
@@ -84,9 +92,17 @@ impl Lookups for Maps {
             Roles::VIP
         } else if is(HOST) {
             Roles::BACKEND
+        } else if is(OWN) {
+            Roles::LOCAL
+        } else if is(BROADCAST) {
+            Roles::BROADCAST
         } else {
             Roles::empty()
         })
+    }
+
+    fn subnet(&self, addr: &Address) -> Result<Option<u64>, Verdict> {
+        Ok(self.subnet.filter(|_| *addr == address(CLIENT)))
     }
 
     fn listener(&self, to: &Endpoint) -> Result<Option<Box<Listener>>, Verdict> {
@@ -201,7 +217,7 @@ impl Lookups for Maps {
             _ if self.exceeded != Some(limit) => Ok(()),
             Limit::Source => Err(Verdict::SourceLimit),
             Limit::Flows => Err(Verdict::FlowLimit),
-            Limit::Bytes => Err(Verdict::BandwidthLimit),
+            Limit::Bytes | Limit::Replies => Err(Verdict::BandwidthLimit),
         }
     }
 

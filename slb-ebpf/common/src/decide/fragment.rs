@@ -1,6 +1,6 @@
 //! Fragments other than the first: they go where that went.
 
-use super::{Lookups, Step, check_ttl, unrelated};
+use super::{Filtered, Lookups, Step, check_interfaces, check_source, check_ttl, unrelated};
 use crate::{
     abi::{FlowKind, Fragment, Roles, TCP, UDP, is_over},
     packet::{FRAGMENT_NONE, Packet},
@@ -18,8 +18,11 @@ pub fn later<L: Lookups>(look: &mut L, packet: &Packet) -> Result<Fragment, L::E
     if !matches!(packet.key.proto, TCP | UDP) && packet.is_v4() {
         return Err(unrelated(is_vip).into());
     }
+    if is_vip {
+        check_source(look, packet, Filtered::NOT)?;
+    }
     let now = look.now();
-    let known = look.first_fragment(packet)?.filter(|first| follows(now, first));
+    let known = look.first_fragment(packet)?.filter(|first| follows(now, packet, first));
     look.step(Step::FirstFragment(known.as_ref()));
     let Some(first) = known else {
         return Err(if is_vip { Verdict::Fragment } else { Verdict::NotOurs }.into());
@@ -27,15 +30,18 @@ pub fn later<L: Lookups>(look: &mut L, packet: &Packet) -> Result<Fragment, L::E
     if first.kind == FlowKind::Bypass as u32 {
         return Err(if is_vip { Verdict::NoListener } else { Verdict::NotOurs }.into());
     }
+    check_interfaces(look, first.interfaces)?;
     check_ttl(look, first.hop)?;
     Ok(first)
 }
 
-/// Whether a fragment that comes now, in jiffies, may belong to this record's packet.
+/// Whether a fragment that comes now, in jiffies, belongs to this record's packet.
 #[must_use]
 #[inline(always)]
-pub const fn follows(now: u32, first: &Fragment) -> bool {
-    !is_over(now, first.expires)
+pub const fn follows(now: u32, packet: &Packet, first: &Fragment) -> bool {
+    packet.fragment_id == first.id
+        && packet.key.src.same(first.from)
+        && !is_over(now, first.expires)
 }
 
 /// Whether a packet can be translated with both of its ends: nothing can be put into a fragment, nor can be told what

@@ -1,6 +1,9 @@
 //! ICMP messages: which of them are answered, and whom errors concern.
 
-use super::{Lookups, Step, by_schedule, check_hop, is_martian};
+use super::{
+    Filtered, Limit, Lookups, Step, admit_error, by_schedule, check_address, check_backend,
+    check_hop, check_source,
+};
 use crate::{
     abi::{
         Address, Backend, FlowKey, FlowKind, Mode, NO_BACKEND, NO_PLACE, NO_SOURCE, NatRewrite,
@@ -25,13 +28,19 @@ pub enum Side {
 ///
 /// A verdict: it goes no further.
 #[inline(always)]
-pub fn concerns<L: Lookups>(look: &L, packet: &Packet, quoted: &FlowKey) -> Result<Side, L::Error> {
+pub fn concerns<L: Lookups>(
+    look: &mut L,
+    packet: &Packet,
+    quoted: &FlowKey,
+) -> Result<Side, L::Error> {
+    let is_vip = look.roles(&packet.key.dst)?.intersects(Roles::VIP);
+    if is_vip {
+        check_source(look, packet, Filtered::NOT)?;
+    }
     // Errors go to who has sent what they are about.
     if packet.fragment != FRAGMENT_NONE || !packet.key.dst.same(quoted.src) {
-        let is_vip = look.roles(&packet.key.dst)?.intersects(Roles::VIP);
         return Err(unrelated(is_vip).into());
     }
-    let is_vip = look.roles(&quoted.src)?.intersects(Roles::VIP);
     Ok(if is_vip { Side::Backend } else { Side::Client })
 }
 
@@ -41,13 +50,13 @@ pub fn concerns<L: Lookups>(look: &L, packet: &Packet, quoted: &FlowKey) -> Resu
 ///
 /// A verdict: it goes no further.
 #[inline(always)]
-pub fn to_itself<L: Lookups>(look: &L, packet: &Packet) -> Result<(), L::Error> {
+pub fn to_itself<L: Lookups>(look: &mut L, packet: &Packet) -> Result<(), L::Error> {
     let is_vip = look.roles(&packet.key.dst)?.intersects(Roles::VIP);
+    if is_vip {
+        check_source(look, packet, Filtered::NOT)?;
+    }
     if !is_vip || packet.fragment != FRAGMENT_NONE {
         return Err(unrelated(is_vip).into());
-    }
-    if is_martian(packet) || look.roles(&packet.key.src)?.intersects(Roles::VIP) {
-        return Err(Verdict::Martian.into());
     }
     Ok(())
 }
@@ -83,7 +92,8 @@ pub struct ErrorToBackend<L: Lookups> {
     pub flow: Known,
 }
 
-/// An error about what a VIP has sent: its backend is to know. `quoted` is the key of that packet.
+/// An error, `packet`, about what a VIP has sent: its backend is to know. `quoted` is the key of that packet. The same
+/// rules hold as for a packet of that flow's client.
 ///
 /// # Errors
 ///
@@ -92,11 +102,14 @@ pub struct ErrorToBackend<L: Lookups> {
 #[inline(always)]
 pub fn error_to_backend<L: Lookups>(
     look: &mut L,
+    packet: &Packet,
     quoted: &FlowKey,
 ) -> Result<ErrorToBackend<L>, L::Error> {
     let key = quoted.reversed();
     let listener = look.listener(&key.destination())?.ok_or(Verdict::NotOurs)?;
     look.step(Step::ErrorToBackend { key: &key });
+    check_address(look, &key.src, packet.is_v4(), Filtered::NOT)?;
+    admit_error(look, packet, &key.src, &listener)?;
     let hash = look.hash(&key);
     let known = look.known(&key)?;
     let flow = match known {
@@ -157,6 +170,8 @@ pub fn error_to_client<L: Lookups>(
 ) -> Result<ErrorToClient, L::Error> {
     let origin = look.revnat(&quoted.destination())?.ok_or(Verdict::NotOurs)?;
     look.step(Step::ErrorToClient { origin: &origin });
+    check_backend(look, &origin)?;
+    check_source(look, packet, Filtered::NOT)?;
     let kind = FlowKind::Reply;
     let (sport, dport) = (quoted.sport, origin.port as u16);
     let mut concerned = ErrorToClient {
@@ -175,6 +190,11 @@ pub fn error_to_client<L: Lookups>(
         }
         None if origin.flags.intersects(RevNatFlags::SHARED) => return Err(Verdict::NotOurs.into()),
         None => {}
+    }
+    if origin.flags.intersects(RevNatFlags::LIMITED)
+        && let Some(backend) = look.backend(concerned.backend)?
+    {
+        look.police(backend.listener.into(), &packet.key.src, Limit::Replies)?;
     }
     Ok(concerned)
 }

@@ -2,7 +2,7 @@
 
 use super::{Lookups, Step};
 use crate::{
-    abi::{Listener, ListenerFlags, UDP},
+    abi::{Address, Listener, ListenerFlags, UDP},
     packet::Packet,
     verdict::Verdict,
 };
@@ -16,6 +16,8 @@ pub enum Limit {
     Flows,
     /// Bytes from clients.
     Bytes,
+    /// Bytes from backends.
+    Replies,
 }
 
 /// Whether a client's packet gets to a guarded listener.
@@ -46,6 +48,36 @@ pub fn admit<L: Lookups>(
         look.police(listener.id, &key.src, Limit::Flows)?;
     }
     look.police(listener.id, &key.src, Limit::Bytes)
+}
+
+/// Whether an ICMP error about what a VIP has sent to `client` gets to the backend of a listener: by the same rules as
+/// what the client sends. It may come from a router, so of its own source only a list of those who are kept out says
+/// something.
+///
+/// # Errors
+///
+/// As [`admit`].
+#[inline(always)]
+pub fn admit_error<L: Lookups>(
+    look: &mut L,
+    packet: &Packet,
+    client: &Address,
+    listener: &Listener,
+) -> Result<(), L::Error> {
+    let is_allowed_only = listener.flags.intersects(ListenerFlags::ALLOW);
+    if is_allowed_only || listener.flags.intersects(ListenerFlags::DENY) {
+        let is_listed = look.is_listed(listener.acl, client)?;
+        look.step(Step::AccessList { listener, is_listed });
+        let is_denied = is_listed != is_allowed_only
+            || !is_allowed_only && look.is_listed(listener.acl, &packet.key.src)?;
+        if is_denied {
+            return Err(Verdict::Denied.into());
+        }
+    }
+    if listener.flags.intersects(ListenerFlags::LIMITED) {
+        look.police(listener.id, client, Limit::Bytes)?;
+    }
+    Ok(())
 }
 
 /// The generic cell rate algorithm (ITU-T I.371, annex A): until when a meter is paid, in nanoseconds, once something

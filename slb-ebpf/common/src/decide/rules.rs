@@ -3,8 +3,8 @@
 use super::Peer;
 use crate::{
     abi::{
-        Backend, BackendFlags, ConnState, FlowKey, FragmentKey, Listener, Mode, PROXY_NONE,
-        PROXY_OPTION, PROXY_V2, Sticky, TAG_LOCKED, TCP, UDP, is_over,
+        Address, Backend, BackendFlags, ConnState, FRAGMENTS_PER_SOURCE, FlowKey, FragmentKey,
+        Listener, Mode, PROXY_NONE, PROXY_OPTION, PROXY_V2, Sticky, TAG_LOCKED, TCP, UDP, is_over,
     },
     hash,
     packet::{FRAGMENT_NONE, Packet, TcpFlags},
@@ -18,16 +18,18 @@ pub const fn begins(packet: &Packet) -> bool {
     packet.is_syn() || packet.key.proto == UDP
 }
 
-/// Whether the source is no unicast address that a router may forward from: RFC 1812, section 5.3.7;
-/// RFC 3927, section 2.7; RFC 4291, sections 2.5.2, 2.5.3, 2.5.6 and 2.7.
+/// Whether an address is no unicast address that a router may forward from: RFC 1812, section 5.3.7;
+/// RFC 3927, section 2.7; RFC 4291, sections 2.5.2, 2.5.3, 2.5.6 and 2.7. 240.0.0.0/4 is, as to the kernel.
 #[must_use]
 #[inline(always)]
-pub fn is_martian(packet: &Packet) -> bool {
-    let bytes = &packet.key.src.bytes;
-    if packet.is_v4() {
-        return matches!(bytes[12], 0 | 127 | 224..) || (bytes[12] == 169 && bytes[13] == 254);
+pub fn is_martian(addr: &Address, is_v4: bool) -> bool {
+    let bytes = &addr.bytes;
+    if is_v4 {
+        return matches!(bytes[12], 0 | 127 | 224..=239)
+            || (bytes[12] == 169 && bytes[13] == 254)
+            || addr.words()[3] == u32::MAX;
     }
-    let [high, low] = packet.key.src.halves();
+    let [high, low] = addr.halves();
     let is_none_or_loopback = high == 0 && u64::from_be(low) <= 1;
     let is_link_local = bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80;
     is_none_or_loopback || is_link_local || bytes[0] == 0xff
@@ -146,16 +148,21 @@ pub const fn unanswered(verdict: Verdict) -> Verdict {
     }
 }
 
-/// What the fragments of a packet have in common. Fragments of IPv4 packets belong together by their protocol as well
+/// Where the record of a packet in fragments is. Fragments of IPv4 packets belong together by their protocol as well
 /// (RFC 791, section 3.2); those of IPv6 do not (RFC 8200, section 4.5), and their headers may name different ones.
 #[must_use]
 #[inline(always)]
 pub const fn fragment_key(packet: &Packet) -> FragmentKey {
+    let is_v4 = packet.is_v4();
+    let [site, host] = packet.key.src.halves();
+    // Packets that are numbered in turn have numbers in turn here. Those of the hosts of a site are mixed.
+    let mixed = if is_v4 { 0 } else { host ^ host >> 32 } as u32 ^ packet.fragment_id;
+    let mixed = mixed ^ mixed >> 16;
     FragmentKey {
-        src: packet.key.src,
-        dst: packet.key.dst,
-        id: packet.fragment_id,
-        proto: if packet.is_v4() { packet.key.proto } else { 0 },
+        src: if is_v4 { packet.key.src.copied() } else { Address::from_halves([site, 0]) },
+        dst: packet.key.dst.copied(),
+        number: (mixed ^ mixed >> 8) % FRAGMENTS_PER_SOURCE,
+        proto: if is_v4 { packet.key.proto } else { 0 },
     }
 }
 

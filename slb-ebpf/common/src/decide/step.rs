@@ -1,5 +1,6 @@
 //! What a decision has looked at, for `slb explain`.
 
+use super::Martian;
 use crate::{
     abi::{Fragment, Listener, RevNat},
     net::FlowKey,
@@ -12,8 +13,8 @@ use crate::{
 pub enum Step<'a> {
     /// The destination.
     Destination { is_vip: bool },
-    /// The source is no client's.
-    Martian,
+    /// The source cannot have sent this, or not by this interface.
+    Martian(Martian),
     /// The VIP has no listener on this port.
     NoListener,
     /// The listener.

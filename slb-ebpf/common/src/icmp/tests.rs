@@ -76,8 +76,10 @@ fn quoted_in(bytes: &[u8]) -> Option<Quote> {
     quote(&Frame::from_slice(&mut bytes.to_vec()))
 }
 
+/// But source routes, which are for another test.
 fn options() -> impl Strategy<Value = Vec<u8>> {
-    vec(any::<[u8; 4]>(), 0..=10).prop_map(|words| words.concat())
+    let words = vec(any::<[u8; 4]>(), 0..=10).prop_map(|words| words.concat());
+    words.prop_map(|bytes| bytes.into_iter().map(|byte| byte & !1).collect())
 }
 
 fn echoes() -> impl Strategy<Value = Sent> {

@@ -16,11 +16,11 @@ use super::{
 /// As the program does it: what few packets are is left to [`rest`], which takes all others alike.
 fn parse(bytes: &mut [u8]) -> Result<Packet, Reject> {
     let (mut found, mut again) = (Packet::default(), Packet::default());
-    let first = packet(&Frame::from_slice(bytes), &mut found).map(|()| found);
+    let at_once = first(&Frame::from_slice(bytes), &mut found).map(|()| found);
     let len = bytes.len();
     let second = rest(&Frame::from_slice(bytes), &mut again, len).map(|()| again);
-    if first != Err(Reject::Rest) {
-        assert_eq!(first, second, "{bytes:02x?}");
+    if at_once != Err(Reject::Rest) {
+        assert_eq!(at_once, second, "{bytes:02x?}");
     }
     second
 }
@@ -77,6 +77,7 @@ fn check_any(bytes: &mut [u8]) -> Result<(), TestCaseError> {
                     | Verdict::Malformed
                     | Verdict::BadChecksum
                     | Verdict::OtherProtocol
+                    | Verdict::Martian
             ),
             "{verdict:?}"
         ),
@@ -205,6 +206,49 @@ fn given_an_ipv4_packet_that_cannot_be_balanced_when_parsed_then_the_verdict_say
 }
 
 #[test]
+fn given_ipv4_options_when_parsed_then_source_routes_are_found_where_the_kernel_finds_them() {
+    let (loose, strict) = ([131, 7, 4, 192, 0, 2, 1], [137, 7, 4, 192, 0, 2, 1]);
+    let behind = |before: &[u8]| [before, &loose].concat();
+    let cases = [
+        ("loose", loose.to_vec(), true),
+        ("strict", strict.to_vec(), true),
+        ("behind nothing", behind(&[1, 1, 1]), true),
+        ("behind a timestamp", behind(&[68, 8, 5, 0, 0, 0, 0, 0]), true),
+        ("last of all", behind(&[1; 33]), true),
+        ("behind the end", behind(&[0]), false),
+        ("in another option", behind(&[7, 20]), false),
+        ("behind one without a length", behind(&[7, 0]), false),
+        ("record route", vec![7, 7, 4, 0, 0, 0, 0], false),
+    ];
+    for (case, mut options, is_source_routed) in cases {
+        options.resize(options.len().next_multiple_of(4), 0);
+        let sample = Sample { options, ..Sample::default() };
+        let expected = if is_source_routed {
+            Err(Reject::To(sample.dst.into(), Verdict::Martian))
+        } else {
+            Ok(sample.expected())
+        };
+        assert_eq!(parse(&mut sample.bytes()), expected, "{case}");
+    }
+}
+
+#[test]
+fn given_a_first_fragment_within_the_udp_header_when_parsed_then_padding_is_no_header() {
+    for (len, expected) in [(0, false), (4, false), (7, false), (8, true)] {
+        let sample = Sample { payload: vec![7; 40], ..Sample::default() }.udp();
+        let mut bytes = changed(&sample, |bytes| {
+            bytes[L3 + 2..L3 + 4].copy_from_slice(&(20 + len as u16).to_be_bytes());
+            bytes[L3 + 6] = 0x20;
+            seal(bytes);
+        });
+        let parsed = parse(&mut bytes);
+        let malformed = Err(Reject::To(sample.dst.into(), Verdict::Malformed));
+        assert_eq!(parsed.is_ok(), expected, "{len} bytes");
+        assert_eq!(parsed == malformed, !expected, "{len} bytes");
+    }
+}
+
+#[test]
 fn given_an_ipv4_total_length_within_the_tcp_header_when_parsed_then_padding_is_no_header() {
     let sample = Sample { payload: Vec::new(), padding: 40, ..Sample::default() };
     let mut bytes = changed(&sample, |bytes| {
@@ -244,6 +288,7 @@ fn v6_chain(chain: &[(u8, Vec<u8>)]) -> Vec<u8> {
 fn given_an_ipv6_packet_that_cannot_be_balanced_when_parsed_then_the_verdict_says_why() {
     let v6 = Sample::v6();
     let routing = v6_chain(&[(ROUTING, vec![0, 0, 4, 1, 0, 0, 0, 0])]);
+    let part = (FRAGMENT, vec![0, 0, 0, 1, 0, 0, 0, 9]);
     let long = v6_chain(&[(HOP_BY_HOP, vec![0, 200, 0, 0, 0, 0, 0, 0])]);
     let past_payload = {
         let mut bytes = v6_chain(&[(HOP_BY_HOP, vec![0, 6, 0, 0, 0, 0, 0, 0])]);
@@ -256,8 +301,9 @@ fn given_an_ipv6_packet_that_cannot_be_balanced_when_parsed_then_the_verdict_say
         ("ICMP", changed(&v6, |b| b[L3 + 6] = 1), Verdict::OtherProtocol),
         ("AH", changed(&v6, |b| b[L3 + 6] = 51), Verdict::OtherProtocol),
         ("no next header", changed(&v6, |b| b[L3 + 6] = 59), Verdict::OtherProtocol),
-        ("segments left", routing, Verdict::OtherProtocol),
-        ("seven headers", v6_chain(&vec![(60, vec![0; 8]); 7]), Verdict::OtherProtocol),
+        ("segments left", routing, Verdict::Martian),
+        ("seven headers", v6_chain(&vec![(60, vec![0; 8]); 7]), Verdict::Malformed),
+        ("a fragment of a fragment", v6_chain(&[part.clone(), part]), Verdict::Malformed),
         ("a header that ends behind the payload", past_payload, Verdict::Malformed),
         ("a header that ends behind the frame", long, Verdict::Malformed),
         ("UDP length 0", changed(&v6.clone().udp(), |b| b[L3 + 45] = 0), Verdict::Malformed),
@@ -355,7 +401,7 @@ fn given_fragments_when_parsed_then_the_first_has_ports_and_the_others_what_they
     ];
     for (case, mut bytes, fragment, key) in cases {
         let mut found = Packet::default();
-        let rejected = packet(&Frame::from_slice(&mut bytes), &mut found);
+        let rejected = super::first(&Frame::from_slice(&mut bytes), &mut found);
         assert_eq!(rejected, Err(Reject::Rest), "{case}");
         let found = parse(&mut bytes).unwrap();
         let ports = if fragment == later { (0, 0) } else { (key.sport, key.dport) };
@@ -374,7 +420,7 @@ fn given_icmp_when_parsed_then_it_is_left_to_others_with_its_ends() {
             seal(&mut bytes);
         }
         let mut found = Packet::default();
-        let rejected = packet(&Frame::from_slice(&mut bytes), &mut found);
+        let rejected = super::first(&Frame::from_slice(&mut bytes), &mut found);
         assert_eq!(rejected, Err(Reject::Icmp), "{sample:?}");
         let expected = sample.expected();
         assert_eq!((found.key.src, found.key.dst), (expected.key.src, expected.key.dst));
@@ -405,7 +451,7 @@ fn given_tags_when_counted_then_two_are_followed() {
     for (mut bytes, count) in cases {
         assert_eq!(tags(&Frame::from_slice(&mut bytes)), count, "{bytes:02x?}");
         let mut found = Packet::default();
-        let rejected = packet(&Frame::from_slice(&mut bytes), &mut found);
+        let rejected = super::first(&Frame::from_slice(&mut bytes), &mut found);
         assert_eq!(rejected, if count == 0 { Ok(()) } else { Err(Reject::Rest) });
     }
 }
@@ -418,7 +464,7 @@ fn given_a_packet_that_is_longer_than_its_first_buffer_when_parsed_then_only_the
         let len = bytes.len();
         let mut found = Packet::default();
         let buffer = Frame::from_slice(&mut bytes[..3_000]);
-        assert_eq!(packet(&buffer, &mut found), Err(Reject::Rest));
+        assert_eq!(first(&buffer, &mut found), Err(Reject::Rest));
         assert_eq!(rest(&buffer, &mut found, len), Ok(()));
         assert_eq!(found, sample.expected());
         let truncated = Reject::To(sample.dst.into(), Verdict::Truncated);

@@ -1,7 +1,7 @@
 //! `[gateway]`.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
@@ -21,6 +21,7 @@ const KEYS: Keys = Keys {
         "flows",
         "announce",
         "no_listener",
+        "vlans",
         "tunnel_source",
         "api",
         "monitor",
@@ -31,6 +32,8 @@ const KEYS: Keys = Keys {
 };
 
 const FLOWS: RangeInclusive<u32> = 1024..=64 * 1024 * 1024;
+/// 0 and 4095 name no VLAN (IEEE 802.1Q, table 9-2).
+const VLANS: RangeInclusive<u16> = 1..=4094;
 const DEFAULT_FLOWS: u32 = 1024 * 1024;
 /// As others have 9100 and what follows, and only this host may ask.
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_470);
@@ -49,6 +52,7 @@ pub(super) struct Gateway {
     flows: Option<u32>,
     announce: Option<Announce>,
     no_listener: Option<NoListener>,
+    vlans: Option<Option<BTreeSet<u16>>>,
     tunnel_source: Option<TunnelSource>,
     http: Option<Option<SocketAddr>>,
     api: Option<PathBuf>,
@@ -67,6 +71,7 @@ pub(super) fn gateway(raw: Raw<'_>) -> Gateway {
         no_listener: table
             .field("no_listener", values::choice(NoListener::WORDS))
             .or(NoListener::Pass),
+        vlans: vlans(&table),
         tunnel_source: tunnel_source(&table),
         http: table.field("http", values::http).or(Some(DEFAULT_HTTP)),
         api: table
@@ -119,6 +124,23 @@ fn monitor(table: &Table<'_>) -> Field<PathBuf> {
     }
 }
 
+/// The identifiers of VLANs that are served; `None`: all.
+fn vlans(table: &Table<'_>) -> Option<Option<BTreeSet<u16>>> {
+    let List { items, complete } = match table.list("vlans", "[10, 20]", values::integer(VLANS)) {
+        Field::Absent => return Some(None),
+        Field::Bad => return None,
+        Field::Good(found) => found.value,
+    };
+    let mut seen = BTreeSet::new();
+    for vlan in &items {
+        if !seen.insert(vlan.value) {
+            let message = format_args!("VLAN {} is listed twice; write it once", vlan.value);
+            table.mistake(vlan.at, message);
+        }
+    }
+    complete.then_some(Some(seen))
+}
+
 /// One prefix, or one per family.
 fn tunnel_source(table: &Table<'_>) -> Option<TunnelSource> {
     let mut source = TunnelSource::default();
@@ -153,6 +175,7 @@ impl Gateway {
             flows: self.flows?,
             announce: self.announce?,
             no_listener: self.no_listener?,
+            vlans: self.vlans?,
             tunnel_source: self.tunnel_source?,
             http: self.http?,
             api: self.api?,

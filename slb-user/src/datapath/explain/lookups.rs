@@ -5,9 +5,9 @@ use std::{io, mem::offset_of, sync::atomic::Ordering};
 use aya::maps::{MapError, lpm_trie::Key};
 use slb_common::{
     abi::{
-        self, Address, Backend, CHUNK_SLOTS, Endpoint, Filter, Flow, FlowKey, FlowKind, Fragment,
-        Listener, NO_PLACE, NO_SOURCE, QuicKey, RevNat, Roles, Settings, SourcePolicer, Sticky,
-        StickyKey,
+        self, ANY_INTERFACE, Address, Backend, CHUNK_SLOTS, Endpoint, Filter, Flow, FlowKey,
+        FlowKind, Fragment, Listener, NO_PLACE, NO_SOURCE, QuicKey, RevNat, Roles, Settings,
+        SourcePolicer, Sticky, StickyKey,
     },
     decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner, Peer, Remembered},
     hash,
@@ -36,6 +36,14 @@ impl Lookups for Path<'_> {
         self.hop_of(src).unwrap_or(u32::MAX)
     }
 
+    fn ingress_set(&self) -> Result<u64, End> {
+        if self.question.ingress == 0 {
+            return Ok(ANY_INTERFACE);
+        }
+        let interface = absent(self.maps.interfaces.get(&self.question.ingress, 0))?;
+        Ok(interface.map_or(ANY_INTERFACE, |interface| interface.set()))
+    }
+
     fn is_last_hop(&self) -> bool {
         self.question.ttl <= 1
     }
@@ -50,6 +58,11 @@ impl Lookups for Path<'_> {
 
     fn roles(&self, addr: &Address) -> Result<Roles, End> {
         Ok(absent(self.maps.addresses.get(addr, 0))?.unwrap_or_default())
+    }
+
+    fn subnet(&self, addr: &Address) -> Result<Option<u64>, End> {
+        let key = Key::new(u128::BITS, abi::subnet(*addr));
+        Ok(absent(self.maps.subnets.get(&key, 0))?)
     }
 
     fn listener(&self, to: &Endpoint) -> Result<Option<Box<Listener>>, End> {
@@ -217,10 +230,10 @@ impl Lookups for Path<'_> {
                 Verdict::FlowLimit,
             ),
             // What a packet costs by its length makes no difference: a single one always fits.
-            Limit::Bytes => (
+            Limit::Bytes | Limit::Replies => (
                 (8_000_000_000_u64 << 16).checked_div(limits.byte_ns),
                 "bits a second",
-                meters.forward,
+                if limit == Limit::Bytes { meters.forward } else { meters.reply },
                 0,
                 limits.byte_burst,
                 Verdict::BandwidthLimit,

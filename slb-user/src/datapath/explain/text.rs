@@ -7,7 +7,7 @@ use slb_common::{
         Backend, ConnState, Flow, FlowKind, Fragment, Listener, ListenerFlags, Mode, NO_BACKEND,
         RevNat, RevNatFlags, SLOT_BACKEND, SLOT_LOOK, Scheduler,
     },
-    decide::Step,
+    decide::{Martian, Step},
 };
 
 /// How steps write a backend; the API puts its name there.
@@ -32,10 +32,7 @@ pub(super) fn step(step: &Step<'_>) -> (&'static str, String) {
         Step::Destination { is_vip } => {
             ("address", if is_vip { "a VIP" } else { "no VIP" }.to_owned())
         }
-        Step::Martian => {
-            let text = "no client's: not an address that a router forwards from, or a VIP";
-            ("source", text.to_owned())
-        }
+        Step::Martian(why) => ("source", martian(why).to_owned()),
         Step::NoListener => ("listener", "none on this port".to_owned()),
         Step::Listener(listener) => {
             ("listener", format!("number {}, scheduler {}", listener.id, scheduler(listener)))
@@ -72,6 +69,15 @@ pub(super) fn step(step: &Step<'_>) -> (&'static str, String) {
         Step::ErrorToClient { origin } => ("error", error_to_client(origin)),
         Step::FirstFragment(first) => ("fragments", fragment(first)),
         _ => schedule(step),
+    }
+}
+
+const fn martian(why: Martian) -> &'static str {
+    match why {
+        Martian::Address => "no address that a router forwards from",
+        Martian::Own => "a VIP, another address of the gateway, or a subnet's broadcast address",
+        Martian::Subnet => "its subnet is behind another interface",
+        Martian::Backend => "what comes from the backend does not come by this interface",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Carries out [`Step`]s.
 
 use std::{
+    collections::BTreeSet,
     io,
     ops::Range,
     sync::Arc,
@@ -8,7 +9,9 @@ use std::{
 };
 
 use aya::maps::{MapError, lpm_trie::Key};
-use slb_common::abi::{self, Address, CHUNK_SLOTS, Chunk, Endpoint, Limits, Listener};
+use slb_common::abi::{
+    self, Address, CHUNK_SLOTS, Chunk, Endpoint, Limits, Listener, MAX_INGRESS, VLAN_WORDS,
+};
 
 use super::{Maps, TableError, at, chunks_for};
 use crate::{
@@ -40,10 +43,32 @@ impl Maps {
             Step::PutInterface(index, interface) => {
                 self.interfaces.insert(index, interface, 0).map_err(at("SLB_INTERFACES"))?;
                 self.installed.interfaces.insert(index, interface);
+                self.put_ingress(index)?;
             }
             Step::RemoveInterface(index) => {
                 absent_is_fine(self.interfaces.remove(&index)).map_err(at("SLB_INTERFACES"))?;
                 self.installed.interfaces.remove(&index);
+                self.put_ingress(index)?;
+            }
+            Step::PutMac(mac) => {
+                self.macs.insert(mac, 1, 0).map_err(at("SLB_MACS"))?;
+                self.installed.macs.insert(mac, ());
+            }
+            Step::RemoveMac(mac) => {
+                absent_is_fine(self.macs.remove(&mac)).map_err(at("SLB_MACS"))?;
+                self.installed.macs.remove(&mac);
+            }
+            Step::PutSubnet((bits, addr), interfaces) => {
+                let key = Key::new(bits, abi::subnet(addr));
+                self.subnets.insert(&key, interfaces, 0).map_err(at("SLB_SUBNETS"))?;
+                self.installed.subnets.insert((bits, addr), interfaces);
+                self.put_elsewhere();
+            }
+            Step::RemoveSubnet((bits, addr)) => {
+                let key = Key::new(bits, abi::subnet(addr));
+                absent_is_fine(self.subnets.remove(&key)).map_err(at("SLB_SUBNETS"))?;
+                self.installed.subnets.remove(&(bits, addr));
+                self.put_elsewhere();
             }
             Step::PutSource(index, addr) => {
                 self.sources.set(index, addr, 0).map_err(at("SLB_SOURCES"))?;
@@ -88,6 +113,39 @@ impl Maps {
             }
         }
         Ok(Applied::Done)
+    }
+
+    /// Writes the place in `SLB_INGRESS` of an interface: it is that of the first which has it.
+    fn put_ingress(&mut self, index: u32) -> Result<(), TableError> {
+        let place = index % MAX_INGRESS as u32;
+        let mut interfaces = self.installed.interfaces.values();
+        let first = interfaces.find(|interface| interface.ifindex % MAX_INGRESS as u32 == place);
+        let first = first.copied().unwrap_or_default();
+        self.ingress.set(place, first, 0).map_err(at("SLB_INGRESS"))?;
+        self.put_elsewhere();
+        Ok(())
+    }
+
+    pub(super) fn put_elsewhere(&self) {
+        self.filter.set_subnets(&self.installed.subnets, &self.installed.interfaces);
+    }
+
+    /// Says which VLANs are served; `None`: all.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn serve_vlans(&mut self, vlans: Option<&BTreeSet<u16>>) -> Result<(), TableError> {
+        let is_served = |id| vlans.is_none_or(|vlans| id == 0 || vlans.contains(&id));
+        for word in 0..VLAN_WORDS as u16 {
+            let others = (0..64).filter(|bit| !is_served(64 * word + bit));
+            let others = others.fold(0_u64, |all, bit| all | 1 << bit);
+            let before = self.vlans.get(&word.into(), 0).map_err(at("SLB_VLANS"))?;
+            if before != others {
+                self.vlans.set(word.into(), others, 0).map_err(at("SLB_VLANS"))?;
+            }
+        }
+        Ok(())
     }
 
     fn put_acl(&mut self, acl: u32, list: Arc<Acl>) -> Result<(), TableError> {

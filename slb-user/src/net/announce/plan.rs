@@ -1,6 +1,9 @@
 //! Which VIP lives on which interface, and the writes that lead there. Pure.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
 
@@ -17,6 +20,8 @@ pub(super) struct Held {
     pub(super) network: IpAddr,
     /// Of the connected subnet.
     pub(super) prefix_len: u8,
+    /// Its broadcast address, if it is not the last of the subnet.
+    pub(super) broadcast: Option<Ipv4Addr>,
     /// Put there by this program.
     pub(super) own: bool,
 }
@@ -24,11 +29,12 @@ pub(super) struct Held {
 impl Held {
     /// `None` if the message has no unicast address.
     pub(super) fn parse(message: &AddressMessage) -> Option<Self> {
-        let (mut local, mut network, mut own) = (None, None, false);
+        let (mut local, mut network, mut broadcast, mut own) = (None, None, None, false);
         for attribute in &message.attributes {
             match attribute {
                 AddressAttribute::Local(address) => local = Some(*address),
                 AddressAttribute::Address(address) => network = Some(*address),
+                AddressAttribute::Broadcast(address) => broadcast = Some(*address),
                 AddressAttribute::Protocol(protocol) => {
                     own = *protocol == AddressProtocol::Other(OWNER);
                 }
@@ -38,7 +44,8 @@ impl Held {
         // IPv6 names a peer or nothing, IPv4 always names both.
         let address = local.or(network)?;
         let (index, prefix_len) = (message.header.index, message.header.prefix_len);
-        Some(Self { index, address, network: network.unwrap_or(address), prefix_len, own })
+        let network = network.unwrap_or(address);
+        Some(Self { index, address, network, prefix_len, broadcast, own })
     }
 
     fn connects(&self, address: IpAddr) -> bool {
@@ -157,13 +164,16 @@ mod tests {
             up: true,
             is_ethernet: true,
             is_veth: false,
+            master: None,
+            lower: None,
         })
     }
 
     fn held(index: u32, cidr: &str, own: bool) -> Held {
         let (address, prefix) = cidr.split_once('/').unwrap();
         let address = address.parse().unwrap();
-        Held { index, address, network: address, prefix_len: prefix.parse().unwrap(), own }
+        let prefix_len = prefix.parse().unwrap();
+        Held { index, address, network: address, prefix_len, broadcast: None, own }
     }
 
     #[test]

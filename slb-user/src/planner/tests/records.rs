@@ -6,7 +6,7 @@ use super::*;
 fn given_next_hops_when_planned_then_only_ways_through_our_interfaces_are_used() {
     let mut world = World::new(&config([three()]));
     let hop = |ifindex| NextHop { ifindex, dst_mac: [2; 6], src_mac: [4; 6] };
-    world.interfaces.insert(2, Interface { redirect: 1 });
+    world.interfaces.insert(2, Interface { ifindex: 2, redirect: 1, ..Interface::default() });
     let route = |ifindex| BackendRoute { hop: hop(ifindex), mtu: 1_500, source: None };
     world.routes =
         [(addr("10.0.0.1"), route(2)), (addr("10.0.0.2"), route(3))].into_iter().collect();

@@ -12,8 +12,9 @@ use slb_common::{
 };
 use slb_user::datapath::{Explainer, Explanation, Kind, Part, Question};
 
+use super::world::CROSSING;
 use crate::{
-    fixture::{Run, Slb},
+    fixture::{Run, Slb, VIPS, at},
     frame::L3,
 };
 
@@ -116,9 +117,15 @@ fn may_be_unknown(question: &Question, verdict: Verdict) -> bool {
     let is_about_header = matches!(verdict, Verdict::Forwarded | Verdict::BeforeClientAddress);
     match question.kind {
         Kind::Error => is_to_client,
+        // What a backend sends.
+        Kind::Transport if !is_vip(question.dst.ip()) => verdict != Verdict::Martian,
         Kind::Transport => question.is_established && is_about_header,
         Kind::Echo => false,
     }
+}
+
+fn is_vip(addr: IpAddr) -> bool {
+    VIPS.iter().chain(&CROSSING).any(|vip| at(vip, 0).ip() == addr)
 }
 
 /// Compares a packet that was sent to a backend with what was told.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     fixture::{Slb, VIPS, at, client_of, datagram, syn},
     fragments::fragments,
-    frame::{ACK, FIN, Frame, RST, SYN, icmp, tagged},
+    frame::{ACK, FIN, Frame, RST, SYN, VIRTUAL_MAC, icmp, tagged},
     icmp::quote,
     lab::{FIRST, LAN, LAN_MAC, WAN},
 };
@@ -35,9 +35,11 @@ struct Flow {
     inside: Arrived,
 }
 
-/// Sources that are no client's.
-const MARTIANS: [[&str; 4]; 2] =
-    [["127.0.0.1", "0.1.2.3", "169.254.1.7", "224.0.0.7"], ["::1", "fe80::7", "ff02::7", "::"]];
+/// Sources that are no client's, everywhere or where they are on a subnet of another interface.
+const MARTIANS: [[&str; 6]; 2] = [
+    ["127.0.0.1", "0.1.2.3", "169.254.1.7", "255.255.255.255", "10.0.0.255", "10.0.0.99"],
+    ["::1", "fe80::7", "ff02::7", "::", "2001:db8:a::101", "2001:db8:a::99"],
+];
 /// The most flows that later packets are drawn from.
 const REMEMBERED: usize = 200;
 
@@ -59,6 +61,7 @@ impl Packets {
             1 => vec![self.error_to_backend(dice, world)],
             2 => vec![self.error_to_client(dice, world)],
             3 => vec![martian(dice, world)],
+            6 => vec![from_backend(dice, world)],
             4 | 5 => self.fragments(dice, world),
             _ => vec![self.transport(dice, world)],
         }
@@ -201,7 +204,8 @@ impl Packets {
         let (Arrived { from, to }, proto) = inside;
         let about = first(from, Listener { vip: to, proto });
         let router = host(0, usize::from(to.is_ipv6()));
-        error(dice, proto, &about, router, LAN)
+        let ingress = if dice.one_in(4) { WAN } else { LAN };
+        error(dice, proto, &about, router, ingress)
     }
 }
 
@@ -209,9 +213,9 @@ impl Packets {
 fn first(client: SocketAddr, listener: Listener) -> Frame {
     if listener.proto == TCP {
         // Without data, which a backend that is told the client's address does not take.
-        Frame { payload: Vec::new(), ..syn(client, listener.vip) }
+        Frame { payload: Vec::new(), dst_mac: VIRTUAL_MAC, ..syn(client, listener.vip) }
     } else {
-        datagram(client, listener.vip)
+        Frame { dst_mac: VIRTUAL_MAC, ..datagram(client, listener.vip) }
     }
 }
 
@@ -234,6 +238,17 @@ fn packet(
     let frame = if is_established { frame.flags(ACK) } else { frame };
     let question = Question::new(listener.proto, client, listener.vip);
     (Question { is_established, ingress, ..question }, frame)
+}
+
+/// From a backend's address and port, by the interface that leads to it or by another.
+fn from_backend(dice: &mut Dice, world: &World) -> Sample {
+    let from = world.target(dice);
+    let family = usize::from(from.is_ipv6());
+    let to = client_of(100, family, 30_000 + dice.below(60) as u16);
+    let (ingress, proto) = (dice.pick(&[LAN, WAN]), world.listener(dice).proto);
+    let question = Question { ingress, is_established: true, ..Question::new(proto, from, to) };
+    let frame = first(from, Listener { vip: to, proto }).flags(ACK);
+    Sample { question, ingress, bytes: frame.bytes() }
 }
 
 /// To a listener, from an address that is no client's.
@@ -270,6 +285,7 @@ fn echo(dice: &mut Dice) -> Sample {
     let base = Frame { payload: Vec::new(), ..syn(from, at(to, 0)) };
     let kind = if family == 0 { 8 } else { 128 };
     let bytes = icmp(&base, [kind, 0], [0, 1, 0, 1], b"echo").bytes();
-    let question = Question { kind: Kind::Echo, ..Question::new(TCP, base.src, base.dst) };
+    let question = Question::new(TCP, base.src, base.dst);
+    let question = Question { kind: Kind::Echo, ingress: WAN, ..question };
     Sample { question, ingress: WAN, bytes }
 }

@@ -9,12 +9,13 @@ use std::{
 };
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use slb_common::abi::{Interface, Limits, NextHop};
+use slb_common::abi::{Limits, NextHop};
 use slb_user::{
     clock::Jiffies,
     config::{self, Config},
     health::Health,
     ids::Ids,
+    net::Ingress,
     planner::{BackendRoute, Inputs, Planner},
     state::State,
 };
@@ -22,7 +23,8 @@ use slb_user::{
 use super::dice::Dice;
 use crate::{
     fixture::{SOURCES, Slb, VIPS, at},
-    lab::{FIRST, LAN, SECOND, WAN},
+    frame::VIRTUAL_MAC,
+    lab::{FIRST, LAN, SECOND, WAN, interface},
 };
 
 /// VIPs of IPv4 and IPv6 whose backends are of the other family.
@@ -43,6 +45,7 @@ pub(super) struct World {
     ids: Arc<Ids>,
     health: Vec<Health>,
     routes: FxHashMap<IpAddr, BackendRoute>,
+    ingress: Arc<Ingress>,
     now: Instant,
     moment: u32,
     jiffies: Jiffies,
@@ -61,7 +64,9 @@ impl World {
         let (now, moment) = (Instant::now(), jiffies.now().expect("a clock"));
         let planner = Planner::default();
         let routes = routes(dice);
-        let mut world = Self { planner, health: Vec::new(), ids, routes, now, moment, jiffies };
+        let ingress = Arc::new(ingress(dice, &routes));
+        let health = Vec::new();
+        let mut world = Self { planner, health, ids, routes, ingress, now, moment, jiffies };
         // First all are healthy: no listener waits for its first probes.
         world.health = vec![Health::Healthy; world.ids.backends.len()];
         world.install(slb);
@@ -78,6 +83,7 @@ impl World {
         };
         self.health = self.health.iter().map(draw).collect();
         self.routes = routes(dice);
+        self.ingress = Arc::new(ingress(dice, &self.routes));
         // Longer than the shortest drain.
         let later = std::time::Duration::from_secs(11);
         self.now += later;
@@ -87,13 +93,14 @@ impl World {
 
     fn install(&mut self, slb: &mut Slb<'_>) {
         let locals: Vec<IpAddr> = SOURCES.concat().iter().map(|addr| at(addr, 0).ip()).collect();
-        let interfaces = [WAN, LAN].map(|index| (index, Interface { redirect: 1 })).into();
+        let interfaces = [WAN, LAN].map(|index| (index, interface(index))).into();
         let inputs = Inputs {
             health: &self.health,
             trusted: &FxHashSet::default(),
             routes: &self.routes,
             generic: false,
             interfaces: &interfaces,
+            ingress: &self.ingress,
             locals: &locals,
             jiffies: self.jiffies,
             installed: slb.maps.installed(),
@@ -155,6 +162,32 @@ fn routes(dice: &mut Dice) -> FxHashMap<IpAddr, BackendRoute> {
         }
     }
     routes
+}
+
+/// Where packets come from: those of most backends by where they are sent to. In every other world the backends' subnet
+/// is known as that of an interface.
+fn ingress(dice: &mut Dice, routes: &FxHashMap<IpAddr, BackendRoute>) -> Ingress {
+    let mut ingress = Ingress {
+        devices: [WAN, LAN].map(|index| (index, [index].into())).into(),
+        macs: [WAN, LAN].map(|index| (index, VIRTUAL_MAC)).into(),
+        ..Ingress::default()
+    };
+    for (&addr, route) in routes {
+        let output = if route.hop.is_known() { route.hop.ifindex } else { LAN };
+        let outputs = match dice.below(8) {
+            0 => vec![],
+            1 => vec![WAN, LAN],
+            _ => vec![output],
+        };
+        ingress.backends.insert(addr, outputs);
+    }
+    if dice.one_in(2) {
+        let networks = ["10.0.0.0", "2001:db8:a::"].map(|addr| at(addr, 0).ip());
+        ingress.subnets =
+            networks.map(|addr| (LAN, addr, if addr.is_ipv4() { 24 } else { 64 })).into();
+        ingress.broadcasts = vec![at("10.0.0.255", 0).ip()];
+    }
+    ingress
 }
 
 fn parse(text: &str) -> Config {

@@ -12,7 +12,7 @@ use crate::{
         FAMILIES, IDLE_JIFFIES, SOURCES, Slb, VIPS, at, backend, client_of, endpoint, id, key_of,
         port, vip,
     },
-    lab::{FIRST, LAN, LAN_MAC, SECOND, WAN, WAN_MAC},
+    lab::{FIRST, LAN, LAN_MAC, SECOND, WAN, WAN_MAC, set},
     oracle::{Listener, Mode, Server, Site, Told},
 };
 
@@ -119,7 +119,9 @@ fn add(state: &mut State, family: usize, number: u32, row: (u16, u32, Scheduler,
         state.backends.insert(id, record);
         let flags =
             if scheduler == Scheduler::HASH { RevNatFlags::empty() } else { RevNatFlags::TRACKED };
-        let origin = RevNat { vip: vip_of_all, port: vip_port, backend: id, flags, spare: 0 };
+        let interfaces = set(WAN) | set(LAN);
+        let origin =
+            RevNat { vip: vip_of_all, port: vip_port, backend: id, flags, ingress: 0, interfaces };
         state.endpoints.insert(endpoint(at, proto), origin);
         if rule == Rule::Quic {
             state.quic.insert(QuicKey { listener, server: index as u32 + 1 }, id);
