@@ -111,7 +111,7 @@ impl<'a> Difference<'a> {
         let sources = self.changed(|state| &state.sources);
         let mut steps: Vec<Step> = interfaces
             .map(|(&index, &interface)| Step::PutInterface(index, interface))
-            .chain(macs.map(|(&mac, ())| Step::PutMac(mac)))
+            .chain(macs.map(|(&mac, _)| Step::PutMac(mac)))
             .chain(sources.map(|(&index, &addr)| Step::PutSource(index, addr)))
             .chain(backends_first.into_iter().map(put))
             .collect();
@@ -160,7 +160,7 @@ impl<'a> Difference<'a> {
         let changed = self.changed(|state| &state.subnets);
         steps.extend(changed.map(|(&subnet, &set)| Step::PutSubnet(subnet, set)));
         let gone = self.gone(|state| &state.macs);
-        steps.extend(gone.map(|(&mac, ())| Step::RemoveMac(mac)));
+        steps.extend(gone.map(|(&mac, _)| Step::RemoveMac(mac)));
         let gone = self.gone(|state| &state.interfaces);
         steps.extend(gone.map(|(&index, _)| Step::RemoveInterface(index)));
     }

@@ -30,8 +30,8 @@ pub struct State {
     pub endpoints: BTreeMap<Endpoint, RevNat>,
     /// `SLB_INTERFACES` and `SLB_INGRESS`.
     pub interfaces: BTreeMap<u32, Interface>,
-    /// `SLB_MACS`.
-    pub macs: BTreeMap<OwnMac, ()>,
+    /// `SLB_MACS`: 1 for each.
+    pub macs: BTreeMap<OwnMac, u32>,
     /// `SLB_SUBNETS`.
     pub subnets: Subnets,
     /// `SLB_SOURCES`. Flows remember indices, so that an address keeps its own for ever.

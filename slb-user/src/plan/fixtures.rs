@@ -9,7 +9,7 @@ use crate::state::State;
 pub(crate) fn apply(state: &mut State, step: Step) {
     match step {
         Step::PutInterface(index, interface) => drop(state.interfaces.insert(index, interface)),
-        Step::PutMac(mac) => drop(state.macs.insert(mac, ())),
+        Step::PutMac(mac) => drop(state.macs.insert(mac, 1)),
         Step::RemoveMac(mac) => drop(state.macs.remove(&mac)),
         Step::PutSubnet(subnet, interfaces) => drop(state.subnets.insert(subnet, interfaces)),
         Step::RemoveSubnet(subnet) => drop(state.subnets.remove(&subnet)),

@@ -114,10 +114,7 @@ fn any_states() -> impl Strategy<Value = State> {
                     (id, Backend { addr: host(id), port, flags, ..Backend::default() })
                 })
                 .collect(),
-            addresses: addresses
-                .into_iter()
-                .map(|(n, roles)| (vip(n), Roles::from_bits_retain(roles)))
-                .collect(),
+            addresses: addresses.into_iter().map(|(n, roles)| (vip(n), roles)).collect(),
             endpoints: endpoints
                 .into_iter()
                 .map(|((n, port), backend)| {
@@ -196,6 +193,8 @@ proptest! {
         let key = |step: &Step| match step {
             Step::PutInterface(index, _) | Step::RemoveInterface(index) => format!("i{index}"),
             Step::PutSource(index, _) => format!("s{index}"),
+            Step::PutMac(mac) | Step::RemoveMac(mac) => format!("h{mac:?}"),
+            Step::PutSubnet(subnet, _) | Step::RemoveSubnet(subnet) => format!("n{subnet:?}"),
             Step::PutBackend(id, _) => format!("b{id}"),
             Step::PutAcl(acl, _) | Step::RemoveAcl(acl, _) => format!("c{acl}"),
             Step::PutLimits(id, _) => format!("m{id}"),

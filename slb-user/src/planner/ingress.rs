@@ -56,9 +56,9 @@ fn subnet(network: IpAddr, prefix_len: u8) -> (u32, Address) {
 }
 
 /// The MAC addresses of this host besides those of the interfaces themselves.
-pub(super) fn macs(ingress: &Ingress) -> BTreeMap<OwnMac, ()> {
+pub(super) fn macs(ingress: &Ingress) -> BTreeMap<OwnMac, u32> {
     let macs = ingress.macs.iter();
-    macs.map(|&(ifindex, mac)| (OwnMac { ifindex, mac, spare: [0; 2] }, ())).collect()
+    macs.map(|&(ifindex, mac)| (OwnMac { ifindex, mac, spare: [0; 2] }, 1)).collect()
 }
 
 /// By which interface a backend's packets come, and the set of all; `before` is what holds as long as the kernel has

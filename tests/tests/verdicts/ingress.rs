@@ -282,7 +282,7 @@ fn given_virtual_macs_when_they_come_and_go_then_frames_to_them_are_ours_meanwhi
         let key = OwnMac { ifindex: WAN, mac, spare: [0; 2] };
         let change = |state: &mut State, is_there: bool| {
             if is_there {
-                state.macs.insert(key, ());
+                state.macs.insert(key, 1);
             } else {
                 state.macs.remove(&key);
             }

@@ -52,7 +52,7 @@ impl Maps {
             }
             Step::PutMac(mac) => {
                 self.macs.insert(mac, 1, 0).map_err(at("SLB_MACS"))?;
-                self.installed.macs.insert(mac, ());
+                self.installed.macs.insert(mac, 1);
             }
             Step::RemoveMac(mac) => {
                 absent_is_fine(self.macs.remove(&mac)).map_err(at("SLB_MACS"))?;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use aya::maps::MapData;
-use slb_common::abi::{Address, Backend, Endpoint, Limits, Listener, OwnMac};
+use slb_common::abi::{Address, Backend, Endpoint, Limits, Listener};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Maps, TableError, at, chunks_for};
@@ -59,9 +59,8 @@ impl Maps {
         self.installed.addresses = contents(pins, "SLB_ADDRESSES")?;
         self.installed.endpoints = contents(pins, "SLB_REVNAT")?;
         self.installed.interfaces = contents(pins, "SLB_INTERFACES")?;
-        let macs: BTreeMap<OwnMac, u32> = contents(pins, "SLB_MACS")?;
-        self.installed.macs = macs.into_keys().map(|mac| (mac, ())).collect();
-        for entry in self.subnets.iter() {
+        self.installed.macs = contents(pins, "SLB_MACS")?;
+        for entry in &self.subnets {
             let (key, interfaces) = entry.map_err(at("SLB_SUBNETS"))?;
             let subnet = (key.prefix_len(), Address::from_words(key.data()));
             self.installed.subnets.insert(subnet, interfaces);

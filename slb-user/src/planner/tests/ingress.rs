@@ -108,5 +108,5 @@ fn given_subnets_when_planned_then_those_behind_an_interface_say_which() {
     assert_eq!(state.subnets, expected.into());
     assert_eq!(state.addresses[&addr("192.0.2.255").into()], Roles::BROADCAST);
     let mac = abi::OwnMac { ifindex: 2, mac: [0, 0, 0x5e, 0, 1, 7], spare: [0; 2] };
-    assert_eq!(state.macs, [(mac, ())].into());
+    assert_eq!(state.macs, [(mac, 1)].into());
 }

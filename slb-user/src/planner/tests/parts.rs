@@ -23,6 +23,7 @@ struct Gateway {
     closing: FxHashSet<u32>,
     routes: FxHashMap<IpAddr, BackendRoute>,
     interfaces: BTreeMap<u32, Interface>,
+    ingress: Arc<crate::net::Ingress>,
     locals: Vec<IpAddr>,
     generic: bool,
     installed: State,
@@ -68,6 +69,7 @@ impl Gateway {
             closing: FxHashSet::default(),
             routes: FxHashMap::default(),
             interfaces: BTreeMap::new(),
+            ingress: Arc::default(),
             locals: Vec::new(),
             generic: false,
             installed: State::default(),
@@ -112,7 +114,10 @@ impl Gateway {
             }
             14 => match how % 3 {
                 0 => self.generic = !self.generic,
-                1 => drop(self.interfaces.insert(1, Interface { redirect: 1 })),
+                1 => drop(
+                    self.interfaces
+                        .insert(1, Interface { ifindex: 1, redirect: 1, ..Interface::default() }),
+                ),
                 _ => self.locals.push(addr(&format!("10.0.0.{how}"))),
             },
             _ if how % 4 == 0 => self.keeps_lists = true,
@@ -139,6 +144,7 @@ impl Gateway {
             routes: &self.routes,
             generic: self.generic,
             interfaces: &self.interfaces,
+            ingress: &self.ingress,
             locals: &self.locals,
             jiffies,
             installed: &self.installed,
