@@ -14,8 +14,10 @@ use crate::{
     cell::{Elements as _, Guarded as _, Reading, SharedCell},
     conntrack,
     ctx::PacketCtx,
-    kernel, maps,
+    kernel,
+    maps::{self, Known},
     outcome::{Next, Outcome},
+    route,
 };
 
 /// Has what is admitted balanced.
@@ -23,11 +25,16 @@ use crate::{
 pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
     if let Some(listener) = maps::listener(&pkt.packet.key.destination()) {
         if listener.flags.intersects(ListenerFlags::GUARDED) {
+            // Packets of `slb_slow_path` have not been asked, and what no client can have sent costs no client anything.
+            let Known { from, bypass_until, .. } =
+                maps::filter(&pkt.packet.key.src, &pkt.packet.key.dst);
+            decide::check_source(pkt, pkt.packet, route::filtered(pkt, from, bypass_until))?;
             decide::admit(pkt, pkt.packet, listener)?;
         }
     } else if let Some(origin) = maps::revnat(&pkt.packet.key.source())
         && origin.flags.intersects(RevNatFlags::LIMITED)
     {
+        decide::check_backend(pkt, origin)?;
         let key = &pkt.packet.key;
         let backend = match conntrack::slow_lookup(key) {
             Some(entry) if conntrack::is_direct(pkt.now, entry) => NO_BACKEND,

@@ -48,7 +48,7 @@ pub fn from_backend<const REST: bool>(
     let mut id = origin.backend;
     let mut to = NatRewrite { addr: origin.vip, sport: origin.port as u16, dport: key.dport, kind };
     if origin.flags.intersects(RevNatFlags::SHARED) || bypass::may_concern(pkt, bypass_until, id)? {
-        let place = match Remembered::unpack(remembered(&pkt.view(), origin)) {
+        let place = match remember(pkt, origin) {
             Remembered::Direct => return Err(Verdict::Bypass.into()),
             Remembered::Closed => return Err(Stop::TailCall(respond(pkt, Verdict::Closed))),
             Remembered::Open if bypass::decide_open(&pkt.view(), origin) => {
@@ -82,7 +82,7 @@ pub fn from_backend<const REST: bool>(
     let Some(ClientRoute { hop, mtu }) = neigh::client_route(pkt, &to.addr, &pkt.packet.key.dst)?
     else {
         // To the gateway itself: to a socket of its own, or to a client that is a backend as well.
-        let Remembered::Place(place) = Remembered::unpack(remembered(&pkt.view(), origin)) else {
+        let Remembered::Place(place) = remember(pkt, origin) else {
             return Err(Verdict::NotOurs.into());
         };
         let is_own = conntrack::get(place).is_some_and(|flow| flow.source().load() != NO_SOURCE);
@@ -216,36 +216,53 @@ fn client_key(key: &FlowKey, origin: &RevNat) -> FlowKey {
     }
 }
 
-/// Looks for the client's entry of a reply by the reply's own, and updates both. Gives a [`Remembered`], packed.
+/// Looks for the client's entry of a reply by the reply's own, and takes down in both what the reply says.
+///
+/// Calls one after the other, not one inside the other: here begins the deepest chain of them.
+#[inline(always)]
+fn remember(pkt: &mut PacketCtx<'_>, origin: &RevNat) -> Remembered {
+    let found = Remembered::unpack(remembered(&pkt.view(), origin));
+    match found {
+        Remembered::Place(NO_PLACE) => {
+            if origin.flags.intersects(RevNatFlags::TRACKED) {
+                track(&pkt.view(), origin);
+            }
+            found
+        }
+        Remembered::Place(place) if is_closed(&pkt.view(), place) => Remembered::Closed,
+        _ => found,
+    }
+}
+
+/// Gives a [`Remembered`], packed; not [`Remembered::Closed`].
 #[inline(never)]
 fn remembered(view: &PacketView<'_>, origin: &RevNat) -> u32 {
     let key = &view.packet.key;
-    let reply = conntrack::slow_lookup(key);
-    if let Some(record) = reply.filter(|reply| reply.is(FlowKind::Bypass)) {
-        if bypass::is_open(view, record, origin) {
+    let Some(reply) = conntrack::slow_lookup(key) else { return NO_PLACE };
+    if reply.is(FlowKind::Bypass) {
+        if bypass::is_open(view, reply, origin) {
             return Remembered::Open.pack();
         }
-        if bypass::is_answer(view, record, origin) {
+        if bypass::is_answer(view, reply, origin) {
             return Remembered::Direct.pack();
         }
     }
-    let Some((reply, forward)) =
-        reply.and_then(|reply| Some((reply, conntrack::reverse(reply, key)?)))
-    else {
-        if origin.flags.intersects(RevNatFlags::TRACKED) {
-            track(view, origin);
-        }
-        return Remembered::Place(NO_PLACE).pack();
-    };
-    let place = reply.peer().load();
-    conntrack::update_reply(view, place);
-    conntrack::follow(reply, forward);
-    if forward.state().load().intersects(ConnState::RST_PENDING)
-        && !view.packet.flags.intersects(TcpFlags::RST)
-    {
-        return Remembered::Closed.pack();
+    match conntrack::reverse(reply, key) {
+        Some(_) => reply.peer().load(),
+        None => NO_PLACE,
     }
-    Remembered::Place(place).pack()
+}
+
+/// Takes down what a reply says about the flow whose client's entry is at `place`, and whether the agent has ended it.
+#[inline(never)]
+fn is_closed(view: &PacketView<'_>, place: u32) -> bool {
+    conntrack::update_reply(view, place);
+    let Some(forward) = conntrack::get(place) else { return false };
+    if let Some(reply) = conntrack::reply_of(forward, place) {
+        conntrack::follow(reply, forward);
+    }
+    forward.state().load().intersects(ConnState::RST_PENDING)
+        && !view.packet.flags.intersects(TcpFlags::RST)
 }
 
 /// What entries of connections want to know of if their backend is [`RevNatFlags::TRACKED`].

@@ -49,6 +49,14 @@ pub fn rejected(reject: Reject) -> Outcome {
     }
 }
 
+/// What the filter says of a packet to a VIP.
+#[inline(always)]
+pub fn filtered(pkt: &PacketCtx<'_>, from: Roles, bypass_until: u32) -> Filtered {
+    let ifindex = pkt.ctx.ingress_ifindex() as u32;
+    let is_elsewhere = maps::may_be_elsewhere(ifindex, &pkt.packet.key.src, pkt.packet.is_v4());
+    Filtered { from, bypass_until, is_elsewhere }
+}
+
 /// Where a packet goes. `REST`: it has been through `slb_policy`.
 #[inline(always)]
 fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
@@ -57,12 +65,7 @@ fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
     // One for all look-ups: stack is scarce.
     let mut at = pkt.packet.key.destination();
     if to.intersects(Roles::VIP) {
-        let is_elsewhere = maps::may_be_elsewhere(
-            pkt.ctx.ingress_ifindex() as u32,
-            &pkt.packet.key.src,
-            pkt.packet.is_v4(),
-        );
-        let filtered = Filtered { from, bypass_until, is_elsewhere };
+        let filtered = filtered(pkt, from, bypass_until);
         delivery = forward::to_vip::<REST>(pkt, &at, filtered)?;
     }
     if delivery.is_none() && from.intersects(Roles::BACKEND) {

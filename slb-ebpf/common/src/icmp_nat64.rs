@@ -17,7 +17,7 @@ use crate::{
     icmp::{self, ICMP, ICMPV6, Quote},
     icmp_error::TOS,
     nat64,
-    parse::{DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3},
+    parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, L3},
     rewrite::{self, TTL},
 };
 
@@ -223,7 +223,9 @@ fn write_v4(frame: &mut Frame<'_>, error: &Error, ends: &NatTuple, id: u16) -> O
     };
     rewrite::write_v4(frame, ip(TOS, len, nat64::fragmentation(len, id), TTL, ICMP, dst, src))?;
     let quoted = u32::from(error.len) + Ipv4Hdr::LEN as u32;
-    let quoted = ip(0, quoted, DONT_FRAGMENT, error.ttl, error.proto, src, dst);
+    // Its identification was not the other family's to know.
+    let fragmentation = nat64::fragmentation(quoted, 0);
+    let quoted = ip(0, quoted, fragmentation, error.ttl, error.proto, src, dst);
     rewrite::write_v4_at(frame, AT + icmp::LEN, quoted)?;
     transport(frame, L4, error)?;
     // A header with its checksum adds up to nothing.

@@ -204,7 +204,15 @@ impl Packet {
 
     fn within(&self, skip: usize) -> Option<Self> {
         let bytes = self.l4.get(skip..)?;
-        let found = if bytes.first()? >> 4 == 4 { v4(bytes)? } else { v6(bytes)? };
+        // How long the packet was says nothing of how much of it is quoted.
+        let mut bytes = bytes.to_vec();
+        let found = if bytes.first()? >> 4 == 4 {
+            bytes.get_mut(2..4)?.fill(0xff);
+            v4(&bytes)?
+        } else {
+            bytes.get_mut(4..6)?.fill(0xff);
+            v6(&bytes)?
+        };
         let (to_mac, from_mac, tags) = (self.to_mac, self.from_mac, self.tags.clone());
         Some(Self { to_mac, from_mac, tags, ..found })
     }
