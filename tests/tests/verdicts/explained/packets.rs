@@ -186,8 +186,8 @@ impl Packets {
     fn error_to_backend(&self, dice: &mut Dice, world: &World) -> Sample {
         let (client, listener, _) = self.client(dice, world);
         let about = first(listener.vip, Listener { vip: client, ..listener });
-        let family = usize::from(client.is_ipv6());
-        error(dice, listener.proto, &about, client_of(100, family, 0).ip(), WAN)
+        // From the client's host: the question does not say which router it is, and an access list may have that.
+        error(dice, listener.proto, &about, client.ip(), WAN)
     }
 
     /// An error about what a client has sent to a backend, through a listener or not.
