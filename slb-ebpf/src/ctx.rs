@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use slb_common::{
-    abi::TailCallArgs,
+    abi::{NextHop, TailCallArgs},
     frame::Frame,
     parse::{Packet, TAG_LEN},
 };
@@ -72,6 +72,17 @@ impl<'a> PacketCtx<'a> {
             None => self.packet,
         };
         PacketView { ctx: self.ctx, packet, now: self.now }
+    }
+
+    /// The same, and where a function that is called leaves a next hop: not on the stack.
+    #[inline(always)]
+    pub const fn view_and_hop(&mut self) -> (PacketView<'_>, &mut NextHop) {
+        self.keep();
+        let packet = match &self.kept {
+            Some(kept) => kept,
+            None => self.packet,
+        };
+        (PacketView { ctx: self.ctx, packet, now: self.now }, &mut self.args.hop)
     }
 
     /// Stores the packet where others read it.

@@ -44,11 +44,10 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
     let Some((key, fragment)) = maps::fragment() else { return };
     *key = decide::fragment_key(pkt.packet);
     // In place, field by field: a record on the stack would take more of that than all else.
-    let (src, dst) = (pkt.packet.key.src.copied(), pkt.packet.key.dst.copied());
-    (fragment.src, fragment.dst) = (src, dst);
+    (fragment.src, fragment.dst) = (key.src.copied(), key.dst.copied());
     (fragment.hash, fragment.backend) = (pkt.args.hash, pkt.args.backend);
     fragment.expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies());
-    (fragment.id, fragment.from) = (pkt.packet.fragment_id, src);
+    (fragment.id, fragment.from) = (pkt.packet.fragment_id, key.src.copied());
     let is_reply = delivery.is_some_and(|delivery| delivery.to.is_reply());
     fragment.interfaces = interfaces(pkt, is_reply);
     if let Some(delivery) = delivery {
@@ -60,7 +59,7 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
     } else {
         // Left to the kernel, both ends stay as they are.
         fragment.kind = FlowKind::Bypass as u32;
-        fragment.hop = NextHop::from_mac_words(0, [0; 3]);
+        fragment.hop.clear();
         (fragment.mode, fragment.mtu) = (Mode::NAT, 0);
     }
     put(key, fragment);
@@ -96,7 +95,10 @@ fn interfaces(pkt: &PacketCtx<'_>, is_reply: bool) -> u64 {
     if !is_reply {
         return ANY_INTERFACE;
     }
-    maps::revnat_entry(&pkt.packet.key.source()).map_or(0, |origin| origin.interfaces)
+    let Some((_, at)) = maps::client_key() else { return 0 };
+    let key = &pkt.packet.key;
+    (at.addr, at.port, at.proto) = (key.src.copied(), key.sport.into(), key.proto);
+    maps::revnat_entry(at).map_or(0, |origin| origin.interfaces)
 }
 
 /// Without a record the others are dropped: that is all that a full table means.

@@ -367,7 +367,8 @@ pub fn serves_vlan(id: u32) -> bool {
 /// Whether packets may be sent out of an interface.
 #[inline(always)]
 pub fn can_redirect(ifindex: u32) -> bool {
-    interface(ifindex).is_some_and(|interface| interface.redirect != 0)
+    // Not by `interface`: a look-up that is rare takes less stack.
+    entry(&SLB_INTERFACES, &ifindex).is_some_and(|interface| interface.redirect != 0)
 }
 
 /// The backend of a listener that has issued QUIC connection IDs with this server ID.

@@ -114,12 +114,13 @@ pub fn client_route(
     if !is_whole || ClientNextHop::is_claimed(epoch) {
         hop = NextHop::UNRESOLVED;
     }
+    let (view, known) = pkt.view_and_hop();
+    *known = hop;
     // Copies: the originals may be in registers.
-    let mut known = hop;
-    match Answer::unpack(fib_lookup(&pkt.view(), &{ *vip }, &{ *addr }, &mut known)) {
+    match Answer::unpack(fib_lookup(&view, &{ *vip }, &{ *addr }, known)) {
         Answer::End(verdict) => return Err(verdict),
         Answer::Local => return Ok(None),
-        Answer::Way { mtu: found } => (hop, mtu) = (known, found),
+        Answer::Way { mtu: found } => (hop, mtu) = (*known, found),
     }
     Ok(Some(ClientRoute { hop, mtu }))
 }

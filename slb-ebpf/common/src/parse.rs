@@ -254,6 +254,7 @@ fn is_source_routed(frame: &Frame<'_>, header_len: usize) -> bool {
     }
     look_at! { 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 }
     look_at! { 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 }
+    let _ = next;
     false
 }
 

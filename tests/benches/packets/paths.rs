@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use slb_common::{
-    abi::{self, Backend, BackendFlags, RevNat, RevNatFlags, Roles, Scheduler},
+    abi::{self, Backend, BackendFlags, RevNat, Roles, Scheduler},
     hash,
     verdict::Verdict,
 };

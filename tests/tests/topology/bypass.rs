@@ -116,28 +116,6 @@ fn given_one_udp_socket_when_it_asks_a_listener_and_backends_then_answers_come_f
 
 #[test]
 #[ignore = "needs root"]
-fn given_a_udp_listener_by_hash_when_its_backends_are_asked_directly_then_the_chosen_ones_answer_is_balanced()
- {
-    let lab = Lab::start();
-    let client = &lab.topology.clients[0];
-    for vip in vips(plan::LOG_PORT) {
-        // All flows go to the primary, so that an answer of it may always be to one of them.
-        let [primary, secondary] = [plan::PRIMARY, plan::SECONDARY].map(|name| lab.host(name));
-        for port in PORTS.take(10) {
-            let case = format!("{vip} from {port}");
-            let socket = talk::datagrams(client, port, vip, AT_ONCE);
-            let direct = itself(primary, vip, plan::LOG.port());
-            let error = talk::ask(&socket, direct, "a").expect_err(&case);
-            assert!(error.to_string().contains(&vip.to_string()), "{case}: {error}");
-            let direct = itself(secondary, vip, plan::LOG.port());
-            assert_eq!(talk::ask(&socket, direct, "b").expect(&case), secondary.name, "{case}");
-            assert_eq!(talk::ask(&socket, vip, "c").expect(&case), primary.name, "{case}");
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs root"]
 fn given_ports_of_ended_connections_when_used_the_other_way_then_none_fails_or_stalls() {
     let lab = Lab::start();
     let client = &lab.topology.clients[0];

@@ -12,11 +12,20 @@ use crate::support::{
     plan::{self, PRIMARY, SECONDARY, vips},
 };
 
-/// What `bpftool` shows of an element's key and value: no names where it is a plain number.
-/// Those that hold what bpftool has no fields for, or nothing without fragments, lists, QUIC and persistence.
-const OTHERS: [&str; 5] = ["SLB_FRAGMENTS", "SLB_PROGRAMS", "SLB_ACL", "SLB_QUIC", "SLB_STICKY"];
+/// Those that hold what bpftool has no fields for, or nothing without fragments, lists, QUIC, persistence and virtual MAC
+/// addresses.
+const OTHERS: [&str; 7] = [
+    "SLB_FRAGMENTS",
+    "SLB_PROGRAMS",
+    "SLB_ACL",
+    "SLB_QUIC",
+    "SLB_STICKY",
+    "SLB_MACS",
+    "SLB_SUBNETS",
+];
 
-const FIELDS: [(&str, &[&str], &[&str]); 24] = [
+/// What `bpftool` shows of an element's key and value: no names where it is a plain number.
+const FIELDS: [(&str, &[&str], &[&str]); 26] = [
     (
         "SLB_LISTENERS",
         &["addr", "port", "proto"],
@@ -56,10 +65,16 @@ const FIELDS: [(&str, &[&str], &[&str]); 24] = [
             "closes",
         ],
     ),
-    ("SLB_FILTER", &[], &["bypass_until", "roles"]),
+    ("SLB_FILTER", &[], &["bypass_until", "adopted_until", "roles", "elsewhere"]),
     ("SLB_ADDRESSES", &["bytes"], &["roles"]),
-    ("SLB_REVNAT", &["addr", "port", "proto"], &["vip", "port", "backend", "flags", "spare"]),
-    ("SLB_INTERFACES", &[], &["redirect"]),
+    (
+        "SLB_REVNAT",
+        &["addr", "port", "proto"],
+        &["vip", "port", "backend", "flags", "ingress", "interfaces"],
+    ),
+    ("SLB_INTERFACES", &[], &["ifindex", "number", "redirect", "mac", "spare"]),
+    ("SLB_INGRESS", &[], &["ifindex", "number", "redirect", "mac", "spare"]),
+    ("SLB_VLANS", &[], &[]),
     (
         "SLB_SETTINGS",
         &[],

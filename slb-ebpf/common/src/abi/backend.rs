@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{flags::flags, net::Address};
+use crate::{flags::flags, net::Address, words};
 
 /// Capacity of `SLB_BACKENDS`: one per listener, backend and address. [`super::NO_BACKEND`] is none.
 pub const MAX_BACKENDS: usize = 65_535;
@@ -25,6 +25,15 @@ const _: () = assert!(size_of::<NextHop>() == 16);
 impl NextHop {
     /// The kernel has to find out.
     pub const UNRESOLVED: Self = Self { ifindex: 0, dst_mac: [0; 6], src_mac: [0; 6] };
+
+    /// Leaves it to the kernel, word by word: four zeros at once would be a call of `memset`.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        let words: &mut [u32; 4] = zerocopy::transmute_mut!(self);
+        for word in words {
+            words::store(word, 0);
+        }
+    }
 
     /// Whether the frame can be sent from XDP.
     #[must_use]

@@ -66,7 +66,7 @@ impl World {
         let routes = routes(dice);
         let ingress = Arc::new(ingress(dice, &routes));
         let health = Vec::new();
-        let mut world = Self { planner, health, ids, routes, ingress, now, moment, jiffies };
+        let mut world = Self { planner, ids, health, routes, ingress, now, moment, jiffies };
         // First all are healthy: no listener waits for its first probes.
         world.health = vec![Health::Healthy; world.ids.backends.len()];
         world.install(slb);
