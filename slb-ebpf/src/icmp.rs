@@ -3,8 +3,8 @@
 
 use slb_common::{
     abi::{
-        ConnState, FlowKind, Mode, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, RevNat,
-        RevNatFlags, Roles, Task,
+        ConnState, FlowKind, Mode, NO_PLACE, NO_SOURCE, NatRewrite, NextHop, PROXY_V2, RevNatFlags,
+        Roles, Task,
     },
     decide::{self, ErrorToBackend, Filtered, Side},
     icmp::{self, Quote},

@@ -72,7 +72,7 @@ pub trait Lookups {
     fn now(&self) -> u32;
     /// Index of the interface that the packet has come in by.
     fn ingress(&self) -> u32;
-    /// The set of that interface ([`abi::Interface::set`]); [`abi::ANY_INTERFACE`]: it has no number.
+    /// The set of that interface ([`crate::abi::Interface::set`]); [`crate::abi::ANY_INTERFACE`]: it has no number.
     ///
     /// # Errors
     ///
@@ -81,10 +81,10 @@ pub trait Lookups {
     /// Whether the packet's TTL or hop limit lets it go no further than here.
     fn is_last_hop(&self) -> bool;
 
-    /// The slot that [`choose`] has chosen for the packet, or [`abi::NOT_CHOSEN`].
+    /// The slot that [`choose`] has chosen for the packet, or [`crate::abi::NOT_CHOSEN`].
     fn chosen(&self) -> u32;
 
-    /// `SLB_SETTINGS`: [`abi::Settings::no_listener`].
+    /// `SLB_SETTINGS`: [`crate::abi::Settings::no_listener`].
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ pub trait Lookups {
     ///
     /// As above.
     fn backend(&self, id: u32) -> Result<Option<Self::Ref<Backend>>, Self::Error>;
-    /// [`abi::Filter::bypass_until`].
+    /// [`crate::abi::Filter::bypass_until`].
     fn bypass_until(&self) -> u32;
     /// `SLB_BYPASS`: until when flows of the backend have to be looked for in the flow table, in jiffies, because it
     /// answers a client without a listener; 0: it never has.
@@ -262,7 +262,7 @@ pub trait Lookups {
 pub struct Filtered {
     /// Roles that the source may have.
     pub from: Roles,
-    /// [`abi::Filter::bypass_until`].
+    /// [`crate::abi::Filter::bypass_until`].
     pub bypass_until: u32,
     /// Whether the source may be on a subnet that is not behind the packet's interface.
     pub is_elsewhere: bool,
@@ -370,7 +370,7 @@ pub fn to_vip<L: Lookups>(
     })
 }
 
-/// The verdict on a packet to a VIP where there is no listener, by [`abi::Settings::no_listener`].
+/// The verdict on a packet to a VIP where there is no listener, by [`crate::abi::Settings::no_listener`].
 #[inline(always)]
 const fn no_listener(setting: u32) -> Verdict {
     match setting {
@@ -382,7 +382,7 @@ const fn no_listener(setting: u32) -> Verdict {
 
 /// Whether a backend has answered a client that talks to it without a listener: then flows through a listener may have
 /// got another source port, which their entries say. Nearly always no client talks to any, which `any`,
-/// [`abi::Filter::bypass_until`], says.
+/// [`crate::abi::Filter::bypass_until`], says.
 ///
 /// # Errors
 ///

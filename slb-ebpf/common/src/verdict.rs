@@ -83,8 +83,9 @@ verdicts! {
     Fragment = 13, Drop, "fragment";
     /// Its TTL or hop limit ends here.
     TtlExpired = 14, Drop, "ttl_expired";
-    /// To a listener, from an address that cannot be a client's: a VIP, or 0/8, 127/8, 169.254/16, 224/3, ::, ::1,
-    /// fe80::/10, ff00::/8.
+    /// From where it cannot come: to a VIP from one of the gateway's addresses, from a subnet behind another interface, from
+    /// 0/8, 127/8, 169.254/16, 224/4, 255.255.255.255, ::, ::1, fe80::/10 or ff00::/8, or with a source route; or an answer
+    /// or an error by an interface that the backend is not behind.
     Martian = 15, Drop, "martian";
     /// The kernel has no route to the client, or one that forbids it.
     NoRoute = 16, Drop, "no_route";

@@ -28,7 +28,7 @@ pub struct Listener {
     pub previous_chunk: u32,
     /// How many there are; 0: no connection goes by them.
     pub previous_slots: u32,
-    /// [`LISTENER_GUARDED`], [`LISTENER_CHOOSES`], [`LISTENER_LIMITED`] and [`ACL_ALLOW`] or [`ACL_DENY`].
+    /// What it asks of the packet path.
     pub flags: ListenerFlags,
     /// Number of its access list in `SLB_ACL`.
     pub acl: u32,

@@ -18,7 +18,7 @@ pub struct RevNat {
     pub port: u32,
     /// Index into `SLB_BACKENDS`.
     pub backend: u32,
-    /// [`REVNAT_SHARED`], [`REVNAT_TRACKED`], [`REVNAT_WATCHED`], [`REVNAT_CLOSING`] and [`REVNAT_LIMITED`].
+    /// What has to be known of what it answers.
     pub flags: RevNatFlags,
     /// Index of the interface that its packets come by; 0: `interfaces` says.
     pub ingress: u32,
