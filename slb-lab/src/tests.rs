@@ -71,7 +71,9 @@ fn given_a_backend_when_it_is_unplugged_and_plugged_then_it_is_silent_and_back()
     host.plug().unwrap();
 
     assert_eq!(silent.ok(), 0, "{silent}");
-    assert_eq!(client.udp(to, 2, 1).unwrap().ok(), 2);
+    // The client's kernel asks for its neighbour again, in its own time.
+    let is_back = (0..20).any(|_| client.udp(to, 2, 1).unwrap().ok() == 2);
+    assert!(is_back);
 }
 
 #[test]
