@@ -44,10 +44,11 @@ fn note(pkt: &PacketCtx<'_>, delivery: Option<&Delivery>) {
     let Some((key, fragment)) = maps::fragment() else { return };
     *key = decide::fragment_key(pkt.packet);
     // In place, field by field: a record on the stack would take more of that than all else.
-    (fragment.src, fragment.dst) = (key.src.copied(), key.dst.copied());
+    let packet = &pkt.packet.key;
+    (fragment.src, fragment.dst) = (packet.src.copied(), packet.dst.copied());
     (fragment.hash, fragment.backend) = (pkt.args.hash, pkt.args.backend);
     fragment.expires = pkt.now.wrapping_add(maps::settings().fragment_jiffies());
-    (fragment.id, fragment.from) = (pkt.packet.fragment_id, key.src.copied());
+    (fragment.id, fragment.from) = (pkt.packet.fragment_id, packet.src.copied());
     let is_reply = delivery.is_some_and(|delivery| delivery.to.is_reply());
     fragment.interfaces = interfaces(pkt, is_reply);
     if let Some(delivery) = delivery {
