@@ -66,7 +66,7 @@ const FIELDS: [(&str, &[&str], &[&str]); 26] = [
         ],
     ),
     ("SLB_FILTER", &[], &["bypass_until", "adopted_until", "roles", "elsewhere"]),
-    ("SLB_ADDRESSES", &["bytes"], &["roles"]),
+    ("SLB_ADDRESSES", &["bytes"], &["__0"]),
     (
         "SLB_REVNAT",
         &["addr", "port", "proto"],
