@@ -22,7 +22,7 @@ use crate::{
     maps,
 };
 
-/// A packet whose destination, `to`, may be a backend: whatever it is, the kernel gets it.
+/// A packet whose destination, `to`, may be a backend. The kernel gets it in any case.
 #[inline(always)]
 pub fn to_backend(pkt: &mut PacketCtx<'_>, to: &Endpoint) -> Verdict {
     let Some(origin) = maps::revnat(to) else { return Verdict::NotOurs };

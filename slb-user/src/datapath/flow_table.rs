@@ -216,7 +216,7 @@ impl FlowTable {
         }
     }
 
-    /// The flow is not active any more, if it was.
+    /// Takes a flow from the count of active ones, if it was one.
     fn count_off(&self, flow: &Flow) {
         if flow.state().is_active()
             && let Some(count) = self.counter(flow.backend)

@@ -44,8 +44,7 @@ impl Interface {
         1 << (self.number % MAX_INTERFACES as u32)
     }
 
-    /// Whether a frame to a MAC address is one to this interface's own, or it has none; `mac` is as the first and the
-    /// second word of [`OwnMac`] have it.
+    /// Whether a MAC address is the interface's own; `mac` is as the two words behind [`OwnMac::ifindex`] have it.
     #[must_use]
     #[inline(always)]
     pub const fn has_mac(&self, mac: [u32; 2]) -> bool {

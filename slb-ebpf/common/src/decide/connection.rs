@@ -1,6 +1,6 @@
 //! What segments say about a connection, and which flow gives way where there is no room.
 //!
-//! Whoever sends from an address that is not its own knows no number of the backend's. So what a client says counts as
+//! A sender that uses another host's address knows no number of the backend's. So what a client says counts as
 //! far as it acknowledges such a number; what it says otherwise makes a flow the first to give way, and nothing else.
 
 use crate::{
