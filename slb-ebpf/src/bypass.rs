@@ -70,9 +70,7 @@ fn on_known(view: &PacketView<'_>, record: Entry, id: u32) {
         if decide::direct_has_ended(state) {
             record.state().store(state & ConnState::ESTABLISHED);
         }
-    } else if state & ANSWERED == ConnState::ANSWERED
-        && conntrack::acknowledges(view, record.peer().load())
-    {
+    } else if state.awaits_proof() && acknowledges(view, record.peer().load()) {
         // What was said about its end was said too early, or not by the client.
         record.state().store(ANSWERED);
     }
@@ -210,6 +208,13 @@ fn extend(end: SharedCell<u32>, until: u32) {
     if was == 0 || is_over(until | 1, was) {
         end.store(until | 1);
     }
+}
+
+/// Whether a client's segment proves that the client has got the backend's SYN-ACK.
+#[inline(always)]
+fn acknowledges(view: &PacketView<'_>, sequence: u32) -> bool {
+    let known = TcpFlags::ACK | TcpFlags::SYN | TcpFlags::RST;
+    view.packet.flags & known == TcpFlags::ACK && decide::proves(numbers(view).1, sequence)
 }
 
 /// Sequence and acknowledgement number of a TCP segment; of anything else zeros.

@@ -13,7 +13,7 @@ mod update;
 
 pub use create::{adopt, create, insert_bypass, is_direct, is_taken, write_reply_key};
 pub use implied::direct_may_be_balanced as may_be_balanced;
-pub use update::{acknowledges, establish, follow, update_original, update_reply};
+pub use update::{ENDS, establish, follow, update_original, update_reply};
 
 use slb_common::{
     abi::{

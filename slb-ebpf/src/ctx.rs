@@ -66,12 +66,7 @@ impl<'a> PacketCtx<'a> {
     /// For a function that is called.
     #[inline(always)]
     pub const fn view(&mut self) -> PacketView<'_> {
-        self.keep();
-        let packet = match &self.kept {
-            Some(kept) => kept,
-            None => self.packet,
-        };
-        PacketView { ctx: self.ctx, packet, now: self.now }
+        self.view_and_hop().0
     }
 
     /// The same, and where a function that is called leaves a next hop: not on the stack.

@@ -73,7 +73,7 @@ pub fn from_backend<const REST: bool>(
         }
     } else if origin.flags.intersects(RevNatFlags::TRACKED)
         && (REST
-            || pkt.packet.flags.intersects(ENDS)
+            || pkt.packet.flags.intersects(conntrack::ENDS)
             || pkt.packet.key.proto == UDP
             || decide::is_until(maps::adopted_until(), pkt.now))
     {
@@ -264,9 +264,6 @@ fn is_closed(view: &PacketView<'_>, place: u32) -> bool {
     forward.state().load().intersects(ConnState::RST_PENDING)
         && !view.packet.flags.intersects(TcpFlags::RST)
 }
-
-/// What entries of connections want to know of if their backend is [`RevNatFlags::TRACKED`].
-const ENDS: TcpFlags = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
 
 /// Takes down what a reply says about its flow, which has an entry for the client's packets only.
 #[inline(never)]

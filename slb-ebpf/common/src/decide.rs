@@ -28,7 +28,9 @@ mod tests;
 use core::ops::Deref;
 
 pub use begin::{Beginning, Entries, begin};
-pub use connection::{Connection, PROOF_WINDOW, Rank, Segment, Standing, is_same_prefix, rank};
+pub use connection::{
+    Connection, PROOF_WINDOW, Rank, Segment, Standing, is_same_prefix, proves, rank,
+};
 pub use entry::{Entry, Judgement, Peer, Remembered, judge};
 pub use fragment::{follows, later, may_be_translated};
 pub use icmp::{

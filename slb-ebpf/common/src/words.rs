@@ -8,6 +8,14 @@ pub fn load(word: &u32) -> u32 {
     unsafe { core::ptr::from_ref(word).read_volatile() }
 }
 
+/// Writes zeros.
+#[inline(always)]
+pub fn clear<const LEN: usize>(words: &mut [u32; LEN]) {
+    for word in words {
+        store(word, 0);
+    }
+}
+
 /// Writes one.
 #[inline(always)]
 pub fn store(word: &mut u32, value: u32) {

@@ -5,7 +5,7 @@ use slb_common::{
         Backend, BackendFlags, ConnState, FlowKey, FlowKind, NO_PLACE, NO_SOURCE, PROXY_NONE,
         REFRESH_JIFFIES, TCP, age,
     },
-    decide::{Connection, PROOF_WINDOW, Segment},
+    decide::{Connection, Segment},
     parse::{L3, TcpFlags},
 };
 
@@ -22,15 +22,14 @@ use crate::{
 };
 
 /// Flags of segments that begin or end a connection.
-const ENDS: TcpFlags = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
+pub const ENDS: TcpFlags = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
 
 /// Takes down what a client's packet says about its flow.
 #[inline(always)]
 pub fn update_original(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
     let state = flow.state().load();
-    let is_unproven = state & (ConnState::ESTABLISHED | ConnState::ANSWERED) == ConnState::ANSWERED;
     let is_ending = state.intersects(ConnState::END_CLAIMED | ConnState::FIN_REPLY);
-    if is_unproven
+    if state.awaits_proof()
         || is_ending
         || view.packet.flags.intersects(ENDS)
         || is_due(view.now, flow, backend)
@@ -244,17 +243,4 @@ fn lifetime(flow: Entry, backend: &Backend) -> u32 {
         return maps::settings().opening_jiffies();
     }
     backend.idle_jiffies
-}
-
-/// Whether a client's packet proves that the client has got the backend's answer to its SYN: who
-/// sends from addresses that are not its own does not know the number.
-#[inline(always)]
-pub fn acknowledges(view: &PacketView<'_>, sequence: u32) -> bool {
-    let known = TcpFlags::ACK | TcpFlags::SYN | TcpFlags::RST;
-    if view.packet.flags & known != TcpFlags::ACK {
-        return false;
-    }
-    let frame = ctx::frame(view.ctx);
-    let tcp = frame.header::<12>(view.packet.l4 as usize);
-    tcp.is_some_and(|tcp| u32::from_be(tcp.get(8)).wrapping_sub(sequence) < PROOF_WINDOW)
 }

@@ -29,10 +29,7 @@ impl NextHop {
     /// Leaves it to the kernel, word by word: four zeros at once would be a call of `memset`.
     #[inline(always)]
     pub fn clear(&mut self) {
-        let words: &mut [u32; 4] = zerocopy::transmute_mut!(self);
-        for word in words {
-            words::store(word, 0);
-        }
+        words::clear::<4>(zerocopy::transmute_mut!(self));
     }
 
     /// Whether the frame can be sent from XDP.

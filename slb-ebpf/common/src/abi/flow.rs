@@ -2,7 +2,10 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::net::{Address, FlowKey};
+use crate::{
+    flags::flags,
+    net::{Address, FlowKey},
+};
 
 /// Entries in one element of `SLB_FLOWS`; a power of two.
 pub const BUCKET_FLOWS: usize = 8;
@@ -164,10 +167,8 @@ impl FlowKind {
     }
 }
 
-bitflags::bitflags! {
+flags! {
     /// What has happened in a flow.
-    #[repr(transparent)]
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     pub struct ConnState: u8 {
         /// The client's side has said that it ends, and nothing verifies it: anyone may have sent that FIN, RST or SYN. It
         /// gives way sooner, until the client's side goes on.
@@ -198,6 +199,13 @@ impl ConnState {
     #[inline(always)]
     pub const fn has_ended(self) -> bool {
         self.intersects(Self::ENDED.union(Self::RST_PENDING))
+    }
+
+    /// Whether the backend has answered, and the client is not proven.
+    #[must_use]
+    #[inline(always)]
+    pub const fn awaits_proof(self) -> bool {
+        self.intersection(Self::ESTABLISHED.union(Self::ANSWERED)).bits() == Self::ANSWERED.bits()
     }
 
     /// Whether `SLB_ACTIVE` counts its flow.

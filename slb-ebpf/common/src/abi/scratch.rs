@@ -175,10 +175,7 @@ impl RouteQuery {
     /// Forgets another question.
     #[inline(always)]
     pub fn clear(&mut self) {
-        let words: &mut [u32; 16] = zerocopy::transmute_mut!(self);
-        for word in words {
-            words::store(word, 0);
-        }
+        words::clear::<16>(zerocopy::transmute_mut!(self));
     }
 
     /// The next hop in the answer.

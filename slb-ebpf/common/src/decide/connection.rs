@@ -45,14 +45,15 @@ impl Segment {
     }
 }
 
-impl Connection {
-    /// Whether `sequence` is what the client has to acknowledge to be proven.
-    #[inline(always)]
-    const fn is_unproven(self) -> bool {
-        self.state.intersection(ConnState::ESTABLISHED.union(ConnState::ANSWERED)).bits()
-            == ConnState::ANSWERED.bits()
-    }
+/// Whether a client that acknowledges so much has got the answer that ends at `sequence`: who sends from an address that
+/// is not its own does not know the number.
+#[must_use]
+#[inline(always)]
+pub const fn proves(acknowledgement: u32, sequence: u32) -> bool {
+    acknowledgement.wrapping_sub(sequence) < PROOF_WINDOW
+}
 
+impl Connection {
     /// After a client's segment. `mask`: which bits of `sequence` are known to be the connection's.
     ///
     /// What ends a connection is believed if both sides have closed it, and the client has acknowledged just the
@@ -65,10 +66,10 @@ impl Connection {
         let is_ack =
             flags.contains(TcpFlags::ACK) && !flags.intersects(TcpFlags::SYN.union(TcpFlags::RST));
         let has_claim = self.state.intersects(ConnState::END_CLAIMED);
-        if self.is_unproven()
+        if self.state.awaits_proof()
             && mask == u32::MAX
             && is_ack
-            && acknowledgement.wrapping_sub(self.sequence) < PROOF_WINDOW
+            && proves(acknowledgement, self.sequence)
         {
             // A backend resets what answers its SYN-ACK wrongly, and goes on waiting.
             let doubts = ConnState::END_CLAIMED.union(ConnState::ENDED).union(ConnState::AGED);
@@ -90,7 +91,7 @@ impl Connection {
         {
             self.state = self.state.union(ConnState::ENDED);
         } else if flags.intersects(TcpFlags::FIN) {
-            if !is_half_closed && !self.is_unproven() && mask == u32::MAX {
+            if !is_half_closed && !self.state.awaits_proof() && mask == u32::MAX {
                 self.sequence = segment.end();
             }
             self.state = self.state.union(ConnState::END_CLAIMED);
