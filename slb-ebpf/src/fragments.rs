@@ -96,10 +96,7 @@ fn interfaces(pkt: &PacketCtx<'_>, is_reply: bool) -> u64 {
     if !is_reply {
         return ANY_INTERFACE;
     }
-    let Some((_, at)) = maps::client_key() else { return 0 };
-    let key = &pkt.packet.key;
-    (at.addr, at.port, at.proto) = (key.src.copied(), key.sport.into(), key.proto);
-    maps::revnat_entry(at).map_or(0, |origin| origin.interfaces)
+    maps::revnat_entry(&pkt.packet.key.source()).map_or(0, |origin| origin.interfaces)
 }
 
 /// Without a record the others are dropped: that is all that a full table means.

@@ -27,14 +27,7 @@ use crate::{
 pub fn message(pkt: &mut PacketCtx<'_>) -> Outcome {
     if let Some(quote) = icmp::quote(&pkt.frame) {
         return match decide::concerns(pkt, pkt.packet, &quote.packet.key)? {
-            Side::Client => {
-                // Here, where the stack has room for it: the next program's part of `decide::error_to_client`.
-                if let Some(origin) = maps::revnat(&quote.packet.key.destination()) {
-                    decide::check_backend(pkt, origin)?;
-                    decide::check_source(pkt, pkt.packet, Filtered::NOT)?;
-                }
-                Ok(Next::TailCall(Program::IcmpClient))
-            }
+            Side::Client => Ok(Next::TailCall(Program::IcmpClient)),
             Side::Backend => match to_backend(pkt, &quote) {
                 Err(Verdict::NotOurs) => Err(otherwise(pkt)),
                 outcome => outcome,
@@ -125,19 +118,22 @@ fn otherwise(pkt: &PacketCtx<'_>) -> Verdict {
 fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let quoted = &quote.packet.key;
     let origin = maps::revnat(&quoted.destination()).ok_or(Verdict::NotOurs)?;
+    decide::check_backend(pkt, origin)?;
+    decide::check_source(pkt, pkt.packet, Filtered::NOT)?;
     let kind = FlowKind::Reply;
-    // In memory, not on the stack.
-    (pkt.args.backend, pkt.args.place) = (origin.backend, NO_PLACE);
+    let mut id = origin.backend;
     let mut to =
         NatRewrite { addr: origin.vip, sport: quoted.sport, dport: origin.port as u16, kind };
     let mut client = pkt.packet.key.dst;
+    let mut place = NO_PLACE;
     let reply_key = maps::reply_key().ok_or(Verdict::Inconsistent)?;
     *reply_key = quoted.reversed();
     match conntrack::slow_lookup(reply_key) {
         Some(reply) if conntrack::is_direct(pkt.now, reply) => return Err(Verdict::NotOurs),
         Some(reply) if !reply.is(FlowKind::Bypass) => {
             let flow = conntrack::reverse(reply, reply_key).ok_or(Verdict::NotOurs)?;
-            (pkt.args.backend, pkt.args.place) = (flow.backend().load(), reply.peer().load());
+            place = reply.peer().load();
+            id = flow.backend().load();
             let (sport, dport) = (flow.sport().load(), flow.dport().load());
             to = NatRewrite { addr: flow.dst().load(), sport, dport, kind };
             if flow.source().load() != NO_SOURCE {
@@ -150,7 +146,6 @@ fn to_client(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
     let ClientRoute { hop, .. } =
         neigh::client_route(pkt, &to.addr, &client)?.ok_or(Verdict::NotOurs)?;
     decide::check_ttl(pkt, hop)?;
-    let (id, place) = (pkt.args.backend, pkt.args.place);
     if origin.flags.intersects(RevNatFlags::LIMITED) {
         policy::police_reply(id, pkt.bytes)?;
     }
