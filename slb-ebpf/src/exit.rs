@@ -102,7 +102,7 @@ fn exit(ctx: &XdpContext, verdict: Verdict, egress: Egress, bytes: u64) -> u32 {
 /// until something else is sent, and stops for good when it has enough of them.
 #[inline(always)]
 fn transmit(ctx: &XdpContext, ifindex: u32) -> u32 {
-    if ifindex == ctx.ingress_ifindex() as u32 && maps::settings().veth() == 0 {
+    if ifindex == kernel::ingress(ctx) && maps::settings().veth() == 0 {
         return xdp_action::XDP_TX;
     }
     kernel::redirect(ifindex)

@@ -16,7 +16,7 @@ use slb_common::{
 use crate::{
     conntrack,
     ctx::PacketCtx,
-    maps,
+    kernel, maps,
     neigh::{self, ClientRoute},
     outcome::{Next, Outcome, sent},
     policy, stats,
@@ -36,7 +36,7 @@ pub fn message(pkt: &mut PacketCtx<'_>) -> Outcome {
     }
     decide::to_itself(pkt, pkt.packet)?;
     icmp::answer_echo(&mut pkt.frame).ok_or(Verdict::OtherProtocol)?;
-    let egress = pkt.ctx.ingress_ifindex() as u32;
+    let egress = kernel::ingress(pkt.ctx);
     Ok(Next::Send { verdict: Verdict::Echo, egress })
 }
 

@@ -6,7 +6,7 @@ use slb_common::{
     frame::{Frame, Header},
 };
 
-use crate::maps;
+use crate::{kernel, maps};
 
 /// Whether a frame's destination is a MAC address of this host. In promiscuous mode, and from a switch that floods,
 /// XDP sees those of others as well.
@@ -14,7 +14,7 @@ use crate::maps;
 pub fn is_to_us(ctx: &XdpContext, frame: &Frame<'_>) -> bool {
     let Some(eth) = frame.header::<6>(0) else { return false };
     let mac = words(&eth);
-    let ifindex = ctx.ingress_ifindex() as u32;
+    let ifindex = kernel::ingress(ctx);
     match maps::near(ifindex) {
         Some(interface) if interface.has_mac(mac) => true,
         _ => is_other_mac(ifindex, mac),

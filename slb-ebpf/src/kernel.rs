@@ -40,6 +40,32 @@ pub fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
+/// Index of the interface that a packet has come in by.
+///
+/// The verifier allows no pointer into the context but the one to its beginning, and the compiler makes one of two reads.
+#[inline(always)]
+pub fn ingress(xdp: &XdpContext) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        const { assert!(core::mem::offset_of!(aya_ebpf::bindings::xdp_md, ingress_ifindex) == 12) };
+        let index: u64;
+        // SAFETY: reads a field of the context, which is the kernel's.
+        unsafe {
+            core::arch::asm!(
+                "{index} = *(u32 *)({context} + 12)",
+                index = lateout(reg) index,
+                context = in(reg) xdp.ctx,
+                options(pure, readonly, nostack),
+            );
+        }
+        index as u32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        xdp.ingress_ifindex() as u32
+    }
+}
+
 /// What a program returns that has its frame sent out of an interface.
 #[inline(always)]
 pub fn redirect(ifindex: u32) -> u32 {

@@ -17,7 +17,7 @@ use crate::{
     cell::{Elements as _, SharedCell},
     conntrack,
     ctx::PacketCtx,
-    maps, policy,
+    kernel, maps, policy,
 };
 
 impl Lookups for PacketCtx<'_> {
@@ -32,12 +32,12 @@ impl Lookups for PacketCtx<'_> {
 
     #[inline(always)]
     fn ingress(&self) -> u32 {
-        self.ctx.ingress_ifindex() as u32
+        kernel::ingress(self.ctx)
     }
 
     #[inline(always)]
     fn ingress_set(&self) -> Result<u64, Verdict> {
-        Ok(maps::interface_set(self.ctx.ingress_ifindex() as u32))
+        Ok(maps::interface_set(kernel::ingress(self.ctx)))
     }
 
     #[inline(always)]

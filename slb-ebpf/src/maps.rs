@@ -217,6 +217,7 @@ pub struct Known {
     pub to: Roles,
     /// [`Filter::bypass_until`].
     pub bypass_until: u32,
+    filter: Option<SharedCell<Filter>>,
 }
 
 /// What the addresses of a packet may be to us.
@@ -228,7 +229,19 @@ pub fn filter(src: &Address, dst: &Address) -> Known {
         let byte = u32::from(filter.roles().at(hash / FILTER_PER_BYTE).load());
         Roles::from_bits_retain(byte >> (2 * (hash % FILTER_PER_BYTE))) & Roles::FILTERED
     };
-    Known { from: roles(src), to: roles(dst), bypass_until: filter.bypass_until().load() }
+    let bypass_until = filter.bypass_until().load();
+    Known { from: roles(src), to: roles(dst), bypass_until, filter: Some(filter) }
+}
+
+impl Known {
+    /// Whether a subnet in the network of an address is not behind an interface.
+    #[inline(always)]
+    pub fn may_be_elsewhere(&self, ifindex: u32, addr: &Address, is_v4: bool) -> bool {
+        let Some(filter) = self.filter else { return false };
+        let network = hash::network(*addr, is_v4);
+        let byte = abi::ingress_place(ifindex) * NETWORK_BYTES + network / 8;
+        filter.elsewhere().at(byte).load() >> (network % 8) & 1 != 0
+    }
 }
 
 /// [`Filter::bypass_until`].
@@ -320,7 +333,7 @@ pub fn roles(addr: &Address) -> Roles {
 /// An interface, if it is the one of its place in `SLB_INGRESS`.
 #[inline(always)]
 pub fn near(ifindex: u32) -> Option<&'static Interface> {
-    SLB_INGRESS.get(ifindex % MAX_INGRESS as u32).filter(|near| near.ifindex == ifindex)
+    SLB_INGRESS.get(abi::ingress_place(ifindex) as u32).filter(|near| near.ifindex == ifindex)
 }
 
 /// An interface.
@@ -333,16 +346,6 @@ pub fn interface(ifindex: u32) -> Option<&'static Interface> {
 #[inline(always)]
 pub fn interface_set(ifindex: u32) -> u64 {
     interface(ifindex).map_or(ANY_INTERFACE, Interface::set)
-}
-
-/// Whether a subnet in the network of an address is not behind an interface.
-#[inline(always)]
-pub fn may_be_elsewhere(ifindex: u32, addr: &Address, is_v4: bool) -> bool {
-    let Some(near) = near(ifindex) else { return true };
-    let Some(filter) = SLB_FILTER.cell(0) else { return false };
-    let network = hash::network(*addr, is_v4);
-    let byte = near.number as usize * NETWORK_BYTES + network / 8;
-    filter.elsewhere().at(byte).load() >> (network % 8) & 1 != 0
 }
 
 /// The interfaces that the subnet of an address is behind, if it is on one.

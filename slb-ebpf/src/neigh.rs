@@ -28,7 +28,7 @@ fn reverse_path(pkt: &PacketCtx<'_>) -> NextHop {
     let (to_us, from): ([u16; 3], [u16; 3]) =
         ([eth.get(0), eth.get(2), eth.get(4)], [eth.get(6), eth.get(8), eth.get(10)]);
     let ([a, b, c], [d, e, f]) = (from, to_us);
-    NextHop::from_mac_words(pkt.ctx.ingress_ifindex() as u32, [pair(a, b), pair(c, d), pair(e, f)])
+    NextHop::from_mac_words(kernel::ingress(pkt.ctx), [pair(a, b), pair(c, d), pair(e, f)])
 }
 
 /// Two words that stand side by side in a frame, as one.
@@ -182,7 +182,7 @@ fn look_up(view: &PacketView<'_>, vip: &Address, addr: &Address, hop: &mut NextH
     }
     let Some(query) = maps::route_query() else { return Answer::Way { mtu: 0 } };
     query.clear();
-    query.ifindex = view.ctx.ingress_ifindex() as u32;
+    query.ifindex = kernel::ingress(view.ctx);
     query.proto = view.packet.key.proto as u8;
     let src = vip.words();
     let dst = addr.words();

@@ -14,8 +14,7 @@ use crate::{
     cell::{Elements as _, Guarded as _, Reading, SharedCell},
     conntrack,
     ctx::PacketCtx,
-    kernel,
-    maps::{self, Known},
+    kernel, maps,
     outcome::{Next, Outcome},
     route,
 };
@@ -26,9 +25,8 @@ pub fn admit(pkt: &mut PacketCtx<'_>) -> Outcome {
     if let Some(listener) = maps::listener(&pkt.packet.key.destination()) {
         if listener.flags.intersects(ListenerFlags::GUARDED) {
             // Packets of `slb_slow_path` have not been asked, and what no client can have sent costs no client anything.
-            let Known { from, bypass_until, .. } =
-                maps::filter(&pkt.packet.key.src, &pkt.packet.key.dst);
-            decide::check_source(pkt, pkt.packet, route::filtered(pkt, from, bypass_until))?;
+            let known = maps::filter(&pkt.packet.key.src, &pkt.packet.key.dst);
+            decide::check_source(pkt, pkt.packet, route::filtered(pkt, &known))?;
             decide::admit(pkt, pkt.packet, listener)?;
         }
     } else if let Some(origin) = maps::revnat(&pkt.packet.key.source())

@@ -13,14 +13,14 @@ use slb_common::{
 
 use crate::{
     ctx::PacketCtx,
-    maps,
+    kernel, maps,
     outcome::{Next, Outcome},
 };
 
 /// Makes the packet into the answer that another program has asked for.
 #[inline(always)]
 pub fn write(pkt: &mut PacketCtx<'_>) -> Outcome {
-    let back = pkt.ctx.ingress_ifindex() as u32;
+    let back = kernel::ingress(pkt.ctx);
     let asked = pkt.args.answer();
     let written = match asked {
         Verdict::Reset | Verdict::Closed => reset(pkt),

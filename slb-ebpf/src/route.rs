@@ -7,7 +7,7 @@ use slb_common::{
 use crate::{
     bypass,
     ctx::PacketCtx,
-    forward, fragments,
+    forward, fragments, kernel,
     maps::{self, Known},
     outcome::{Delivery, Next, Outcome, Stop, deliver},
     reply, tunnel,
@@ -51,21 +51,22 @@ pub fn rejected(reject: Reject) -> Outcome {
 
 /// What the filter says of a packet to a VIP.
 #[inline(always)]
-pub fn filtered(pkt: &PacketCtx<'_>, from: Roles, bypass_until: u32) -> Filtered {
-    let ifindex = pkt.ctx.ingress_ifindex() as u32;
-    let is_elsewhere = maps::may_be_elsewhere(ifindex, &pkt.packet.key.src, pkt.packet.is_v4());
-    Filtered { from, bypass_until, is_elsewhere }
+pub fn filtered(pkt: &PacketCtx<'_>, known: &Known) -> Filtered {
+    let ifindex = kernel::ingress(pkt.ctx);
+    let is_elsewhere = known.may_be_elsewhere(ifindex, &pkt.packet.key.src, pkt.packet.is_v4());
+    Filtered { from: known.from, bypass_until: known.bypass_until, is_elsewhere }
 }
 
 /// Where a packet goes. `REST`: it has been through `slb_policy`.
 #[inline(always)]
 fn route<const REST: bool>(pkt: &mut PacketCtx<'_>) -> Result<Delivery, Stop> {
-    let Known { from, to, bypass_until } = maps::filter(&pkt.packet.key.src, &pkt.packet.key.dst);
+    let known = maps::filter(&pkt.packet.key.src, &pkt.packet.key.dst);
+    let Known { from, to, bypass_until, .. } = known;
     let mut delivery = None;
     // One for all look-ups: stack is scarce.
     let mut at = pkt.packet.key.destination();
     if to.intersects(Roles::VIP) {
-        let filtered = filtered(pkt, from, bypass_until);
+        let filtered = filtered(pkt, &known);
         delivery = forward::to_vip::<REST>(pkt, &at, filtered)?;
     }
     if delivery.is_none() && from.intersects(Roles::BACKEND) {

@@ -3,8 +3,8 @@
 use slb_common::abi::{
     AclCacheEntry, Address, BUCKET_FLOWS, Bucket, ClientNextHop, ConnState, Counter, EPOCH_LOCKED,
     FILTER_HASHES, FILTER_PER_BYTE, Filter, Flow, FlowKind, Fragment, INDEX_SLOTS, Index, Limits,
-    MAX_INTERFACES, Mode, NETWORK_BYTES, NextHop, Policers, Record, Settings, SourcePolicer,
-    Sticky, SynAnswers, TAG_LOCKED, Traffic,
+    MAX_INGRESS, Mode, NETWORK_BYTES, NextHop, Policers, Record, Settings, SourcePolicer, Sticky,
+    SynAnswers, TAG_LOCKED, Traffic,
 };
 
 use crate::cell::{Guarded, SharedCell, shared_fields};
@@ -66,7 +66,7 @@ shared_fields! {
         bypass_until: u32,
         adopted_until: u32,
         roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],
-        elsewhere: [u8; MAX_INTERFACES * NETWORK_BYTES],
+        elsewhere: [u8; MAX_INGRESS * NETWORK_BYTES],
     }
     Settings {
         route_epoch: u32,

@@ -134,7 +134,7 @@ pub const fn filter(addr: Address) -> usize {
 }
 
 /// The network of an address, of 65 536: over IPv4 its first 16 bits, and over IPv6 a hash of its first 32. An index into
-/// the part of [`crate::abi::Filter::elsewhere`] that is one interface's.
+/// the part of [`crate::abi::Filter::elsewhere`] that is one place's.
 #[must_use]
 #[inline(always)]
 pub const fn network(addr: Address, is_v4: bool) -> usize {

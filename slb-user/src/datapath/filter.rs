@@ -6,7 +6,7 @@ use std::{
 };
 
 use slb_common::{
-    abi::{Address, FILTER_HASHES, FILTER_PER_BYTE, Filter, Interface, NETWORK_BYTES, Roles},
+    abi::{self, Address, FILTER_HASHES, FILTER_PER_BYTE, Filter, Interface, NETWORK_BYTES, Roles},
     hash,
 };
 
@@ -57,14 +57,18 @@ impl RoleFilter {
 
     /// Says of each interface in which networks there are subnets that are not behind it.
     pub(super) fn set_subnets(&self, subnets: &Subnets, interfaces: &BTreeMap<u32, Interface>) {
-        for interface in interfaces.values() {
-            let mut networks = vec![0_u8; NETWORK_BYTES];
+        let mut places = BTreeMap::<usize, Vec<u8>>::new();
+        for (&ifindex, interface) in interfaces {
+            let place = places.entry(abi::ingress_place(ifindex));
+            let networks = place.or_insert_with(|| vec![0; NETWORK_BYTES]);
             for (subnet, _) in subnets.iter().filter(|(_, set)| *set & interface.set() == 0) {
                 for network in networks_of(*subnet) {
                     networks[network / 8] |= 1 << (network % 8);
                 }
             }
-            let first = interface.number as usize * NETWORK_BYTES;
+        }
+        for (place, networks) in places {
+            let first = place * NETWORK_BYTES;
             for (byte, value) in (first..).zip(networks) {
                 let filter = self.memory.first();
                 // SAFETY: a byte of the mapping, which is only accessed in this way.

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::interface::MAX_INTERFACES;
+use super::interface::MAX_INGRESS;
 use crate::flags::flags;
 
 /// Hashes in `SLB_FILTER`; a power of two. With ten thousand addresses of ours one stranger in a hundred has
@@ -24,13 +24,13 @@ pub struct Filter {
     /// What the addresses of a hash may be to us, [`Roles::FILTERED`], two bits each. What is not in
     /// here needs no look-up. Of four hashes each, by [`crate::hash::filter`]; the first in the lowest bits.
     pub roles: [u8; FILTER_HASHES / FILTER_PER_BYTE],
-    /// Networks in which there are subnets that are not behind an interface, by its [`super::Interface::number`] and
-    /// [`crate::hash::network`], a bit each; the first in the lowest bits. A source in another network comes from
-    /// where it may.
-    pub elsewhere: [u8; MAX_INTERFACES * NETWORK_BYTES],
+    /// Networks in which there are subnets that are not behind an interface, by its place ([`super::ingress_place`]) and
+    /// [`crate::hash::network`], a bit each; the first in the lowest bits. Interfaces of one place have those of all. A
+    /// source in another network comes from where it may.
+    pub elsewhere: [u8; MAX_INGRESS * NETWORK_BYTES],
 }
 
-/// Part of [`Filter::elsewhere`] that is one interface's.
+/// Part of [`Filter::elsewhere`] that is one place's.
 pub const NETWORK_BYTES: usize = (1 << 16) / 8;
 
 flags! {

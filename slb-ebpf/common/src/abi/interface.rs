@@ -19,6 +19,13 @@ pub const VLAN_WORDS: usize = 4_096 / 64;
 /// Every interface.
 pub const ANY_INTERFACE: u64 = u64::MAX;
 
+/// The place of an interface in `SLB_INGRESS` and in [`super::Filter::elsewhere`], which others may have as well.
+#[must_use]
+#[inline(always)]
+pub const fn ingress_place(ifindex: u32) -> usize {
+    ifindex as usize % MAX_INGRESS
+}
+
 /// Value of `SLB_INTERFACES` and `SLB_INGRESS`: an interface of the gateway.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, IntoBytes)]

@@ -9,9 +9,7 @@ use std::{
 };
 
 use aya::maps::{MapError, lpm_trie::Key};
-use slb_common::abi::{
-    self, Address, CHUNK_SLOTS, Chunk, Endpoint, Limits, Listener, MAX_INGRESS, VLAN_WORDS,
-};
+use slb_common::abi::{self, Address, CHUNK_SLOTS, Chunk, Endpoint, Limits, Listener, VLAN_WORDS};
 
 use super::{Maps, TableError, at, chunks_for};
 use crate::{
@@ -117,11 +115,11 @@ impl Maps {
 
     /// Writes the place in `SLB_INGRESS` of an interface: it is that of the first which has it.
     fn put_ingress(&mut self, index: u32) -> Result<(), TableError> {
-        let place = index % MAX_INGRESS as u32;
+        let place = abi::ingress_place(index);
         let mut interfaces = self.installed.interfaces.values();
-        let first = interfaces.find(|interface| interface.ifindex % MAX_INGRESS as u32 == place);
+        let first = interfaces.find(|interface| abi::ingress_place(interface.ifindex) == place);
         let first = first.copied().unwrap_or_default();
-        self.ingress.set(place, first, 0).map_err(at("SLB_INGRESS"))?;
+        self.ingress.set(place as u32, first, 0).map_err(at("SLB_INGRESS"))?;
         self.put_elsewhere();
         Ok(())
     }
