@@ -30,10 +30,11 @@
 //!
 //! # What is read by reference
 //!
-//! Entries of hash maps that only the agent writes, records of the indices and slots: the agent never writes them while
-//! a program may read them, but replaces them. The scratch memory: it is this CPU's own. And `SLB_BACKENDS`, whose
-//! elements the agent does write in place, by one copy of the kernel's: the packet path reads each field once, and a
-//! packet on its way during such a write may see fields of both.
+//! Entries of hash maps that only the agent writes, records of the indices, and slots: the agent never writes them while
+//! a program may read them, but replaces them. The seed of the tables: it is written before the first packet. The
+//! scratch memory: it is this CPU's own. And `SLB_BACKENDS`, whose elements the agent does write in place, by one copy of
+//! the kernel's: the packet path reads each field once, and a packet on its way during such a write may see fields of
+//! both.
 
 use core::ptr::NonNull;
 

@@ -17,7 +17,7 @@ pub use update::{ENDS, establish, follow, update_original, update_reply};
 
 use slb_common::{
     abi::{
-        self, Address, BUCKET_FLOWS, Flow, FlowKey, FlowKind, NO_PLACE, NO_SOURCE, TAG_FREE,
+        self, Address, BUCKET_FLOWS, Flow, FlowKey, FlowKind, NO_PLACE, NO_SOURCE, Seed, TAG_FREE,
         TAG_LOCKED,
     },
     decide::{self, Peer},
@@ -34,26 +34,28 @@ use crate::{
 /// noted meanwhile, a `state` or `expires`, is then the other flow's for a moment: harmless.
 pub type Entry = SharedCell<Flow>;
 
-/// The entry of a packet.
+/// The entry of a packet, and its tag.
 #[inline(always)]
-pub fn lookup(key: &FlowKey, hash: u64) -> Option<Entry> {
-    let number = hash::bucket(key, maps::settings().buckets());
+pub fn lookup(key: &FlowKey) -> Option<(Entry, u32)> {
+    let settings = maps::SLB_SETTINGS.cell(0)?;
+    let seed = settings.table_seed();
+    let tag = abi::tag(hash::flow(key, seed));
+    let number = hash::bucket(key, seed, settings.buckets().load());
     let flows = maps::SLB_FLOWS.cell(number)?.flows();
-    let tag = abi::tag(hash);
     for turn in 0..BUCKET_FLOWS {
         // First places are spread over the cache's sets.
         let flow = flows.at((tag as usize / 4).wrapping_add(turn));
         if flow.tag().load() == tag && is_of(flow, key) {
-            return Some(flow);
+            return Some((flow, tag));
         }
     }
     None
 }
 
-/// Whether the place that [`lookup`] has found by `hash` is still the flow's, so that what was read there is, too.
+/// Whether the place that [`lookup`] has found with `tag` is still the flow's, so that what was read there is, too.
 #[inline(always)]
-pub fn is_still(flow: Entry, hash: u64) -> bool {
-    flow.tag().load() == abi::tag(hash)
+pub fn is_still(flow: Entry, tag: u32) -> bool {
+    flow.tag().load() == tag
 }
 
 /// The key of an entry's packets.
@@ -87,17 +89,30 @@ fn is_of(flow: Entry, key: &FlowKey) -> bool {
 
 global! {
     // `hash::flow`, off the beaten track.
-    pub fn flow_hash(key: &FlowKey) -> u64 = hash::flow, or 0;
+    pub fn flow_hash(key: &FlowKey, seed: &Seed) -> u64 = hash::flow, or 0;
+    // The same with the table's seed.
+    pub fn table_hash(key: &FlowKey) -> u64 = with_table_seed, or 0;
     // The place of the entry of `key`, or `NO_PLACE`.
     fn flow_position(key: &FlowKey) -> u32 = position, or NO_PLACE;
 }
 
 #[inline(always)]
+fn with_table_seed(key: &FlowKey) -> u64 {
+    maps::SLB_SETTINGS.cell(0).map_or(0, |settings| hash::flow(key, settings.table_seed()))
+}
+
+/// The bucket of a flow.
+#[inline(always)]
+fn bucket(key: &FlowKey) -> Option<u32> {
+    let settings = maps::SLB_SETTINGS.cell(0)?;
+    Some(hash::bucket(key, settings.table_seed(), settings.buckets().load()))
+}
+
+#[inline(always)]
 fn position(key: &FlowKey) -> u32 {
-    let hash = hash::flow(key);
-    let number = hash::bucket(key, maps::settings().buckets());
+    let tag = abi::tag(with_table_seed(key));
+    let Some(number) = bucket(key) else { return NO_PLACE };
     let Some(bucket) = maps::SLB_FLOWS.cell(number) else { return NO_PLACE };
-    let tag = abi::tag(hash);
     for way in 0..BUCKET_FLOWS {
         let flow = bucket.flows().at(way);
         if flow.tag().load() == tag && is_of(flow, key) {

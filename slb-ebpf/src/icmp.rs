@@ -68,7 +68,7 @@ fn to_backend(pkt: &mut PacketCtx<'_>, quote: &Quote) -> Outcome {
             Ok(Next::Send { verdict: Verdict::Forwarded, egress: backend.hop.ifindex })
         }
         Mode::IPIP | Mode::GUE => {
-            (pkt.args.hash, pkt.args.backend) = (conntrack::flow_hash(&quoted.reversed()), id);
+            (pkt.args.hash, pkt.args.backend) = (conntrack::table_hash(&quoted.reversed()), id);
             Ok(Next::TailCall(Program::Tunnel))
         }
         _ => Err(Verdict::Inconsistent),

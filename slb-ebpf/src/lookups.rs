@@ -3,7 +3,7 @@
 use slb_common::{
     abi::{
         Address, Backend, CHUNK_SLOTS, Endpoint, FlowKey, FlowKind, Fragment, Listener, NO_PLACE,
-        QuicKey, RevNat, Roles, Sticky, StickyKey,
+        QuicKey, RevNat, Roles, Seed, Sticky, StickyKey,
     },
     decide::{self, Entries, Entry, Judgement, Known, Limit, Lookups, Owner, Remembered},
     parse::Packet,
@@ -144,13 +144,13 @@ impl Lookups for PacketCtx<'_> {
     }
 
     #[inline(always)]
-    fn entry(&mut self, packet: &Packet, listener: &Listener, hash: u64) -> Result<Entry, Verdict> {
-        let Some(flow) = conntrack::lookup(&packet.key, hash) else { return Ok(Entry::None) };
+    fn entry(&mut self, packet: &Packet, listener: &Listener) -> Result<Entry, Verdict> {
+        let Some((flow, tag)) = conntrack::lookup(&packet.key) else { return Ok(Entry::None) };
         // In this order the verifier looks at fewest instructions.
         let id = flow.backend().load();
         let Some(backend) = maps::backend(id) else { return Ok(Entry::None) };
         let (source, port) = (flow.source().load(), flow.port().load());
-        if !conntrack::is_still(flow, hash) {
+        if !conntrack::is_still(flow, tag) {
             return Ok(Entry::None);
         }
         let remembered = Remembered {
@@ -283,8 +283,8 @@ impl Lookups for PacketCtx<'_> {
     }
 
     #[inline(always)]
-    fn hash(&self, key: &FlowKey) -> u64 {
-        conntrack::flow_hash(key)
+    fn hash(&self, key: &FlowKey, seed: &Seed) -> u64 {
+        conntrack::flow_hash(key, seed)
     }
 }
 

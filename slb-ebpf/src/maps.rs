@@ -409,7 +409,6 @@ macro_rules! settings {
 }
 settings! {
     route_epoch: u32,
-    buckets: u32,
     opening_jiffies: u32,
     closing_jiffies: u32,
     fragment_jiffies: u32,

@@ -109,7 +109,8 @@ pub fn police_source(listener: u32, source: &Address) -> Result<(), Verdict> {
     if cost == 0 {
         return Ok(());
     }
-    let hash = hash::source(*source, listener);
+    let Some(settings) = maps::SLB_SETTINGS.cell(0) else { return Ok(()) };
+    let hash = hash::source(*source, listener, settings.table_seed());
     let Some(policer) = maps::SLB_SRC_POLICER.cell(SourcePolicer::place(hash)) else {
         return Ok(());
     };

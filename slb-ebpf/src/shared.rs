@@ -3,8 +3,8 @@
 use slb_common::abi::{
     AclCacheEntry, Address, BUCKET_FLOWS, Bucket, ClientNextHop, ConnState, Counter, EPOCH_LOCKED,
     FILTER_HASHES, FILTER_PER_BYTE, Filter, Flow, FlowKind, Fragment, INDEX_SLOTS, Index, Limits,
-    MAX_INGRESS, Mode, NETWORK_BYTES, NextHop, Policers, Record, Settings, SourcePolicer, Sticky,
-    SynAnswers, TAG_LOCKED, Traffic,
+    MAX_INGRESS, Mode, NETWORK_BYTES, NextHop, Policers, Record, Seed, Settings, SourcePolicer,
+    Sticky, SynAnswers, TAG_LOCKED, Traffic,
 };
 
 use crate::cell::{Guarded, SharedCell, shared_fields};
@@ -84,6 +84,15 @@ shared_fields! {
     Counter { packets: u64, bytes: u64 }
     SynAnswers { accepted: u64, refused: u64 }
     Traffic { flows: u64, packets: u64, bytes: u64, reply_packets: u64, reply_bytes: u64 }
+}
+
+impl SharedCell<Settings> {
+    /// By reference: it is written once, before the first packet, and later only by its own bytes.
+    #[inline(always)]
+    pub const fn table_seed(self) -> &'static Seed {
+        // SAFETY: a field of the settings, which stay where they are, and does not change.
+        unsafe { &(*self.as_ptr()).table_seed }
+    }
 }
 
 impl<V: 'static, const RECORDS: usize> SharedCell<Index<V, RECORDS>> {

@@ -20,6 +20,8 @@ pub use report::{LoadError, Mistake, Report};
 use slb_api::words;
 pub use slb_api::{Edit, Place, Protocol, Scheduler};
 
+use crate::seed::SharedSeed;
+
 mod changes;
 mod edit;
 mod parse;
@@ -73,6 +75,8 @@ pub struct Gateway {
     pub vlans: Option<BTreeSet<u16>>,
     /// What the outer sources of tunnels begin with.
     pub tunnel_source: TunnelSource,
+    /// What schedules choose by, if gateways share it; `None`: what was drawn for this one.
+    pub seed: Option<SharedSeed>,
     /// Where metrics are; `None`: nowhere.
     pub http: Option<SocketAddr>,
     /// The local API's unix socket.

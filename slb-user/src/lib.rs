@@ -34,4 +34,5 @@ pub mod printable;
 #[cfg(test)]
 mod reference;
 pub mod schedule;
+pub mod seed;
 pub mod state;

@@ -23,7 +23,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
     Address, Backend, BackendFlags, Endpoint, Interface, ListenerFlags, Mode, NextHop, RevNatFlags,
-    Roles,
+    Roles, Seed,
 };
 
 pub use ingress::interfaces;
@@ -98,6 +98,8 @@ pub struct Inputs<'a> {
     pub moment: u32,
     /// Backends, by index, of which some connections are being reset.
     pub closing: &'a FxHashSet<u32>,
+    /// With what schedules are made.
+    pub seed: Seed,
 }
 
 impl Planner {

@@ -6,9 +6,12 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
-use slb_common::abi::{
-    Address, Backend, Endpoint, Interface, Limits, ListenerFlags, NO_BACKEND, OwnMac, QuicKey,
-    RevNat, Roles, SLOT_BACKEND, Scheduler,
+use slb_common::{
+    abi::{
+        Address, Backend, Endpoint, FlowKey, Interface, Limits, ListenerFlags, NO_BACKEND, OwnMac,
+        QuicKey, RevNat, Roles, SLOT_BACKEND, Scheduler, Seed,
+    },
+    hash,
 };
 
 /// An access list: how many bits of each [`slb_common::abi::Listed`] count, and its address.
@@ -66,13 +69,32 @@ pub struct Policy {
     pub sticky_jiffies: u32,
 }
 
+/// By what one of a schedule's slots is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chooser {
+    /// [`slb_common::abi::Listener::scheduler`].
+    pub scheduler: Scheduler,
+    /// [`slb_common::abi::Listener::seed`].
+    pub seed: Seed,
+}
+
+impl Chooser {
+    /// The number of the slot of a flow, of so many, by a scheduler that chooses by hash.
+    #[must_use]
+    pub fn slot(&self, key: &FlowKey, slots: usize) -> usize {
+        let hash = hash::flow(key, &self.seed);
+        let choice = hash::choice_by(self.scheduler, key, hash, &self.seed);
+        hash::slot(choice, slots as u32) as usize
+    }
+}
+
 /// Who gets new flows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// [`slb_common::abi::Listener::scheduler`].
-    pub scheduler: Scheduler,
-    /// [`slb_common::abi::Listener::previous_scheduler`].
-    pub previous_scheduler: Scheduler,
+    /// By what one of the slots is chosen.
+    pub by: Chooser,
+    /// By what one of those before is.
+    pub previous_by: Chooser,
     /// As in [`slb_common::abi::Chunk`]; empty: no backend.
     pub slots: Vec<u32>,
     /// The same, for connections that are older than the last change; empty: no connection goes by it.
@@ -82,8 +104,9 @@ pub struct Schedule {
 impl Schedule {
     /// One that no other was before.
     #[must_use]
-    pub const fn new(scheduler: Scheduler, slots: Vec<u32>) -> Self {
-        Self { scheduler, previous_scheduler: Scheduler::HASH, slots, previous: Vec::new() }
+    pub const fn new(by: Chooser, slots: Vec<u32>) -> Self {
+        let previous_by = Chooser { scheduler: Scheduler::HASH, ..by };
+        Self { by, previous_by, slots, previous: Vec::new() }
     }
 
     /// The part of new flows that each backend is to get, by its index in `SLB_BACKENDS`.
@@ -101,7 +124,7 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use slb_common::abi::{SLOT_LOOK, Scheduler};
+    use slb_common::abi::SLOT_LOOK;
 
     use super::*;
 
@@ -115,7 +138,8 @@ mod tests {
             (vec![3 | SLOT_LOOK, NO_BACKEND], vec![(3, 0.5)]),
         ];
         for (slots, expected) in cases {
-            let shares = Schedule::new(Scheduler::HASH, slots.clone()).shares();
+            let by = Chooser { scheduler: Scheduler::HASH, seed: Seed::PUBLIC };
+            let shares = Schedule::new(by, slots.clone()).shares();
             assert_eq!(shares, expected.into_iter().collect(), "{slots:?}");
         }
     }

@@ -18,6 +18,7 @@ mod next_hop;
 mod quic;
 mod revnat;
 mod scratch;
+mod seed;
 mod settings;
 mod slots;
 mod sticky;
@@ -37,13 +38,14 @@ pub use next_hop::*;
 pub use quic::*;
 pub use revnat::*;
 pub use scratch::*;
+pub use seed::*;
 pub use settings::*;
 pub use slots::*;
 pub use sticky::*;
 
 /// Names the pin directory (`…/v1`). Changes with any layout in this module, so that an old map and a
 /// new program never meet.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// Lets values cross the system call boundary.
 #[cfg(feature = "user")]

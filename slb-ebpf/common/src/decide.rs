@@ -51,7 +51,7 @@ use crate::{
     abi::{
         Address, Backend, Endpoint, FlowKey, Fragment, Listener, ListenerFlags, Mode, NO_BACKEND,
         NO_LISTENER_DROP, NO_LISTENER_RESET, NextHop, QuicKey, RevNat, Roles, SLOT_BACKEND,
-        SLOT_LOOK, Sticky,
+        SLOT_LOOK, Seed, Sticky,
     },
     hash,
     packet::Packet,
@@ -174,17 +174,12 @@ pub trait Lookups {
     fn server(&self, key: QuicKey) -> Result<Option<u32>, Self::Error>;
 
     /// `SLB_FLOWS`: what the entry of a client's packet says, by [`judge`]. One that is stale is removed, one that is
-    /// not has seen another packet. `hash` is the packet's [`hash::flow`].
+    /// not has seen another packet.
     ///
     /// # Errors
     ///
     /// [`Verdict::Closed`]; or as above.
-    fn entry(
-        &mut self,
-        packet: &Packet,
-        listener: &Listener,
-        hash: u64,
-    ) -> Result<Entry, Self::Error>;
+    fn entry(&mut self, packet: &Packet, listener: &Listener) -> Result<Entry, Self::Error>;
     /// `SLB_FLOWS`: makes the entries of a flow that begins, and gives the source port towards its backend; `None`:
     /// there is no room.
     ///
@@ -250,8 +245,8 @@ pub trait Lookups {
 
     /// [`hash::flow`], where code that is called costs less than code that is there once more.
     #[inline(always)]
-    fn hash(&self, key: &FlowKey) -> u64 {
-        hash::flow(key)
+    fn hash(&self, key: &FlowKey, seed: &Seed) -> u64 {
+        hash::flow(key, seed)
     }
 
     /// Reports a step to `slb explain`. Compiles to nothing in the packet path.
@@ -289,19 +284,19 @@ pub enum Course {
         id: u32,
         /// Source port towards it.
         port: u16,
-        /// [`hash::flow`] of the packet.
+        /// [`hash::flow`] of the packet with the listener's seed.
         hash: u64,
         /// Whether a flow begins.
         is_new: bool,
     },
     /// Its entry has a source of ours.
     OwnSource {
-        /// [`hash::flow`] of the packet.
+        /// [`hash::flow`] of the packet with the listener's seed.
         hash: u64,
     },
     /// It has no entry, and may need one.
     Begins {
-        /// [`hash::flow`] of the packet.
+        /// [`hash::flow`] of the packet with the listener's seed.
         hash: u64,
         /// Whether [`choose`] comes before [`begin()`].
         chooses: bool,
@@ -339,10 +334,10 @@ pub fn to_vip<L: Lookups>(
     {
         return Ok(Course::Guarded);
     }
-    let hash = hash::flow(&packet.key);
+    let hash = hash::flow(&packet.key, &listener.seed);
     let mut settled = NO_BACKEND;
     if listener.scheduler.is_by_hash() {
-        let choice = hash::choice_by(listener.scheduler, &packet.key, hash);
+        let choice = hash::choice_by(listener.scheduler, &packet.key, hash, &listener.seed);
         let (number, slot) = slot(look, listener.first_chunk, listener.slots, choice)?;
         let id = slot & SLOT_BACKEND;
         let is_recent = is_recent(look, filtered.bypass_until, id)?;
@@ -359,7 +354,7 @@ pub fn to_vip<L: Lookups>(
             settled = id;
         }
     }
-    Ok(match look.entry(packet, &listener, hash)? {
+    Ok(match look.entry(packet, &listener)? {
         Entry::Backend { id, port } => Course::Backend { id, port, hash, is_new: false },
         Entry::OwnSource => Course::OwnSource { hash },
         // It has kept its port when it began.

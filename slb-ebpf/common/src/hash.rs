@@ -1,28 +1,22 @@
-//! The hash that chooses a slot: the same on every gateway and in the agent.
+//! The hashes that choose slots, buckets and places.
+//!
+//! Where a sender could gain from a choice, the hash is made with a secret [`Seed`]: each word of a tuple is multiplied by
+//! one of the seed's, and the hash is mixed from the sum (multilinear hashing: Lemire and Kaser, "Strongly universal
+//! string hashing is fast", 2014). No product waits for another. Without the seed a sender cannot say which of its packets
+//! meet.
 
-use crate::abi::{Address, Endpoint, FILTER_HASHES, FlowKey, Scheduler};
+use crate::abi::{Address, Endpoint, FILTER_HASHES, FlowKey, SEED_WORDS, Scheduler, Seed};
 
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 const MULTIPLIER: u64 = 0xff51_afd7_ed55_8ccd;
 const SECOND: u64 = 0xc4ce_b9fe_1a85_ec53;
 
-/// What the words of a tuple are multiplied by: the hash is mixed from their sum (multilinear hashing: Lemire and
-/// Kaser, "Strongly universal string hashing is fast", 2014). No product waits for another. The first outputs of
-/// SplitMix64, made odd.
-const WEIGHTS: [u64; 5] = [
-    0xe220_a839_7b1d_cdaf,
-    0x6e78_9e6a_a1b9_65f5,
-    0x06c4_5d18_8009_454f,
-    0xf88b_b8a8_724c_81ed,
-    0x1b39_896a_51a8_749b,
-];
-
-/// Hash of the 4-tuple and protocol: the high half chooses the slot ([`choice`]), the low one is what
-/// an entry is recognised by.
+/// Hash of the 4-tuple and protocol. With a listener's seed the high half chooses the slot ([`choice`]); with the flow
+/// table's the low one is what an entry is recognised by.
 #[must_use]
 #[inline(always)]
-pub const fn flow(key: &FlowKey) -> u64 {
-    finish(sum(addresses(key), ports(key)))
+pub fn flow(key: &FlowKey, seed: &Seed) -> u64 {
+    finish(sum(addresses(key, seed), ports(key), seed))
 }
 
 /// The bucket of a flow's entry, of so many.
@@ -32,15 +26,15 @@ pub const fn flow(key: &FlowKey) -> u64 {
 /// address of costs it more than the entry.
 #[must_use]
 #[inline(always)]
-pub const fn bucket(key: &FlowKey, buckets: u32) -> u32 {
+pub fn bucket(key: &FlowKey, seed: &Seed, buckets: u32) -> u32 {
     const NEAR: u64 = 7;
-    let near = (key.sport as u64).wrapping_add(key.dport as u64);
-    let sum = sum(addresses(key), ports(key) & !(NEAR << 16 | NEAR));
+    let near = u64::from(key.sport).wrapping_add(u64::from(key.dport));
+    let sum = sum(addresses(key, seed), ports(key) & !(NEAR << 16 | NEAR), seed);
     let group = (sum ^ sum >> 32).wrapping_mul(MULTIPLIER);
-    let first = slot(choice(group), buckets) as u64;
+    let first = u64::from(slot(choice(group), buckets));
     let in_page = first & !NEAR | first.wrapping_add(near) & NEAR;
     // The last page may be a part of one.
-    if in_page < buckets as u64 { in_page as u32 } else { first as u32 }
+    if in_page < u64::from(buckets) { in_page as u32 } else { first as u32 }
 }
 
 #[inline(always)]
@@ -50,33 +44,33 @@ const fn ports(key: &FlowKey) -> u64 {
 
 /// Sum of the weighted addresses.
 #[inline(always)]
-const fn addresses(key: &FlowKey) -> u64 {
+fn addresses(key: &FlowKey, seed: &Seed) -> u64 {
     if key.src.is_v4() {
-        let (src, dst) = (key.src.words()[3].to_le() as u64, key.dst.words()[3].to_le() as u64);
-        return weighted(dst << 32 | src, 0);
+        let (src, dst) = (key.src.words()[3].to_le(), key.dst.words()[3].to_le());
+        return weighted(u64::from(dst) << 32 | u64::from(src), seed, 0);
     }
     let ([src_high, src_low], [dst_high, dst_low]) = (key.src.halves(), key.dst.halves());
-    let low = folded(src_low, 0).wrapping_add(folded(dst_low, 1));
-    let high = folded(src_high, 2).wrapping_add(folded(dst_high, 3));
+    let low = folded(src_low, seed, 0).wrapping_add(folded(dst_low, seed, 1));
+    let high = folded(src_high, seed, 2).wrapping_add(folded(dst_high, seed, 3));
     low.wrapping_add(high)
 }
 
 /// Half of an IPv6 address. A product's bits depend on none above them, and what differs from host to host may be in the
 /// highest only.
 #[inline(always)]
-const fn folded(half: u64, place: usize) -> u64 {
+fn folded(half: u64, seed: &Seed, place: usize) -> u64 {
     let half = half.to_le();
-    weighted(half ^ half >> 32, place)
+    weighted(half ^ half >> 32, seed, place)
 }
 
 #[inline(always)]
-const fn weighted(word: u64, place: usize) -> u64 {
-    word.wrapping_mul(WEIGHTS[place])
+fn weighted(word: u64, seed: &Seed, place: usize) -> u64 {
+    word.wrapping_mul(seed.words()[place])
 }
 
 #[inline(always)]
-const fn sum(addresses: u64, ports: u64) -> u64 {
-    addresses.wrapping_add(weighted(ports, 4))
+fn sum(addresses: u64, ports: u64, seed: &Seed) -> u64 {
+    addresses.wrapping_add(weighted(ports, seed, SEED_WORDS - 1))
 }
 
 /// The part of a flow's hash that chooses its slot.
@@ -86,15 +80,22 @@ pub const fn choice(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
-/// What chooses the slot of a flow with this `hash`, by a scheduler that does so by hash.
+/// What chooses the slot of a flow with this `hash`, [`flow`] with the same seed, by a scheduler that does so by hash.
 #[must_use]
 #[inline(always)]
-pub fn choice_by(scheduler: Scheduler, key: &FlowKey, hash: u64) -> u32 {
+pub fn choice_by(scheduler: Scheduler, key: &FlowKey, hash: u64, seed: &Seed) -> u32 {
     if scheduler != Scheduler::SOURCE {
         return choice(hash);
     }
     let [high, low] = key.src.halves();
-    choice(finish(folded(low, 0).wrapping_add(folded(high, 2))))
+    choice(finish(folded(low, seed, 0).wrapping_add(folded(high, seed, 2))))
+}
+
+/// The same by a QUIC connection ID.
+#[must_use]
+#[inline(always)]
+pub fn choice_of_id(id: u64, seed: &Seed) -> u32 {
+    choice(finish(folded(id, seed, 0)))
 }
 
 /// Hash of an address, port and protocol: an index into [`crate::abi::Index`].
@@ -119,11 +120,11 @@ pub const fn address(addr: Address) -> usize {
 /// Hash of a source of flows to the listener with this id, for `SLB_SRC_POLICER`: an IPv4 address, or a network of /64.
 #[must_use]
 #[inline(always)]
-pub const fn source(addr: Address, listener: u32) -> u32 {
+pub fn source(addr: Address, listener: u32, seed: &Seed) -> u32 {
     let [high, low] = addr.halves();
     let low = if addr.is_v4() { low } else { 0 };
-    let own = mixed(Address::from_halves([high, low]));
-    (finish(own ^ (listener as u64).wrapping_mul(SECOND)) >> 32) as u32
+    let own = folded(low, seed, 0).wrapping_add(folded(high, seed, 2));
+    (finish(own.wrapping_add(weighted(listener.into(), seed, SEED_WORDS - 1))) >> 32) as u32
 }
 
 /// The same for `SLB_FILTER`: of [`FILTER_HASHES`].
@@ -192,7 +193,7 @@ const fn mix(hash: u64, word: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::IpAddr, vec, vec::Vec};
+    use std::{boxed::Box, net::IpAddr, vec, vec::Vec};
 
     use proptest::prelude::*;
 
@@ -247,14 +248,14 @@ mod tests {
         // 63 degrees of freedom: an ideal hash exceeds this once in 10^7.
         let limit = 137.0;
         for (case, flows) in cases {
-            let found = chi_square(&flows, |key| slot(choice(flow(key)), BUCKETS));
+            let found = chi_square(&flows, |key| slot(choice(flow(key, &Seed::PUBLIC)), BUCKETS));
             assert!(found < limit, "{case}: slots, chi-square {found:.1}");
-            let found = chi_square(&flows, |key| flow(key) as u32 % BUCKETS);
+            let found = chi_square(&flows, |key| flow(key, &Seed::PUBLIC) as u32 % BUCKETS);
             assert!(found < limit, "{case}: tags, chi-square {found:.1}");
             // Neighbouring ports are not independent, so nothing is expected but no crowd.
             let mut buckets = vec![0_u32; FLOWS as usize / 2];
             for key in &flows {
-                buckets[bucket(key, FLOWS / 2) as usize] += 1;
+                buckets[bucket(key, &Seed::PUBLIC, FLOWS / 2) as usize] += 1;
             }
             let fullest = buckets.into_iter().max();
             assert!(fullest < Some(16), "{case}: {fullest:?} of 2 in a bucket");
@@ -292,7 +293,9 @@ mod tests {
                 });
                 let (mut hashes, mut slots, mut buckets) =
                     (Vec::new(), vec![0_u32; 1 << 12], vec![0_u32; 1 << 17]);
-                for flow in flows.map(|key| (super::flow(&key), bucket(&key, 1 << 17))) {
+                for flow in flows.map(|key| {
+                    (super::flow(&key, &Seed::PUBLIC), bucket(&key, &Seed::PUBLIC, 1 << 17))
+                }) {
                     hashes.push(flow.0);
                     slots[slot(choice(flow.0), 1 << 12) as usize] += 1;
                     buckets[flow.1 as usize] += 1;
@@ -332,7 +335,8 @@ mod tests {
                 }
                 neighbours.push(FlowKey { proto: UDP, ..base });
                 for neighbour in neighbours {
-                    let bits = (flow(&base) ^ flow(&neighbour)).count_ones();
+                    let bits =
+                        (flow(&base, &Seed::PUBLIC) ^ flow(&neighbour, &Seed::PUBLIC)).count_ones();
                     assert!(bits >= 2, "{base:?} and {neighbour:?} differ in {bits} bits");
                     changed += bits;
                     changes += 1;
@@ -371,7 +375,8 @@ mod tests {
     fn given_any_number_of_buckets_when_a_flow_gets_one_then_it_is_one_of_them() {
         for buckets in (1..100).chain([1_000, 65_536, u32::MAX]) {
             for sport in 0..1_000 {
-                let found = bucket(&key([198, 51, 100, 7], sport, "203.0.113.10"), buckets);
+                let found =
+                    bucket(&key([198, 51, 100, 7], sport, "203.0.113.10"), &Seed::PUBLIC, buckets);
                 assert!(found < buckets, "{found} of {buckets}");
             }
         }
@@ -381,8 +386,8 @@ mod tests {
     fn given_known_tuples_when_hashed_then_the_numbers_are_those_of_every_gateway() {
         let v4 = key([198, 51, 100, 7], 40_000, "203.0.113.10");
         let v6 = key(v6(5, 7), 40_000, "2001:db8:113::10");
-        assert_eq!(flow(&v4), 0x9298_2940_35f6_e802, "IPv4");
-        assert_eq!(flow(&v6), 0x7868_73f5_d320_d3f0, "IPv6");
+        assert_eq!(flow(&v4, &Seed::PUBLIC), 0x9298_2940_35f6_e802, "IPv4");
+        assert_eq!(flow(&v6, &Seed::PUBLIC), 0x7868_73f5_d320_d3f0, "IPv6");
         assert_eq!(identity(v4.dst, 80), 0xae27_8ce2_06bf_9fdf, "IPv4");
         assert_eq!(identity(v6.dst, 80), 0x43aa_3f1f_a24a_e4d1, "IPv6");
     }
@@ -390,7 +395,9 @@ mod tests {
     #[test]
     fn given_the_source_as_the_choice_when_ports_differ_then_it_is_the_same_and_clients_spread() {
         const SLOTS: u32 = 16;
-        let by = |key: &FlowKey| choice_by(Scheduler::SOURCE, key, flow(key));
+        let by = |key: &FlowKey| {
+            choice_by(Scheduler::SOURCE, key, flow(key, &Seed::PUBLIC), &Seed::PUBLIC)
+        };
         let families: [fn(u32) -> IpAddr; 2] =
             [|host| IpAddr::from((0xc633_6400 + host).to_be_bytes()), |host| v6(1, host).into()];
         for client in families {
@@ -406,7 +413,8 @@ mod tests {
             assert!(found.iter().all(|count| count.abs_diff(1_000) < 190), "{found:?}");
         }
         let one = key([198, 51, 100, 7], 1_024, "203.0.113.10");
-        assert_eq!(choice_by(crate::abi::Scheduler::HASH, &one, flow(&one)), choice(flow(&one)));
+        let hash = flow(&one, &Seed::PUBLIC);
+        assert_eq!(choice_by(Scheduler::HASH, &one, hash, &Seed::PUBLIC), choice(hash));
     }
 
     #[test]
@@ -446,6 +454,46 @@ mod tests {
                 let first = ((u64::from(chosen) << 32).div_ceil(slots.into())) as u32;
                 assert_eq!(slot(first, slots), chosen, "of {slots}");
                 assert!(chosen == 0 || slot(first - 1, slots) == chosen - 1, "of {slots}");
+            }
+        }
+    }
+
+    /// What a sender can work out who knows how hashes are made, but not this installation's seed.
+    #[test]
+    fn given_packets_that_meet_by_one_seed_when_hashed_by_another_then_they_spread() {
+        const CHOSEN: usize = 1 << 12;
+        let other = Seed::new(Seed::PUBLIC.words().map(|word| word.rotate_left(17) ^ 0x5bd1_e995));
+        let v4 = |number: u32| key(number.to_be_bytes(), number as u16, "203.0.113.10");
+        let v6 = |number: u32| key(v6(number as u16, number >> 8), 40_000, "2001:db8:113::10");
+        let word = |key: &FlowKey| {
+            let [high, low] = key.src.halves();
+            high ^ low
+        };
+        type Place = dyn Fn(&FlowKey, &Seed) -> u32;
+        let places: [(&str, Box<Place>); 5] = [
+            ("slot", Box::new(|key, seed| slot(choice(flow(key, seed)), BUCKETS))),
+            ("bucket", Box::new(|key, seed| bucket(key, seed, BUCKETS * 8) / 8)),
+            (
+                "slot by source",
+                Box::new(|key, seed| {
+                    let hash = flow(key, seed);
+                    slot(choice_by(Scheduler::SOURCE, key, hash, seed), BUCKETS)
+                }),
+            ),
+            ("place of a source", Box::new(|key, seed| source(key.src, 7, seed) % BUCKETS)),
+            ("slot by ID", Box::new(move |key, seed| slot(choice_of_id(word(key), seed), BUCKETS))),
+        ];
+        let families: [(&str, &dyn Fn(u32) -> FlowKey); 2] = [("IPv4", &v4), ("IPv6", &v6)];
+        for (place, of) in &places {
+            for (family, key) in families {
+                let chosen = (0x0100_0000_u32..).map(key).filter(|key| of(key, &Seed::PUBLIC) == 0);
+                let mut found = vec![0_u32; BUCKETS as usize];
+                for key in chosen.take(CHOSEN) {
+                    found[of(&key, &other) as usize] += 1;
+                }
+                // 64 each.
+                let fullest = found.into_iter().max();
+                assert!(fullest < Some(128), "{place}, {family}: {fullest:?} of 64");
             }
         }
     }

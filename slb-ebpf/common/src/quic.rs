@@ -12,7 +12,7 @@
 
 use network_types::udp::UdpHdr;
 
-use crate::{frame::Frame, hash, parse::Packet};
+use crate::{frame::Frame, parse::Packet};
 
 /// The first bit of a header: the connection is being established.
 const LONG: u8 = 1 << 7;
@@ -25,8 +25,8 @@ const LEN: usize = 8;
 /// The ID of the connection that a datagram belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionId {
-    /// Chooses a slot.
-    pub choice: u32,
+    /// Its first eight octets; [`crate::hash::choice_of_id`] of them chooses a slot.
+    pub id: u64,
     /// The server ID in it, if its form is the one above.
     pub server: Option<u32>,
 }
@@ -43,20 +43,20 @@ pub fn connection_id(frame: &Frame<'_>, packet: &Packet) -> Option<ConnectionId>
         if usize::from(header.get::<u8>(5)) < LEN {
             return None;
         }
-        let id = [header.get(6), header.get(10)];
-        return Some(ConnectionId { choice: choice(id), server: None });
+        let id = octets([header.get(6), header.get(10)]);
+        return Some(ConnectionId { id, server: None });
     }
     let header = frame.header::<{ 1 + LEN }>(at)?;
-    let id = [header.get(1), header.get(5)];
+    let id = octets([header.get(1), header.get(5)]);
     let configuration = header.get::<u8>(1) & CONFIGURATION;
     let server = (configuration == 0).then(|| header.get_be16(2).into());
-    Some(ConnectionId { choice: choice(id), server })
+    Some(ConnectionId { id, server })
 }
 
 /// `id` as it stands in the frame.
 #[inline(always)]
-const fn choice([first, second]: [u32; 2]) -> u32 {
-    hash::choice(hash::bytes((first.to_le() as u64) << 32 | second.to_le() as u64))
+const fn octets([first, second]: [u32; 2]) -> u64 {
+    (first.to_le() as u64) << 32 | second.to_le() as u64
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn given_an_id_when_read_from_either_header_then_the_choice_is_the_same() {
         let id = [0xe3, 1, 2, 3, 4, 5, 6, 7];
-        let choice = |payload: Vec<u8>| read(&payload).map(|id| id.choice);
+        let choice = |payload: Vec<u8>| read(&payload).map(|id| id.id);
         assert_eq!(choice(short(id)), choice(long(id, 8)));
         assert_eq!(choice(long(id, 8)), choice(long(id, 20)), "the first octets count");
         for octet in 0..8 {

@@ -11,8 +11,8 @@ use slb_common::{
 };
 
 use super::{
-    Entry, count, delete, flow_hash, get, implied::direct_may_be_balanced, index_of, is_active,
-    is_of, reverse,
+    Entry, bucket, count, delete, get, implied::direct_may_be_balanced, index_of, is_active, is_of,
+    reverse, table_hash,
 };
 use crate::{
     cell::{Claim, Elements as _},
@@ -172,7 +172,7 @@ fn draw_port(now: u32, key: &FlowKey, id: u32) -> Result<Source, Verdict> {
     if !is_taken(reply, key) {
         return Ok(Source::new(NO_SOURCE, reply.dport));
     }
-    let mut draw = hash::choice(flow_hash(key));
+    let mut draw = hash::choice(table_hash(key));
     let mut worst = Candidate::NONE;
     for attempt in 0..PORT_ATTEMPTS {
         draw = next_draw(draw);
@@ -220,7 +220,7 @@ fn draw_source(key: &FlowKey, id: u32) -> Result<Source, Verdict> {
     let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
         return Err(Verdict::Inconsistent);
     };
-    let hash = flow_hash(key);
+    let hash = table_hash(key);
     write_reply_key(reply, key, backend, key.sport);
     let source = decide::source_of(backend, hash).ok_or(Verdict::NoPort)?;
     reply.dst = maps::source(source).ok_or(Verdict::NoPort)?.load();
@@ -259,7 +259,7 @@ fn insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32 {
     let (Some(backend), Some(reply)) = (maps::backend(id), maps::reply_key()) else {
         return NO_PLACE;
     };
-    let hash = flow_hash(key);
+    let hash = table_hash(key);
     let place = flow_take(key, abi::tag(hash));
     let Some(flow) = get(place) else { return NO_PLACE };
     fill(flow, key, id, FlowKind::Original, now.wrapping_add(maps::settings().opening_jiffies()));
@@ -284,7 +284,7 @@ fn insert(now: u32, key: &FlowKey, id: u32, source: u32, both: u32) -> u32 {
 /// Makes the record of a direct flow that begins, whose answers have `key`: the backend is to acknowledge `sequence`.
 #[inline(always)]
 pub fn insert_bypass(now: u32, key: &FlowKey, id: u32, sequence: u32) {
-    let hash = flow_hash(key);
+    let hash = table_hash(key);
     if let Some(flow) = get(flow_take(key, abi::tag(hash))) {
         fill(flow, key, id, FlowKind::Bypass, now.wrapping_add(maps::settings().opening_jiffies()));
         flow.sequence().store(sequence);
@@ -296,7 +296,7 @@ pub fn insert_bypass(now: u32, key: &FlowKey, id: u32, sequence: u32) {
 #[inline(always)]
 fn insert_reply(key: &FlowKey, place: u32) -> u32 {
     let Some(forward) = get(place) else { return NO_PLACE };
-    let hash = flow_hash(key);
+    let hash = table_hash(key);
     let own = flow_take(key, abi::tag(hash));
     if let Some(flow) = get(own) {
         fill(flow, key, forward.backend().load(), FlowKind::Reply, forward.expires().load());
@@ -337,7 +337,7 @@ fn publish(flow: Entry, hash: u64) {
 #[inline(always)]
 fn take(key: &FlowKey, tag: u32) -> u32 {
     const WAYS: u32 = BUCKET_FLOWS as u32;
-    let bucket = hash::bucket(key, maps::settings().buckets());
+    let Some(bucket) = bucket(key) else { return NO_PLACE };
     let mut place = bucket * WAYS + tag / 4 % WAYS;
     let mut best = 0;
     for _ in 0..WAYS {

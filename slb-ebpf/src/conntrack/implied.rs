@@ -45,15 +45,14 @@ fn may_be_balanced(now: u32, reply: &FlowKey, id: u32) -> bool {
 /// Whether the schedule, or the one before, chooses the backend `id`.
 #[inline(never)]
 fn is_choice(listener: &Listener, key: &FlowKey, id: u32) -> bool {
-    let hash = flow_hash(key);
-    let is_by = |scheduler, first_chunk, slots| {
-        let choice = hash::choice_by(scheduler, key, hash);
+    let is_by = |scheduler, seed, first_chunk, slots| {
+        let choice = hash::choice_by(scheduler, key, flow_hash(key, seed), seed);
         slots != 0
             && lookups::slot(first_chunk, hash::slot(choice, slots))
                 .is_ok_and(|slot| slot & SLOT_BACKEND == id)
     };
     let Listener { scheduler, first_chunk, slots, .. } = *listener;
     let Listener { previous_scheduler, previous_chunk, previous_slots, .. } = *listener;
-    is_by(scheduler, first_chunk, slots)
-        || is_by(previous_scheduler, previous_chunk, previous_slots)
+    is_by(scheduler, &listener.seed, first_chunk, slots)
+        || is_by(previous_scheduler, &listener.previous_seed, previous_chunk, previous_slots)
 }

@@ -58,7 +58,7 @@ impl Reconciler {
         network: &NetworkSnapshot,
         is_generic: bool,
     ) -> Result<(), TableError> {
-        let Gateway { no_listener, vlans, tunnel_source, .. } = &config.gateway;
+        let Gateway { no_listener, vlans, tunnel_source, seed, .. } = &config.gateway;
         maps.serve_vlans(vlans.as_ref())?;
         let veth = network.interfaces.iter().any(|(interface, _)| interface.is_veth);
         maps.set(|settings| {
@@ -71,6 +71,9 @@ impl Reconciler {
             settings.tunnel_v6 = IpAddr::from(tunnel_source.v6).into();
             settings.generic = is_generic.into();
             settings.veth = veth.into();
+            if let Some(shared) = seed {
+                settings.seed = shared.seed();
+            }
         })
     }
 
@@ -98,6 +101,7 @@ impl Reconciler {
             now: Instant::now(),
             moment: self.jiffies.now().unwrap_or_default(),
             closing: &closing,
+            seed: maps.settings()?.seed,
         };
         let is_in_line = self.in_line.take() == Some(maps.revision());
         let part = if is_in_line { self.planner.desired_part(&backends.ids, inputs) } else { None };

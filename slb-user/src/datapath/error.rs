@@ -66,6 +66,9 @@ pub enum LoadError {
     /// The kernel does not say how long its ticks are.
     #[error("cannot read the kernel's clock")]
     Clock(#[source] io::Error),
+    /// The kernel gives no random numbers.
+    #[error("cannot draw a seed for the hashes")]
+    Seed(#[source] io::Error),
     /// A pin failed.
     #[error("cannot pin {}", path.display())]
     Pin {

@@ -267,7 +267,8 @@ impl Path<'_> {
         let (source, proxy) = match flow {
             Some(flow) => (flow.source, flow.proxy),
             None => {
-                let source = decide::source_of(&backend, hash::flow(key)).ok_or(Verdict::NoPort)?;
+                let source =
+                    decide::source_of(&backend, self.table_hash(key)?).ok_or(Verdict::NoPort)?;
                 (source, decide::proxy_of(key.proto, &backend))
             }
         };

@@ -13,7 +13,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::{
     abi::{
         self, BUCKET_FLOWS, Bucket, ConnState, Endpoint, Flow, FlowKey, FlowKind, NO_PLACE,
-        SLOT_BACKEND, SLOT_KEEP, TAG_FREE, TAG_LOCKED, TCP,
+        SLOT_BACKEND, SLOT_KEEP, Settings, TAG_FREE, TAG_LOCKED, TCP,
     },
     decide::{self, Rank, Standing},
     hash,
@@ -169,8 +169,7 @@ impl FlowTable {
                 *count += i64::from(state.is_active());
             }
             let Some((id, schedule)) = request.watched.get(&key.destination()) else { continue };
-            let choice = hash::choice_by(schedule.scheduler, &key, hash::flow(&key));
-            let slot = hash::slot(choice, schedule.slots.len() as u32) as usize;
+            let slot = schedule.by.slot(&key, schedule.slots.len());
             if schedule.slots[slot] & SLOT_KEEP != 0 {
                 continue;
             }
@@ -239,11 +238,11 @@ impl FlowTable {
         }
     }
 
-    /// The entry of a packet, in a table of so many buckets.
+    /// The entry of a packet, in a table with these settings.
     #[must_use]
-    pub fn find(&self, key: &FlowKey, buckets: u32) -> Option<Flow> {
-        let tag = abi::tag(hash::flow(key));
-        let mut flows = self.bucket(key, buckets)?.iter().filter_map(read);
+    pub fn find(&self, key: &FlowKey, settings: &Settings) -> Option<Flow> {
+        let tag = abi::tag(hash::flow(key, &settings.table_seed));
+        let mut flows = self.bucket(key, settings)?.iter().filter_map(read);
         flows.find(|flow| flow.tag == tag && flow.is_of(key))
     }
 
@@ -257,8 +256,8 @@ impl FlowTable {
 
     /// Whether no place that an entry could have is free, or gives way to it.
     #[must_use]
-    pub fn is_full(&self, key: &FlowKey, buckets: u32, now: u32) -> bool {
-        let Some(bucket) = self.bucket(key, buckets) else { return true };
+    pub fn is_full(&self, key: &FlowKey, settings: &Settings, now: u32) -> bool {
+        let Some(bucket) = self.bucket(key, settings) else { return true };
         bucket.iter().all(|words| match words[0].load(Ordering::Acquire) {
             TAG_FREE => false,
             TAG_LOCKED => true,
@@ -267,8 +266,9 @@ impl FlowTable {
         })
     }
 
-    fn bucket(&self, key: &FlowKey, buckets: u32) -> Option<&[[AtomicU32; WORDS]]> {
-        let words = self.flows.words(hash::bucket(key, buckets) as usize)?;
+    fn bucket(&self, key: &FlowKey, settings: &Settings) -> Option<&[[AtomicU32; WORDS]]> {
+        let bucket = hash::bucket(key, &settings.table_seed, settings.buckets);
+        let words = self.flows.words(bucket as usize)?;
         Some(words.as_chunks().0)
     }
 

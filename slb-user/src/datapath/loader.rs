@@ -18,7 +18,7 @@ use slb_common::{
 };
 
 use super::{FlowTable, LoadError, Maps, Pins, bpffs, map_check, pins::remove};
-use crate::clock::Jiffies;
+use crate::{clock::Jiffies, seed};
 
 /// The program, as compiled by the build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/slb"));
@@ -54,6 +54,21 @@ pub struct Loaded {
     warning: Option<String>,
 }
 
+/// Gives new maps their seeds. Those that are there stay: flows were placed by them.
+fn set_seeds(maps: &mut Maps) -> Result<(), LoadError> {
+    let settings = maps.settings()?;
+    if !settings.table_seed.is_set() {
+        let drawn = seed::random().map_err(LoadError::Seed)?;
+        maps.set(|settings| settings.table_seed = drawn)?;
+    }
+    if !settings.seed.is_set() {
+        let directory = seed::state_directory();
+        let own = seed::of_installation(directory.as_deref()).map_err(LoadError::Seed)?;
+        maps.set(|settings| settings.seed = own)?;
+    }
+    Ok(())
+}
+
 impl Loaded {
     /// Loads the programs onto the pinned maps, making those that are missing, unless an earlier agent has done
     /// so with the same object. Attaches nothing.
@@ -85,6 +100,7 @@ impl Loaded {
         let flows = flow_table(&pins)?;
         let mut maps = Maps::open(&pins)?;
         let jiffies = Jiffies::from_kernel().map_err(LoadError::Clock)?;
+        set_seeds(&mut maps)?;
         maps.set(|settings| {
             settings.buckets = flows.0 / FLOWS_PER_BUCKET;
             settings.opening_jiffies = jiffies.from_duration(OPENING);

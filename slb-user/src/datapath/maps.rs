@@ -178,13 +178,22 @@ impl Maps {
         })
     }
 
+    /// What the program is told besides its tables.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn settings(&self) -> Result<Settings, TableError> {
+        self.settings.get(&0, 0).map_err(at("SLB_SETTINGS"))
+    }
+
     /// Changes the settings.
     ///
     /// # Errors
     ///
     /// [`TableError`].
     pub fn set(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), TableError> {
-        let mut settings = self.settings.get(&0, 0).map_err(at("SLB_SETTINGS"))?;
+        let mut settings = self.settings()?;
         let before = settings;
         change(&mut settings);
         if settings == before {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use slb_common::abi::Seed;
 
 use super::Ids;
 use crate::{
@@ -34,6 +35,7 @@ pub(crate) fn config(instances: impl Into<Vec<Instance>>) -> Config {
             no_listener: NoListener::Pass,
             vlans: None,
             tunnel_source: TunnelSource::default(),
+            seed: None,
             http: None,
             api: PathBuf::from("/run/slb/api.sock"),
             monitor: None,
@@ -126,6 +128,7 @@ pub(crate) fn desired(ids: &Arc<Ids>) -> State {
             moment: 0,
             trusted: &FxHashSet::default(),
             closing: &FxHashSet::default(),
+            seed: Seed::PUBLIC,
         },
     )
 }

@@ -8,10 +8,12 @@ use proptest::{
     collection::{btree_map, vec},
     prelude::*,
 };
-use slb_common::abi::{BackendFlags, NextHop, Roles, Scheduler, TCP};
+use slb_common::abi::{BackendFlags, NextHop, Roles, Scheduler, Seed, TCP};
 
 use super::{fixtures::apply, *};
-use crate::state::{Policy, Schedule};
+use crate::state::{Chooser, Policy, Schedule};
+
+const HASH: Chooser = Chooser { scheduler: Scheduler::HASH, seed: Seed::PUBLIC };
 
 fn vip(n: u8) -> Address {
     IpAddr::from([203, 0, 113, n]).into()
@@ -72,7 +74,7 @@ fn states() -> impl Strategy<Value = State> {
                 .filter(|(id, _)| named[**id as usize])
                 .map(|(&id, _)| id)
                 .collect();
-            let schedule = Arc::new(Schedule::new(Scheduler::HASH, slots));
+            let schedule = Arc::new(Schedule::new(HASH, slots));
             state.listeners.insert(
                 endpoint(vip(n), port),
                 ListenerState { id, schedule, policy: Policy::default() },
@@ -101,7 +103,7 @@ fn any_states() -> impl Strategy<Value = State> {
             listeners: listeners
                 .into_iter()
                 .map(|((n, port), (id, slots))| {
-                    let schedule = Arc::new(Schedule::new(Scheduler::HASH, slots));
+                    let schedule = Arc::new(Schedule::new(HASH, slots));
                     (
                         endpoint(vip(n), port),
                         ListenerState { id, schedule, policy: Policy::default() },
@@ -261,7 +263,7 @@ proptest! {
 fn given_a_backend_that_fails_when_planned_then_its_flag_goes_after_the_last_schedule() {
     let backend = |flags| Backend { addr: host(1), port: 80, flags, ..Backend::default() };
     let state = |flags, slots: &[u32]| {
-        let schedule = Schedule::new(Scheduler::HASH, slots.to_vec());
+        let schedule = Schedule::new(HASH, slots.to_vec());
         let listener =
             ListenerState { id: 0, schedule: Arc::new(schedule), policy: Policy::default() };
         State {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use slb_common::abi::Interface;
+use slb_common::abi::{Interface, Seed};
 
 use super::{BackendRoute, Inputs};
 use crate::{
@@ -21,6 +21,7 @@ pub(super) struct Basis {
     interfaces: BTreeMap<u32, Interface>,
     locals: Vec<IpAddr>,
     ingress: Arc<Ingress>,
+    seed: Seed,
 }
 
 /// What concerns one backend.
@@ -48,6 +49,7 @@ impl Basis {
             interfaces: inputs.interfaces.clone(),
             locals: inputs.locals.to_vec(),
             ingress: Arc::clone(inputs.ingress),
+            seed: inputs.seed,
         }
     }
 
@@ -58,6 +60,7 @@ impl Basis {
             && self.interfaces == before.interfaces
             && self.locals == before.locals
             && self.ingress == before.ingress
+            && self.seed == before.seed
             && self.ids.listeners == before.ids.listeners
             && self.ids.backends.len() == before.ids.backends.len();
         if !is_alike {

@@ -18,7 +18,7 @@ use crate::{
         Member, maglev, ring,
         transition::{Terms, Transition},
     },
-    state::Schedule,
+    state::{Chooser, Schedule},
 };
 
 /// Slots of a round-robin schedule at most: any weights of 655 backends exactly.
@@ -45,8 +45,7 @@ pub(super) struct Schedules {
 /// The schedule of a listener, and what it was made from.
 #[derive(Debug)]
 pub(super) struct ScheduleState {
-    /// [`abi::Scheduler::HASH`] or another.
-    scheduler: abi::Scheduler,
+    by: Chooser,
     members: Vec<Member>,
     /// How many backends the configuration names, usable or not.
     named: usize,
@@ -64,7 +63,7 @@ enum Progress {
     Hash(Transition),
     /// At once, because every flow has an entry, except for those of a schedule by hash before it:
     /// connections without an entry go by that until then.
-    Ring { previous_scheduler: abi::Scheduler, previous: Vec<u32>, until: Instant },
+    Ring { previous_by: Chooser, previous: Vec<u32>, until: Instant },
 }
 
 /// The backends of a listener that a schedule is made for.
@@ -219,7 +218,7 @@ impl Candidates<'_> {
 /// The next step from the schedule `before`, or from the one in the maps, to the wanted slots.
 fn progress(
     before: Option<ScheduleState>,
-    (scheduler, wanted): (abi::Scheduler, &[u32]),
+    (by, wanted): (Chooser, &[u32]),
     candidates: &Candidates<'_>,
     inputs: &Inputs<'_>,
 ) -> Progress {
@@ -239,11 +238,11 @@ fn progress(
         let installed = installed.find(|installed| installed.id == listener.id)?;
         Some(Progress::restored(&installed.schedule, terms))
     });
-    if !scheduler.is_by_hash() {
-        return Progress::ring(from, terms);
+    if !by.scheduler.is_by_hash() {
+        return Progress::ring(from, by, terms);
     }
     let is_usable = |id| candidates.usable().any(|backend| backend.id == id);
-    Progress::hash(from, (scheduler, wanted), is_usable, &lost_entries, terms)
+    Progress::hash(from, (by, wanted), is_usable, &lost_entries, terms)
 }
 
 /// A schedule by the same pointer as in the maps, if it is the one there: two pointers are compared faster
@@ -266,9 +265,9 @@ impl ScheduleState {
     fn next(before: Option<Self>, candidates: &Candidates<'_>, inputs: &Inputs<'_>) -> Self {
         let Candidates { listener, backends, with_entries, .. } = candidates;
         let members = candidates.members();
-        let scheduler = scheduler(listener, backends);
+        let by = Chooser { scheduler: scheduler(listener, backends), seed: inputs.seed };
         let is_same = before.as_ref().is_some_and(|before| {
-            before.scheduler == scheduler
+            before.by == by
                 && before.members == members
                 && before.named == named(backends)
                 && before.with_entries == *with_entries
@@ -281,10 +280,10 @@ impl ScheduleState {
             Some(before) if is_same => before.wanted.clone(),
             _ => wanted(listener, backends, &members),
         };
-        let progress = progress(before, (scheduler, &wanted), candidates, inputs);
-        let published = progress.schedule((scheduler, &wanted), with_entries);
+        let progress = progress(before, (by, &wanted), candidates, inputs);
+        let published = progress.schedule((by, &wanted), with_entries);
         Self {
-            scheduler,
+            by,
             members,
             named: named(backends),
             with_entries: with_entries.clone(),
@@ -310,58 +309,54 @@ impl ScheduleState {
 impl Progress {
     /// As an earlier agent has left it.
     fn restored(schedule: &Schedule, terms: Terms) -> Self {
-        if schedule.scheduler.is_by_hash() {
+        if schedule.by.scheduler.is_by_hash() {
             return Self::Hash(Transition::restored(schedule, terms));
         }
         let previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
-        let previous_scheduler = schedule.previous_scheduler;
-        Self::Ring { previous_scheduler, previous, until: terms.now + terms.idle }
+        let previous_by = schedule.previous_by;
+        Self::Ring { previous_by, previous, until: terms.now + terms.idle }
     }
 
     fn hash(
         from: Option<Self>,
-        (scheduler, wanted): (abi::Scheduler, &[u32]),
+        (by, wanted): (Chooser, &[u32]),
         is_usable: impl Fn(u32) -> bool,
         lost_entries: &FxHashSet<u32>,
         terms: Terms,
     ) -> Self {
         let mut transition = match from {
-            None => Transition::new(scheduler, wanted.to_vec()),
+            None => Transition::new(by, wanted.to_vec()),
             Some(Self::Hash(transition)) => transition,
-            Some(Self::Ring { .. }) => Transition::watched(scheduler, wanted.to_vec()),
+            Some(Self::Ring { .. }) => Transition::watched(by, wanted.to_vec()),
         };
         transition.watch(lost_entries);
         transition.advance(terms);
-        transition.aim(scheduler, wanted, is_usable, terms);
+        transition.aim(by, wanted, is_usable, terms);
         Self::Hash(transition)
     }
 
-    fn ring(from: Option<Self>, terms: Terms) -> Self {
+    fn ring(from: Option<Self>, by: Chooser, terms: Terms) -> Self {
         match from {
             Some(ring @ Self::Ring { until, .. }) if until > terms.now => ring,
             Some(Self::Hash(transition)) => Self::Ring {
-                previous_scheduler: transition.scheduler(),
+                previous_by: transition.by(),
                 previous: transition.owners().to_vec(),
                 until: terms.now + terms.idle,
             },
             _ => Self::Ring {
-                previous_scheduler: abi::Scheduler::HASH,
+                previous_by: Chooser { scheduler: abi::Scheduler::HASH, ..by },
                 previous: Vec::new(),
                 until: terms.now,
             },
         }
     }
 
-    fn schedule(
-        &self,
-        (scheduler, wanted): (abi::Scheduler, &[u32]),
-        with_entries: &FxHashSet<u32>,
-    ) -> Schedule {
+    fn schedule(&self, (by, wanted): (Chooser, &[u32]), with_entries: &FxHashSet<u32>) -> Schedule {
         match self {
             Self::Hash(transition) => transition.schedule(with_entries),
-            Self::Ring { previous_scheduler, previous, .. } => Schedule {
-                scheduler,
-                previous_scheduler: *previous_scheduler,
+            Self::Ring { previous_by, previous, .. } => Schedule {
+                by,
+                previous_by: *previous_by,
                 slots: wanted.to_vec(),
                 previous: previous.clone(),
             },

@@ -36,6 +36,7 @@ struct World {
     installed: State,
     begin: Instant,
     now: Instant,
+    seed: Seed,
 }
 
 impl World {
@@ -52,6 +53,7 @@ impl World {
             installed: State::default(),
             begin: Instant::now(),
             now: Instant::now(),
+            seed: Seed::PUBLIC,
         }
     }
 
@@ -83,6 +85,7 @@ impl World {
             moment: self.jiffies(),
             trusted: &FxHashSet::default(),
             closing: &FxHashSet::default(),
+            seed: self.seed,
         };
         self.planner.desired(&self.ids, now)
     }

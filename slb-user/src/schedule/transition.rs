@@ -16,9 +16,9 @@
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashSet;
-use slb_common::abi::{NO_BACKEND, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK, Scheduler};
+use slb_common::abi::{NO_BACKEND, SLOT_BACKEND, SLOT_KEEP, SLOT_LOOK};
 
-use crate::state::Schedule;
+use crate::state::{Chooser, Schedule};
 
 /// Where a slot is on its way from one owner to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +37,13 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct Transition {
     /// By which hash a slot is chosen.
-    scheduler: Scheduler,
+    by: Chooser,
     owners: Vec<u32>,
     phases: Vec<Phase>,
     /// The owners before, as many as there were then; counts where a slot is moving.
     previous: Vec<u32>,
     /// By which hash one of those is chosen.
-    previous_scheduler: Scheduler,
+    previous_by: Chooser,
     /// How many slots are in no phase but settled.
     settled: usize,
     /// The first moment at which some phase may end.
@@ -64,12 +64,12 @@ pub struct Terms {
 impl Transition {
     /// A schedule without flows.
     #[must_use]
-    pub fn new(scheduler: Scheduler, owners: Vec<u32>) -> Self {
+    pub fn new(by: Chooser, owners: Vec<u32>) -> Self {
         Self {
-            scheduler,
+            by,
             phases: vec![Phase::Settled; owners.len()],
             previous: Vec::new(),
-            previous_scheduler: scheduler,
+            previous_by: by,
             settled: owners.len(),
             due: None,
             owners,
@@ -78,17 +78,17 @@ impl Transition {
 
     /// A schedule whose flows may all have entries.
     #[must_use]
-    pub fn watched(scheduler: Scheduler, owners: Vec<u32>) -> Self {
+    pub fn watched(by: Chooser, owners: Vec<u32>) -> Self {
         let phases = vec![Phase::Watched; owners.len()];
-        Self { phases, settled: 0, ..Self::new(scheduler, owners) }
+        Self { phases, settled: 0, ..Self::new(by, owners) }
     }
 
     /// A schedule by hash as an earlier agent has left it. How long its phases have lasted it did not say.
     #[must_use]
     pub fn restored(schedule: &Schedule, terms: Terms) -> Self {
         let owners: Vec<u32> = schedule.slots.iter().map(|slot| slot & SLOT_BACKEND).collect();
-        let mut restored = Self::new(schedule.scheduler, owners);
-        restored.previous_scheduler = schedule.previous_scheduler;
+        let mut restored = Self::new(schedule.by, owners);
+        restored.previous_by = schedule.previous_by;
         restored.previous = schedule.previous.iter().map(|slot| slot & SLOT_BACKEND).collect();
         for (phase, slot) in restored.phases.iter_mut().zip(&schedule.slots) {
             *phase = match (slot & SLOT_LOOK != 0, slot & SLOT_KEEP != 0) {
@@ -113,15 +113,9 @@ impl Transition {
     }
 
     /// Makes for another schedule; `usable` says which owners take flows.
-    pub fn aim(
-        &mut self,
-        scheduler: Scheduler,
-        wanted: &[u32],
-        usable: impl Fn(u32) -> bool,
-        terms: Terms,
-    ) {
-        if wanted.len() != self.owners.len() || scheduler != self.scheduler {
-            self.remake(scheduler, wanted, &usable, terms);
+    pub fn aim(&mut self, by: Chooser, wanted: &[u32], usable: impl Fn(u32) -> bool, terms: Terms) {
+        if wanted.len() != self.owners.len() || by != self.by {
+            self.remake(by, wanted, &usable, terms);
         } else {
             for (slot, &owner) in wanted.iter().enumerate() {
                 self.aim_slot(slot, owner, &usable, terms);
@@ -161,13 +155,7 @@ impl Transition {
     }
 
     /// Another number of slots, or another hash: every flow has another slot, as it were.
-    fn remake(
-        &mut self,
-        scheduler: Scheduler,
-        wanted: &[u32],
-        usable: &impl Fn(u32) -> bool,
-        terms: Terms,
-    ) {
+    fn remake(&mut self, by: Chooser, wanted: &[u32], usable: &impl Fn(u32) -> bool, terms: Terms) {
         if terms.connections {
             let moving = |slot: usize| matches!(self.phases[slot], Phase::Moving(_));
             let is_alike = self.is_previous_alike();
@@ -181,8 +169,8 @@ impl Transition {
                         }
                     })
                     .collect();
-            (self.previous, self.previous_scheduler) = (previous, self.scheduler);
-            (self.owners, self.scheduler) = (wanted.to_vec(), scheduler);
+            (self.previous, self.previous_by) = (previous, self.by);
+            (self.owners, self.by) = (wanted.to_vec(), by);
             self.phases = vec![Phase::Moving(terms.now); wanted.len()];
             return;
         }
@@ -192,7 +180,7 @@ impl Transition {
             .iter()
             .all(|phase| matches!(phase, Phase::Observed(since) if is_over(*since, terms)));
         if observed || self.owners.iter().all(|&owner| owner == NO_BACKEND || !usable(owner)) {
-            (self.owners, self.scheduler) = (wanted.to_vec(), scheduler);
+            (self.owners, self.by) = (wanted.to_vec(), by);
             self.phases = vec![Phase::Watched; wanted.len()];
             return;
         }
@@ -208,13 +196,13 @@ impl Transition {
 
     /// Whether a flow's slot of the schedule before is its slot now.
     fn is_previous_alike(&self) -> bool {
-        self.previous.len() == self.owners.len() && self.previous_scheduler == self.scheduler
+        self.previous.len() == self.owners.len() && self.previous_by == self.by
     }
 
     fn set_previous(&mut self, slot: usize, owner: u32) {
         if !self.is_previous_alike() {
             self.previous.clone_from(&self.owners);
-            self.previous_scheduler = self.scheduler;
+            self.previous_by = self.by;
         }
         self.previous[slot] = owner;
     }
@@ -248,7 +236,7 @@ impl Transition {
     fn tidy(&mut self, idle: Duration) {
         if !self.phases.iter().any(|phase| matches!(phase, Phase::Moving(_))) {
             self.previous = Vec::new();
-            self.previous_scheduler = self.scheduler;
+            self.previous_by = self.by;
         }
         self.settled = self.count_settled();
         let since = self.phases.iter().filter_map(|phase| match phase {
@@ -293,8 +281,8 @@ impl Transition {
             owner | flags
         });
         Schedule {
-            scheduler: self.scheduler,
-            previous_scheduler: self.previous_scheduler,
+            by: self.by,
+            previous_by: self.previous_by,
             slots: slots.collect(),
             previous: self.previous.clone(),
         }
@@ -302,8 +290,8 @@ impl Transition {
 
     /// By which hash a slot is chosen.
     #[must_use]
-    pub const fn scheduler(&self) -> Scheduler {
-        self.scheduler
+    pub const fn by(&self) -> Chooser {
+        self.by
     }
 
     /// The owners, without what is remembered: where flows that have no entry go.

@@ -14,7 +14,7 @@ use slb_user::{
 
 use crate::{
     fixture::{
-        FAMILIES, IDLE_JIFFIES, Slb, answer, backend, client, datagram, endpoint, port, sender,
+        FAMILIES, IDLE_JIFFIES, Slb, answer, backend, by, client, datagram, endpoint, port, sender,
         syn, vip,
     },
     frame::{ACK, Frame, icmp, tagged},
@@ -285,7 +285,7 @@ pub(crate) fn backends(slb: &mut Slb<'_>, count: u32) -> Vec<Path> {
         })
         .collect();
     let slots = maglev::table(&members, maglev::size_for(count as usize));
-    let schedule = Arc::new(Schedule::new(Scheduler::HASH, slots));
+    let schedule = Arc::new(Schedule::new(by(Scheduler::HASH), slots));
     slb.change(|state| {
         for number in 0..count {
             let (id, at) = (first_id + number, at(number));

@@ -177,6 +177,39 @@ fn given_traffic_when_the_scheduler_changes_then_new_flows_go_by_it_and_old_ones
 
 #[test]
 #[ignore = "needs root"]
+fn given_traffic_when_the_seed_changes_then_flows_spread_anew_and_old_ones_stay() {
+    let lab = Lab::start();
+    let web = format!("port = {}\nbackend_port", plan::WEB_PORT);
+    let file = fs::read_to_string(lab.gateway.config()).unwrap();
+    let to = vips(plan::WEB_PORT);
+    let mut kept = Vec::new();
+    let loads = to.map(|to| Load::start(&lab.client, to, RATE / 2).unwrap());
+    let all = [("tch", "the first of two texts"), ("tch", "the second of two texts"), ("sch", "")];
+    let mut generation = 1;
+    for (scheduler, seed) in all.into_iter().chain([("sch", all[0].1), ("sch", all[1].1)]) {
+        kept.extend(to.map(|to| Sessions::open(&lab.client, to, 20).unwrap()));
+        let text = file.replace(&web, &format!("scheduler = \"{scheduler}\"\n{web}"));
+        let named = format!("[gateway]\nseed = {seed:?}");
+        let named = if seed.is_empty() { "[gateway]" } else { &named };
+        fs::write(lab.gateway.config(), text.replacen("[gateway]", named, 1)).unwrap();
+        generation += 1;
+        let changes = reload(&lab);
+        assert!(!changes.concat().contains("of two texts"), "the secret is shown: {changes:?}");
+        assert!(changes.last().unwrap().ends_with(&format!("generation {generation}")));
+        for to in to {
+            let outcome = lab.client.http(to, 200, 4).unwrap();
+            assert_eq!((outcome.ok(), outcome.failed()), (200, 0), "{scheduler} {seed}: {outcome}");
+        }
+        loads.iter().for_each(|load| answers_more(load, GOES_ON / 5));
+    }
+    loads.into_iter().for_each(|load| drop(expect_unscathed(load)));
+    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
+        assert_eq!(session.failure, None, "{session:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn given_a_removed_backend_when_its_last_flow_is_over_then_it_is_forgotten() {
     let lab = Lab::prepare();
     let mut lab = lab;

@@ -1,6 +1,7 @@
-//! Two gateways with the same file behind a router that spreads flows over them.
+//! Two gateways with the same file and seed behind a router that spreads flows over them.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
@@ -13,6 +14,13 @@ const HTTP: Service = Service::Http(8080);
 /// Not a neighbour of the clients: a router leads there.
 const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const CONNECTIONS: usize = 200;
+
+/// As an operator adds it to the files of both.
+fn share_seed(gateway: &Gateway) {
+    let text = fs::read_to_string(gateway.config()).unwrap();
+    let text = text.replacen("[gateway]", "[gateway]\nseed = \"shared by these two gateways\"", 1);
+    fs::write(gateway.config(), text).unwrap();
+}
 
 fn instances(topology: &Topology) -> String {
     let mut text = format!("[[instance]]\nname = \"lab\"\nvips = [\"{VIP}\"]\n");
@@ -60,6 +68,7 @@ fn given_two_gateways_when_one_is_lost_then_its_connections_go_on_through_the_ot
         [(&mut first_gateway, &topology.gateway), (&mut second_gateway, &second.gateway)]
     {
         netns.sysctl("ipv4/conf/lan0/accept_local", "1").unwrap();
+        share_seed(gateway);
         gateway.start().unwrap();
         gateway
             .wait("all backends healthy", NOTICED, |status| {

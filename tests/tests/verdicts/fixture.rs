@@ -234,11 +234,11 @@ impl<'a> Slb<'a> {
         let looks = slots.iter().any(|slot| slot & SLOT_LOOK != 0);
         self.change(|state| {
             let service = state.listeners.get_mut(&endpoint(listener, proto)).expect("a listener");
-            let scheduler = service.schedule.scheduler;
-            service.schedule = Arc::new(Schedule { previous, ..Schedule::new(scheduler, slots) });
+            let by = service.schedule.by;
+            service.schedule = Arc::new(Schedule { previous, ..Schedule::new(by, slots) });
             for origin in state.endpoints.values_mut() {
                 let is_ours = (origin.vip, origin.port) == key_of(listener);
-                if is_ours && scheduler == Scheduler::HASH {
+                if is_ours && by.scheduler == Scheduler::HASH {
                     origin.flags.set(RevNatFlags::TRACKED, looks);
                 }
             }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use slb_common::{
     abi::{
         self, BackendFlags, ConnState, Limits, ListenerFlags, QuicKey, RevNatFlags, SLOT_KEEP,
-        SLOT_LOOK, Scheduler,
+        SLOT_LOOK, Scheduler, Seed,
     },
     hash, quic,
     verdict::Verdict,
@@ -18,8 +18,8 @@ use slb_user::{
 
 use crate::{
     fixture::{
-        FAMILIES, Outcome, Slb, answer, backend, client, client_of, datagram, endpoint, forwarded,
-        id, port, replied, reset, syn, vip, with_slb,
+        FAMILIES, Outcome, Slb, answer, backend, by, client, client_of, datagram, endpoint,
+        forwarded, id, port, replied, reset, syn, vip, with_slb,
     },
     fragments::fragments,
     frame::{ACK, FIN, Frame, L3, RST, SYN, tagged},
@@ -191,7 +191,7 @@ fn ring(slb: &mut Slb<'_>, family: usize, weights: [u16; 2], scheduler: Schedule
     slb.change(|state| {
         let service = state.listeners.get_mut(&at).expect("a listener");
         let slots = service.schedule.slots.clone();
-        service.schedule = Arc::new(Schedule::new(scheduler, slots));
+        service.schedule = Arc::new(Schedule::new(by(scheduler), slots));
         service.policy = policy;
         let listener = service.id as u16;
         for (id, weight) in [id::RING, id::RING_SECOND].into_iter().zip(weights) {
@@ -314,7 +314,7 @@ fn given_connection_ids_when_the_client_moves_then_its_connection_stays() {
             let slots: Vec<u32> = (0..64).map(|slot| ids[slot % 2]).collect();
             slb.change(|state| {
                 let service = state.listeners.get_mut(&at).expect("a listener");
-                service.schedule = Arc::new(Schedule::new(Scheduler::QUIC, slots.clone()));
+                service.schedule = Arc::new(Schedule::new(by(Scheduler::QUIC), slots.clone()));
                 service.policy = Policy { flags: ListenerFlags::CHOOSES, ..Policy::default() };
                 let listener = service.id;
                 for (server, id) in (1..).zip(ids) {
@@ -350,7 +350,8 @@ fn given_connection_ids_when_the_client_moves_then_its_connection_stays() {
                 let mut bytes = frame.bytes();
                 let packet = abi::Packet { l4: frame.l4() as u32, ..abi::Packet::default() };
                 let frame = slb_common::frame::Frame::from_slice(&mut bytes);
-                let choice = quic::connection_id(&frame, &packet).expect("an ID").choice;
+                let id = quic::connection_id(&frame, &packet).expect("an ID").id;
+                let choice = hash::choice_of_id(id, &Seed::PUBLIC);
                 let slot = slots[hash::slot(choice, slots.len() as u32) as usize];
                 assert_eq!(
                     slb.maps.installed().backends[&slot].addr.bytes[15],

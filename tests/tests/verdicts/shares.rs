@@ -7,7 +7,7 @@ use std::{
 
 use etherparse::SlicedPacket;
 use slb_common::{
-    abi::{self, BackendFlags, FlowKey, SLOT_KEEP, SLOT_LOOK, Scheduler},
+    abi::{self, BackendFlags, FlowKey, SLOT_KEEP, SLOT_LOOK, Scheduler, Seed},
     hash,
     verdict::Verdict,
 };
@@ -21,7 +21,9 @@ use slb_user::{
 };
 
 use crate::{
-    fixture::{FAMILIES, Slb, at, client, endpoint, id, port, syn, vip, with_capacity, with_slb},
+    fixture::{
+        FAMILIES, Slb, at, by, client, endpoint, id, port, syn, vip, with_capacity, with_slb,
+    },
     frame::{ACK, Frame, L3},
     lab::WAN,
 };
@@ -86,7 +88,7 @@ fn given_weights_when_many_flows_begin_then_shares_are_right_and_nothing_is_reme
             }
             // The agent and every other gateway compute the same.
             for (frame, &chosen) in flows.iter().zip(&first) {
-                let choice = hash::choice(hash::flow(&frame.key()));
+                let choice = hash::choice(hash::flow(&frame.key(), &Seed::PUBLIC));
                 let slot = hash::slot(choice, slots.len() as u32);
                 assert_eq!(chosen, last_byte(slb, slots[slot as usize]), "{frame:?}");
             }
@@ -108,10 +110,7 @@ fn given_the_source_as_the_choice_when_flows_begin_then_a_client_has_one_backend
             // Room for both schedules is scarce here.
             let slots = table(&members(family), 1_021);
             let listener = vip(family, port::HTTP);
-            let by = |scheduler, key: &FlowKey| {
-                let choice = hash::choice_by(scheduler, key, hash::flow(key));
-                slots[hash::slot(choice, slots.len() as u32) as usize]
-            };
+            let slot = |scheduler, key: &FlowKey| slots[by(scheduler).slot(key, slots.len())];
             let schedule = |slb: &mut Slb<'_>, schedule: Schedule| {
                 slb.change(|state| {
                     let at = endpoint(listener, abi::TCP);
@@ -119,14 +118,14 @@ fn given_the_source_as_the_choice_when_flows_begin_then_a_client_has_one_backend
                     service.schedule = Arc::new(schedule);
                 });
             };
-            schedule(slb, Schedule::new(Scheduler::SOURCE, slots.clone()));
+            schedule(slb, Schedule::new(by(Scheduler::SOURCE), slots.clone()));
             let remembered = slb.flows.count();
             let mut clients = BTreeMap::<_, BTreeSet<u8>>::new();
             for frame in flows(family) {
                 let chosen = chosen(slb, &frame);
                 assert_eq!(
                     chosen,
-                    last_byte(slb, by(Scheduler::SOURCE, &frame.key())),
+                    last_byte(slb, slot(Scheduler::SOURCE, &frame.key())),
                     "{frame:?}"
                 );
                 clients.entry(frame.src.ip()).or_default().insert(chosen);
@@ -138,18 +137,15 @@ fn given_the_source_as_the_choice_when_flows_begin_then_a_client_has_one_backend
 
             // The other hash was before: who is in the middle of a connection goes by that.
             let moving = slots.iter().map(|slot| slot | SLOT_LOOK | SLOT_KEEP).collect();
-            let (previous_scheduler, previous) = (Scheduler::HASH, slots.clone());
-            let after = Schedule {
-                previous_scheduler,
-                previous,
-                ..Schedule::new(Scheduler::SOURCE, moving)
-            };
+            let (previous_by, previous) = (by(Scheduler::HASH), slots.clone());
+            let after =
+                Schedule { previous_by, previous, ..Schedule::new(by(Scheduler::SOURCE), moving) };
             schedule(slb, after);
             for frame in flows(family).into_iter().step_by(11) {
                 let (is_new, key) = (frame.src.port() % 2 == 0, frame.key());
                 let scheduler = if is_new { Scheduler::SOURCE } else { Scheduler::HASH };
                 let frame = if is_new { frame } else { frame.flags(ACK) };
-                assert_eq!(chosen(slb, &frame), last_byte(slb, by(scheduler, &key)), "{frame:?}");
+                assert_eq!(chosen(slb, &frame), last_byte(slb, slot(scheduler, &key)), "{frame:?}");
             }
         }
     });

@@ -6,7 +6,7 @@ use std::{
 };
 
 use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, UdpHeader};
-use slb_common::{hash, tunnel::GUE_PORT, verdict::Verdict};
+use slb_common::{abi::Seed, hash, tunnel::GUE_PORT, verdict::Verdict};
 
 use crate::{
     fixture::{
@@ -18,7 +18,7 @@ use crate::{
 
 /// What a frame looks like in a tunnel of the family `outer`, by another implementation.
 fn inside(frame: &Frame, outer: usize, is_gue: bool) -> Vec<u8> {
-    let hash = hash::flow(&frame.key());
+    let hash = hash::flow(&frame.key(), &Seed::PUBLIC);
     let packet = &frame.clone().ttl(frame.ttl - 1).bytes()[L3..];
     let is_v4 = frame.src.is_ipv4();
     let number = if is_v4 { IpNumber::IPV4 } else { IpNumber::IPV6 };

@@ -13,10 +13,11 @@ use std::{
 
 use aya::{maps::MapType, programs::Xdp};
 use aya_obj::programs::XdpAttachType;
-use slb_common::abi::ABI_VERSION;
+use slb_common::abi::{ABI_VERSION, Seed, Settings};
 use slb_lab::workers;
 use slb_user::datapath::{Capacities, Loaded, OBJECT, Pins};
 
+use crate::fixture::TABLE_SEED;
 use raw::Raw;
 
 #[path = "worker/raw.rs"]
@@ -82,6 +83,11 @@ impl Worker {
     pub(crate) fn load(&self, capacities: Capacities) {
         let mut loaded = Loaded::open_object(&object(), Pins::new(&self.pins()), capacities)
             .expect("the datapath");
+        // Tests say where flows go.
+        let known = |settings: &mut Settings| {
+            (settings.seed, settings.table_seed) = (Seed::PUBLIC, TABLE_SEED);
+        };
+        loaded.maps.set(known).expect("settings");
         let pin = self.program_pin();
         if pin.exists() {
             fs::remove_file(&pin).expect("an old pin");

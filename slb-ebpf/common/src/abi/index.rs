@@ -1,5 +1,7 @@
 //! `SLB_LISTENER_INDEX` and `SLB_REVNAT_INDEX`: look-ups without a call into a hash map.
 
+use core::mem::offset_of;
+
 use zerocopy::{FromBytes, Immutable};
 
 use super::listener::{Listener, MAX_LISTENERS};
@@ -52,7 +54,7 @@ pub const fn index_records(word: u32) -> (u32, u32) {
 }
 
 /// Part of [`Index`]: a copy of an entry of the hash map, which is not written again while a place names it.
-/// One cache line.
+/// In cache lines of its own; of a listener's, the second begins with its seed.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable)]
 pub struct Record<V> {
@@ -61,7 +63,8 @@ pub struct Record<V> {
     /// The value.
     pub value: V,
 }
-const _: () = assert!(size_of::<Record<Listener>>() == 64 && size_of::<Record<RevNat>>() == 64);
+const _: () = assert!(size_of::<Record<Listener>>() == 192 && size_of::<Record<RevNat>>() == 64);
+const _: () = assert!(offset_of!(Record<Listener>, value.seed) == 64);
 
 const _: () = assert!(
     MAX_LISTENER_RECORDS.is_power_of_two()

@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::Seed;
 use crate::flags::flags;
 
 /// Capacity of `SLB_LISTENERS` and `SLB_RR_CURSORS`: one per VIP, protocol and port.
@@ -36,8 +37,12 @@ pub struct Listener {
     pub sticky_jiffies: u32,
     /// Zero.
     pub spare: u32,
+    /// With what the hash is made that chooses a slot.
+    pub seed: Seed,
+    /// The same of the schedule before.
+    pub previous_seed: Seed,
 }
-const _: () = assert!(size_of::<Listener>() == 40);
+const _: () = assert!(size_of::<Listener>() == 120);
 
 flags! {
     /// What a listener asks of the packet path.

@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::Seed;
 use crate::net::Address;
 
 /// Value of `SLB_SETTINGS`.
@@ -34,6 +35,10 @@ pub struct Settings {
     pub tunnel_v4: Address,
     /// The same over IPv6: 64 bits.
     pub tunnel_v6: Address,
+    /// What schedules that are made go by: each listener has a copy. It changes when the configuration names another.
+    pub seed: Seed,
+    /// Chooses the buckets of `SLB_FLOWS` and the places of `SLB_SRC_POLICER`; never changes while those exist.
+    pub table_seed: Seed,
 }
 
 /// The kernel gets it.

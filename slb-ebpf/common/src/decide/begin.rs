@@ -37,7 +37,7 @@ pub enum Beginning {
 }
 
 /// Decides on a packet without an entry, and has the entries made that its flow needs. `hash` is the packet's
-/// [`crate::hash::flow`].
+/// [`crate::hash::flow`] with the listener's seed.
 ///
 /// # Errors
 ///

@@ -160,7 +160,7 @@ impl Lookups for Maps {
         Ok((key.server < 2).then_some(key.server))
     }
 
-    fn entry(&mut self, packet: &Packet, listener: &Listener, _: u64) -> Result<Entry, Verdict> {
+    fn entry(&mut self, packet: &Packet, listener: &Listener) -> Result<Entry, Verdict> {
         let Some(flow) = self.entry else { return Ok(Entry::None) };
         let flow = Remembered::from(&flow);
         match judge(NOW, packet, listener, &flow, &self.backends[flow.backend as usize]) {
@@ -256,7 +256,14 @@ pub(super) fn host(number: u8) -> Backend {
 }
 
 pub(super) fn maps(scheduler: Scheduler, slots: &[u32]) -> Maps {
-    let listener = Listener { id: 0, scheduler, slots: slots.len() as u32, ..Listener::default() };
+    let listener = Listener {
+        id: 0,
+        scheduler,
+        slots: slots.len() as u32,
+        seed: Seed::PUBLIC,
+        previous_seed: Seed::PUBLIC,
+        ..Listener::default()
+    };
     Maps {
         listener,
         slots: slots.to_vec(),

@@ -110,7 +110,7 @@ pub fn error_to_backend<L: Lookups>(
     look.step(Step::ErrorToBackend { key: &key });
     check_address(look, &key.src, packet.is_v4(), Filtered::NOT)?;
     admit_error(look, packet, &key.src, &listener)?;
-    let hash = look.hash(&key);
+    let hash = look.hash(&key, &listener.seed);
     let known = look.known(&key)?;
     let flow = match known {
         Some(known) => known,

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The slot of a flow that begins, where the listener chooses by more than its schedule. `hash` is the packet's
-/// [`hash::flow`].
+/// [`hash::flow`] with the listener's seed.
 ///
 /// # Errors
 ///
@@ -69,7 +69,8 @@ fn schedule<L: Lookups>(
         {
             return Ok(backend | SLOT_KEEP);
         }
-        let (_, slot) = slot(look, listener.first_chunk, listener.slots, id.choice)?;
+        let choice = hash::choice_of_id(id.id, &listener.seed);
+        let (_, slot) = slot(look, listener.first_chunk, listener.slots, choice)?;
         return Ok(slot | SLOT_KEEP);
     }
     let slot = by_schedule(look, listener, &packet.key, hash, true)?;
@@ -139,7 +140,9 @@ pub fn by_schedule<L: Lookups>(
     begins: bool,
 ) -> Result<u32, L::Error> {
     if !begins && listener.previous_slots != 0 {
-        let choice = hash::choice_by(listener.previous_scheduler, key, hash);
+        let seed = &listener.previous_seed;
+        let previous_hash = look.hash(key, seed);
+        let choice = hash::choice_by(listener.previous_scheduler, key, previous_hash, seed);
         let (number, previous) =
             slot(look, listener.previous_chunk, listener.previous_slots, choice)?;
         if previous & SLOT_BACKEND != NO_BACKEND {
@@ -148,7 +151,7 @@ pub fn by_schedule<L: Lookups>(
         }
     }
     if listener.scheduler.is_by_hash() {
-        let choice = hash::choice_by(listener.scheduler, key, hash);
+        let choice = hash::choice_by(listener.scheduler, key, hash, &listener.seed);
         let (number, slot) = slot(look, listener.first_chunk, listener.slots, choice)?;
         look.step(Step::ByHash { number, slot });
         return Ok(slot);

@@ -2,7 +2,7 @@
 
 mod source;
 
-use std::vec;
+use std::{format, vec};
 
 use super::{fixtures::*, *};
 use crate::{
@@ -19,7 +19,7 @@ fn go(maps: &mut Maps, packet: &Packet) -> Result<Course, Verdict> {
 }
 
 fn begun(maps: &mut Maps, packet: &Packet) -> Result<Beginning, Verdict> {
-    let hash = hash::flow(&packet.key);
+    let hash = hash::flow(&packet.key, &maps.listener.seed);
     begin(maps, packet, hash)
 }
 
@@ -34,7 +34,7 @@ fn settled_slot_needs_no_entry() {
     for sport in 1..200 {
         let at = std::format!("198.51.100.7:{sport}");
         let packet = packet(TCP, TcpFlags::ACK, &at, VIP);
-        let hash = hash::flow(&packet.key);
+        let hash = hash::flow(&packet.key, &Seed::PUBLIC);
         let id = hash::slot(hash::choice(hash), 4);
         let expected = Course::Backend { id, port: sport, hash, is_new: false };
         assert_eq!(go(&mut maps, &packet), Ok(expected));
@@ -71,7 +71,7 @@ fn port_that_a_direct_flow_has_takes_entries_and_only_where_one_begins() {
 
     // What began before has kept its port.
     maps.bypass.insert(0, NOW);
-    let hash = hash::flow(&ack().key);
+    let hash = hash::flow(&ack().key, &Seed::PUBLIC);
     let expected = Course::Backend { id: 0, port: 40_000, hash, is_new: false };
     assert_eq!(go(&mut maps, &ack()), Ok(expected));
 }
@@ -216,6 +216,32 @@ fn connection_that_is_not_known_goes_by_the_schedule_before() {
 }
 
 #[test]
+fn connection_goes_by_the_schedule_before_with_the_seed_before() {
+    let other = Seed::new([3, 5, 7, 11, 13]);
+    let mut maps = maps(Scheduler::HASH, &[0, 1, 2, 3].map(|slot| slot | SLOT_LOOK | SLOT_KEEP));
+    maps.listener.seed = other;
+    maps.listener.previous_slots = 4;
+    maps.listener.previous_chunk = PREVIOUS;
+    maps.listener.previous_scheduler = Scheduler::HASH;
+    maps.previous = vec![0, 1, 2, 3];
+    let mut moved = 0;
+    for sport in 40_000..40_064 {
+        let client = format!("198.51.100.7:{sport}");
+        let of = |seed: &Seed| {
+            let key = packet(TCP, TcpFlags::ACK, &client, VIP).key;
+            Ok(Beginning::Backend {
+                id: hash::slot(hash::choice(hash::flow(&key, seed)), 4),
+                port: sport,
+            })
+        };
+        assert_eq!(begun(&mut maps, &packet(TCP, TcpFlags::ACK, &client, VIP)), of(&Seed::PUBLIC));
+        assert_eq!(begun(&mut maps, &packet(TCP, TcpFlags::SYN, &client, VIP)), of(&other));
+        moved += u32::from(of(&Seed::PUBLIC) != of(&other));
+    }
+    assert!(moved > 32, "{moved} of 64 connections would have moved");
+}
+
+#[test]
 fn backend_of_a_flow_that_begins_says_which_entries_it_needs() {
     let from_host = packet(TCP, TcpFlags::SYN, HOST, VIP);
     let (own, both) = (Some(Entries::OwnSource), Some(Entries::Both));
@@ -318,15 +344,15 @@ fn connection_id_goes_to_who_has_issued_it() {
     let mut maps = maps(Scheduler::QUIC, &[2, 3]);
     let listener = maps.listener;
     let datagram = packet(UDP, TcpFlags::empty(), CLIENT, VIP);
-    for (choice, server, expected) in
-        [(0, None, 2), (u32::MAX, None, 3), (u32::MAX, Some(1), 1), (0, Some(5), 2)]
-    {
-        maps.connection_id = Some(ConnectionId { choice, server });
+    let slot_of = |id| hash::slot(hash::choice_of_id(id, &listener.seed), 2);
+    let id_of = |slot| (0..).find(|id| slot_of(*id) == slot).unwrap();
+    for (slot, server, expected) in [(0, None, 2), (1, None, 3), (1, Some(1), 1), (0, Some(5), 2)] {
+        maps.connection_id = Some(ConnectionId { id: id_of(slot), server });
         let found = choose(&mut maps, &datagram, &listener, 0);
-        assert_eq!(found, Ok(expected | SLOT_KEEP), "{choice} {server:?}");
+        assert_eq!(found, Ok(expected | SLOT_KEEP), "{slot} {server:?}");
     }
     maps.backends[1].flags = BackendFlags::empty();
-    maps.connection_id = Some(ConnectionId { choice: 0, server: Some(1) });
+    maps.connection_id = Some(ConnectionId { id: id_of(0), server: Some(1) });
     assert_eq!(choose(&mut maps, &datagram, &listener, 0), Ok(2 | SLOT_KEEP), "it is gone");
 }
 

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    abi::Seed,
     hash,
     parse::{
         self, Packet,
@@ -298,7 +299,7 @@ fn given_flows_with_other_hashes_when_they_enter_a_tunnel_then_they_look_differe
                 dst: addr.into(),
                 src: addr.into(),
                 hop: HOP,
-                hash: hash::flow(&sample.expected().key),
+                hash: hash::flow(&sample.expected().key, &Seed::PUBLIC),
                 port: GUE_PORT,
             };
             let bytes = wrapped(&sample.bytes(), true, &tunnel).unwrap();

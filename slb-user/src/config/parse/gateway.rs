@@ -11,7 +11,10 @@ use super::{
     read::{Field, Keys, List, Raw, Table},
     values,
 };
-use crate::config::{self, Announce, DEFAULT_PINS, NoListener, TunnelSource, XdpMode};
+use crate::{
+    config::{self, Announce, DEFAULT_PINS, NoListener, TunnelSource, XdpMode},
+    seed::SharedSeed,
+};
 
 const KEYS: Keys = Keys {
     known: &[
@@ -23,6 +26,7 @@ const KEYS: Keys = Keys {
         "no_listener",
         "vlans",
         "tunnel_source",
+        "seed",
         "api",
         "monitor",
         "pins",
@@ -54,6 +58,7 @@ pub(super) struct Gateway {
     no_listener: Option<NoListener>,
     vlans: Option<Option<BTreeSet<u16>>>,
     tunnel_source: Option<TunnelSource>,
+    seed: Field<SharedSeed>,
     http: Option<Option<SocketAddr>>,
     api: Option<PathBuf>,
     monitor: Field<PathBuf>,
@@ -73,6 +78,7 @@ pub(super) fn gateway(raw: Raw<'_>) -> Gateway {
             .or(NoListener::Pass),
         vlans: vlans(&table),
         tunnel_source: tunnel_source(&table),
+        seed: table.field("seed", values::seed),
         http: table.field("http", values::http).or(Some(DEFAULT_HTTP)),
         api: table
             .field("api", values::absolute_path(LONGEST_API, DEFAULT_API))
@@ -177,6 +183,7 @@ impl Gateway {
             no_listener: self.no_listener?,
             vlans: self.vlans?,
             tunnel_source: self.tunnel_source?,
+            seed: self.seed.optional()?,
             http: self.http?,
             api: self.api?,
             monitor: self.monitor.optional()?,

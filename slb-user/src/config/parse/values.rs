@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::read::{Wrong, list};
-use crate::printable::is_plain;
+use crate::{printable::is_plain, seed::SharedSeed};
 
 type Read<T> = Result<T, Wrong>;
 
@@ -36,6 +36,16 @@ pub(super) fn name(value: &DeValue<'_>) -> Read<String> {
         (1..=LONGEST).contains(&name.len())
             && !name.contains(|c: char| c == '/' || c.is_whitespace() || !is_plain(c))
     })
+}
+
+/// A secret that gateways share.
+pub(super) fn seed(value: &DeValue<'_>) -> Read<SharedSeed> {
+    // Not to be guessed, whoever types it.
+    const LENGTHS: RangeInclusive<usize> = 16..=128;
+    let write = "16 to 128 bytes of visible text, such as what `openssl rand -hex 16` prints";
+    let text =
+        text(value, write, |text| LENGTHS.contains(&text.len()) && text.chars().all(is_plain));
+    text.map(|text| SharedSeed::of(&text))
 }
 
 /// The name of a network interface.

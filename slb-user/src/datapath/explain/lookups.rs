@@ -118,7 +118,7 @@ impl Lookups for Path<'_> {
         Ok(None)
     }
 
-    fn entry(&mut self, packet: &Packet, listener: &Listener, _: u64) -> Result<Entry, End> {
+    fn entry(&mut self, packet: &Packet, listener: &Listener) -> Result<Entry, End> {
         let Some(flow) = self.flow(&packet.key)? else {
             self.say("flow table", "no entry");
             return Ok(Entry::None);
@@ -141,7 +141,7 @@ impl Lookups for Path<'_> {
     }
 
     fn remember(&mut self, key: &FlowKey, _: u32, entries: Entries) -> Result<Option<u16>, End> {
-        if self.maps.table.is_full(key, self.buckets()?, self.now) {
+        if self.maps.table.is_full(key, &self.settings()?, self.now) {
             self.say("flow table", "no room in its bucket");
             return Ok(None);
         }
@@ -211,7 +211,7 @@ impl Lookups for Path<'_> {
         let limits = self.maps.limits.get(&listener, 0)?;
         let meters = self.maps.meters.get(&listener, 0)?;
         let now = monotonic().map_err(MapError::from)?;
-        let hash = hash::source(*source, listener);
+        let hash = hash::source(*source, listener, &self.settings()?.table_seed);
         let (per_second, what, paid, cost, burst, exceeded) = match limit {
             Limit::Source => (
                 1_000_000_000_u64.checked_div(limits.source_ns),
@@ -278,12 +278,13 @@ impl Path<'_> {
         Ok(self.maps.settings.get(&0, 0)?)
     }
 
-    pub(super) fn buckets(&self) -> Result<u32, End> {
-        Ok(self.settings()?.buckets)
+    /// What the program takes a flow's entry and source by.
+    pub(super) fn table_hash(&self, key: &FlowKey) -> Result<u64, End> {
+        Ok(hash::flow(key, &self.settings()?.table_seed))
     }
 
     fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, End> {
-        Ok(self.maps.table.find(key, self.buckets()?))
+        Ok(self.maps.table.find(key, &self.settings()?))
     }
 
     /// The client's entry of an answer's, whose key is `key`.

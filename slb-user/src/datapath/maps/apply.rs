@@ -201,10 +201,11 @@ impl Maps {
             Some(range) => range,
             None => self.write_slots(&state.schedule)?,
         };
+        let Schedule { by, previous_by, .. } = *state.schedule;
         let listener = Listener {
             id: state.id,
-            scheduler: state.schedule.scheduler,
-            previous_scheduler: state.schedule.previous_scheduler,
+            scheduler: by.scheduler,
+            previous_scheduler: previous_by.scheduler,
             first_chunk: range.start,
             slots: state.schedule.slots.len() as u32,
             // Behind the others.
@@ -214,6 +215,8 @@ impl Maps {
             acl: state.policy.acl,
             sticky_jiffies: state.policy.sticky_jiffies,
             spare: 0,
+            seed: by.seed,
+            previous_seed: previous_by.seed,
         };
         if let Err(error) = self.listeners.insert(endpoint, listener, 0) {
             self.release(range);

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{Maps, TableError, at, chunks_for};
 use crate::{
     datapath::{Pins, batch, memory::Memory, slots::Chunks},
-    state::{Acl, ListenerState, Policy, Schedule},
+    state::{Acl, Chooser, ListenerState, Policy, Schedule},
 };
 
 impl Maps {
@@ -74,8 +74,11 @@ impl Maps {
 
     fn schedule(&self, listener: &Listener) -> Result<Schedule, TableError> {
         Ok(Schedule {
-            scheduler: listener.scheduler,
-            previous_scheduler: listener.previous_scheduler,
+            by: Chooser { scheduler: listener.scheduler, seed: listener.seed },
+            previous_by: Chooser {
+                scheduler: listener.previous_scheduler,
+                seed: listener.previous_seed,
+            },
             slots: self.slots(listener.first_chunk, listener.slots)?,
             previous: self.slots(listener.previous_chunk, listener.previous_slots)?,
         })

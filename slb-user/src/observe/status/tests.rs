@@ -1,13 +1,13 @@
 use std::{path::Path, time::Duration};
 
-use slb_common::abi::{Scheduler, Traffic};
+use slb_common::abi::{Scheduler, Seed, Traffic};
 
 use super::*;
 use crate::{
     config,
     ids::Ids,
     observe::{Installed, ScheduleShares},
-    state::{Schedule, State},
+    state::{Chooser, Schedule, State},
 };
 
 /// TCP on 80, UDP on 53, direct return on 81, and least connections on 82: two backends each.
@@ -32,6 +32,8 @@ forwarding = "dsr"
 backend = [{ name = "web-1", address = "10.0.0.1", port = 81 }, { name = "web-2", address = "10.0.0.2", port = 81 }]
 "#;
 
+const HASH: Chooser = Chooser { scheduler: Scheduler::HASH, seed: Seed::PUBLIC };
+
 fn snapshot() -> Snapshot {
     let (config, _) = config::parse(Path::new("slb.toml"), FILE).unwrap();
     let ids = Ids::assign(&config, &State::default()).unwrap();
@@ -40,7 +42,7 @@ fn snapshot() -> Snapshot {
     for listener in &ids.listeners {
         let ids = ids.backends[listener.backends.clone()].iter().map(|backend| backend.id);
         listeners.extend(ids.clone().map(|id| (id, listener.id)));
-        let schedule = Schedule::new(Scheduler::HASH, ids.collect());
+        let schedule = Schedule::new(HASH, ids.collect());
         shares.insert(listener.id, Arc::new(ScheduleShares::new(Arc::new(schedule))));
     }
     listeners.sort_unstable();

@@ -34,6 +34,7 @@ struct Gateway {
     keeps_lists: bool,
     begin: Instant,
     now: Instant,
+    seed: Seed,
     /// How often a part was planned.
     parts: usize,
 }
@@ -78,6 +79,7 @@ impl Gateway {
             keeps_lists: false,
             begin: Instant::now(),
             now: Instant::now(),
+            seed: Seed::PUBLIC,
             parts: 0,
         };
         gateway.reconcile();
@@ -118,7 +120,8 @@ impl Gateway {
                     self.interfaces
                         .insert(1, Interface { ifindex: 1, redirect: 1, ..Interface::default() }),
                 ),
-                _ => self.locals.push(addr(&format!("10.0.0.{how}"))),
+                _ if how % 2 == 0 => self.locals.push(addr(&format!("10.0.0.{how}"))),
+                _ => self.seed = Seed::new([how.into(); abi::SEED_WORDS]),
             },
             _ if how % 4 == 0 => self.keeps_lists = true,
             _ => self.takes = usize::from(how / 4),
@@ -151,6 +154,7 @@ impl Gateway {
             now: self.now,
             moment: jiffies.from_duration(self.now - self.begin),
             closing: &self.closing,
+            seed: self.seed,
         };
         let expected = plan(&self.whole.desired(&self.ids, inputs), &self.installed);
         let part = if self.in_line { self.part.desired_part(&self.ids, inputs) } else { None };

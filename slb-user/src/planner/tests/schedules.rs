@@ -55,7 +55,7 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
     world.reload(&config([shop.clone()]));
     let after = world.schedule();
     assert_eq!(
-        (after.scheduler, after.previous_scheduler),
+        (after.by.scheduler, after.previous_by.scheduler),
         (abi::Scheduler::SOURCE, abi::Scheduler::HASH)
     );
     assert_eq!(after.previous, before.slots);
@@ -69,10 +69,34 @@ fn given_another_hash_when_planned_then_connections_go_by_the_one_before_until_t
     world.reload(&config([shop]));
     let ring = world.schedule();
     assert_eq!(
-        (ring.scheduler, ring.previous_scheduler),
+        (ring.by.scheduler, ring.previous_by.scheduler),
         (abi::Scheduler::RING, abi::Scheduler::SOURCE)
     );
     assert_eq!(ring.previous, before.slots);
+}
+
+#[test]
+fn given_another_seed_when_planned_then_connections_go_by_the_one_before_until_they_have_entries() {
+    let mut world = World::new(&config([three()]));
+    let before = world.schedule();
+    world.seed = Seed::new([3, 5, 7, 11, 13]);
+    let after = world.schedule();
+    assert_eq!((after.by.seed, after.previous_by), (world.seed, before.by));
+    assert_eq!(after.previous, before.slots, "the slots are the same, and other flows have them");
+    let both = SLOT_LOOK | SLOT_KEEP;
+    assert!(after.slots.iter().all(|slot| slot & both == both));
+
+    // An agent that takes over goes on with it.
+    world.installed = world.desired();
+    world.planner = Planner::default();
+    let restored = world.schedule();
+    assert_eq!((restored.by, restored.previous_by), (after.by, after.previous_by));
+    assert_eq!((&restored.slots, &restored.previous), (&after.slots, &after.previous));
+
+    world.wait(world.ids.listeners[0].idle_timeout);
+    let over = world.schedule();
+    assert!(over.previous.is_empty());
+    assert!(over.slots.iter().all(|slot| slot & both == SLOT_LOOK));
 }
 
 #[test]
@@ -91,7 +115,7 @@ fn given_schedulers_when_planned_then_the_program_is_told_how_to_choose() {
         let mut shop = instance(&["10.0.0.1", "10.0.0.2"].map(backend)[..count]);
         shop.listeners[0].scheduler = scheduler;
         let schedule = World::new(&config([shop])).schedule();
-        assert_eq!(schedule.scheduler, expected, "{scheduler}, {count} backends");
+        assert_eq!(schedule.by.scheduler, expected, "{scheduler}, {count} backends");
         assert_eq!(schedule.slots.len() == 1, count == 1, "{scheduler}, {count} backends");
     }
 }
@@ -147,7 +171,7 @@ fn given_another_weight_or_scheduler_when_planned_again_then_the_schedule_is_mad
     assert!(second.shares()[&0] < first.shares()[&0]);
 
     Arc::make_mut(&mut world.ids).listeners[0].scheduler = Scheduler::Wrr;
-    assert_eq!(world.schedule().scheduler, abi::Scheduler::RING);
+    assert_eq!(world.schedule().by.scheduler, abi::Scheduler::RING);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn given_owners_that_differ_when_planned_then_an_endpoint_goes_by_the_one_that_i
         let state = World::new(&config([shop])).desired();
         for origin in state.endpoints.values() {
             let at = Endpoint { addr: origin.vip, port: origin.port, proto: abi::TCP };
-            let scheduler = state.listeners[&at].schedule.scheduler;
+            let scheduler = state.listeners[&at].schedule.by.scheduler;
             let is_tracked = origin.flags.intersects(RevNatFlags::TRACKED);
             assert_eq!(is_tracked, scheduler == abi::Scheduler::RING, "{in_turn}: {at:?}");
         }

@@ -1,9 +1,15 @@
 use proptest::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
-use slb_common::{abi::Scheduler, hash};
+use slb_common::{
+    abi::{Scheduler, Seed},
+    hash,
+};
 
 use super::*;
 
+const HASH: Chooser = Chooser { scheduler: Scheduler::HASH, seed: Seed::PUBLIC };
+const OTHER_HASH: Chooser = Chooser { scheduler: Scheduler::SOURCE, ..HASH };
+const OTHER_SEED: Chooser = Chooser { seed: Seed::new([3, 5, 7, 11, 13]), ..HASH };
 const IDLE: Duration = Duration::from_secs(100);
 
 fn terms(connections: bool, now: Instant) -> Terms {
@@ -23,8 +29,8 @@ const MOVING: u32 = SLOT_LOOK | SLOT_KEEP;
 #[test]
 fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases() {
     let start = Instant::now();
-    let mut transition = Transition::new(Scheduler::HASH, vec![1, 1, 2]);
-    transition.aim(Scheduler::HASH, &[1, 3, 2], |_| true, terms(true, start));
+    let mut transition = Transition::new(HASH, vec![1, 1, 2]);
+    transition.aim(HASH, &[1, 3, 2], |_| true, terms(true, start));
     let moving = transition.schedule(&FxHashSet::default());
     assert_eq!(owners(&moving.slots), [1, 3, 2]);
     assert_eq!(flags(&moving), [0, MOVING, 0]);
@@ -33,7 +39,7 @@ fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases()
 
     // A further change: who came in between has an entry, and the others are still the first owner's.
     let later = start + IDLE / 2;
-    transition.aim(Scheduler::HASH, &[1, 4, 2], |_| true, terms(true, later));
+    transition.aim(HASH, &[1, 4, 2], |_| true, terms(true, later));
     let again = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&again.slots)[1], again.previous[1]), (4, 1));
     assert_eq!(transition.due(), Some(start + IDLE));
@@ -54,15 +60,15 @@ fn given_connections_when_a_slot_changes_owner_then_it_goes_through_its_phases()
 #[test]
 fn given_datagrams_when_a_slot_is_to_change_owner_then_it_is_observed_first() {
     let start = Instant::now();
-    let mut transition = Transition::new(Scheduler::HASH, vec![1, 2]);
-    transition.aim(Scheduler::HASH, &[3, 2], |_| true, terms(false, start));
+    let mut transition = Transition::new(HASH, vec![1, 2]);
+    transition.aim(HASH, &[3, 2], |_| true, terms(false, start));
     let observed = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&observed.slots), flags(&observed)), (vec![1, 2], vec![MOVING, 0]));
     assert_eq!(observed.previous, [0_u32; 0]);
 
     let over = terms(false, start + IDLE);
     transition.advance(over);
-    transition.aim(Scheduler::HASH, &[3, 2], |_| true, over);
+    transition.aim(HASH, &[3, 2], |_| true, over);
     let moved = transition.schedule(&FxHashSet::default());
     assert_eq!((owners(&moved.slots), flags(&moved)), (vec![3, 2], vec![SLOT_LOOK, 0]));
 }
@@ -70,24 +76,23 @@ fn given_datagrams_when_a_slot_is_to_change_owner_then_it_is_observed_first() {
 #[test]
 fn given_datagrams_when_the_owner_takes_no_flows_then_it_is_replaced_at_once() {
     let now = terms(false, Instant::now());
-    let mut transition = Transition::new(Scheduler::HASH, vec![1, 2]);
-    transition.aim(Scheduler::HASH, &[3, 2], |owner| owner != 1, now);
+    let mut transition = Transition::new(HASH, vec![1, 2]);
+    transition.aim(HASH, &[3, 2], |owner| owner != 1, now);
     assert_eq!(transition.schedule(&FxHashSet::default()).slots, [3, 2]);
 }
 
 #[test]
 fn given_slots_without_owner_when_they_get_an_owner_then_there_is_nothing_to_remember() {
     for connections in [true, false] {
-        let mut transition = Transition::new(Scheduler::HASH, vec![NO_BACKEND; 2]);
-        transition.aim(Scheduler::HASH, &[1, 2], |_| true, terms(connections, Instant::now()));
+        let mut transition = Transition::new(HASH, vec![NO_BACKEND; 2]);
+        transition.aim(HASH, &[1, 2], |_| true, terms(connections, Instant::now()));
         assert_eq!(transition.schedule(&FxHashSet::default()).slots, [1, 2]);
     }
 }
 
 #[test]
 fn given_shared_backends_when_published_then_their_slots_keep_entries() {
-    let schedule =
-        Transition::new(Scheduler::HASH, vec![1, 2]).schedule(&FxHashSet::from_iter([2]));
+    let schedule = Transition::new(HASH, vec![1, 2]).schedule(&FxHashSet::from_iter([2]));
     assert_eq!(schedule.slots, [1, 2 | MOVING]);
 }
 
@@ -98,18 +103,19 @@ struct Program {
 }
 
 /// Where a flow is, of so many slots.
-fn slot_of(scheduler: Scheduler, flow: u64, slots: &[u32]) -> usize {
-    let choice = match scheduler {
-        Scheduler::SOURCE => (flow as u32).wrapping_mul(0x9e37_79b1),
-        _ => hash::choice(flow),
+fn slot_of(by: Chooser, flow: u64, slots: &[u32]) -> usize {
+    let seeded = flow.wrapping_mul(by.seed.words()[0]);
+    let choice = match by.scheduler {
+        Scheduler::SOURCE => (seeded as u32).wrapping_mul(0x9e37_79b1),
+        _ => hash::choice(seeded),
     };
     hash::slot(choice, slots.len() as u32) as usize
 }
 
 impl Program {
     fn packet(&mut self, schedule: &Schedule, flow: u64, begins: bool) -> u32 {
-        let at = |scheduler, slots: &[u32]| slots[slot_of(scheduler, flow, slots)];
-        let slot = at(schedule.scheduler, &schedule.slots);
+        let at = |by, slots: &[u32]| slots[slot_of(by, flow, slots)];
+        let slot = at(schedule.by, &schedule.slots);
         if slot & SLOT_LOOK == 0 {
             return slot & SLOT_BACKEND;
         }
@@ -118,7 +124,7 @@ impl Program {
         }
         let mut chosen = slot;
         if !begins && !schedule.previous.is_empty() {
-            chosen = at(schedule.previous_scheduler, &schedule.previous) | SLOT_KEEP;
+            chosen = at(schedule.previous_by, &schedule.previous) | SLOT_KEEP;
         }
         if chosen & SLOT_KEEP != 0 {
             self.entries.insert(flow, chosen & SLOT_BACKEND);
@@ -128,7 +134,7 @@ impl Program {
 
     /// The agent's look through the table.
     fn sweep(&mut self, schedule: &Schedule, is_live: impl Fn(u64) -> bool) -> FxHashSet<usize> {
-        let slot_of = |flow| slot_of(schedule.scheduler, flow, &schedule.slots);
+        let slot_of = |flow| slot_of(schedule.by, flow, &schedule.slots);
         self.entries.retain(|&flow, owner| {
             let slot = schedule.slots[slot_of(flow)];
             slot & SLOT_KEEP != 0 || is_live(flow) && slot & SLOT_BACKEND != *owner
@@ -140,7 +146,7 @@ impl Program {
 /// What happens next.
 #[derive(Clone, Debug)]
 enum Event {
-    /// A schedule of another seed is wanted; of another size, or by another hash.
+    /// A schedule of another number is wanted; of another size, or by another hash.
     Aim(u32, bool, bool),
     /// Time passes, in hundredths of the idle timeout; every live flow sends at least that often.
     Wait(u32),
@@ -178,19 +184,19 @@ proptest! {
         connections in any::<bool>(),
     ) {
         let mut now = Instant::now();
-        let (mut size, mut scheduler) = (13, Scheduler::HASH);
+        let (mut size, mut by) = (13, HASH);
         let mut aim = wanted(1, size);
-        let mut transition = Transition::new(Scheduler::HASH, aim.clone());
+        let mut transition = Transition::new(HASH, aim.clone());
         let mut program = Program::default();
         let mut flows: FxHashMap<u64, u32> = FxHashMap::default();
         for event in history {
             match event {
                 Event::Aim(seed, resize, rehash) => {
                     if rehash {
-                        scheduler = if scheduler == Scheduler::HASH {
-                            Scheduler::SOURCE
-                        } else {
-                            Scheduler::HASH
+                        by = match by {
+                            HASH => OTHER_HASH,
+                            OTHER_HASH => OTHER_SEED,
+                            _ => HASH,
                         };
                     }
                     // Datagrams of slots that are being observed do not stand another size.
@@ -199,14 +205,14 @@ proptest! {
                     }
                     aim = wanted(seed, size);
                     transition.advance(terms(connections, now));
-                    transition.aim(scheduler, &aim, |_| true, terms(connections, now));
+                    transition.aim(by, &aim, |_| true, terms(connections, now));
                 }
                 Event::Wait(time) => {
                     // In steps in which every live flow is heard of.
                     for _ in 0..time {
                         now += IDLE / 100;
                         transition.advance(terms(connections, now));
-                        transition.aim(scheduler, &aim, |_| true, terms(connections, now));
+                        transition.aim(by, &aim, |_| true, terms(connections, now));
                         let schedule = transition.schedule(&FxHashSet::default());
                         for (&flow, &owner) in &flows {
                             prop_assert_eq!(program.packet(&schedule, flow, !connections), owner);
@@ -245,12 +251,12 @@ proptest! {
         for _ in 0..2 {
             now += IDLE;
             transition.advance(terms(connections, now));
-            transition.aim(scheduler, &aim, |_| true, terms(connections, now));
+            transition.aim(by, &aim, |_| true, terms(connections, now));
         }
         let schedule = transition.schedule(&FxHashSet::default());
         transition.settle(&program.sweep(&schedule, |_| false));
         prop_assert!(transition.is_settled());
         let settled = transition.schedule(&FxHashSet::default());
-        prop_assert_eq!((settled.scheduler, settled.slots), (scheduler, aim));
+        prop_assert_eq!((settled.by, settled.slots), (by, aim));
     }
 }

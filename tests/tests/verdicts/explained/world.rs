@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use slb_common::abi::{Limits, NextHop};
+use slb_common::abi::{Limits, NextHop, Seed};
 use slb_user::{
     clock::Jiffies,
     config::{self, Config},
@@ -107,6 +107,7 @@ impl World {
             now: self.now,
             moment: self.moment,
             closing: &FxHashSet::default(),
+            seed: Seed::PUBLIC,
         };
         let mut desired = self.planner.desired(&self.ids, inputs);
         desired.limits.values_mut().for_each(slow_down);

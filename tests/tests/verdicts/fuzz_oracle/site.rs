@@ -9,8 +9,8 @@ use slb_user::state::{Acl, ListenerState, Policy, Schedule, State};
 
 use crate::{
     fixture::{
-        FAMILIES, IDLE_JIFFIES, SOURCES, Slb, VIPS, at, backend, client_of, endpoint, id, key_of,
-        port, vip,
+        FAMILIES, IDLE_JIFFIES, SOURCES, Slb, VIPS, at, backend, by, client_of, endpoint, id,
+        key_of, port, vip,
     },
     lab::{FIRST, LAN, LAN_MAC, SECOND, WAN, WAN_MAC, set},
     oracle::{Listener, Mode, Server, Site, Told},
@@ -149,7 +149,7 @@ fn add(state: &mut State, family: usize, number: u32, row: (u16, u32, Scheduler,
         Rule::Least | Rule::Quic => Policy { flags: ListenerFlags::CHOOSES, ..Policy::default() },
     };
     let slots = (0..64).map(|slot| ids[slot % 2]).collect();
-    let schedule = Arc::new(Schedule::new(scheduler, slots));
+    let schedule = Arc::new(Schedule::new(by(scheduler), slots));
     let listener = ListenerState { id: listener, schedule, policy };
     state.listeners.insert(endpoint(vip(family, port), proto), listener);
 }
