@@ -26,12 +26,19 @@ fn given_vips_when_set_twice_then_the_second_time_writes_and_sends_nothing() {
         assert_eq!(second, Announced::default());
         let quiet = tokio::time::timeout(Duration::from_millis(100), network.changed()).await;
         assert!(quiet.is_err(), "{quiet:?}");
-        // The peer has learnt the new MAC from the announcements.
+        // The peer learns the new MAC from the announcements.
+        let pid = std::process::id();
+        let namespace = format!("--net=/proc/{pid}/task/{}/ns/net", peer.tid);
         for vip in ["203.0.113.10", "2001:db8:113::10"] {
-            let pid = std::process::id();
-            let namespace = format!("--net=/proc/{pid}/task/{}/ns/net", peer.tid);
-            let entry = run(Command::new("nsenter").args([&namespace, "ip", "neigh", "show", vip]));
-            assert!(entry.contains("02:00:00:00:00:11"), "{entry}");
+            let entry =
+                || run(Command::new("nsenter").args([&namespace, "ip", "neigh", "show", vip]));
+            let learnt = async {
+                while !entry().contains("02:00:00:00:00:11") {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let learnt = tokio::time::timeout(Duration::from_secs(5), learnt).await;
+            assert!(learnt.is_ok(), "{}", entry());
         }
     });
 }
