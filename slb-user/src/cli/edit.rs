@@ -77,7 +77,7 @@ pub(super) struct PlaceArguments {
     instance: String,
     /// The backend's name.
     backend: String,
-    /// The group's name; without it the default group.
+    /// The group's name; without it the default group, or the only other one that has the backend.
     #[arg(long)]
     group: Option<String>,
 }

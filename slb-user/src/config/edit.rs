@@ -1,5 +1,6 @@
 //! Edits of the file by command: its comments and its order stay.
 
+mod line_ends;
 mod model;
 mod span;
 #[cfg(test)]
@@ -25,11 +26,29 @@ pub enum EditError {
         /// The names that the file has.
         known: Vec<String>,
     },
-    /// The group's backends are named by their place in the file.
+    /// Several groups have a backend of that name.
+    #[error("backend '{wanted}' is in groups {}; name one of them with --group", .groups.join(" and "))]
+    Ambiguous {
+        /// Its name in the command.
+        wanted: String,
+        /// The groups.
+        groups: Vec<String>,
+    },
+    /// A group with a primary and a secondary has just these two.
     #[error(
-        "group {group:?} has a primary and a secondary, which the file names; edit it, and `slb reload`"
+        "group {group:?} has a primary and a secondary, and no others; write another backend in place of one of them \
+         into the file, and `slb reload`"
     )]
-    PrimarySecondary {
+    Pair {
+        /// Its name.
+        group: String,
+    },
+    /// They do not share new flows.
+    #[error(
+        "group {group:?} has a primary and a secondary, which have no weights; `slb backend drain` gives the flows of \
+         the one to the other"
+    )]
+    PairWithoutWeights {
         /// Its name.
         group: String,
     },
@@ -51,6 +70,15 @@ fn existing(known: &[String]) -> String {
 ///
 /// There is nothing to be edited, or the text is no TOML.
 pub fn apply(edit: &Edit, whole: &str) -> Result<String, EditError> {
+    let plain = whole.replace("\r\n", "\n");
+    if plain.len() == whole.len() {
+        return apply_plain(edit, whole);
+    }
+    Ok(line_ends::restore(whole, &apply_plain(edit, &plain)?))
+}
+
+/// The same of a text whose lines end in LF, as `toml_edit` writes them.
+fn apply_plain(edit: &Edit, whole: &str) -> Result<String, EditError> {
     // To read a whole file with thousands of backends takes a tenth of a second.
     for part in span::parts(whole, edit.instance()) {
         let Ok(mut file) = whole[part.clone()].parse() else { continue };

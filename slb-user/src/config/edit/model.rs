@@ -14,10 +14,13 @@ impl Config {
         match edit {
             Edit::SetWeight { place, weight } => {
                 let weight = u8::try_from(*weight).ok().filter(|weight| *weight <= MAX_WEIGHT)?;
-                config.change(place, |backend| backend.weight = weight)?;
+                let group = config.group_mut(place)?;
+                change(group, place, |backend| backend.weight = weight)
+                    .filter(|()| group.kind != GroupKind::PrimarySecondary)?;
             }
             Edit::DrainBackend { place, drain } => {
-                config.change(place, |backend| backend.drain = *drain)?;
+                let group = config.group_mut(place)?;
+                change(group, place, |backend| backend.drain = *drain)?;
             }
             Edit::EnableListener { instance, protocol, port, enabled } => {
                 let mut listeners = config.instance_mut(instance)?.listeners.iter_mut();
@@ -48,15 +51,25 @@ impl Config {
         instances.find(|instance| instance.name == name).map(Arc::make_mut)
     }
 
-    /// Changes a backend, unless no backend of its group gets new flows after that, or none did before: the
-    /// warnings are others then.
-    fn change(&mut self, place: &Place, change: impl FnOnce(&mut Backend)) -> Option<()> {
-        let mut groups = self.instance_mut(&place.instance)?.groups.iter_mut();
-        let group = groups
-            .find(|group| group.name == place.group && group.kind != GroupKind::PrimarySecondary)?;
-        let serves = |group: &Group| group.backends.iter().any(|it| it.weight > 0 && !it.drain);
-        let served = serves(group);
-        change(group.backends.iter_mut().find(|backend| backend.name == place.backend)?);
-        (served && serves(group)).then_some(())
+    /// The group of a place's backend: the one that the place names, or else the default group, or else the only one
+    /// with a backend of that name.
+    fn group_mut(&mut self, place: &Place) -> Option<&mut Group> {
+        let groups = &mut self.instance_mut(&place.instance)?.groups;
+        let has = |group: &Group| group.backends.iter().any(|it| it.name == place.backend);
+        let at = groups.iter().position(|it| it.name == place.group && has(it)).or_else(|| {
+            let mut others =
+                (0..groups.len()).filter(|at| place.group.is_none() && has(&groups[*at]));
+            others.next().filter(|_| others.next().is_none())
+        });
+        groups.get_mut(at?)
     }
+}
+
+/// Changes a backend, unless no backend of its group gets new flows after that, or none did before: the warnings are
+/// others then.
+fn change(group: &mut Group, place: &Place, change: impl FnOnce(&mut Backend)) -> Option<()> {
+    let serves = |group: &Group| group.backends.iter().any(|it| it.weight > 0 && !it.drain);
+    let served = serves(group);
+    change(group.backends.iter_mut().find(|backend| backend.name == place.backend)?);
+    (served && serves(group)).then_some(())
 }

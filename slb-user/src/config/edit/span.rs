@@ -7,11 +7,10 @@ use std::ops::Range;
 use memchr::memmem;
 
 /// Where in a file an instance may stand that is named like that: from its header to that of the next one. None, if
-/// what looks like a header may be within a string of several lines, or lines end in CR: `toml_edit` writes LF, and is
-/// to do so in the whole file.
+/// what looks like a header may be within a string of several lines.
 pub(super) fn parts(text: &str, name: &str) -> Vec<Range<usize>> {
     let has = |part: &str, what: &str| memmem::find(part.as_bytes(), what.as_bytes()).is_some();
-    if ["\"\"\"", "'''", "\r"].iter().any(|mark| has(text, mark)) {
+    if ["\"\"\"", "'''"].iter().any(|mark| has(text, mark)) {
         return Vec::new();
     }
     let headers = memmem::find_iter(text.as_bytes(), "[[instance]]");

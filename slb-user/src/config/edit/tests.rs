@@ -82,7 +82,10 @@ fn given_an_edit_when_applied_to_what_was_read_then_it_is_as_if_the_file_was_rea
     let same = [
         weight(place("shop", None, "web-1"), 7),
         weight(place("shop", Some("api"), "api-1"), 100),
+        weight(place("shop", None, "api-1"), 100),
         drain(place("shop", None, "web-2"), true),
+        drain(place("shop", Some("db"), "db-1"), true),
+        drain(place("shop", None, "db-2"), true),
         enable("shop", "tcp", 80, false),
     ];
     for change in same {
@@ -150,6 +153,22 @@ fn given_a_file_when_edited_then_only_what_was_asked_for_is_different() {
             "  name = \"web-2\"\n  drain = true\n",
         ),
         (
+            weight(place("shop", None, "api-1"), 3),
+            "    port = 9001\n",
+            "    port = 9001\n    weight = 3\n",
+        ),
+        (
+            Edit::DrainBackend { place: place("shop", None, "db-1"), drain: true },
+            "address = \"10.0.0.31\", port = 5432 }",
+            "address = \"10.0.0.31\", port = 5432 , drain = true }",
+        ),
+        (
+            Edit::RemoveBackend { place: place("shop", None, "api-1") },
+            "    [[instance.group.backend]]\n    name = \"api-1\"\n    address = [\"10.0.0.21\", \
+             \"2001:db8:10::21\"]\n    port = 9001\n",
+            "",
+        ),
+        (
             add(place("shop", None, "web-3"), &[v4], None, Some(50)),
             "  name = \"web-2\"\n",
             "  name = \"web-2\"\n\n  [[instance.backend]]\n  name = \"web-3\"\n  address = \
@@ -213,7 +232,12 @@ fn given_what_is_not_there_when_edited_then_the_error_says_what_is() {
         ),
         (
             weight(place("shop", Some("db"), "db-1"), 1),
-            "group \"db\" has a primary and a secondary",
+            "which have no weights; `slb backend drain`",
+        ),
+        (weight(place("shop", None, "db-2"), 1), "group \"db\" has a primary and a secondary"),
+        (
+            Edit::RemoveBackend { place: place("shop", None, "db-2") },
+            "and no others; write another backend in place",
         ),
         (
             enable("shop", "tcp", 53, true),
@@ -226,6 +250,20 @@ fn given_what_is_not_there_when_edited_then_the_error_says_what_is() {
     }
     let error = edit("[[nonsense", &enable("shop", "tcp", 80, true)).unwrap_err().to_string();
     assert!(error.contains("not valid TOML"), "{error}");
+}
+
+#[test]
+fn given_a_name_in_two_groups_when_edited_then_the_error_names_both_and_the_default_group_is_first()
+{
+    let twice = FILE.replace("\"db-1\"", "\"api-1\"");
+    let error = edit(&twice, &weight(place("shop", None, "api-1"), 1)).unwrap_err().to_string();
+    assert_eq!(error, "backend 'api-1' is in groups api and db; name one of them with --group");
+    let thrice = twice.replace("\"web-2\"", "\"api-1\"");
+    let found = edit(&thrice, &weight(place("shop", None, "api-1"), 1)).unwrap();
+    let line = "  name = \"api-1\"\n\n  [[instance.group]]";
+    assert!(thrice.contains(line));
+    let weighted = "  name = \"api-1\"\n  weight = 1\n\n  [[instance.group]]";
+    assert_eq!(found, thrice.replace(line, weighted));
 }
 
 #[test]
@@ -253,8 +291,12 @@ fn given_headers_of_any_form_when_edited_then_the_right_instance_is() {
     let text = FILE.replace("\"web-2\"", "\"blog\"");
     let found = edit(&text, &weight(place("blog", None, "b-2"), 3)).unwrap();
     assert_eq!(found, text.replace("10.0.0.42\" }", "10.0.0.42\" , weight = 3 }"));
-    let found = edit(&FILE.replace('\n', "\r\n"), &enable("shop", "tcp", 80, false)).unwrap();
-    assert_eq!(found, FILE.replace("enabled = true", "enabled = false"));
+    let crlf = FILE.replace('\n', "\r\n");
+    let found = edit(&crlf, &enable("shop", "tcp", 80, false)).unwrap();
+    assert_eq!(found, crlf.replace("enabled = true", "enabled = false"));
+    let found = edit(&crlf, &weight(place("shop", None, "web-2"), 0)).unwrap();
+    let line = "  name = \"web-2\"\r\n";
+    assert_eq!(found, crlf.replace(line, &format!("{line}  weight = 0\r\n")));
 }
 
 #[test]

@@ -8,6 +8,9 @@ use toml_edit::{
 
 use super::{Edit, EditError, Place};
 
+/// What a group with a primary and a secondary has in place of `backend`.
+const PAIR: [&str; 2] = ["primary", "secondary"];
+
 /// Carries out an edit.
 ///
 /// # Errors
@@ -20,12 +23,15 @@ pub(super) fn change(file: &mut DocumentMut, edit: &Edit) -> Result<(), EditErro
         }
         Edit::RemoveBackend { place } => remove(file, place)?,
         Edit::SetWeight { place, weight } => {
-            let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
-            set(find_backend(tables(found), place)?, "weight", i64::from(*weight));
+            let group = group_of(file, place)?;
+            if is_pair(&*parent(file, place, group.as_deref())?) {
+                return Err(EditError::PairWithoutWeights { group: group.unwrap_or_default() });
+            }
+            set(backend(file, place, group.as_deref())?, "weight", i64::from(*weight));
         }
         Edit::DrainBackend { place, drain } => {
-            let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
-            let found = find_backend(tables(found), place)?;
+            let group = group_of(file, place)?;
+            let found = backend(file, place, group.as_deref())?;
             // What it is without.
             if *drain || found.contains_key("drain") {
                 set(found, "drain", *drain);
@@ -67,7 +73,11 @@ fn record(name: &str, addresses: &[IpAddr], port: Option<u16>, weight: Option<u3
 }
 
 fn add(file: &mut DocumentMut, place: &Place, record: &InlineTable) -> Result<(), EditError> {
-    if let Some(found) = backends(file, place)? {
+    let parent = parent(file, place, place.group.as_deref())?;
+    if is_pair(&*parent) {
+        return Err(EditError::Pair { group: place.group.clone().unwrap_or_default() });
+    }
+    if let Some(found) = parent.get_mut("backend") {
         return match found {
             Item::ArrayOfTables(tables) => {
                 push(tables, record);
@@ -82,7 +92,7 @@ fn add(file: &mut DocumentMut, place: &Place, record: &InlineTable) -> Result<()
     }
     let mut tables = ArrayOfTables::new();
     push(&mut tables, record);
-    parent(file, place)?.insert("backend", Item::ArrayOfTables(tables));
+    parent.insert("backend", Item::ArrayOfTables(tables));
     Ok(())
 }
 
@@ -113,14 +123,17 @@ fn indent(decor: &Decor) -> String {
 }
 
 fn remove(file: &mut DocumentMut, place: &Place) -> Result<(), EditError> {
-    let found = backends(file, place)?.ok_or_else(|| no_backend(place, Vec::new()))?;
-    let all = tables(found);
-    let names: Vec<Option<String>> = all.iter().map(|table| name(&**table)).collect();
-    let is_it = |name: &Option<String>| name.as_ref() == Some(&place.backend);
-    let index = names.iter().position(is_it).ok_or_else(|| {
-        let names: Vec<String> = names.iter().flatten().cloned().collect();
-        no_backend(place, names)
-    })?;
+    let group = group_of(file, place)?;
+    let parent = parent(file, place, group.as_deref())?;
+    if is_pair(&*parent) {
+        return Err(EditError::Pair { group: group.unwrap_or_default() });
+    }
+    let names: Vec<String> =
+        backends_of(&mut *parent).iter().filter_map(|it| name(&**it)).collect();
+    let unknown = || no_backend(place, names.clone());
+    let found = parent.get_mut("backend").ok_or_else(unknown)?;
+    let index = tables(found).iter().position(|it| name(&**it).as_ref() == Some(&place.backend));
+    let index = index.ok_or_else(unknown)?;
     match found {
         Item::ArrayOfTables(tables) => {
             tables.remove(index);
@@ -163,33 +176,65 @@ pub(super) fn instance<'a>(
     find(all, "instance", wanted, name)
 }
 
-/// The table that has the backends of a place: an instance, or a group of it.
+/// The group that has the backend of a place: the one that the place names, or else the default group, or else the only
+/// one with a backend of that name. `None`: the default group.
+fn group_of(file: &mut DocumentMut, place: &Place) -> Result<Option<String>, EditError> {
+    if place.group.is_some() {
+        return Ok(place.group.clone());
+    }
+    let has = |table: &mut dyn TableLike| {
+        backends_of(table).iter().any(|it| name(&**it).as_ref() == Some(&place.backend))
+    };
+    let instance = instance(file, &place.instance)?;
+    if has(&mut *instance) {
+        return Ok(None);
+    }
+    let groups = instance.get_mut("group").map(tables).unwrap_or_default().into_iter();
+    let mut groups: Vec<String> =
+        groups.filter_map(|it| has(&mut *it).then(|| name(&*it))?).collect();
+    match groups.len() {
+        0 | 1 => Ok(groups.pop()),
+        _ => Err(EditError::Ambiguous { wanted: place.backend.clone(), groups }),
+    }
+}
+
+/// The table that has the backends of a group of a place's instance, or of its default group.
 fn parent<'a>(
     file: &'a mut DocumentMut,
     place: &Place,
+    group: Option<&str>,
 ) -> Result<&'a mut dyn TableLike, EditError> {
     let instance = instance(file, &place.instance)?;
-    let Some(wanted) = &place.group else { return Ok(instance) };
+    let Some(wanted) = group else { return Ok(instance) };
     let groups = instance.get_mut("group").map(tables).unwrap_or_default();
-    let group = find(groups, "group", wanted, name)?;
-    if group.contains_key("primary") || group.contains_key("secondary") {
-        return Err(EditError::PrimarySecondary { group: wanted.clone() });
-    }
-    Ok(group)
+    find(groups, "group", wanted, name)
 }
 
-fn backends<'a>(
+/// Whether a group has a primary and a secondary.
+fn is_pair(group: &dyn TableLike) -> bool {
+    PAIR.iter().any(|key| group.contains_key(key))
+}
+
+/// The backends that stand in a table, of any kind of group.
+fn backends_of(group: &mut dyn TableLike) -> Vec<&mut dyn TableLike> {
+    let mut found = Vec::new();
+    for (key, item) in group.iter_mut() {
+        match item {
+            item if key == "backend" => found.extend(tables(item)),
+            item if PAIR.contains(&key.get()) => found.extend(item.as_table_like_mut()),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The table of a backend in a group of its instance, or in the default group.
+fn backend<'a>(
     file: &'a mut DocumentMut,
     place: &Place,
-) -> Result<Option<&'a mut Item>, EditError> {
-    Ok(parent(file, place)?.get_mut("backend"))
-}
-
-fn find_backend<'a>(
-    all: Vec<&'a mut dyn TableLike>,
-    place: &Place,
+    group: Option<&str>,
 ) -> Result<&'a mut dyn TableLike, EditError> {
-    find(all, "backend", &place.backend, name)
+    find(backends_of(parent(file, place, group)?), "backend", &place.backend, name)
 }
 
 /// The tables of an array, however it is written.
