@@ -289,7 +289,7 @@ impl Agent {
 
     /// Writes the maps and attaches the program.
     fn set_up(&mut self) -> Result<(), AgentError> {
-        Attacher::check(&self.datapath, &self.config, &self.network)?;
+        Attacher::check(&self.datapath, &self.config, None, &self.network)?;
         self.set()?;
         self.apply()?;
         self.attach()?;

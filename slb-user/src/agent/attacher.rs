@@ -26,13 +26,17 @@ impl Attacher {
         self.attached.iter().any(|(_, attachment)| attachment.mode == GENERIC)
     }
 
-    /// Whether every interface of a configuration is there, and free or ours. Changes nothing.
+    /// Whether every interface of a configuration that one before, in force, does not have is there, and free or ours.
+    /// Changes nothing.
     pub(super) fn check(
         datapath: &Loaded,
         config: &Config,
+        before: Option<&Config>,
         network: &NetworkSnapshot,
     ) -> Result<(), LoadError> {
-        config.gateway.interfaces.iter().try_for_each(|name| {
+        let is_new =
+            |name: &&String| before.is_none_or(|before| !before.gateway.interfaces.contains(name));
+        config.gateway.interfaces.iter().filter(is_new).try_for_each(|name| {
             let (interface, present) = network.interface(name)?;
             datapath.check(interface, *present)
         })

@@ -352,7 +352,11 @@ impl Agent {
     fn replace_file(&mut self, mut candidate: Box<Candidate>) {
         let network = candidate.network.as_ref().unwrap_or(&self.network);
         let checked = match candidate.ids {
-            Some(_) => Attacher::check(&self.datapath, &candidate.config, network),
+            // What is wrong with the others is a problem already, and no reason to refuse what does not concern them.
+            Some(_) => {
+                let before = Some(&*self.config);
+                Attacher::check(&self.datapath, &candidate.config, before, network)
+            }
             None => Ok(()),
         };
         if let Err(error) = checked {

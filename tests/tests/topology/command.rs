@@ -6,7 +6,7 @@ use serde_json::Value;
 use slb_lab::{Topology, gateway::binary, topology};
 
 use crate::support::{
-    Lab,
+    Lab, NOTICED,
     foreign::Foreign,
     maps::{names, programs, version},
     output,
@@ -211,6 +211,40 @@ fn given_an_interface_with_a_dot_in_its_name_when_run_and_run_again_then_it_is_b
         lab.gateway.terminate().unwrap();
     }
     assert_eq!(names(&version(&lab.gateway).join("links")), ["lan:0", "wan0"]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_an_interface_that_has_gone_when_other_things_change_then_they_do_and_it_stays_a_problem() {
+    let mut lab = Lab::prepare();
+    lab.topology.gateway.ip("link add spare0 type veth peer name spare1").unwrap();
+    lab.topology.gateway.ip("link set spare0 up").unwrap();
+    let file = fs::read_to_string(lab.gateway.config()).unwrap();
+    let named = |name: &str| file.replacen("\"lan0\"", &format!("\"lan0\", \"{name}\""), 1);
+    fs::write(lab.gateway.config(), named("spare0")).unwrap();
+    lab.gateway.start().unwrap();
+    lab.wait_all_healthy();
+    lab.topology.gateway.ip("link del spare0").unwrap();
+    let is_missing = |status: &Value| status["problems"].to_string().contains("spare0");
+    lab.gateway.wait("the interface is missed", NOTICED, is_missing).unwrap();
+
+    let weight = ["backend", "weight", "lab", "web-1", "7"];
+    assert_eq!(slb(&lab, &weight).0, Some(0), "{}", slb(&lab, &weight).1);
+    assert_eq!(slb(&lab, &["backend", "drain", "lab", "web-2"]).0, Some(0));
+    let text = fs::read_to_string(lab.gateway.config()).unwrap();
+    assert!(text.contains("weight = 7") && text.contains("drain = true"), "{text}");
+    assert_eq!(slb(&lab, &["reload"]).0, Some(0), "nothing else has changed");
+    assert!(is_missing(&lab.gateway.status().unwrap()));
+
+    // Another that is not there is a mistake of the change itself.
+    fs::write(lab.gateway.config(), text.replacen("\"spare0\"", "\"spare9\"", 1)).unwrap();
+    let (code, said) = slb(&lab, &["reload"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("spare9"), "{said}");
+    fs::write(lab.gateway.config(), text).unwrap();
+    lab.topology.gateway.ip("link add spare0 type veth peer name spare1").unwrap();
+    let is_over = |status: &Value| !status["problems"].to_string().contains("spare0");
+    lab.gateway.wait("it is back", NOTICED, is_over).unwrap();
 }
 
 #[test]
