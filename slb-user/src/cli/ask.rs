@@ -1,6 +1,6 @@
 //! What the commands that ask the agent have in common.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use hyper::StatusCode;
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{ClientError, Connection},
-    config::{self, source::LARGEST_FILE},
+    config::{self, DEFAULT_PATH, source::LARGEST_FILE},
 };
 
 /// Where the agent is.
@@ -70,12 +70,26 @@ impl Agent {
     }
 
     /// The socket that the file names. `[gateway]` is its first part as a rule, and the rest can be large.
-    fn named(&self) -> PathBuf {
+    ///
+    /// # Errors
+    ///
+    /// A file that the user has named cannot be read: the default socket may be another agent's. The default file may be
+    /// closed to users who can use the socket.
+    fn named(&self) -> anyhow::Result<PathBuf> {
         const BEGINNING: u64 = 1 << 16;
         let source = self.file.source();
-        let beginning = source.read_lossy(BEGINNING);
-        let named = config::gateway_before_others(&beginning).map(config::api);
-        named.unwrap_or_else(|| config::api(&source.read_lossy(LARGEST_FILE)))
+        let read = |most| match source.read_lossy(most) {
+            Err(_) if self.file.config == Path::new(DEFAULT_PATH) => Ok(String::new()),
+            read => read.with_context(|| {
+                let path = self.file.config.display();
+                format!("cannot read {path}, which names the agent's socket; or name that by --api")
+            }),
+        };
+        let beginning = read(BEGINNING)?;
+        match config::gateway_before_others(&beginning) {
+            Some(gateway) => Ok(config::api(gateway)),
+            None => Ok(config::api(&read(LARGEST_FILE)?)),
+        }
     }
 
     /// Connects to the agent, and asks it.
@@ -83,7 +97,10 @@ impl Agent {
         &self,
         question: impl AsyncFnOnce(&mut Connection) -> Result<T, ClientError>,
     ) -> anyhow::Result<QueryResult<T>> {
-        let socket = self.api.clone().unwrap_or_else(|| self.named());
+        let socket = match &self.api {
+            Some(socket) => socket.clone(),
+            None => self.named()?,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -214,6 +214,20 @@ fn given_an_interface_with_a_dot_in_its_name_when_run_and_run_again_then_it_is_b
 }
 
 #[test]
+#[ignore = "needs the binary"]
+fn given_a_file_that_is_not_there_when_an_agent_is_asked_then_no_other_agent_is() {
+    let gone = tempfile::tempdir().unwrap().path().join("gone.toml");
+    for command in ["status", "reload", "events"] {
+        let mut slb = Command::new(binary().unwrap());
+        let output = slb.args([command, "--config"]).arg(&gone).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+        let expected = format!("cannot read {}", gone.display());
+        assert!(said.contains(&expected) && said.contains("--api"), "{command}: {said}");
+    }
+}
+
+#[test]
 #[ignore = "needs root"]
 fn given_an_interface_that_has_gone_when_other_things_change_then_they_do_and_it_stays_a_problem() {
     let mut lab = Lab::prepare();

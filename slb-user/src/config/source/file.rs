@@ -40,13 +40,15 @@ impl FileSource {
         Self { path: path.into() }
     }
 
-    /// Reads what can be read of the first `most` bytes: nothing if there is no such file, and U+FFFD in place of bytes
-    /// that are not UTF-8.
-    #[must_use]
-    pub fn read_lossy(&self, most: u64) -> String {
+    /// Reads the first `most` bytes, with U+FFFD in place of those that are not UTF-8.
+    ///
+    /// # Errors
+    ///
+    /// There is no such file, or it cannot be read.
+    pub fn read_lossy(&self, most: u64) -> io::Result<String> {
         let mut bytes = Vec::new();
-        let read = File::open(&self.path).and_then(|file| file.take(most).read_to_end(&mut bytes));
-        read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&bytes).into_owned())
+        File::open(&self.path)?.take(most).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -290,9 +292,10 @@ mod tests {
         let source = FileSource::new(&path);
         let error = source.read().unwrap_err().to_string();
         assert!(error.ends_with(":2:5: byte 0xff is not UTF-8; save the file as UTF-8"), "{error}");
-        assert_eq!(source.read_lossy(LARGEST_FILE), "a = 1\nb = \u{fffd}\n");
-        assert_eq!(source.read_lossy(3), "a =");
-        assert_eq!(FileSource::new("/nonexistent").read_lossy(3), "");
+        assert_eq!(source.read_lossy(LARGEST_FILE).unwrap(), "a = 1\nb = \u{fffd}\n");
+        assert_eq!(source.read_lossy(3).unwrap(), "a =");
+        let missing = FileSource::new("/nonexistent").read_lossy(3).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 
     #[tokio::test]
