@@ -71,7 +71,8 @@ impl<'a> View<'a> {
     fn new(status: &'a Status) -> Self {
         let (mut listeners, mut backends) = (Vec::new(), Vec::new());
         for instance in &status.instances {
-            for listener in &instance.listeners {
+            // Of one that is switched off nothing is known: its counters go on when it is switched on.
+            for listener in instance.listeners.iter().filter(|listener| listener.enabled) {
                 listeners.push((of_listener(instance, listener).into(), listener));
                 backends.extend(
                     listener
@@ -367,6 +368,14 @@ mod tests {
         for line in lines {
             assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
         }
+    }
+
+    #[test]
+    fn listener_that_is_switched_off_has_no_series() {
+        let mut status = fixtures::status();
+        status.instances[0].listeners[0].enabled = false;
+        let text = encode(status).unwrap();
+        assert!(!text.contains("tcp/80") && text.contains("slb_verdicts_total"), "{text}");
     }
 
     #[test]
