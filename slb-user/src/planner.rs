@@ -15,6 +15,7 @@ mod ingress;
 mod listeners;
 mod origins;
 mod schedules;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use self::{
     basis::Basis,
     origins::Origins,
     schedules::{Candidates, Schedules},
+    sharing::Sharing,
 };
 use crate::{
     clock::Jiffies,
@@ -48,6 +50,7 @@ pub struct Planner {
     schedules: Schedules,
     /// When the first drained backend of a listener has to end its flows, by the listener's id.
     closes: FxHashMap<u32, Instant>,
+    sharing: Sharing,
     last: Option<Last>,
 }
 
@@ -112,7 +115,8 @@ impl Planner {
     pub fn desired(&mut self, ids: &Arc<Ids>, inputs: Inputs<'_>) -> State {
         self.closes.clear();
         let basis = Basis::new(ids, &inputs);
-        let state = self.draw(basis, Origins::new(ids), 0..ids.listeners.len(), inputs);
+        let origins = Origins::new(ids, &mut self.sharing, &inputs);
+        let state = self.draw(basis, origins, 0..ids.listeners.len(), inputs);
         State { addresses: addresses(ids, &inputs), ..state }
     }
 
@@ -121,6 +125,9 @@ impl Planner {
     /// [`Inputs::installed`] must be what the last plan has led to, with nothing written since.
     pub fn desired_part(&mut self, ids: &Arc<Ids>, inputs: Inputs<'_>) -> Option<State> {
         let Last { basis: before, origins } = self.last.take()?;
+        if self.sharing.due().is_some_and(|due| due <= inputs.now) {
+            return None;
+        }
         let basis = Basis::new(ids, &inputs);
         let mut changed = basis.changed_since(&before)?;
         for (changed, listener) in changed.iter_mut().zip(&ids.listeners) {
@@ -189,7 +196,8 @@ impl Planner {
     /// When the state changes without an event from outside.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        self.schedules.due().into_iter().chain(self.closes.values().copied()).min()
+        let closes = self.closes.values().copied();
+        self.schedules.due().into_iter().chain(self.sharing.due()).chain(closes).min()
     }
 
     /// The schedules some of whose slots a look at the flow table may settle, by the listener's id.

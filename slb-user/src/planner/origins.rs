@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use slb_common::abi::{Endpoint, RevNat, RevNatFlags};
 
-use super::{Inputs, ingress};
+use super::{Inputs, ingress, sharing::Sharing};
 use crate::ids::{Ids, IndexedBackend, IndexedListener};
 
 /// A VIP for which a backend's address and port answer.
@@ -21,7 +21,7 @@ struct Owner {
 pub(super) struct Origins {
     /// Those of one address and port side by side, in the order of the ids.
     owners: Vec<Owner>,
-    /// One per backend: whether its address and port answer for others as well.
+    /// One per backend: whether its address and port answer for others as well, or did until now.
     are_shared: Vec<bool>,
     /// One per backend: what its record of replies says.
     flags: Vec<RevNatFlags>,
@@ -30,12 +30,18 @@ pub(super) struct Origins {
 }
 
 impl Origins {
-    pub(super) fn new(ids: &Ids) -> Self {
+    pub(super) fn new(ids: &Ids, sharing: &mut Sharing, inputs: &Inputs<'_>) -> Self {
         let owners = owners(ids);
         let count = ids.backends.len();
+        let all = owners.iter().map(|owner| owner.at).collect();
+        let several = owners.chunk_by(|a, b| a.at == b.at).filter(|owners| owners.len() > 1);
+        let several = several.map(|owners| owners[0].at).collect();
+        let idle = ids.listeners.iter().map(|listener| listener.idle_timeout).max();
+        let terms = (inputs.now, idle.unwrap_or_default());
+        let shared = sharing.update(several, &all, inputs.installed, terms);
         let mut are_shared = vec![false; count];
-        for owners in owners.chunk_by(|a, b| a.at == b.at).filter(|owners| owners.len() > 1) {
-            owners.iter().for_each(|owner| are_shared[owner.backend] = true);
+        for owner in owners.iter().filter(|owner| shared.contains(&owner.at)) {
+            are_shared[owner.backend] = true;
         }
         Self {
             owners,
@@ -62,10 +68,16 @@ impl Origins {
         ids: &Ids,
         inputs: &Inputs<'_>,
     ) -> BTreeMap<Endpoint, RevNat> {
-        let Self { owners, flags, are_set, .. } = self;
+        let Self { owners, flags, are_set, are_shared } = self;
         let owners = owners.chunk_by(|a, b| a.at == b.at);
         let changed = owners.filter(|owners| owners.iter().any(|owner| are_set[owner.backend]));
-        let records = changed.map(|owners| origin(owners, ids, flags, inputs)).collect();
+        let records = changed.map(|owners| {
+            let (at, record) = origin(owners, ids, flags, inputs);
+            let is_shared = are_shared[owners[0].backend];
+            let shared = if is_shared { RevNatFlags::SHARED } else { RevNatFlags::empty() };
+            (at, RevNat { flags: record.flags | shared, ..record })
+        });
+        let records = records.collect();
         are_set.fill(false);
         records
     }
@@ -105,8 +117,7 @@ fn origin(
     let Owner { at, vip, backend } = owners.iter().find(is_before).unwrap_or(&owners[0]);
     let of_all = RevNatFlags::CLOSING | RevNatFlags::WATCHED | RevNatFlags::LIMITED;
     let of_others: RevNatFlags = owners.iter().map(|owner| flags[owner.backend] & of_all).collect();
-    let shared = if owners.len() > 1 { RevNatFlags::SHARED } else { RevNatFlags::empty() };
-    let flags = flags[*backend] | of_others | shared;
+    let flags = flags[*backend] | of_others;
     let backend = ids.backends[*backend].id;
     let (ingress, interfaces) =
         ingress::of_backend(at.addr, inputs.ingress, inputs.interfaces, before);

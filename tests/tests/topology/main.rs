@@ -34,6 +34,7 @@ mod jumbo;
 mod maps;
 #[cfg(test)]
 mod metrics;
+mod moved_vip;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]

@@ -106,8 +106,16 @@ fn given_a_backend_that_is_shared_no_more_when_planned_then_its_flows_entries_ar
     world.reload(&config([shop]));
     world.planner.keep(&world.ids);
     world.health.truncate(world.ids.backends.len());
+    let begun = world.desired();
+    assert!(is_all(&begun, both), "flows of the other listener may live");
+    assert!(begun.endpoints.values().all(|it| it.flags.intersects(RevNatFlags::SHARED)));
+    let idle = world.ids.listeners[0].idle_timeout;
+    assert_eq!(world.planner.due(), Some(world.now + idle));
+    world.installed = begun;
+    world.wait(idle);
     let state = world.desired();
     assert!(is_all(&state, SLOT_LOOK), "ports may have been translated");
+    assert!(!state.endpoints.values().any(|it| it.flags.intersects(RevNatFlags::SHARED)));
     world.installed = state;
     let watched = world.planner.watched();
     let (&id, schedule) = watched.iter().next().unwrap();
@@ -115,4 +123,37 @@ fn given_a_backend_that_is_shared_no_more_when_planned_then_its_flows_entries_ar
     let slots = world.schedule().slots.clone();
     let looked: Vec<usize> = (0..slots.len()).filter(|&slot| slots[slot] & both != 0).collect();
     assert_eq!(looked, [7]);
+}
+
+#[test]
+fn given_a_vip_that_moves_to_another_instance_when_planned_then_answers_to_its_clients_are_told_apart()
+ {
+    let mut from = three();
+    from.vips = addresses(&["203.0.113.10", "203.0.113.11"]);
+    let mut to = instance(["10.0.1.1", "10.0.1.2"].map(backend));
+    (to.name, to.vips) = ("other".to_owned(), addresses(&["203.0.113.12"]));
+    let mut world = World::new(&config([from.clone(), to.clone()]));
+    world.installed = world.desired();
+    let moved = from.vips.pop();
+    to.vips.extend(moved);
+    for is_restarted in [false, true] {
+        world.reload(&config([from.clone(), to.clone()]));
+        if is_restarted {
+            world.planner = Planner::default();
+        }
+        world.planner.keep(&world.ids);
+        world.health = vec![Healthy; world.ids.backends.len()];
+        world.installed = world.desired();
+        let backends = &world.installed.backends;
+        for (at, origin) in &world.installed.endpoints {
+            assert!(origin.flags.intersects(RevNatFlags::SHARED), "{is_restarted}: {at:?}");
+            assert!(backends[&origin.backend].flags.intersects(BackendFlags::SHARED), "{at:?}");
+        }
+    }
+    world.wait(world.ids.listeners[0].idle_timeout);
+    let over = world.desired();
+    for (at, origin) in &over.endpoints {
+        let is_of_two = origin.vip != addr("203.0.113.10").into();
+        assert_eq!(origin.flags.intersects(RevNatFlags::SHARED), is_of_two, "{at:?}");
+    }
 }
