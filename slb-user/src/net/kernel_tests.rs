@@ -47,6 +47,13 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Arc<Peer>) -> F + Send
         peer.ip("link set lan1 address 02:00:00:00:00:32 up");
         peer.ip("addr add 203.0.113.2/24 dev wan1");
         peer.ip("addr add 2001:db8:113::2/64 dev wan1 nodad");
+        // The kernel takes its time, and drops what is sent before.
+        let is_up =
+            |name| run(Command::new("ip").args(["link", "show", name])).contains("state UP");
+        let patience = std::time::Instant::now() + Duration::from_secs(10);
+        while !(is_up("wan0") && is_up("lan0")) && std::time::Instant::now() < patience {
+            thread::sleep(Duration::from_millis(5));
+        }
         runtime.block_on(test(Arc::clone(&peer)));
     })
     .join()
