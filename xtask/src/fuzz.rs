@@ -15,8 +15,11 @@ pub(crate) struct Options {
     time: u32,
     /// Instead, makes each mistake of tests/mutants.toml in a copy of the sources, which the packet fuzz test has to
     /// find (as root)
-    #[arg(long, conflicts_with = "time")]
+    #[arg(long, conflicts_with_all = ["time", "keep"])]
     mutants: bool,
+    /// Instead, adds what earlier runs have found to the corpora, as far as it reaches more of the code
+    #[arg(long, conflicts_with = "time")]
+    keep: bool,
     /// Only targets, or mistakes, whose names contain one of these
     #[arg(value_name = "NAME")]
     names: Vec<String>,
@@ -34,5 +37,18 @@ impl Options {
 ///
 /// A target fails, or a mistake is not found.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if options.mutants { mutants::run(options) } else { targets::run(options) }
+    match options {
+        Options { mutants: true, .. } => mutants::run(options),
+        Options { keep: true, .. } => targets::keep(options),
+        _ => targets::run(options),
+    }
+}
+
+/// Runs every target for a moment.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn briefly(time: u32) -> Result<()> {
+    targets::run(&Options { time, mutants: false, keep: false, names: Vec::new() })
 }

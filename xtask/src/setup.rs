@@ -55,9 +55,10 @@ struct Tool {
     needed_by: Option<&'static str>,
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 7] = [
     Tool { program: "ip", package: "iproute2", needed_by: Some("the lab") },
     Tool { program: "ethtool", package: "ethtool", needed_by: Some("the lab") },
+    Tool { program: "c++", package: "g++", needed_by: Some("the fuzz targets") },
     Tool { program: "bpftool", package: "bpftool", needed_by: None },
     Tool { program: "curl", package: "curl", needed_by: None },
     Tool { program: "ping", package: "iputils-ping", needed_by: Some("the tests") },

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use slb_lab::{gateway::BINARY_VARIABLE, workers};
 
-use crate::{deb, process, setup, times::Times, verify};
+use crate::{deb, fuzz, process, setup, times::Times, verify};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, Args)]
@@ -32,7 +32,11 @@ const QUICK: Suite =
 const AGENT: Suite =
     Suite { name: "topology and systemd tests", filter: "binary(topology) or binary(systemd)" };
 
-/// Tests of the host's code, those that need a kernel, then [`verify`]; a table says how long each took.
+/// For how long each fuzz target runs, in seconds.
+const FUZZ: u32 = 10;
+
+/// Tests of the host's code, those that need a kernel, the fuzz targets for a moment, then [`verify`]; a table says how
+/// long each took.
 ///
 /// # Errors
 ///
@@ -62,6 +66,10 @@ fn parts(options: &Options, times: &mut Times) -> Result<()> {
         let agent = times.part(AGENT.name, || AGENT.run(options, root, Some(slb)));
         result = result.and(agent);
     }
+    let is_all = !options.quick && options.names.is_empty();
+    if is_all {
+        result = result.and(times.part("fuzz targets", || fuzz::briefly(FUZZ)));
+    }
     if !root {
         println!(
             "Left out: the tests marked `ignored`, which load programs and make network \
@@ -69,10 +77,10 @@ fn parts(options: &Options, times: &mut Times) -> Result<()> {
         );
         return result;
     }
-    if options.quick || !options.names.is_empty() {
-        return result;
+    if is_all {
+        result = result.and(times.part("verify", || verify::run(&verify::Options::default())));
     }
-    result.and(times.part("verify", || verify::run(&verify::Options::default())))
+    result
 }
 
 impl Suite {
@@ -98,8 +106,9 @@ impl Suite {
     }
 }
 
+/// Of the workspace's default members.
 fn nextest() -> Command {
-    process::cargo(["nextest", "run", "--workspace", "--exclude", "slb-ebpf"])
+    process::cargo(["nextest", "run"])
 }
 
 /// Removes the datapaths that the verdict tests share, when they have run.

@@ -222,15 +222,7 @@ fn in_machine(kernel: &Kernel, object: &Path, tests: Tests) -> Result<Measured> 
 /// The verdict tests, built.
 fn verdicts() -> Result<PathBuf> {
     // The same packages as for `cargo xtask test`, so that cargo picks the same features.
-    let messages = process::build([
-        "test",
-        "--no-run",
-        "--workspace",
-        "--exclude",
-        "slb-ebpf",
-        "--test",
-        "verdicts",
-    ])?;
+    let messages = process::build(["test", "--no-run", "--test", "verdicts"])?;
     let executable = messages
         .iter()
         .filter(|message| message["target"]["name"] == "verdicts")
