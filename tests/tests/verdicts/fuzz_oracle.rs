@@ -42,6 +42,7 @@ fn given_any_traffic_when_it_gets_through_then_it_is_legitimate() {
         let mut traffic = Traffic::new(site.clone(), Random(seed));
         let mut oracle = Oracle::new(site);
         let mut seen = BTreeMap::<Reason, u64>::new();
+        let mut large = 0;
         let mut trace: Vec<String> = Vec::new();
         for number in 0..frames {
             let Sent { ingress, bytes } = traffic.next();
@@ -61,6 +62,8 @@ fn given_any_traffic_when_it_gets_through_then_it_is_legitimate() {
             match oracle.judge(ingress, &bytes, fate, &run.bytes) {
                 Ok(reason) => {
                     *seen.entry(reason).or_default() += 1;
+                    let is_sent = matches!(reason, Reason::ToServer | Reason::ToClient);
+                    large += u64::from(is_sent && bytes.len() >= traffic::LARGE);
                     traffic.learn(reason, &run.bytes);
                 }
                 Err(wrong) => {
@@ -74,6 +77,8 @@ fn given_any_traffic_when_it_gets_through_then_it_is_legitimate() {
             }
         }
         eprintln!("{seen:?}, tolerated: {:?}", oracle.tolerated.borrow());
+        assert_eq!(oracle.unserved(), [], "listeners that got nothing");
+        assert!(large > frames / 1_000, "only {large} frames of several buffers were sent");
         // It is of no use if little gets through.
         for (reason, part) in [
             (Reason::ToServer, 5),

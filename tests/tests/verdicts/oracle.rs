@@ -129,6 +129,13 @@ impl Oracle {
         }
     }
 
+    /// Listeners to whose servers nothing has been sent.
+    pub(crate) fn unserved(&self) -> Vec<SocketAddr> {
+        let is_served = |number| self.flows.keys().any(|&(listener, _)| listener == number);
+        let listeners = self.site.listeners.iter().enumerate();
+        listeners.filter(|(number, _)| !is_served(*number)).map(|(_, it)| it.at).collect()
+    }
+
     fn check(&self, holds: bool, what: &'static str) -> Result<(), String> {
         if holds {
             return Ok(());

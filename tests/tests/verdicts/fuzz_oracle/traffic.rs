@@ -18,7 +18,7 @@ const KNOWN: usize = 400;
 /// Networks of clients.
 const NETWORKS: [u32; 4] = [100, 104, 105, site::DENIED];
 /// More than one buffer of the kernel's holds.
-const LARGE: usize = 5_000;
+pub(super) const LARGE: usize = 5_000;
 
 /// A frame, and where it comes in.
 pub(super) struct Sent {
@@ -117,11 +117,21 @@ impl Traffic {
         if self.random.one_in(60) {
             frame.payload = vec![7; LARGE];
         }
+        if matches!(frame.transport, Transport::Tcp { flags: SYN, .. }) && self.random.one_in(3) {
+            self.queue.push(Self::impatient(&frame));
+        }
         let mut sent = Self::outside(frame);
         if self.random.one_in(20) {
             sent.bytes = tagged(&sent.bytes, &[(0x8100, 7)]);
         }
         sent
+    }
+
+    /// Data of a client that has sent a SYN, and does not wait for the answer.
+    fn impatient(syn: &Frame) -> Sent {
+        let payload = b"GET / HTTP/1.1".to_vec();
+        let frame = Frame { seq: syn.seq.wrapping_add(1), payload, ..syn.clone() };
+        Self::outside(frame.flags(ACK))
     }
 
     fn packet(&mut self, listener: &Listener, from: SocketAddr) -> Frame {
