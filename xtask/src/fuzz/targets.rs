@@ -31,6 +31,10 @@ const TARGETS: [(&str, &[&str]); 7] = [
 /// Longest input, in bytes, and bound on the time for one, in seconds.
 const LONGEST: &str = "-max_len=8192";
 const PATIENCE: &str = "-timeout=10";
+/// The longest input that is kept, and how many edges it has to be the first to reach: the repository has few and small
+/// ones.
+const SHORT: &str = "-max_len=1024";
+const WORTH: usize = 4;
 
 /// A target that is built.
 struct Target {
@@ -136,14 +140,48 @@ impl Target {
         Ok(())
     }
 
+    /// Has libFuzzer look at the corpus and then, the smallest first, at what was found. It writes into a file which
+    /// edges each input is the first to reach.
     fn keep(&self) -> Result<()> {
+        let scratch = tempfile::tempdir()?;
+        let (known, notes) = (scratch.path().join("known"), scratch.path().join("notes"));
+        fs::create_dir(&known)?;
+        for folder in self.seeds.iter().map(Path::new).chain([&*self.corpus]) {
+            for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+                let entry = entry?;
+                fs::copy(entry.path(), known.join(entry.file_name()))?;
+            }
+        }
         let mut command = self.command();
-        command.arg("-merge=1").arg(&self.corpus).args(self.seeds).arg(&self.found);
-        let said = Self::output(&mut command)?;
-        let added = said.lines().rfind(|line| line.starts_with("MERGE-OUTER:"));
-        println!("{:8} {}", self.name, added.unwrap_or_default());
+        command.args(["-merge=1", SHORT]).arg(&known).arg(&self.found);
+        command.arg(format!("-merge_control_file={}", notes.display()));
+        Self::output(&mut command)?;
+        let notes = fs::read_to_string(&notes).context("libFuzzer's notes")?;
+        let kept = worth_keeping(&notes).into_iter().filter(|file| file.starts_with(&self.found));
+        let mut count = 0;
+        for file in kept {
+            let name = file.file_name().context("a file has a name")?;
+            fs::copy(file, self.corpus.join(name)).with_context(|| file.display().to_string())?;
+            count += 1;
+        }
+        println!("{:8} {count} inputs added", self.name);
         Ok(())
     }
+}
+
+/// Inputs that are the first to reach some more edges, by libFuzzer's notes on a merge: how many inputs there are, how
+/// many of them are known, their names, and for each a line `COV number edge…`.
+fn worth_keeping(notes: &str) -> Vec<&Path> {
+    let mut lines = notes.lines();
+    let count = lines.next().and_then(|line| line.parse().ok()).unwrap_or_default();
+    let names: Vec<&str> = lines.by_ref().skip(1).take(count).collect();
+    let kept = lines.filter_map(move |line| {
+        let mut edges = line.strip_prefix("COV ")?.split(' ');
+        let number: usize = edges.next()?.parse().ok()?;
+        (edges.count() >= WORTH).then_some(())?;
+        names.get(number).copied().map(Path::new)
+    });
+    kept.collect()
 }
 
 /// A number that libFuzzer prints, at the start and at the end: `#12 INITED cov: 34 ft: 56 corp: 7/89b …`.
@@ -155,4 +193,27 @@ fn growth(said: &str, name: &str) -> String {
     let end = said.lines().rev().find_map(number);
     let text = |number: Option<u32>| number.map_or("?".to_owned(), |number| number.to_string());
     format!("{} → {}", text(start), text(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_notes_on_a_merge_when_read_then_inputs_with_enough_new_edges_are_kept() {
+        let notes = "3\n1\nknown/a\nfound/b\nfound/c\nSTARTED 0 1\nFT 0 1 2\nCOV 0 1 2 3 4\n\
+                     COV 1 5 6 7\nCOV 2 8 9 10 11 12\n";
+        assert_eq!(worth_keeping(notes), [Path::new("known/a"), Path::new("found/c")]);
+    }
+
+    #[test]
+    fn given_what_libfuzzer_says_when_read_then_growth_is_from_start_to_end() {
+        let said = "#2 READ units: 1\n#3\tINITED cov: 34 ft: 56 corp: 7/89b\n#9\tNEW    cov: 35 ft: 60 corp: 8\n\
+                    Done 9 runs in 1 second(s)\n";
+        assert_eq!(
+            (growth(said, "cov: "), growth(said, "ft: ")),
+            ("34 → 35".into(), "56 → 60".into())
+        );
+        assert_eq!(growth("", "cov: "), "? → ?");
+    }
 }

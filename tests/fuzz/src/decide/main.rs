@@ -75,7 +75,8 @@ impl Event {
             flags: if key.proto == TCP { self.flags } else { TcpFlags::empty() },
             v4: (self.family == 0).into(),
             fragment: if self.how & IS_FIRST == 0 { FRAGMENT_NONE } else { FRAGMENT_FIRST },
-            fragment_id: (self.argument & 3).into(),
+            // All of them have their records in the same place.
+            fragment_id: u32::from(self.argument & 3) * 257,
             ..Packet::default()
         }
     }
@@ -143,7 +144,7 @@ impl Run {
     fn client(&mut self, event: &Event) {
         let packet = event.packet();
         let named = event.argument >> 8;
-        let id = |it: u16| ConnectionId { choice: event.argument.into(), server: Some(it.into()) };
+        let id = |it: u16| ConnectionId { id: event.argument.into(), server: Some(it.into()) };
         self.maps.connection_id = (named != 0).then(|| id(named & 3));
         let before = self.maps.flows.get(&packet.key).copied();
         let kept = self.maps.sticky.get(&(site::id(event.row, event.family), packet.key.src));

@@ -201,7 +201,7 @@ impl Lookups for Maps {
         Ok(is_there.then(|| key.listener * BACKENDS + key.server - 1))
     }
 
-    fn entry(&mut self, packet: &Packet, listener: &Listener, _: u64) -> Result<Entry, Verdict> {
+    fn entry(&mut self, packet: &Packet, listener: &Listener) -> Result<Entry, Verdict> {
         let Some(flow) = self.flows.get_mut(&packet.key) else { return Ok(Entry::None) };
         let remembered = Remembered::from(&*flow);
         let backend = &self.backends[flow.backend as usize];

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use slb_common::abi::{
     Address, Backend, BackendFlags, Listener, ListenerFlags, Mode, NextHop, Roles, SLOT_KEEP,
-    SLOT_LOOK, Scheduler, TCP, UDP,
+    SLOT_LOOK, Scheduler, Seed, TCP, UDP,
 };
 
 pub(crate) const WAN: u32 = 1;
@@ -164,6 +164,8 @@ pub(crate) fn listener(row: usize, family: usize) -> Listener {
         flags,
         acl: LIST,
         sticky_jiffies: if row == row::PERSISTENT { IDLE } else { 0 },
+        seed: Seed::PUBLIC,
+        previous_seed: Seed::default(),
         spare: 0,
     }
 }
