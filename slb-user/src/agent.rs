@@ -154,13 +154,15 @@ fn channels() -> (Outbox, Inbox) {
     (outbox, inbox)
 }
 
-/// Runs the agent until it is told to stop. `config` was read from `source`; `ready` is called when packets are balanced.
+/// Runs the agent until it is told to stop. `config` was read from `source`, and `pins` is what it says; `ready` is called
+/// when packets are balanced.
 ///
 /// # Errors
 ///
 /// [`AgentError`]; what an earlier agent has set up goes on as it is.
 pub async fn run(
     config: Config,
+    pins: Pins,
     source: Arc<dyn ConfigSource>,
     ready: impl FnOnce(),
 ) -> Result<(), AgentError> {
@@ -171,7 +173,7 @@ pub async fn run(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut changes = source.changes()?;
 
-    let start = Agent::start(config, source, &outbox, orders);
+    let start = Agent::start(config, pins, source, &outbox, orders);
     let (mut agent, watcher) = tokio::select! {
         started = start => started?,
         _ = terminate.recv() => return Ok(()),
@@ -232,11 +234,11 @@ pub async fn run(
 impl Agent {
     async fn start(
         config: Config,
+        pins: Pins,
         source: Arc<dyn ConfigSource>,
         outbox: &Outbox,
         orders: mpsc::UnboundedSender<WatchOrder>,
     ) -> Result<(Self, NetworkWatcher), AgentError> {
-        let pins = Pins::new(&config.gateway.pins);
         // Beside the loading of the datapath, which takes about as long.
         let network = tokio::spawn(watcher::open_network(backend_addresses(&config)));
         let datapath = Loaded::open(pins.clone(), capacities(&config))?;

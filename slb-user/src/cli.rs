@@ -144,7 +144,7 @@ impl Cli {
 }
 
 /// Reads a configuration; `report` gets its mistakes and warnings.
-fn load(source: &dyn ConfigSource, report: impl Fn(&str)) -> Result<Config, Exit> {
+fn load(source: &dyn ConfigSource, mut report: impl FnMut(&str)) -> Result<Config, Exit> {
     match config::load(source) {
         Ok((config, warnings)) => {
             for warning in warnings {

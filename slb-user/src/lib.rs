@@ -33,6 +33,7 @@ pub mod planner;
 pub mod printable;
 #[cfg(test)]
 mod reference;
+mod rights;
 pub mod schedule;
 pub mod seed;
 pub mod state;

@@ -114,10 +114,11 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Network {
     rtnl: rtnl::Rtnl,
+    orders: rtnl::Orders,
     batch: Arc<batch::Batch>,
     shared: Arc<monitor::Shared>,
     routes: Mutex<resolve::RouteCache>,
-    tasks: [AbortHandle; 2],
+    tasks: [AbortHandle; 3],
 }
 
 impl Network {
@@ -128,14 +129,16 @@ impl Network {
     /// [`Error::Open`] or [`Error::Dump`].
     pub async fn open() -> Result<Self, Error> {
         let batch = Arc::new(batch::Batch::open().map_err(Error::Open)?);
-        let (rtnl, requests) = rtnl::Rtnl::open().map_err(Error::Open)?;
+        let (rtnl, questions) = rtnl::Rtnl::open().map_err(Error::Open)?;
+        let (orders, given) = rtnl::Orders::open().map_err(Error::Open)?;
         match monitor::start(&rtnl).await {
             Ok((shared, events)) => {
-                let tasks = [requests, events.abort_handle()];
-                Ok(Self { rtnl, batch, shared, routes: Mutex::default(), tasks })
+                let tasks = [questions, given, events.abort_handle()];
+                Ok(Self { rtnl, orders, batch, shared, routes: Mutex::default(), tasks })
             }
             Err(error) => {
-                requests.abort();
+                questions.abort();
+                given.abort();
                 Err(error)
             }
         }

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     descriptors::MostConnections,
     observe::{Observer, metrics},
+    rights::LOW_PORT,
 };
 
 /// The address cannot be had.
@@ -44,7 +45,8 @@ pub fn serve_metrics(
     observer: Arc<dyn Observer>,
     most: MostConnections,
 ) -> Result<AbortHandle, HttpError> {
-    let listener = TcpListener::bind(addr)
+    let listener = LOW_PORT
+        .during(|| TcpListener::bind(addr))
         .and_then(|listener| {
             listener.set_nonblocking(true)?;
             tokio::net::TcpListener::from_std(listener)

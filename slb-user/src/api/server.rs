@@ -42,6 +42,7 @@ use crate::{
     descriptors::MostConnections,
     error_chain::error_chain,
     observe::{ExplainError, Observer},
+    rights::FILES,
 };
 
 /// Connections that may wait to be accepted.
@@ -107,11 +108,13 @@ pub fn serve(
     most: MostConnections,
 ) -> Result<(), ApiError> {
     let failed = |source| ApiError { path: path.to_owned(), source };
+    let raised = FILES.raise();
     // Anything else than a socket is not ours to remove: binding says that it is in the way.
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         fs::remove_file(path).map_err(failed)?;
     }
     let listener = listen(path, access).map_err(failed)?;
+    drop(raised);
     let (router, _) = match access {
         Access::Everything => routes().split_for_parts(),
         Access::Read => reading_routes().fallback(read_only).split_for_parts(),

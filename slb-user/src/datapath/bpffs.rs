@@ -37,15 +37,35 @@ pub enum BpffsError {
     },
 }
 
-/// Makes the directory `path` on bpffs, which is mounted if it is not yet.
-///
-/// Gives a warning, in words, if the mount will not outlive this process.
+/// A bpffs that this process has mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mounted {
+    /// Where.
+    pub at: PathBuf,
+    is_private: bool,
+}
+
+impl Mounted {
+    /// That the mount will not outlive this process, in words.
+    pub(super) fn warning(&self) -> Option<String> {
+        self.is_private.then(|| {
+            format!(
+                "bpffs was mounted in a mount namespace of this process's own (`ip netns exec` makes \
+                 one): when the agent ends, the pins and XDP go with it. Run `mount -t bpf bpf {}` \
+                 outside first, or enter the network namespace with `nsenter --net`",
+                self.at.display()
+            )
+        })
+    }
+}
+
+/// Makes the directory `path` on bpffs, which is mounted if it is not yet: that takes `CAP_SYS_ADMIN`.
 ///
 /// # Errors
 ///
 /// [`BpffsError`].
-pub(super) fn ensure(path: &Path) -> Result<Option<String>, BpffsError> {
-    let mut warning = None;
+pub(super) fn ensure(path: &Path) -> Result<Option<Mounted>, BpffsError> {
+    let mut mounted = None;
     if !is_bpffs(path) {
         let at = if path.starts_with(USUAL) { Path::new(USUAL) } else { path };
         if at == path {
@@ -53,18 +73,10 @@ pub(super) fn ensure(path: &Path) -> Result<Option<String>, BpffsError> {
         }
         mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
             .map_err(|source| BpffsError::Mount { path: at.to_owned(), source })?;
-        tracing::info!(path = %at.display(), "mounted bpffs");
-        warning = has_private_mounts().then(|| {
-            format!(
-                "bpffs was mounted in a mount namespace of this process's own (`ip netns exec` makes \
-                 one): when the agent ends, the pins and XDP go with it. Run `mount -t bpf bpf {}` \
-                 outside first, or enter the network namespace with `nsenter --net`",
-                at.display()
-            )
-        });
+        mounted = Some(Mounted { at: at.to_owned(), is_private: has_private_mounts() });
     }
     make(path)?;
-    Ok(warning)
+    Ok(mounted)
 }
 
 /// Whether only this process and its children see the mounts that are made here.

@@ -107,7 +107,7 @@ impl Summed for Counter {
 impl<T: Summed> PerCpu<T> {
     fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         let refused = |source| TableError::Map { map: name, source };
-        let map = MapData::from_pin(pins.map(name)).map_err(refused)?;
+        let map = pins.open_map(name).map_err(refused)?;
         let len = map.info().map_err(refused)?.max_entries();
         let cpus = nr_cpus().map_err(|(_, source)| TableError::Batch { map: name, source })?;
         Ok(Self { name, map, len, cpus, element: PhantomData })

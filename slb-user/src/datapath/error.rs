@@ -90,15 +90,15 @@ pub enum LoadError {
     NoInterface(String),
     /// Another program is there.
     #[error(
-        "{interface}: {program} is attached already; it was left alone. Take it \
-         off with `ip link set {interface} xdp off`, or `bpftool link detach` if a link holds it, or \
-         take {interface} out of gateway.interfaces"
+        "{interface}: an XDP program (id {program}) is attached already; it was left alone. See what it is with \
+         `bpftool prog show id {program}`. Take it off with `ip link set {interface} xdp off`, or `bpftool link detach` if a \
+         link holds it, or take {interface} out of gateway.interfaces"
     )]
     Occupied {
         /// Where.
         interface: String,
-        /// The program, in words.
-        program: String,
+        /// The program's id. Its name is told to those who have `CAP_SYS_ADMIN`.
+        program: u32,
     },
     /// An `slb` with another layout of the maps is there.
     #[error(

@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     programs::{
-        ProgramError, ProgramInfo, Xdp, XdpMode as AyaMode,
+        ProgramError, Xdp, XdpMode as AyaMode,
         links::{FdLink, PinnedLink},
         xdp::XdpLink,
     },
@@ -28,6 +28,7 @@ use crate::{
     config::XdpMode,
     error_chain::error_chain,
     net::{AttachedXdp, GENERIC, Interface, NATIVE},
+    rights::{ATTACH, FILES},
 };
 
 /// How XDP is attached to an interface.
@@ -52,6 +53,7 @@ impl Loaded {
         interface: &Interface,
         present: Option<AttachedXdp>,
     ) -> Result<(), LoadError> {
+        let _raised = FILES.raise();
         if self.is_attached(interface)? {
             return Ok(());
         }
@@ -63,7 +65,7 @@ impl Loaded {
                 return Err(LoadError::OtherLayout { interface, pins });
             }
         }
-        Err(LoadError::Occupied { interface, program: describe(program) })
+        Err(LoadError::Occupied { interface, program })
     }
 
     /// Whether an agent has attached the program to this interface, and it still is.
@@ -72,6 +74,7 @@ impl Loaded {
     ///
     /// A pinned link cannot be looked at.
     pub fn is_attached(&self, interface: &Interface) -> Result<bool, LoadError> {
+        let _raised = FILES.raise();
         let link = self.link(&interface.name)?;
         Ok(link.is_some_and(|link| link.ifindex == interface.index))
     }
@@ -89,6 +92,7 @@ impl Loaded {
         mode: XdpMode,
         present: Option<AttachedXdp>,
     ) -> Result<Attachment, LoadError> {
+        let _raised = FILES.raise();
         self.check(interface, present)?;
         let path = self.pins.link(&interface.name);
         if let Some(link) = self.link(&interface.name)? {
@@ -178,7 +182,9 @@ impl Loaded {
             },
         };
         let program = self.program()?;
+        let raised = ATTACH.raise();
         let id = program.attach(interface, mode).map_err(refused)?;
+        drop(raised);
         let link = program.take_link(id).map_err(refused)?;
         // A netlink attachment, aya's fall-back, would end with this process; kernels that this
         // program loads on have links.
@@ -203,6 +209,7 @@ impl Loaded {
     ///
     /// [`LoadError`].
     pub fn detach_others(&self, wanted: &[String]) -> Result<(), LoadError> {
+        let _raised = FILES.raise();
         for (name, path) in self.pins.links()? {
             if !wanted.contains(&name) {
                 remove(&path)?;
@@ -291,13 +298,4 @@ fn program_info(program: BorrowedFd<'_>, map_ids: &mut [u32]) -> io::Result<bpf_
         libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of_val(&attr))
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info) }
-}
-
-/// An XDP program, in words. Its name is known to those who have `CAP_SYS_ADMIN`.
-fn describe(id: u32) -> String {
-    let info = aya::programs::loaded_programs().filter_map(Result::ok).find(|info| info.id() == id);
-    match info.as_ref().and_then(ProgramInfo::name_as_str) {
-        Some(name) => format!("XDP program '{name}' (id {id})"),
-        None => format!("an XDP program (id {id})"),
-    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, MapError, ProgramArray},
+    maps::{MapError, ProgramArray},
     programs::Xdp,
 };
 use aya_obj::programs::XdpAttachType;
@@ -17,8 +17,17 @@ use slb_common::{
     programs::Program,
 };
 
-use super::{FlowTable, LoadError, Maps, Pins, bpffs, map_check, pins::remove};
-use crate::{clock::Jiffies, seed};
+use super::{
+    FlowTable, LoadError, Maps, Pins,
+    bpffs::{self, Mounted},
+    map_check,
+    pins::remove,
+};
+use crate::{
+    clock::Jiffies,
+    rights::{FILES, LOAD},
+    seed,
+};
 
 /// The program, as compiled by the build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/slb"));
@@ -90,7 +99,12 @@ impl Loaded {
         pins: Pins,
         capacities: Capacities,
     ) -> Result<Self, LoadError> {
-        let warning = bpffs::ensure(pins.root())?;
+        let _raised = FILES.raise();
+        let mounted = bpffs::ensure(pins.root())?.or_else(|| pins.mounted().cloned());
+        if let Some(Mounted { at, .. }) = &mounted {
+            tracing::info!(path = %at.display(), "mounted bpffs");
+        }
+        let warning = mounted.and_then(|mounted| mounted.warning());
         pins.make()?;
         map_check::check(&pins)?;
         let programs = match Programs::reuse(object, &pins)? {
@@ -166,6 +180,7 @@ impl Programs {
 
     /// Loads them onto the pinned maps, making those that are missing.
     fn load(object: &[u8], pins: &Pins, capacities: Capacities) -> Result<Self, LoadError> {
+        let _raised = LOAD.raise();
         let mut loader = EbpfLoader::new();
         for map in map_check::MAPS {
             loader.map_pin_path(map.name, pins.map(map.name));
@@ -232,7 +247,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, LoadError>
 fn flow_table(pins: &Pins) -> Result<(u32, u64), LoadError> {
     let name = "SLB_FLOWS";
     let refused = |error| LoadError::Map { name, source: Box::new(error) };
-    let map = MapData::from_pin(pins.map(name)).map_err(refused)?;
+    let map = pins.open_map(name).map_err(refused)?;
     let buckets = map.info().map_err(refused)?.max_entries();
     let fdinfo = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
     let text = fs::read_to_string(&fdinfo)

@@ -96,10 +96,7 @@ pub(super) fn open<T: TryFrom<Map, Error = MapError>>(
     pins: &Pins,
     name: &'static str,
 ) -> Result<T, TableError> {
-    MapData::from_pin(pins.map(name))
-        .and_then(Map::from_map_data)
-        .and_then(T::try_from)
-        .map_err(at(name))
+    pins.open_map(name).and_then(Map::from_map_data).and_then(T::try_from).map_err(at(name))
 }
 
 pub(super) fn at(map: &'static str) -> impl Fn(MapError) -> TableError {

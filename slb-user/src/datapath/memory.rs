@@ -7,7 +7,6 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::maps::MapData;
 use memmap2::{MmapOptions, MmapRaw};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -38,7 +37,7 @@ impl<T: FromBytes> Memory<T> {
     /// [`TableError`]: it is not there, or its memory cannot be mapped.
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         let refused = |source| TableError::Map { map: name, source };
-        let map = MapData::from_pin(pins.map(name)).map_err(refused)?;
+        let map = pins.open_map(name).map_err(refused)?;
         let len = map.info().map_err(refused)?.max_entries() as usize;
         // Elements begin at multiples of 8 bytes.
         let bytes = len * size_of::<T>().next_multiple_of(8);

@@ -14,21 +14,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::maps::{MapData, MapError};
 use slb_common::abi::ABI_VERSION;
 
-use super::{LoadError, loader::PROGRAM};
+use super::{
+    BpffsError, LoadError,
+    bpffs::{self, Mounted},
+    loader::PROGRAM,
+};
+use crate::rights::FILES;
 
 /// Where everything is pinned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
+    mounted: Option<Mounted>,
 }
 
 impl Pins {
     /// Below `root`, the configuration's `gateway.pins`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), mounted: None }
+    }
+
+    /// The same; mounts bpffs there if it is not mounted yet. That takes `CAP_SYS_ADMIN`, which the agent gives up before
+    /// it does anything else.
+    ///
+    /// # Errors
+    ///
+    /// [`BpffsError`].
+    pub fn mount(root: &Path) -> Result<Self, BpffsError> {
+        Ok(Self { root: root.to_owned(), mounted: bpffs::ensure(root)? })
+    }
+
+    /// The mount that [`Pins::mount`] has made.
+    pub(super) const fn mounted(&self) -> Option<&Mounted> {
+        self.mounted.as_ref()
+    }
+
+    /// Opens a pinned map.
+    pub(super) fn open_map(&self, name: &str) -> Result<MapData, MapError> {
+        let _raised = FILES.raise();
+        MapData::from_pin(self.map(name))
     }
 
     pub(super) fn version(&self) -> PathBuf {

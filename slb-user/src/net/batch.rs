@@ -21,7 +21,7 @@ use rtnetlink::{
 
 use tracing::debug;
 
-use super::rtnl::ANSWER_TIMEOUT;
+use super::rtnl::{ANSWER_TIMEOUT, force_receive_buffer};
 
 /// Questions in one datagram. The kernel holds up to a page for each answer.
 const AT_ONCE: usize = 64;
@@ -50,7 +50,7 @@ impl Batch {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        if let Err(error) = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER) {
+        if let Err(error) = force_receive_buffer(&socket, RECEIVE_BUFFER) {
             debug!(%error, "the netlink socket keeps its default receive buffer");
         }
         let patience = TimeVal::new(ANSWER_TIMEOUT.as_secs() as i64, 0);

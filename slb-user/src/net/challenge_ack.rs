@@ -14,6 +14,8 @@ use slb_common::abi::Flow;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
+use crate::rights::RAW_SOCKET;
+
 /// The ends of a connection that is to be reset.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionEnds {
@@ -42,8 +44,8 @@ impl ConnectionEnds {
 /// No raw sockets.
 pub fn send_challenge_acks(connections: &[ConnectionEnds]) -> io::Result<()> {
     let raw = Some(Protocol::from(libc::IPPROTO_RAW));
-    let v4 = Socket::new(Domain::IPV4, Type::RAW, raw)?;
-    let v6 = Socket::new(Domain::IPV6, Type::RAW, raw)?;
+    let open = |domain| RAW_SOCKET.during(|| Socket::new(domain, Type::RAW, raw));
+    let (v4, v6) = (open(Domain::IPV4)?, open(Domain::IPV6)?);
     for connection in connections {
         for (from, to) in [Some(connection.to_client), connection.to_backend].into_iter().flatten()
         {

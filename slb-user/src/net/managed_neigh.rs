@@ -26,7 +26,7 @@ use rtnetlink::{
 use super::{
     Error, Network, OWNER,
     monitor::Shared,
-    rtnl::Rtnl,
+    rtnl::Orders,
     tables::{Neighbour, NeighbourKey},
 };
 
@@ -41,7 +41,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Keeps neighbours resolved, and releases those that are no longer wanted.
 #[derive(Debug)]
 pub struct ManagedNeighbours {
-    rtnl: Rtnl,
+    orders: Orders,
     shared: Arc<Shared>,
     asked: HashMap<NeighbourKey, Instant>,
 }
@@ -51,7 +51,7 @@ impl ManagedNeighbours {
     #[must_use]
     pub fn new(network: &Network) -> Self {
         Self {
-            rtnl: network.rtnl.clone(),
+            orders: network.orders.clone(),
             shared: Arc::clone(&network.shared),
             asked: HashMap::new(),
         }
@@ -72,13 +72,13 @@ impl ManagedNeighbours {
         let (ask, release) = self.plan(wanted, now);
         let mut failures = Vec::new();
         for key in ask {
-            match self.rtnl.order(request(key, true), NLM_F_CREATE).await {
+            match self.orders.give(request(key, true), NLM_F_CREATE).await {
                 Ok(()) => drop(self.asked.insert(key, now)),
                 Err(error) => failures.push((key.1, error)),
             }
         }
         for key in release {
-            match self.rtnl.order(request(key, false), 0).await {
+            match self.orders.give(request(key, false), 0).await {
                 Err(error) if !is_gone(&error) => failures.push((key.1, error)),
                 _ => drop(self.asked.remove(&key)),
             }

@@ -6,13 +6,11 @@
 
 use std::{
     io,
-    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::FutureExt;
-use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload},
@@ -28,7 +26,7 @@ use tracing::{debug, warn};
 
 use super::{
     Error,
-    rtnl::Rtnl,
+    rtnl::{Rtnl, force_receive_buffer},
     tables::{NetworkChange, Tables},
 };
 
@@ -133,7 +131,7 @@ fn listen() -> io::Result<TokioSocket> {
     for group in GROUPS {
         socket.add_membership(group as u32)?;
     }
-    if let Err(error) = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER) {
+    if let Err(error) = force_receive_buffer(socket, RECEIVE_BUFFER) {
         debug!(%error, "the netlink socket keeps its default receive buffer");
     }
     Ok(listener)

@@ -1,8 +1,9 @@
 //! Questions and orders to the kernel over rtnetlink, with errors as the kernel gave them.
 
-use std::{io, time::Duration};
+use std::{future::poll_fn, io, os::fd::AsFd, time::Duration};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt as _, StreamExt as _};
+use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::{
     Handle,
     packet_core::{
@@ -12,13 +13,15 @@ use rtnetlink::{
 };
 use tokio::task::AbortHandle;
 
+use crate::rights::{ORDER, RECEIVE_BUFFER};
+
 /// The kernel answers at once; an answer this late was lost, and waiting on would hang the agent.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a dump is repeated that the table's own changes have interrupted.
 const DUMP_ATTEMPTS: usize = 8;
 
-/// A socket for requests; multicast events come through another one, so that a flood of them
+/// A socket for questions; multicast events come through another one, so that a flood of them
 /// cannot push out answers.
 #[derive(Clone, Debug)]
 pub(super) struct Rtnl(Handle);
@@ -32,18 +35,13 @@ impl Rtnl {
         Ok((Self(handle), tokio::spawn(connection).abort_handle()))
     }
 
-    /// Sends a question, or with `NLM_F_ACK` an order, and returns the answers.
+    /// Sends a question, and returns the answers.
     pub(super) async fn ask(
         &self,
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.exchange(message, flags).await.map(|(answers, _)| answers)
-    }
-
-    /// Sends an order with these flags and waits until the kernel has carried it out.
-    pub(super) async fn order(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.exchange(message, flags | NLM_F_ACK).await.map(drop)
     }
 
     /// Reads a table, whole and consistent.
@@ -88,4 +86,34 @@ impl Rtnl {
             io::Error::new(io::ErrorKind::TimedOut, "the kernel's answer did not arrive")
         })?
     }
+}
+
+/// A socket for orders.
+///
+/// The kernel asks for `CAP_NET_ADMIN` when the socket is opened and when an order is sent, so both are done with it in
+/// effect; questions have a socket of their own, which never has it.
+#[derive(Clone, Debug)]
+pub(super) struct Orders(Rtnl);
+
+impl Orders {
+    /// Opens the socket; the handle ends the task that serves it.
+    pub(super) fn open() -> io::Result<(Self, AbortHandle)> {
+        let (mut connection, handle, _) = ORDER.during(rtnetlink::new_connection)?;
+        let serve = poll_fn(move |context| {
+            let _raised = ORDER.raise();
+            connection.poll_unpin(context)
+        });
+        Ok((Self(Rtnl(handle)), tokio::spawn(serve).abort_handle()))
+    }
+
+    /// Sends an order with these flags and waits until the kernel has carried it out.
+    pub(super) async fn give(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let done = self.0.exchange(message, flags | NLM_F_ACK).await;
+        done.map(drop).map_err(|error| ORDER.explain(error))
+    }
+}
+
+/// Makes room for `bytes` bytes of messages, whatever `net.core.rmem_max` says.
+pub(super) fn force_receive_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    RECEIVE_BUFFER.during(|| Ok(setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &bytes)?))
 }

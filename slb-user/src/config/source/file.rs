@@ -15,9 +15,12 @@ use tempfile::NamedTempFile;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Changes, ConfigSource, Document, ReplaceError, Revision, unreadable};
-use crate::config::{
-    LoadError,
-    report::{Places, Report},
+use crate::{
+    config::{
+        LoadError,
+        report::{Places, Report},
+    },
+    rights::FILES,
 };
 
 /// In bytes. No configuration is as large; a device is endless.
@@ -58,6 +61,7 @@ impl ConfigSource for FileSource {
     }
 
     fn read(&self) -> Result<Document, LoadError> {
+        let _raised = FILES.raise();
         let bytes = File::open(&self.path)
             .and_then(|mut file| content(&mut file))
             .map_err(|why| unreadable(&self.path, why))?;
@@ -77,6 +81,7 @@ impl ConfigSource for FileSource {
         text: &str,
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<(), ReplaceError> {
+        let _raised = FILES.raise();
         // A link stays; the file that it leads to is replaced.
         let path = fs::canonicalize(&self.path)?;
         if !fs::metadata(&path)?.is_file() {

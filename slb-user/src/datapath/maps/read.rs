@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use aya::maps::MapData;
 use slb_common::abi::{Address, Backend, Endpoint, Limits, Listener};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -112,7 +111,7 @@ where
     K: FromBytes + IntoBytes + Copy + Ord,
     V: FromBytes + Copy,
 {
-    let data = MapData::from_pin(pins.map(map)).map_err(at(map))?;
+    let data = pins.open_map(map).map_err(at(map))?;
     let contents = batch::contents(&data).map_err(|source| TableError::Batch { map, source })?;
     Ok(contents.into_iter().collect())
 }

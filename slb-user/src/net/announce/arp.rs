@@ -37,12 +37,16 @@ use super::{
     plan::{self, Held, host_prefix},
     wire::Wire,
 };
-use crate::net::{Error, Interface, Mac, Network, OWNER, forwarding, rtnl::Rtnl};
+use crate::net::{
+    Error, Interface, Mac, Network, OWNER, forwarding,
+    rtnl::{Orders, Rtnl},
+};
 
 /// Announces by ARP and neighbour discovery.
 #[derive(Debug)]
 pub(super) struct ArpAnnouncer {
     rtnl: Rtnl,
+    orders: Orders,
     /// For kernels that do not store the mark.
     added: HashSet<(IpAddr, u32)>,
     /// Where, and with which MAC, each VIP was announced last.
@@ -80,6 +84,7 @@ impl ArpAnnouncer {
     pub(super) fn new(network: &Network) -> Self {
         Self {
             rtnl: network.rtnl.clone(),
+            orders: network.orders.clone(),
             added: HashSet::new(),
             told: HashMap::new(),
             silent: HashMap::new(),
@@ -181,14 +186,14 @@ impl ArpAnnouncer {
             message.attributes.push(AddressAttribute::Flags(flags));
         }
         let order = RouteNetlinkMessage::NewAddress(message);
-        self.rtnl.order(order, NLM_F_CREATE | NLM_F_EXCL).await?;
+        self.orders.give(order, NLM_F_CREATE | NLM_F_EXCL).await?;
         self.added.insert((vip, index));
         Ok(())
     }
 
     async fn remove(&mut self, held: &Held) -> io::Result<()> {
         let message = address_message(held.address, held.index, held.prefix_len);
-        match self.rtnl.order(RouteNetlinkMessage::DelAddress(message), 0).await {
+        match self.orders.give(RouteNetlinkMessage::DelAddress(message), 0).await {
             Err(error)
                 if !matches!(
                     error.raw_os_error(),

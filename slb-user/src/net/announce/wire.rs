@@ -4,6 +4,8 @@ use std::io;
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
+use crate::rights::RAW_SOCKET;
+
 /// A packet socket that only sends.
 #[derive(Debug)]
 pub(super) struct Wire(Socket);
@@ -12,7 +14,8 @@ impl Wire {
     /// Needs `CAP_NET_RAW`.
     pub(super) fn open() -> io::Result<Self> {
         // Protocol 0 receives nothing.
-        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
+        let protocol = Some(Protocol::from(0));
+        let socket = RAW_SOCKET.during(|| Socket::new(Domain::PACKET, Type::RAW, protocol))?;
         // A link that does not drain its queue must not hold up the agent.
         socket.set_nonblocking(true)?;
         Ok(Self(socket))
