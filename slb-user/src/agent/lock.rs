@@ -1,12 +1,16 @@
 //! One agent at a time.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::{self, File, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
+use nix::sys::stat::{major, minor};
+
 use super::private;
+use crate::{printable::Printable, rights::FILES};
 
 /// The lock cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -17,11 +21,14 @@ pub enum LockError {
         /// Who.
         pid: String,
     },
-    /// Another agent has it, with another socket.
-    #[error("another agent is running with the pins in {}; stop it first", path.display())]
+    /// Another process has locked the directory of the pins: an agent with another socket, or any process that could open
+    /// the directory before the agent has closed it to other users.
+    #[error("{} is locked by {holder}; stop it first", path.display())]
     PinsHeld {
         /// `gateway.pins`.
         path: PathBuf,
+        /// Pid and command, as far as they are known.
+        holder: String,
     },
     /// The file cannot be made or opened.
     #[error("lock file {}", path.display())]
@@ -49,6 +56,7 @@ impl Lock {
     ///
     /// [`LockError`].
     pub fn take(api: &Path) -> Result<Self, LockError> {
+        let _raised = FILES.raise();
         let mut path = api.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
@@ -78,6 +86,7 @@ impl Lock {
     ///
     /// [`LockError::File`].
     pub fn directory_of(socket: &Path) -> Result<(), LockError> {
+        let _raised = FILES.raise();
         let failed = |source| LockError::File { path: socket.to_owned(), source };
         socket.parent().map_or(Ok(()), private::make_directory).map_err(failed)
     }
@@ -88,23 +97,51 @@ impl Lock {
     ///
     /// [`LockError`].
     pub fn of_directory(path: &Path) -> Result<Self, LockError> {
+        let _raised = FILES.raise();
         let failed = |source| LockError::File { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         private::close_directory(path, &file).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(LockError::PinsHeld { path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                let holder = holder(&file).map_err(failed)?;
+                Err(LockError::PinsHeld { path: path.to_owned(), holder })
+            }
             Err(TryLockError::Error(source)) => Err(failed(source)),
         }
     }
 }
 
+/// The process that has locked `file`, in words: "process 7 (slb)".
+fn holder(file: &File) -> io::Result<String> {
+    let found = file.metadata()?;
+    let (dev, inode) = (found.dev(), found.ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let Some(pid) = holder_of(&locks, (major(dev), minor(dev)), inode) else {
+        return Ok("another process".to_owned());
+    };
+    // A unit with ProtectProc=invisible does not see the processes of other users.
+    let command = fs::read_to_string(format!("/proc/{pid}/comm"));
+    Ok(command.map_or_else(
+        |_| format!("process {pid}"),
+        |command| format!("process {pid} ({})", Printable(command.trim_end())),
+    ))
+}
+
+/// The process that holds a lock by flock(2) on this file, by the text of `/proc/locks` (proc_locks(5)).
+fn holder_of(locks: &str, (major, minor): (u64, u64), inode: u64) -> Option<u32> {
+    let file = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // A lock that is waited for has "->" ahead of its kind.
+        let [_, "FLOCK", _, _, pid, at, ..] = fields[..] else { return None };
+        (at == file).then(|| pid.parse().ok()).flatten()
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs,
-        os::unix::fs::{PermissionsExt as _, symlink},
-    };
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
 
@@ -229,6 +266,32 @@ mod tests {
 
         let content = fs::read_to_string(directory.path().join("api.sock.lock")).unwrap();
         assert_eq!(content, format!("{}\n", own_pid()));
+    }
+
+    #[test]
+    fn directory_of_pins_that_is_locked_names_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = Lock::of_directory(directory.path()).unwrap();
+        let error = Lock::of_directory(directory.path()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&format!("is locked by process {} (", own_pid())), "{text}");
+    }
+
+    #[test]
+    fn holder_of_a_lock_is_read_from_the_list_of_locks() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 00:1b:700 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 12 00:1b:700 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 13 00:1b:700 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ  14 103:02:5 0 EOF\n";
+        let cases = [
+            ((0, 0x1b), 700, Some(12)),
+            ((0x103, 2), 5, Some(14)),
+            ((0, 0x1b), 70, None),
+            ((0, 0x1c), 700, None),
+        ];
+        for (device, inode, expected) in cases {
+            assert_eq!(holder_of(locks, device, inode), expected, "{device:?} {inode}");
+        }
     }
 
     #[test]
