@@ -15,7 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
+use nix::ifaddrs::getifaddrs;
 
 use crate::{Host, Netns};
 use frame::{ACK, FIN, Macs, RST, SYN};
@@ -271,33 +272,14 @@ impl Drop for Flood {
 ///
 /// There is none of this name.
 pub fn device(netns: &Netns, name: &str) -> Result<(i32, [u8; 6])> {
-    netns.run(|| {
-        // SAFETY: a plain system call; the descriptor is owned from here on.
-        let socket = unsafe {
-            let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-            if fd < 0 {
-                return Err(io::Error::last_os_error().into());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
-        // SAFETY: all bytes 0 is a valid request.
-        let mut request: libc::ifreq = unsafe { mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
-        }
-        // SAFETY: the request outlives the calls, which fill in the field that is then read.
-        unsafe {
-            if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request) != 0 {
-                bail!("{name}: {}", io::Error::last_os_error());
-            }
-            let index = request.ifr_ifru.ifru_ifindex;
-            if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) != 0 {
-                bail!("{name}: {}", io::Error::last_os_error());
-            }
-            let mac = request.ifr_ifru.ifru_hwaddr.sa_data;
-            Ok((index, std::array::from_fn(|at| mac[at].cast_unsigned())))
-        }
-    })?
+    let found = netns.run(|| {
+        let addresses = getifaddrs().context("listing the devices")?;
+        let mut links = addresses.filter(|address| address.interface_name == name);
+        anyhow::Ok(links.find_map(|link| link.address?.as_link_addr().copied()))
+    })??;
+    let link = found.with_context(|| format!("no device {name}"))?;
+    let mac = link.addr().with_context(|| format!("{name} has no MAC address"))?;
+    Ok((i32::try_from(link.ifindex())?, mac))
 }
 
 /// Frames that go out by one system call.
