@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::site::{BINARY, Site, UNIT, expect_no_failure, goes_on};
+use crate::site::{BINARY, Site, UNIT, expect_no_failure, goes_on, wait_until};
 
 const PINS: &str = "/sys/fs/bpf/slb";
 /// Of ten: what `systemd-analyze security` may find at most.
@@ -25,9 +25,20 @@ fn agent_is_not_root_and_owns_its_pins_and_socket() {
     assert_eq!(field("Uid:"), [uid; 4].map(|uid| uid.to_string()).join("\t"));
     // CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON, CAP_BPF.
     let capabilities = [12, 13, 38, 39].into_iter().map(|bit| 1_u64 << bit).sum::<u64>();
-    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
-        assert_eq!(u64::from_str_radix(field(set), 16).unwrap(), capabilities, "{set}");
+    let sets = ["CapPrm:", "CapBnd:"].map(|set| (set, capabilities));
+    for (set, expected) in sets.into_iter().chain([("CapInh:", 0), ("CapAmb:", 0)]) {
+        assert_eq!(u64::from_str_radix(field(set), 16).unwrap(), expected, "{set}");
     }
+    assert_eq!(field("NoNewPrivs:"), "1");
+    // Each thread has them in effect only during the calls that need them.
+    let tasks = site.machine.path(&format!("/proc/{pid}/task"));
+    wait_until("no thread has a capability in effect", || {
+        fs::read_dir(&tasks).unwrap().all(|task| {
+            let status = fs::read_to_string(task.unwrap().path().join("status"));
+            // A thread that has ended has none.
+            status.map_or(true, |status| status.contains("CapEff:\t0000000000000000"))
+        })
+    });
 
     let pins = files(&site.machine.path(PINS));
     assert!(pins.len() > 20, "{pins:?}");

@@ -273,7 +273,7 @@ fn given_another_xdp_program_on_an_interface_when_run_then_it_is_named_and_left_
     let (code, said) = run(&lab);
 
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains(&format!("'firewall' (id {})", foreign.id())), "{said}");
+    assert!(said.contains(&format!("an XDP program (id {})", foreign.id())), "{said}");
     assert!(said.contains("lan0"), "{said}");
     assert!(attached(&lab.topology).contains(&expected), "it was not left alone");
     let (code, said) = slb(&lab, &["unload"]);

@@ -44,6 +44,8 @@ mod reload;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod rights;
+#[cfg(test)]
 mod soak;
 #[cfg(test)]
 mod support;
