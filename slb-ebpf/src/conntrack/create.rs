@@ -370,16 +370,19 @@ fn take(key: &FlowKey, tag: u32) -> u32 {
 #[inline(always)]
 fn rank(key: &FlowKey, place: u32) -> u64 {
     let Some(flow) = get(place) else { return 0 };
+    let now = kernel::jiffies();
     let is_own =
         flow.is(FlowKind::Original) && decide::is_same_prefix(key.src.copied(), flow.src().load());
+    let proto = flow.proto().load().into();
     let standing = Standing {
+        is_own,
+        is_other: proto != key.proto,
+        proto,
         tag: flow.tag().load(),
         expires: flow.expires().load(),
         state: flow.state().load(),
-        proto: flow.proto().load().into(),
-        is_own,
     };
-    let Rank(rank) = decide::rank(kernel::jiffies(), &standing);
+    let Rank(rank) = decide::rank(now, &standing);
     u64::from(rank) << 32 | u64::from(place)
 }
 

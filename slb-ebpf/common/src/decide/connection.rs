@@ -147,12 +147,13 @@ impl Rank {
 }
 
 const CLASS_SHIFT: u32 = 29;
-const EXPIRED: u32 = 6;
-const ENDED: u32 = 5;
-const NEW: u32 = 4;
-const CLAIMED: u32 = 3;
-const AGED: u32 = 2;
-const ANSWERED: u32 = 1;
+const EXPIRED: u32 = 7;
+const ENDED: u32 = 6;
+const NEW: u32 = 5;
+const CLAIMED: u32 = 4;
+const AGED: u32 = 3;
+const ANSWERED: u32 = 2;
+const OTHER: u32 = 1;
 
 /// What an entry is ranked by.
 #[derive(Clone, Copy, Debug)]
@@ -167,17 +168,28 @@ pub struct Standing {
     pub proto: u32,
     /// Whether it is a flow of the same source prefix ([`is_same_prefix`]) as the one that needs room.
     pub is_own: bool,
+    /// Whether it is a flow of another protocol than the one that needs room.
+    pub is_other: bool,
 }
 
 impl From<&Flow> for Standing {
     fn from(flow: &Flow) -> Self {
         let Flow { tag, expires, .. } = *flow;
-        Self { tag, expires, state: flow.state(), proto: flow.proto.into(), is_own: false }
+        Self {
+            tag,
+            expires,
+            state: flow.state(),
+            proto: flow.proto.into(),
+            is_own: false,
+            is_other: false,
+        }
     }
 }
 
-/// The rank of an entry. Of those that are not proven, flows of the same source prefix give way first, and among them
-/// the one that was idle for longest. `now` is in jiffies.
+/// The rank of an entry. Of those that are not proven, flows of the same protocol give way first: a forged datagram is
+/// answered more easily than a forged segment, and connections by direct return, which nothing can prove, are not to
+/// make room for it. Then flows of the same source prefix, and among them the one that was idle for longest. `now` is in
+/// jiffies.
 #[must_use]
 #[inline(always)]
 pub const fn rank(now: u32, it: &Standing) -> Rank {
@@ -193,16 +205,21 @@ pub const fn rank(now: u32, it: &Standing) -> Rank {
         EXPIRED
     } else if state.has_ended() {
         ENDED
+    } else if it.proto != UDP
+        && state.intersects(ConnState::ESTABLISHED)
+        && !state.intersects(ConnState::END_CLAIMED)
+    {
+        return Rank::STAYS;
+    } else if it.is_other {
+        OTHER
     } else if !state.intersects(ConnState::ESTABLISHED.union(ConnState::AGED)) {
         NEW
     } else if state.intersects(ConnState::END_CLAIMED) {
         CLAIMED
     } else if !state.intersects(ConnState::ESTABLISHED) {
         AGED
-    } else if it.proto == UDP {
-        ANSWERED
     } else {
-        return Rank::STAYS;
+        ANSWERED
     };
     let left = it.expires.wrapping_sub(now);
     let idle = LONGEST - if left < LONGEST { left } else { LONGEST };
@@ -369,7 +386,7 @@ mod tests {
             let rank_of = |row: usize, age: u32| {
                 let expires = if row == 0 { NOW - 1 - age } else { NOW + 1_000 - age };
                 let (state, proto) = if row == 0 { rows[5] } else { rows[row - 1] };
-                rank(NOW, &Standing { tag: 9, expires, state, proto, is_own: false })
+                rank(NOW, &Standing { tag: 9, expires, state, proto, is_own: false, is_other: false })
             };
             let [a, b] = [0, 1].map(|turn| rank_of(states[turn], ages[turn]));
             if states[0] < states[1] {
@@ -385,12 +402,33 @@ mod tests {
     #[test]
     fn given_a_newcomers_own_prefix_when_ranked_then_its_flows_give_way_before_others() {
         let of = |state, is_own, expires| {
-            rank(NOW, &Standing { tag: 9, expires, state, proto: UDP, is_own })
+            rank(NOW, &Standing { tag: 9, expires, state, proto: UDP, is_own, is_other: false })
         };
         let (own, other) =
             (of(ConnState::AGED, true, NOW + 9), of(ConnState::AGED, false, NOW + 1));
         assert!(own > other);
         assert!(own < of(ConnState::empty(), false, NOW + 9), "but none that others do not need");
+    }
+
+    #[test]
+    fn given_flows_of_both_protocols_when_ranked_then_those_of_the_newcomers_give_way_first() {
+        let of = |proto, state, is_other, expires| {
+            rank(NOW, &Standing { tag: 9, expires, state, proto, is_own: false, is_other })
+        };
+        let (new, aged) = (ConnState::empty(), ConnState::AGED);
+        let answered = ConnState::ESTABLISHED | ConnState::AGED;
+        for state in [new, aged] {
+            for other in [new, aged] {
+                let (udp, tcp) = (of(UDP, answered, false, NOW + 9), of(TCP, other, true, NOW + 1));
+                assert!(udp > tcp, "a datagram's, {other:?}");
+                let (tcp, udp) = (of(TCP, state, false, NOW + 9), of(UDP, other, true, NOW + 1));
+                assert!(tcp > udp, "a segment's, {state:?} {other:?}");
+            }
+        }
+        let idle = [of(UDP, answered, true, NOW + 1), of(UDP, new, true, NOW + 9)];
+        assert!(idle[0] > idle[1] && idle[1] > Rank::STAYS, "the one that was idle for longest");
+        assert_eq!(of(TCP, ConnState::ESTABLISHED, true, NOW + 9), Rank::STAYS);
+        assert!(of(TCP, ConnState::ENDED, true, NOW + 9) >= Rank::OVER);
     }
 
     #[test]
