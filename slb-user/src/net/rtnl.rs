@@ -113,7 +113,7 @@ impl Orders {
     }
 }
 
-/// Makes room for `bytes` bytes of messages, whatever `net.core.rmem_max` says.
+/// Makes room for `bytes` bytes of messages, also beyond `net.core.rmem_max`.
 pub(super) fn force_receive_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
     RECEIVE_BUFFER.during(|| Ok(setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &bytes)?))
 }

@@ -1,4 +1,4 @@
-//! What hashes are made with, so that no one outside can choose a slot or a bucket.
+//! What hashes are made with, so that no sender can choose a slot or a bucket.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -13,7 +13,7 @@ pub const SEED_WORDS: usize = 5;
 pub struct Seed([u64; SEED_WORDS]);
 
 impl Seed {
-    /// A seed that everyone knows, for tests and measurements: the first outputs of SplitMix64.
+    /// A seed that is known, for tests and measurements: the first outputs of SplitMix64.
     pub const PUBLIC: Self = Self::new([
         0xe220_a839_7b1d_cdaf,
         0x6e78_9e6a_a1b9_65f4,

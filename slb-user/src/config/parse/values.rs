@@ -40,7 +40,7 @@ pub(super) fn name(value: &DeValue<'_>) -> Read<String> {
 
 /// A secret that gateways share.
 pub(super) fn seed(value: &DeValue<'_>) -> Read<SharedSeed> {
-    // Not to be guessed, whoever types it.
+    // Not to be guessed.
     const LENGTHS: RangeInclusive<usize> = 16..=128;
     let write = "16 to 128 bytes of visible text, such as what `openssl rand -hex 16` prints";
     let text =

@@ -227,7 +227,7 @@ impl Run {
                     assert_eq!(sent.id, named, "the connection ID names another");
                 }
             }
-            // Whatever else has happened, its addresses and ports say where it goes.
+            // Its addresses and ports alone say where it goes.
             row::PLAIN | row::GUARDED if !sent.has_own_source => {
                 let mut others = Maps::new();
                 others.ingress = self.maps.ingress;

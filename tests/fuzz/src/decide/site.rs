@@ -76,7 +76,7 @@ pub(crate) const ROWS: [Row; 10] = [
 pub(crate) struct Source {
     pub(crate) addr: &'static str,
     pub(crate) roles: Roles,
-    /// It is nobody's, or the gateway's own.
+    /// It belongs to no listener, or is the gateway's own.
     pub(crate) is_martian: bool,
     /// It is on the LAN's subnet.
     pub(crate) is_lan: bool,
@@ -139,7 +139,7 @@ pub(crate) fn own(family: usize) -> Address {
     address(["10.0.0.1", "2001:db8:10::1"][family])
 }
 
-/// The port of a listener; that of the number behind the last is nobody's.
+/// The port of a listener; that of the number behind the last belongs to none.
 pub(crate) const fn port(row: usize) -> u16 {
     80 + row as u16
 }
