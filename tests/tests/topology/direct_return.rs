@@ -11,7 +11,7 @@ use serde_json::Value;
 use slb_lab::{Client, Gateway, Host, Server, Service, Topology, topology};
 use tempfile::TempDir;
 
-use crate::support::{NOTICED, make_generic};
+use crate::support::{make_generic, wait_healthy};
 
 const HTTP: Service = Service::Http(80);
 const UDP: Service = Service::Udp(53);
@@ -138,20 +138,7 @@ fn serves(mode: &str, is_generic: bool) {
     }
     // Last: datagrams stay with whom they were given to first.
     gateway.start().unwrap();
-    gateway
-        .wait("all backends healthy", NOTICED, |status| {
-            let listeners = ["tcp", "udp"].map(|protocol| {
-                slb_lab::gateway::backends(
-                    status,
-                    protocol,
-                    if protocol == "tcp" { 80 } else { 53 },
-                )
-            });
-            listeners.iter().all(|backends| {
-                backends.len() == 8 && backends.iter().all(|backend| backend["health"] == "healthy")
-            })
-        })
-        .unwrap();
+    wait_healthy(&gateway, &[("tcp", 80), ("udp", 53)], 8);
     let client = Client::new(&topology.clients[0]);
     for vip in vips() {
         let tcp = client.http((vip, 80).into(), 400, 8).unwrap();

@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use slb_lab::{Client, Gateway, Server, Service, Topology, gateway::backends, topology};
+use slb_lab::{Client, Gateway, Server, Service, Topology, topology};
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{NOTICED, make_generic};
+use crate::support::{NOTICED, make_generic, wait_healthy};
 
 const HTTP: Service = Service::Http(8080);
 const UDP: Service = Service::Udp(5353);
@@ -54,19 +54,12 @@ fn serving(topology: &Topology, instances: &str) -> (Gateway, Vec<Server>) {
     }
     let mut gateway = Gateway::new(topology, instances).unwrap();
     gateway.start().unwrap();
-    wait_healthy(&gateway);
+    wait_all_healthy(&gateway);
     (gateway, servers)
 }
 
-fn wait_healthy(gateway: &Gateway) {
-    gateway
-        .wait("all backends healthy", NOTICED, |status| {
-            [("tcp", 80), ("udp", 53)].into_iter().all(|(protocol, port)| {
-                let found = backends(status, protocol, port);
-                found.len() == 8 && found.iter().all(|backend| backend["health"] == "healthy")
-            })
-        })
-        .unwrap();
+fn wait_all_healthy(gateway: &Gateway) {
+    wait_healthy(gateway, &[("tcp", 80), ("udp", 53)], 8);
 }
 
 /// Everybody gets a part of what a client asks of both VIPs.
@@ -179,7 +172,7 @@ fn given_the_proxy_protocol_when_a_client_has_the_numbers_of_a_syn_cookie_then_i
     let group = "forwarding = \"full-nat\"\nclient_address = \"proxy-v2\"";
     let mut gateway = Gateway::new(&topology, &instance(&topology, group, true, false)).unwrap();
     gateway.start().unwrap();
-    wait_healthy(&gateway);
+    wait_all_healthy(&gateway);
     let client = &topology.clients[0];
     let to = vips(80)[0];
     let host = client.addresses().into_iter().find(IpAddr::is_ipv4).expect("an address");
@@ -234,7 +227,7 @@ fn all_introduced(v4: bool, v6: bool, is_generic: bool) {
         make_generic(&gateway);
     }
     gateway.start().unwrap();
-    wait_healthy(&gateway);
+    wait_all_healthy(&gateway);
     let client = &topology.clients[0];
     for to in vips(80) {
         let payload: Vec<u8> = (0..1_000_000_u32).map(|at| at as u8).collect();

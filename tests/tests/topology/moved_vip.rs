@@ -3,14 +3,14 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Duration,
 };
 
-use slb_lab::{Gateway, Server, Service, Topology, gateway::backends};
+use slb_lab::{Gateway, Server, Service, Topology};
 
-use crate::support::{NOTICED, wait_until};
+use crate::support::{wait_healthy, wait_until};
 
 const HTTP: Service = Service::Http(8080);
 const STAYS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 101);
@@ -52,12 +52,12 @@ enum End {
 }
 
 /// Reads until it ends, or `stop` says so.
-fn download(bytes: &AtomicU64, stop: &AtomicUsize) -> End {
+fn download(bytes: &AtomicU64, stop: &AtomicBool) -> End {
     let mut stream = TcpStream::connect(SocketAddr::from((MOVES, 80))).expect("a connection");
     stream.set_read_timeout(Some(SILENCE)).expect("a time limit");
     write!(stream, "GET /big?bytes={ENDLESS} HTTP/1.1\r\nHost: lab\r\n\r\n").expect("a request");
     let mut buffer = vec![0; PIECE];
-    while stop.load(Ordering::Relaxed) == 0 {
+    while !stop.load(Ordering::Relaxed) {
         match stream.read(&mut buffer) {
             Ok(0) => return End::Reset,
             Ok(read) => {
@@ -81,14 +81,9 @@ fn given_downloads_when_their_vip_moves_to_another_instance_then_they_go_on_or_a
     let before = instances(&topology, [&[STAYS, MOVES], &[OTHER]]);
     let mut gateway = Gateway::new(&topology, &before).unwrap();
     gateway.start().unwrap();
-    gateway
-        .wait("all backends healthy", NOTICED, |status| {
-            let found = backends(status, "tcp", 80);
-            found.len() == 4 && found.iter().all(|backend| backend["health"] == "healthy")
-        })
-        .unwrap();
+    wait_healthy(&gateway, &[("tcp", 80)], 4);
 
-    let stop = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
     let progress: Vec<AtomicU64> = (0..DOWNLOADS).map(|_| AtomicU64::new(0)).collect();
     let client = &topology.clients[0].netns;
     let ends = thread::scope(|scope| {
@@ -110,7 +105,7 @@ fn given_downloads_when_their_vip_moves_to_another_instance_then_they_go_on_or_a
                 download.is_finished() || now.load(Ordering::Relaxed) > after + 4 * GOES_ON
             })
         });
-        stop.store(1, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         downloads.into_iter().map(|download| download.join().unwrap()).collect::<Vec<End>>()
     });
     assert!(!ends.contains(&End::Silence), "{ends:?}");

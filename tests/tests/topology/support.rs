@@ -26,6 +26,17 @@ pub(crate) const AT_ONCE: Duration = Duration::from_millis(900);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(10);
 
+/// Waits until each of these listeners, by protocol and port, has so many backends, all of them healthy.
+pub(crate) fn wait_healthy(gateway: &Gateway, listeners: &[(&str, u16)], count: usize) {
+    let are_healthy = |status: &Value| {
+        listeners.iter().all(|&(protocol, port)| {
+            let found = gateway::backends(status, protocol, port);
+            found.len() == count && found.iter().all(|backend| backend["health"] == "healthy")
+        })
+    };
+    gateway.wait("all backends healthy", NOTICED, are_healthy).unwrap();
+}
+
 /// A [`slb_lab::Lab`] whose methods panic.
 pub(crate) struct Lab(slb_lab::Lab);
 

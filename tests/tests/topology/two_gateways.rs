@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slb_lab::{Client, Gateway, Netns, Server, Service, Sessions, Topology, gateway::backends};
+use slb_lab::{Client, Gateway, Netns, Server, Service, Sessions, Topology};
 
-use crate::support::NOTICED;
+use crate::support::{NOTICED, wait_healthy};
 
 const HTTP: Service = Service::Http(8080);
 /// Not a neighbour of the clients: a router leads there.
@@ -70,12 +70,7 @@ fn given_two_gateways_when_one_is_lost_then_its_connections_go_on_through_the_ot
         netns.sysctl("ipv4/conf/lan0/accept_local", "1").unwrap();
         share_seed(gateway);
         gateway.start().unwrap();
-        gateway
-            .wait("all backends healthy", NOTICED, |status| {
-                let found = backends(status, "tcp", 80);
-                found.len() == 4 && found.iter().all(|backend| backend["health"] == "healthy")
-            })
-            .unwrap();
+        wait_healthy(gateway, &[("tcp", 80)], 4);
     }
 
     let to = (IpAddr::from(VIP), 80).into();
