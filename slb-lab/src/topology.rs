@@ -164,7 +164,10 @@ impl Topology {
     /// The gateway or the fabric is gone.
     pub fn replace_lan_card(&self) -> Result<()> {
         self.gateway.ip("link del lan0")?;
-        cable_lan(&self.fabric, &self.gateway)
+        cable_lan(&self.fabric, &self.gateway)?;
+        // Over IPv6 nothing tells them of the new hardware address (`ndisc_notify` is 0), and they
+        // would send to the old one until they doubt it, for up to a minute.
+        self.backends.iter().try_for_each(|host| host.netns.ip("neigh flush dev eth0"))
     }
 }
 

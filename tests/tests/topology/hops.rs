@@ -100,7 +100,11 @@ fn given_a_running_agent_when_an_interface_is_made_anew_then_xdp_and_traffic_ret
     };
     lab.gateway.wait("the interface is back", NOTICED, returned).unwrap();
     // Backends may be taken for healthy still, and be found unhealthy for the time without a card.
-    wait_until("every backend serves again", || amiss(&lab.client, None).is_none());
+    wait_until("every backend serves again", || {
+        let amiss = amiss(&lab.client, None);
+        amiss.iter().for_each(|amiss| eprintln!("{amiss}"));
+        amiss.is_none()
+    });
     let ids: BTreeSet<u32> = maps::programs(&lab.gateway).into_iter().collect();
     assert_eq!(ids.len(), 1, "one program everywhere: {ids:?}");
     let links = output(&lab.topology.gateway, "ip", &["-d", "link", "show", "lan0"]);
