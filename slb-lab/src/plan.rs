@@ -59,6 +59,9 @@ pub fn vips(port: u16) -> [SocketAddr; 2] {
     [IpAddr::from(topology::VIP_V4), topology::VIP_V6.into()].map(|vip| SocketAddr::new(vip, port))
 }
 
+/// Of a probe. A server on a busy machine may take a while.
+pub const TIMEOUT: &str = "400ms";
+
 /// The configuration, without `[gateway]`. After `healthy` successes an unhealthy backend is back.
 pub fn instances(topology: &Topology, healthy: u8) -> String {
     let mut text = format!(
@@ -103,7 +106,7 @@ pub fn instances(topology: &Topology, healthy: u8) -> String {
         text += &format!(
             "[[instance.listener]]\nprotocol = \"{protocol}\"\nport = {port}\n{target}\n\
              [instance.listener.health_check]\n{check}\ninterval = \"500ms\"\ntimeout = \
-             \"200ms\"\nhealthy = {healthy}\nunhealthy = 2\n"
+             {TIMEOUT:?}\nhealthy = {healthy}\nunhealthy = 2\n"
         );
     }
     text

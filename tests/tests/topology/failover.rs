@@ -48,7 +48,10 @@ fn given_load_when_a_host_vanishes_then_it_gets_no_flow_after_the_bound_and_othe
 }
 
 fn dies_and_returns(death: Death) {
-    let mut lab = Lab::start();
+    let mut lab = Lab::prepare();
+    lab.edit(plan::TIMEOUT, "200ms");
+    lab.gateway.start().unwrap();
+    lab.wait_all_healthy();
     let sides = vips(plan::WEB_PORT).map(|to| Side::start(&lab, to));
     sides.iter().for_each(|side| answers_more(&side.load, 200));
     for Side { to, load, .. } in &sides {

@@ -141,12 +141,15 @@ fn dropped_log_lines_are_counted_and_reported_when_the_reader_is_back() {
     assert!(metrics.contains(&format!("\nslb_log_lines_dropped_total {lost}\n")), "{metrics}");
 
     let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
-    let said = format!("dropped={lost}");
-    assert!(lines.any(|line| line.contains("log lines were dropped") && line.contains(&said)));
+    // More may be lost until the lines are read.
+    let said = lines.find(|line| line.contains("log lines were dropped")).unwrap();
+    let (_, said) = said.rsplit_once("dropped=").unwrap();
+    let said: u64 = said.parse().unwrap();
+    assert!(said >= lost, "{said} of {lost}");
     // And it goes on as before.
     lab.gateway.signal(Signal::SIGHUP).unwrap();
     assert!(lines.any(|line| line.contains("reloaded")));
-    assert_eq!(dropped(&lab.gateway.status().unwrap()), lost);
+    assert!(dropped(&lab.gateway.status().unwrap()) >= said);
 }
 
 /// Lowers the limit of open files of a process that is about to start.
