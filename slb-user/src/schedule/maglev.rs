@@ -20,18 +20,20 @@ use super::{Member, weighted};
 pub fn table(members: &[Member], size: usize) -> Vec<u32> {
     let size = u32::try_from(size).ok().filter(|&size| is_prime(size)).expect("a prime below 2^31");
     let members = weighted(members);
-    let turns = turns(&members, size);
+    if members.is_empty() {
+        return Vec::new();
+    }
     let mut walks: Vec<_> = members.iter().map(|member| Walk::new(member.identity, size)).collect();
-
     let mut free = FreeSlots::new(size);
-    let mut table = vec![0; turns.len()];
-    for turn in turns {
-        let walk = &mut walks[turn.member];
-        let mut slot = walk.step(size);
-        while !free.claim(slot) {
-            slot = walk.step(size);
-        }
-        table[slot as usize] = members[turn.member].id;
+    let mut table = vec![0; size as usize];
+    let claim = |member: usize| {
+        let slot = walks[member].claim(&mut free, size);
+        table[slot as usize] = members[member].id;
+    };
+    if members.len() <= FEW {
+        take_turns(&members, size, claim);
+    } else {
+        sorted_turns(&members, size).into_iter().for_each(claim);
     }
     table
 }
@@ -50,40 +52,83 @@ pub const fn size_for(backends: usize) -> usize {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Turn {
-    /// Virtual time, in which a member of weight `w` has `w` turns per `UNIT`.
-    due: u64,
-    /// Index.
-    member: usize,
-}
+/// So many members are looked through for the one whose turn is next. Of more, all turns are sorted.
+const FEW: usize = 16;
 
-/// Virtual time is fixed-point; a turn number shifted this far still fits.
+/// Virtual time is fixed-point, and a member of weight `w` has `w` turns per unit; a turn number shifted this far still
+/// fits.
 const UNIT: u64 = 1 << 32;
 
-/// Who claims next: `size` turns in order, or none without members.
-fn turns(members: &[Member], size: u32) -> Vec<Turn> {
-    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
-    if total == 0 {
-        return Vec::new();
+/// When a member's turns come: turn `n` at `(n * UNIT + phase) / weight`, without a division for each.
+struct Turns {
+    due: u64,
+    /// What the division has left.
+    rest: u64,
+    weight: u64,
+    /// From one turn to the next.
+    step: u64,
+    rest_of_step: u64,
+}
+
+impl Turns {
+    fn new(member: &Member) -> Self {
+        let weight = u64::from(member.weight);
+        // Without a phase, members of low weight would all wait for the same moment, and whether
+        // the table ends just before or after it would be the heavier members' gain or loss.
+        let phase = hash(member.identity, PHASE) % UNIT;
+        Self {
+            due: phase / weight,
+            rest: phase % weight,
+            weight,
+            step: UNIT / weight,
+            rest_of_step: UNIT % weight,
+        }
     }
+
+    fn advance(&mut self) {
+        self.due += self.step;
+        self.rest += self.rest_of_step;
+        if self.rest >= self.weight {
+            self.rest -= self.weight;
+            self.due += 1;
+        }
+    }
+}
+
+/// Calls `claim` with the index of the member whose turn it is, `size` times. At the same time the first member comes
+/// first.
+fn take_turns(members: &[Member], size: u32, mut claim: impl FnMut(usize)) {
+    let mut turns: Vec<_> = members.iter().map(Turns::new).collect();
+    for _ in 0..size {
+        let (mut next, mut due) = (0, u64::MAX);
+        for (member, turns) in turns.iter().enumerate() {
+            if turns.due < due {
+                (next, due) = (member, turns.due);
+            }
+        }
+        turns[next].advance();
+        claim(next);
+    }
+}
+
+/// The same members in the same order as in [`take_turns`].
+fn sorted_turns(members: &[Member], size: u32) -> Vec<usize> {
+    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
     // Until this time a member has at least `end / UNIT * weight - 1` turns, so all of them together
     // have at least `size`.
     let wanted = u64::from(size) + members.len() as u64;
     let end = (u128::from(wanted) * u128::from(UNIT)).div_ceil(u128::from(total)) as u64;
 
-    let mut turns = Vec::with_capacity(wanted as usize + members.len());
-    for (member, &Member { identity, weight, .. }) in members.iter().enumerate() {
-        // Without a phase, members of low weight would all wait for the same moment, and whether
-        // the table ends just before or after it would be the heavier members' gain or loss.
-        let phase = hash(identity, PHASE) % UNIT;
-        let due = (0..).map(|turn| (turn * UNIT + phase) / u64::from(weight));
-        turns.extend(due.take_while(|&due| due < end).map(|due| Turn { due, member }));
+    let mut sorted = Vec::with_capacity(wanted as usize + members.len());
+    for (member, mut turns) in members.iter().map(Turns::new).enumerate() {
+        while turns.due < end {
+            sorted.push((turns.due, member));
+            turns.advance();
+        }
     }
     // A run per member, which this sort finds and merges.
-    turns.sort();
-    turns.truncate(size as usize);
-    turns
+    sorted.sort();
+    sorted.into_iter().take(size as usize).map(|(_, member)| member).collect()
 }
 
 /// A member's permutation of the slots, and how far the member has come in it.
@@ -98,14 +143,19 @@ impl Walk {
         Self { next: below(size, OFFSET), skip: 1 + below(size - 1, SKIP) }
     }
 
-    fn step(&mut self, size: u32) -> u32 {
-        let slot = self.next;
-        // Both are below `size`, so one subtraction does for the remainder.
-        self.next += self.skip;
-        if self.next >= size {
-            self.next -= size;
+    /// Claims the next slot that is still free.
+    fn claim(&mut self, free: &mut FreeSlots, size: u32) -> u32 {
+        loop {
+            let slot = self.next;
+            // Both are below `size`, so one subtraction does for the remainder.
+            self.next += self.skip;
+            if self.next >= size {
+                self.next -= size;
+            }
+            if free.claim(slot) {
+                return slot;
+            }
         }
-        slot
     }
 }
 
@@ -145,7 +195,7 @@ const fn hash(identity: u64, salt: u64) -> u64 {
 }
 
 fn is_prime(number: u32) -> bool {
-    // Also keeps the sum in `Walk::step` from wrapping.
+    // Also keeps the sum in `Walk::claim` from wrapping.
     (2..1 << 31).contains(&number)
         && (2..)
             .take_while(|divisor| divisor * divisor <= number)
@@ -312,6 +362,16 @@ mod tests {
                 prop_assert!((share - ideal).abs() <= 2.0, "{}: {} for {}", id, share, ideal);
                 prop_assert!(weight > 0 || share == 0.0, "{} has no weight", id);
             }
+        }
+
+        #[test]
+        fn given_any_weights_when_turns_are_sorted_then_they_are_those_that_are_looked_for(
+            weights in proptest::collection::vec(1_u32..=100, 1..20),
+        ) {
+            let members = members(weights);
+            let mut taken = Vec::new();
+            take_turns(&members, SMALL as u32, |member| taken.push(member));
+            prop_assert_eq!(taken, sorted_turns(&members, SMALL as u32));
         }
 
         #[test]
