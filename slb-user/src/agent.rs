@@ -254,7 +254,9 @@ impl Agent {
         let (jiffies, events) = (Jiffies::from_kernel()?, EventLog::default());
         let counters = Arc::new(Counters::open(&pins)?);
         let (shared, snapshots) = (Arc::clone(&counters), publisher.subscribe());
-        let observer = StatusReader::open(&pins, jiffies, shared, snapshots, events.clone())?;
+        let table = datapath.table.clone();
+        let observer =
+            StatusReader::open(&pins, table, jiffies, shared, snapshots, events.clone())?;
         let checkers = Checkers::new(outbox.transitions.clone());
         let mut agent = Self {
             started,

@@ -77,12 +77,12 @@ pub struct Explainer {
 }
 
 impl Explainer {
-    /// Opens the pinned maps.
+    /// Opens the pinned maps, besides `table`.
     ///
     /// # Errors
     ///
     /// [`TableError`].
-    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+    pub fn open(pins: &Pins, table: FlowTable) -> Result<Self, TableError> {
         Ok(Self {
             listeners: open(pins, "SLB_LISTENERS")?,
             slots: open(pins, "SLB_SLOTS")?,
@@ -104,7 +104,7 @@ impl Explainer {
             source_meters: open(pins, "SLB_SRC_POLICER")?,
             fragments: open(pins, "SLB_FRAGMENTS")?,
             next_hops: open(pins, "SLB_NEXT_HOPS")?,
-            table: FlowTable::open(pins)?,
+            table,
         })
     }
 

@@ -114,13 +114,14 @@ pub struct StatusReader {
 }
 
 impl StatusReader {
-    /// Opens the pinned maps.
+    /// Opens the pinned maps, besides `table`: to map the memory of a large one takes a while.
     ///
     /// # Errors
     ///
     /// [`TableError`].
     pub fn open(
         pins: &Pins,
+        table: FlowTable,
         jiffies: Jiffies,
         counters: Arc<Counters>,
         snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -130,8 +131,8 @@ impl StatusReader {
             snapshots,
             events,
             counters,
-            table: FlowTable::open(pins)?,
-            explainer: Explainer::open(pins)?,
+            explainer: Explainer::open(pins, table.clone())?,
+            table,
             jiffies,
             samples: Mutex::default(),
             problems: Mutex::default(),

@@ -6,7 +6,7 @@ mod packets;
 mod world;
 
 use slb_common::{abi, verdict::Verdict};
-use slb_user::datapath::{Capacities, Explainer, Question};
+use slb_user::datapath::{Capacities, Question};
 
 use crate::{
     fixture::{FAMILIES, backend, id, port, syn, vip, with_capacities, with_slb},
@@ -72,7 +72,7 @@ const LOOKS: &[&str] = &[
 #[ignore = "needs root"]
 fn given_a_backend_as_client_when_its_flows_are_explained_then_its_side_of_the_gateway_counts() {
     with_slb(|slb| {
-        let explainer = Explainer::open(&slb.pins()).expect("the maps");
+        let explainer = slb.explainer();
         let mut tally = Tally::default();
         for family in FAMILIES {
             let number = id::HTTP + family as u32;
@@ -119,7 +119,7 @@ fn given_random_configurations_when_packets_are_explained_then_that_is_what_beco
     let mut dice = Dice::new(seed);
     let mut tally = Tally::default();
     with_capacities(Capacities { flows: 1 << 14, chunks: 1_024 }, |slb| {
-        let explainer = Explainer::open(&slb.pins()).expect("the maps");
+        let explainer = slb.explainer();
         let mut packets = Packets::default();
         for number in 0..WORLDS {
             let mut world = World::draw(&mut dice, slb, number);

@@ -18,7 +18,7 @@ use slb_common::{
 use slb_lab::Netns;
 use slb_user::{
     clock::Jiffies,
-    datapath::{Capacities, FlowTable, Maps, Pins},
+    datapath::{Capacities, Explainer, FlowTable, Maps, Pins},
     plan::plan,
     state::{Schedule, State},
 };
@@ -201,6 +201,12 @@ impl<'a> Slb<'a> {
     /// Where everything is pinned.
     pub(crate) fn pins(&self) -> Pins {
         Pins::new(&self.worker.pins())
+    }
+
+    /// What explains flows by the maps.
+    pub(crate) fn explainer(&self) -> Explainer {
+        let table = FlowTable::open(&self.pins()).expect("the flow table");
+        Explainer::open(&self.pins(), table).expect("the maps")
     }
 
     /// A map, by its name.

@@ -7,7 +7,7 @@ use slb_common::{
     abi::{self, FLOW_BYPASS},
     verdict::Verdict,
 };
-use slb_user::datapath::{Explainer, Question, SweepRequest};
+use slb_user::datapath::{Question, SweepRequest};
 
 use super::{UNTOUCHED, connections, open, pairs, replaced_port};
 use crate::{
@@ -101,7 +101,7 @@ fn given_an_error_about_a_clients_packet_when_the_backend_has_answered_it_direct
 #[ignore = "needs root"]
 fn given_direct_flows_when_packets_are_explained_then_that_is_what_becomes_of_them() {
     with_slb(|slb| {
-        let explainer = Explainer::open(&slb.pins()).expect("the maps");
+        let explainer = slb.explainer();
         for family in FAMILIES {
             for (balanced, direct) in connections(family, 1_000) {
                 let ask = |slb: &Slb<'_>, to: &Frame| {
