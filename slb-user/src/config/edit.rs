@@ -70,10 +70,10 @@ fn existing(known: &[String]) -> String {
 ///
 /// There is nothing to be edited, or the text is no TOML.
 pub fn apply(edit: &Edit, whole: &str) -> Result<String, EditError> {
-    let plain = whole.replace("\r\n", "\n");
-    if plain.len() == whole.len() {
+    if memchr::memchr(b'\r', whole.as_bytes()).is_none() {
         return apply_plain(edit, whole);
     }
+    let plain = whole.replace("\r\n", "\n");
     Ok(line_ends::restore(whole, &apply_plain(edit, &plain)?))
 }
 
