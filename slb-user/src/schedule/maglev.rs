@@ -127,7 +127,7 @@ fn sorted_turns(members: &[Member], size: u32) -> Vec<usize> {
         }
     }
     // A run per member, which this sort finds and merges.
-    sorted.sort();
+    sorted.sort_by_key(|&(due, _)| due);
     sorted.into_iter().take(size as usize).map(|(_, member)| member).collect()
 }
 
