@@ -33,7 +33,7 @@ const AGENT: Suite =
     Suite { name: "topology and systemd tests", filter: "binary(topology) or binary(systemd)" };
 
 /// For how long each fuzz target runs, in seconds.
-const FUZZ: u32 = 4;
+const FUZZ: u32 = 3;
 
 /// Tests of the host's code, those that need a kernel, the fuzz targets for a moment, then [`verify`]; a table says how
 /// long each took.
