@@ -254,7 +254,8 @@ impl Gateway {
         }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// `slb ARGS --config FILE`, which [`Netns::spawn`] starts on the gateway.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(args).arg("--config").arg(self.config()).stdin(Stdio::null());
         command

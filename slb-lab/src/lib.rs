@@ -6,6 +6,7 @@
 //! by the next [`Topology::build`].
 
 pub use client::{Client, Download, Exchange, Failure, Load, Outcome, Session, Sessions};
+pub use dice::Dice;
 pub use gateway::Gateway;
 pub use lab::Lab;
 pub use machine::Machine;
@@ -16,6 +17,7 @@ pub use topology::{BACKENDS, CLIENTS, Host, Topology};
 pub mod attack;
 mod cgroup;
 pub mod client;
+mod dice;
 pub mod ebpf;
 pub mod gateway;
 mod http;

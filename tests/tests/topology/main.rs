@@ -12,6 +12,8 @@ mod command;
 #[cfg(test)]
 mod configs;
 #[cfg(test)]
+mod death;
+#[cfg(test)]
 mod direct_return;
 #[cfg(test)]
 mod distribution;
@@ -34,6 +36,9 @@ mod jumbo;
 mod maps;
 #[cfg(test)]
 mod metrics;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
 mod moved_vip;
 #[cfg(test)]
 mod operator;

@@ -2,6 +2,7 @@
 
 pub(crate) mod attack;
 pub(crate) mod foreign;
+pub(crate) mod killer;
 pub(crate) mod maps;
 pub(crate) mod proxies;
 pub(crate) mod raw;

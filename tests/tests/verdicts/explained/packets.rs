@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use slb_common::abi::{ConnState, TCP};
+use slb_lab::Dice;
 use slb_user::datapath::{Kind, Part, Question};
 
 use super::{
     compare::{Arrived, Sample},
-    dice::Dice,
     world::{CROSSING, FIRST_PORT, HOSTS, LISTENERS, Listener, World, host},
 };
 use crate::{

@@ -10,6 +10,7 @@ use std::{
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{Limits, NextHop, Seed};
+use slb_lab::Dice;
 use slb_user::{
     clock::Jiffies,
     config::{self, Config},
@@ -20,7 +21,6 @@ use slb_user::{
     state::State,
 };
 
-use super::dice::Dice;
 use crate::{
     fixture::{SOURCES, Slb, VIPS, at},
     frame::VIRTUAL_MAC,
