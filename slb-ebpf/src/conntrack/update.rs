@@ -36,7 +36,7 @@ pub fn update_original(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
     {
         let key = &view.packet.key;
         // One after the other, not one inside the other: the deepest chain of calls is shorter.
-        if refresh(view, flow)
+        if refresh(view, flow, backend)
             && flow_keep_reply(view.now, key)
             && let Some(answer) = maps::reply_key()
         {
@@ -46,12 +46,12 @@ pub fn update_original(view: &PacketView<'_>, flow: Entry, backend: &Backend) {
 }
 
 /// Takes down what a client's packet says that is more than the next of its flow, or the first in a second. Says whether
-/// the reply's entry is to be kept.
+/// the reply's entry is to be kept, or made: the flow may have begun when its backend answered for one VIP only.
 #[inline(never)]
-fn refresh(view: &PacketView<'_>, flow: Entry) -> bool {
+fn refresh(view: &PacketView<'_>, flow: Entry, backend: &Backend) -> bool {
     let Some(segment) = segment(view) else { return false };
     flow_note_client(view.now, index_of(&view.packet.key), &segment)
-        && flow.peer().load() != NO_PLACE
+        && (flow.peer().load() != NO_PLACE || backend.flags.intersects(BackendFlags::SHARED))
 }
 
 /// Takes down what a backend's packet says about its flow, whose client's entry is at `place`.

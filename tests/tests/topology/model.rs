@@ -14,7 +14,9 @@ use slb_lab::{Client, Dice, Failure, Gateway, Server, Service, Session, Sessions
 
 use crate::support::{edit, output, wait_until};
 
-const HTTP: Service = Service::Http(8080);
+/// A listener's port, and the service behind it: an address and port of a backend that only one VIP leads to is another
+/// case than one that several share.
+const SERVICES: [(u16, Service); 2] = [(80, Service::Http(8080)), (81, Service::Http(8081))];
 const METRICS: &str = "http://127.0.0.1:9470/metrics";
 /// So many VIPs of each family.
 const VIPS: u8 = 4;
@@ -65,7 +67,8 @@ struct Cohort {
 struct Model {
     dice: Dice,
     topology: Topology,
-    servers: Vec<Server>,
+    /// Of each host, those of [`SERVICES`].
+    servers: Vec<[Server; 2]>,
     gateway: Gateway,
     client: Client,
     instances: Vec<Instance>,
@@ -86,8 +89,10 @@ fn addresses(vip: u8) -> [IpAddr; 2] {
 impl Model {
     fn new(dice: Dice) -> Self {
         let topology = Topology::build().unwrap();
-        let servers = topology.backends.iter().map(|host| Server::start(host, HTTP).unwrap());
-        let servers = servers.collect();
+        let servers = topology.backends.iter();
+        let servers = servers
+            .map(|host| SERVICES.map(|(_, service)| Server::start(host, service).unwrap()))
+            .collect();
         let instance = |name: &str, vips: &[u8], hosts: [usize; 2]| Instance {
             name: name.to_owned(),
             vips: vips.to_vec(),
@@ -143,7 +148,7 @@ impl Model {
                     "[[instance.listener]]\nprotocol = \"tcp\"\nport = {port}\nbackend_port = \
                      {}\nscheduler = {scheduler:?}\nenabled = \
                      {enabled}\n[instance.listener.health_check]\n{check}",
-                    HTTP.port()
+                    SERVICES.iter().find(|(of, _)| of == port).unwrap().1.port()
                 );
             }
         }
@@ -217,11 +222,13 @@ impl Model {
         let vip = self.instances[from].vips.remove(place);
         let to = (from + 1) % self.instances.len();
         self.instances[to].vips.push(vip);
-        let stopped =
-            |port| self.instances[to].listeners.iter().any(|it| it.port == port && !it.enabled);
+        let served = self.served();
         for cohort in self.cohorts.iter_mut().filter(|cohort| cohort.vip == vip) {
             cohort.moved = true;
-            cohort.ended |= stopped(cohort.port);
+            // No backend may answer there.
+            let is_served =
+                |(vip, port, _): &(u8, u16, _)| (*vip, *port) == (cohort.vip, cohort.port);
+            cohort.ended |= !served.iter().any(is_served);
         }
         Some(format!("VIP {vip} moves"))
     }
@@ -265,8 +272,9 @@ impl Model {
         let listener = &mut listeners[listener];
         listener.enabled = !listener.enabled;
         if !listener.enabled {
-            for cohort in &mut self.cohorts {
-                cohort.ended |= cohort.port == listener.port && vips.contains(&cohort.vip);
+            // Connections to a VIP that has moved away end as well: their backends are this listener's.
+            for cohort in self.cohorts.iter_mut().filter(|cohort| cohort.port == listener.port) {
+                cohort.ended |= cohort.moved || vips.contains(&cohort.vip);
             }
         }
         Some(format!("port {} enabled: {}", listener.port, listener.enabled))
@@ -274,11 +282,11 @@ impl Model {
 
     fn start_or_stop_server(&mut self) -> Option<String> {
         if let Some(dead) = self.dead.take() {
-            self.servers[dead].restart().unwrap();
+            self.servers[dead].iter_mut().for_each(|server| server.restart().unwrap());
             return Some(format!("server {dead} is back"));
         }
         let host = self.dice.below(self.servers.len());
-        self.servers[host].stop();
+        self.servers[host].iter_mut().for_each(Server::stop);
         self.dead = Some(host);
         for cohort in &mut self.cohorts {
             cohort.dead.insert(host);
@@ -407,6 +415,13 @@ impl Model {
 
     /// Connections that the changes so far do not concern go on; those to a VIP that moves do, or are reset.
     fn expect_held(&mut self, said: &str) {
+        let before: Vec<_> = self.cohorts.iter().map(|cohort| cohort.sessions.so_far()).collect();
+        wait_until("every connection has an answer more, or has ended", || {
+            let pairs = self.cohorts.iter().zip(&before);
+            let mut pairs =
+                pairs.flat_map(|(cohort, before)| cohort.sessions.so_far().into_iter().zip(before));
+            pairs.all(|(now, before)| now.failure.is_some() || now.answered > before.answered)
+        });
         for Cohort { vip, port, sessions, moved, ended, dead } in &self.cohorts {
             let is_dead = |session: &Session| {
                 dead.iter().any(|&host| self.topology.backends[host].name == session.backend)
