@@ -22,7 +22,7 @@ const METRICS: &str = "http://127.0.0.1:9470/metrics";
 const VIPS: u8 = 4;
 const SCHEDULERS: [&str; 4] = ["tch", "wrr", "rr", "wlc"];
 /// How many changes, unless `SLB_STEPS` says so.
-const STEPS: usize = 100;
+const STEPS: usize = 60;
 /// Connections of one cohort.
 const HELD: usize = 3;
 /// So many cohorts are held at once.
