@@ -17,7 +17,7 @@ impl Dice {
             Err(_) => usual,
             Ok(seed) => seed.parse().unwrap_or_else(|_| now()),
         };
-        println!("SLB_SEED={seed}");
+        eprintln!("SLB_SEED={seed}");
         Self(seed)
     }
 

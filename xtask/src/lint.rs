@@ -1,6 +1,6 @@
 //! `cargo xtask lint`.
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Result, bail};
 
@@ -37,7 +37,7 @@ pub(crate) fn run() -> Result<()> {
         setup::helpers::ensure(setup::helpers::LINT, &mut helpers);
         helpers.finish(true)
     })?;
-    let checks: [Check; 9] = [
+    let checks: [Check; 10] = [
         ("format", || process::run(&mut process::cargo(["fmt", "--all", "--check"]))),
         ("commits", commits),
         ("spelling", || process::run(Command::new("typos").args(["--format", "brief"]))),
@@ -47,6 +47,7 @@ pub(crate) fn run() -> Result<()> {
         ("clippy", clippy),
         ("documentation", documentation),
         ("reference", || docs::run(false)),
+        ("named tests", named_tests),
     ];
     let mut failed = Vec::new();
     for (name, check) in checks {
@@ -106,6 +107,24 @@ fn advisories() -> Result<()> {
         return Ok(());
     }
     process::run(deny().args(["check", "advisories"]))
+}
+
+/// Checks that the tests which the promises name are there.
+fn named_tests() -> Result<()> {
+    let promises = fs::read_to_string("docs/reliability.md")?;
+    let named = promises.split('`').skip(1).step_by(2).filter_map(|code| code.split_once("::"));
+    let missing: Vec<String> = named
+        .filter(|(_, test)| {
+            let function = format!("fn {test}()");
+            let found = ["grep", "--quiet", "--fixed-strings", &function, "--", "tests/tests"];
+            process::output("git", &found).is_none()
+        })
+        .map(|(module, test)| format!("{module}::{test}"))
+        .collect();
+    if !missing.is_empty() {
+        bail!("docs/reliability.md names tests that are not there:\n{}", missing.join("\n"));
+    }
+    Ok(())
 }
 
 /// Checks the subjects of the commits that the remote repository does not have.
