@@ -44,7 +44,7 @@ const STARTED: Duration = Duration::from_secs(30);
 /// Options of `cargo xtask bench --attack`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AttackOptions {
-    /// Only clients under attack, by all attacks or those that are named
+    /// Only clients under attack, by all attacks or those that are named; "mix" is all at once
     #[arg(long, value_name = "NAME", num_args = 0..)]
     pub attack: Option<Vec<String>>,
     /// How long each attack goes on
@@ -85,27 +85,42 @@ pub(super) struct Row {
 pub(super) fn measure(options: &AttackOptions) -> Result<Vec<Row>> {
     interrupt::install()?;
     let names = options.attack.as_deref().unwrap_or_default();
-    let known = |name: &&String| !Attack::ALL.iter().any(|attack| attack.texts().0 == **name);
-    if let Some(wrong) = names.iter().find(known) {
-        let known: Vec<_> = Attack::ALL.iter().map(|attack| attack.texts().0).collect();
+    let mut scenes = vec![Scene { name: "none", says: "none", attacks: Vec::new() }];
+    scenes.extend(Attack::ALL.into_iter().map(|attack| {
+        let (name, says) = attack.texts();
+        Scene { name, says, attacks: vec![attack] }
+    }));
+    scenes.push(Scene { name: "mix", says: "all of them at once", attacks: Attack::ALL.to_vec() });
+    if let Some(wrong) = names.iter().find(|name| scenes.iter().all(|scene| scene.name != **name)) {
+        let known: Vec<_> = scenes.iter().map(|scene| scene.name).collect();
         bail!("there is no attack {wrong:?}; there are {}", known.join(", "));
     }
-    let wanted =
-        |attack: &Attack| names.is_empty() || names.iter().any(|name| name == attack.texts().0);
-    let attacks = Attack::ALL.into_iter().filter(wanted).map(Some);
+    scenes.retain(|scene| {
+        let is_wanted = names.is_empty() || names.iter().any(|name| name == scene.name);
+        is_wanted || scene.attacks.is_empty()
+    });
     // While this is open, the kernel counts how often programs run, and for how long.
     let _statistics = enable_stats(Stats::RunTime).context("the kernel's run-time statistics")?;
     let site = Site::build()?;
     let mut rows = Vec::new();
-    for attack in [None].into_iter().chain(attacks) {
+    for scene in &scenes {
         interrupt::check()?;
-        println!("{}", attack.map_or("no attack", |attack| attack.texts().1));
-        rows.push(row(&site, attack, options)?);
+        println!("attack: {}", scene.says);
+        rows.push(row(&site, scene, options)?);
     }
     Ok(rows)
 }
 
-fn row(site: &Site, attack: Option<Attack>, options: &AttackOptions) -> Result<Row> {
+/// What an attacker sends: nothing, of one kind, or of all kinds.
+struct Scene {
+    /// By which it is chosen.
+    name: &'static str,
+    /// In words.
+    says: &'static str,
+    attacks: Vec<Attack>,
+}
+
+fn row(site: &Site, scene: &Scene, options: &AttackOptions) -> Result<Row> {
     let topology = &site.topology;
     let mut gateway = Gateway::new(topology, &site.instances())?;
     shrink(&gateway)?;
@@ -122,18 +137,17 @@ fn row(site: &Site, attack: Option<Attack>, options: &AttackOptions) -> Result<R
     let loads = begin(&client)?;
     wait(BEFORE)?;
 
-    let flood = match attack {
-        Some(attack) => {
-            let target = target(site, &topology.clients[1], &held)?;
-            Some(Flood::start(&topology.clients[1], attack, target, options.rate)?)
-        }
-        None => None,
+    let each = options.rate / scene.attacks.len().max(1) as u32;
+    let start = |attack: &Attack| {
+        let target = target(site, &topology.clients[1], &held)?;
+        Flood::start(&topology.clients[1], *attack, target, each)
     };
+    let floods: Vec<Flood> = scene.attacks.iter().map(start).collect::<Result<_>>()?;
     let programs = programs(&topology.gateway)?;
     let before = run_time(&programs)?;
     wait(Duration::from_secs(options.seconds))?;
     let after = run_time(&programs)?;
-    let rate = flood.as_ref().map_or(0.0, Flood::rate);
+    let rate = floods.iter().map(Flood::rate).fold(0.0, |sum, rate| sum + rate);
     // What clients have begun ends under attack, too.
     let outcomes: Vec<(&Listener, Outcome)> = loads
         .into_iter()
@@ -150,9 +164,7 @@ fn row(site: &Site, attack: Option<Attack>, options: &AttackOptions) -> Result<R
         }
         lost += failures.len();
     }
-    if let Some(flood) = flood {
-        flood.stop()?;
-    }
+    floods.into_iter().try_for_each(Flood::stop)?;
 
     let part =
         |outcome: &Outcome| outcome.ok() as f64 / (outcome.ok() + outcome.failed()).max(1) as f64;
@@ -164,7 +176,7 @@ fn row(site: &Site, attack: Option<Attack>, options: &AttackOptions) -> Result<R
     let ok: u64 = outcomes.iter().map(|(_, outcome)| outcome.ok()).sum();
     let new = ok + outcomes.iter().map(|(_, outcome)| outcome.failed()).sum::<u64>();
     Ok(Row {
-        attack: attack.map_or("none", |attack| attack.texts().1).to_owned(),
+        attack: scene.says.to_owned(),
         rate,
         new,
         answered: ok as f64 / new.max(1) as f64,
