@@ -28,9 +28,11 @@ pub enum EventKind {
     Config,
     /// Flows that the agent has ended.
     Flows,
+    /// Other hosts on the links.
+    Network,
 }
 
-words!(EventKind { Health = "health", Config = "config", Flows = "flows" });
+words!(EventKind { Health = "health", Config = "config", Flows = "flows", Network = "network" });
 
 /// Which events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]

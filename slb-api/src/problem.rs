@@ -60,6 +60,8 @@ pub enum ProblemName {
     NeighboursNotKept,
     /// A VIP could not be taken or announced.
     VipsNotAnnounced,
+    /// Another host claims a VIP.
+    VipClaimed,
     /// The program keeps ways to clients that may be wrong.
     RoutesOutdated,
     /// The gateway lacks what probes take, so health is kept as it was.
@@ -94,6 +96,7 @@ words!(ProblemName {
     AddressesUnknown = "addresses_unknown",
     NeighboursNotKept = "neighbours_not_kept",
     VipsNotAnnounced = "vips_not_announced",
+    VipClaimed = "vip_claimed",
     RoutesOutdated = "routes_outdated",
     ProbesShortOfResources = "probes_short_of_resources",
     MetricsNotServed = "metrics_not_served",
@@ -116,6 +119,7 @@ impl ProblemName {
             | Self::SettingsNotWritten
             | Self::XdpNotAttached
             | Self::VipsNotAnnounced
+            | Self::VipClaimed
             | Self::ForwardingOff
             | Self::BackendBypassesXdp
             | Self::RepliesDroppedByKernel

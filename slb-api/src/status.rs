@@ -37,6 +37,8 @@ pub struct Status {
     pub drops: Vec<Drop>,
     /// How full the maps are.
     pub maps: Vec<MapStatus>,
+    /// By VIP: how often another host has claimed it by ARP or neighbour discovery, since the agent started.
+    pub vip_claims: BTreeMap<String, u64>,
     /// Lines of the log that could not be written, or not fast enough, since the agent started.
     pub log_lines_dropped: u64,
     /// What an operator should see to, the worst first.

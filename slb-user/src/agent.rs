@@ -6,6 +6,7 @@
 mod attacher;
 mod backends;
 mod config_cache;
+mod conflicts;
 mod failures;
 mod file_job;
 mod lock;
@@ -28,10 +29,10 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use slb_api::{EventKind, ProblemName};
+use slb_api::{EventKind, Problem, ProblemName};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Interval, MissedTickBehavior},
 };
 use tracing::{info, warn};
@@ -41,6 +42,7 @@ pub use lock::{Lock, LockError};
 use self::{
     attacher::Attacher,
     backends::Backends,
+    conflicts::ConflictWatch,
     failures::Failures,
     metrics_server::MetricsServer,
     passive::PassiveChecks,
@@ -60,7 +62,7 @@ use crate::{
     health::{self, Checkers, Health},
     ids::{CapacityError, Ids},
     net::NetworkChange,
-    observe::{EventLog, Observer, Snapshot, StatusReader},
+    observe::{ClaimCounts, EventLog, Observer, Snapshot, StatusReader},
 };
 
 /// The pause before what failed is tried again.
@@ -112,6 +114,9 @@ pub struct Agent {
     metrics: MetricsServer,
     descriptors: Descriptors,
     failures: Failures,
+    /// VIPs that other hosts claim.
+    conflicts: watch::Receiver<Vec<Problem>>,
+    claims: ClaimCounts,
     events: EventLog,
     counters: Arc<Counters>,
     observer: Arc<dyn Observer>,
@@ -174,12 +179,14 @@ pub async fn run(
     let mut changes = source.changes()?;
 
     let start = Agent::start(config, pins, source, &outbox, orders);
-    let (mut agent, watcher) = tokio::select! {
+    let (mut agent, watcher, conflicts) = tokio::select! {
         started = start => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let watching = tokio::spawn(watcher.run(outbox.network, ordered));
+    let mut conflicts_changed = conflicts.subscribe();
+    let listening = tokio::spawn(conflicts.run());
     let most = agent.descriptors.connections().clone();
     let api = api::Agent { requests: outbox.requests, observer: Arc::clone(&agent.observer) };
     if let Some(monitor) = &agent.config.gateway.monitor {
@@ -212,6 +219,7 @@ pub async fn run(
             Some(suspects) = inbox.suspects.recv() => agent.suspect(suspects),
             event = agent.reloader.event() => agent.reload_event(event),
             Some(network) = inbox.network.recv() => agent.network_changed(network),
+            Ok(()) = conflicts_changed.changed() => {}
             Some(request) = inbox.requests.recv() => agent.answer(request),
             _ = retry.tick(), if !agent.failures.is_empty() => agent.retry(),
             () = until(agent.reconciler.due()) => {
@@ -227,6 +235,7 @@ pub async fn run(
     }
     watching.abort();
     checking.abort();
+    listening.abort();
     info!("stopping; the datapath keeps forwarding with the last known health, until `slb unload`");
     Ok(())
 }
@@ -238,7 +247,7 @@ impl Agent {
         source: Arc<dyn ConfigSource>,
         outbox: &Outbox,
         orders: mpsc::UnboundedSender<WatchOrder>,
-    ) -> Result<(Self, NetworkWatcher), AgentError> {
+    ) -> Result<(Self, NetworkWatcher, ConflictWatch), AgentError> {
         // Beside the loading of the datapath, which takes about as long.
         let network = tokio::spawn(watcher::open_network(backend_addresses(&config)));
         let datapath = Loaded::open(pins.clone(), capacities(&config))?;
@@ -257,6 +266,8 @@ impl Agent {
         let table = datapath.table.clone();
         let observer =
             StatusReader::open(&pins, table, jiffies, shared, snapshots, events.clone())?;
+        let claims = ClaimCounts::default();
+        let conflicts = ConflictWatch::new(watcher.places(), claims.clone(), events.clone());
         let checkers = Checkers::new(outbox.transitions.clone());
         let mut agent = Self {
             started,
@@ -270,6 +281,8 @@ impl Agent {
             // What changed while no agent was looking, the program has not been told.
             network: watcher.look(NetworkChange::EVERYTHING).await,
             failures: Failures::default(),
+            conflicts: conflicts.subscribe(),
+            claims,
             events,
             counters,
             observer: Arc::new(observer),
@@ -288,7 +301,7 @@ impl Agent {
         agent.log_datapath();
         agent.publish();
         watcher.report();
-        Ok((agent, watcher))
+        Ok((agent, watcher, conflicts))
     }
 
     /// Writes the maps and attaches the program.

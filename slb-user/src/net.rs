@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    collections::HashSet,
     io,
     net::IpAddr,
     sync::{Arc, Mutex},
@@ -24,6 +25,8 @@ use tokio::task::AbortHandle;
 mod announce;
 mod batch;
 mod challenge_ack;
+mod claims;
+mod defence;
 mod forwarding;
 mod ingress;
 #[cfg(test)]
@@ -35,8 +38,10 @@ mod resolve;
 mod rtnl;
 mod tables;
 
-pub use announce::{Announced, Announcers, HostAddress, Silence, VipState};
+pub use announce::{Announced, Announcers, HostAddress, Silence, VipState, Wire};
 pub use challenge_ack::{ConnectionEnds, send_challenge_acks};
+pub use claims::{Claim, ClaimListener};
+pub use defence::Defence;
 pub use forwarding::{forwarding_problems, local_source_problems};
 pub use ingress::Ingress;
 pub use managed_neigh::{MANAGE_INTERVAL, ManagedNeighbours};
@@ -156,6 +161,12 @@ impl Network {
     #[must_use]
     pub fn interface(&self, name: &str) -> Option<Interface> {
         self.shared.tables().interfaces.values().find(|i| i.name == name).cloned()
+    }
+
+    /// The MAC addresses of all interfaces of this host.
+    #[must_use]
+    pub fn own_macs(&self) -> HashSet<Mac> {
+        self.shared.tables().interfaces.values().map(|interface| interface.mac).collect()
     }
 
     /// The interface of this index as it is now, if there is one.

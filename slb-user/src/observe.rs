@@ -3,6 +3,7 @@
 //! The agent's loop publishes a [`Snapshot`] of what it knows when something has changed. Readers combine it with the
 //! counters of the datapath, in threads of their own: the loop does not wait for them, nor they for it.
 
+mod claims;
 mod events;
 pub mod metrics;
 mod names;
@@ -12,6 +13,7 @@ mod reader;
 mod snapshot;
 mod status;
 
+pub use claims::ClaimCounts;
 pub use events::EventLog;
 pub use names::Names;
 pub use problems::ProblemLog;

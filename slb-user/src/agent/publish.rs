@@ -105,6 +105,7 @@ impl Agent {
             history: Arc::clone(&self.backends.history),
             installed,
             probes: self.backends.probes.clone(),
+            claims: self.claims.clone(),
             problems,
         };
         self.publisher.snapshots.send_replace(Arc::new(snapshot));
@@ -134,6 +135,7 @@ impl Agent {
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = self.network.problems.clone();
+        problems.extend(self.conflicts.borrow().iter().cloned());
         let warning = self.datapath.warning().cloned();
         problems.extend(warning.map(|text| Problem::new(ProblemName::PinsNotKept, text)));
         problems.extend(self.flow_table_problem());

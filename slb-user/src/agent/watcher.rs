@@ -11,10 +11,10 @@ use std::{
 use rustc_hash::FxHashMap;
 use slb_api::{Problem, ProblemName};
 use slb_common::abi;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
-use super::{RETRY, failures::Failures};
+use super::{RETRY, conflicts::Places, failures::Failures};
 use crate::{
     config::{Announce, Config},
     datapath::LoadError,
@@ -118,6 +118,8 @@ pub(super) struct NetworkWatcher {
     network: Network,
     managed: ManagedNeighbours,
     announcers: Announcers,
+    /// What is announced, for those who defend it.
+    places: watch::Sender<Arc<Places>>,
     /// How far each VIP is announced, as of the last attempt.
     vip_states: BTreeMap<IpAddr, VipState>,
     spec: WatchSpec,
@@ -142,6 +144,7 @@ impl NetworkWatcher {
         Self {
             managed: ManagedNeighbours::new(&network),
             announcers: Announcers::new(&network),
+            places: watch::Sender::default(),
             vip_states: BTreeMap::new(),
             network,
             spec,
@@ -267,11 +270,35 @@ impl NetworkWatcher {
             }
         }
         self.failures.note(ProblemName::VipsNotAnnounced, result.map(drop));
+        self.publish_places(interfaces);
+        let vips = &self.spec.vips;
         let states: BTreeMap<_, _> =
             vips.iter().map(|&vip| (vip, self.announcers.state(vip))).collect();
         let has_changed = self.vip_states != states;
         self.vip_states = states;
         has_changed
+    }
+
+    /// Where the VIPs are that this agent has announced.
+    pub(super) fn places(&self) -> watch::Receiver<Arc<Places>> {
+        self.places.subscribe()
+    }
+
+    fn publish_places(&self, interfaces: Vec<Interface>) {
+        let place = |(vip, index)| {
+            let interface = interfaces.iter().find(|interface| interface.index == index)?;
+            Some((vip, interface.clone()))
+        };
+        let vips = self.announcers.places().into_iter().filter_map(place).collect();
+        let (own, peers) = (self.network.own_macs(), HashSet::new());
+        let places = Places { vips, interfaces, own, peers };
+        self.places.send_if_modified(|known| {
+            let is_new = **known != places;
+            if is_new {
+                *known = Arc::new(places);
+            }
+            is_new
+        });
     }
 
     async fn with_xdp(

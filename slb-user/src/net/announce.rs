@@ -13,10 +13,12 @@ use super::{Error, Interface, Network, rtnl::Rtnl};
 use crate::config::Announce;
 
 mod arp;
-mod frames;
+pub(in crate::net) mod frames;
 mod none;
 mod plan;
 mod wire;
+
+pub use wire::Wire;
 
 /// One way to make the network send the VIPs' packets to this host.
 pub(super) trait Announcer: fmt::Debug + Send {
@@ -41,6 +43,9 @@ pub(super) trait Announcer: fmt::Debug + Send {
     ///
     /// [`Error::Dump`], or [`Error::Vip`] for the first that could not be removed, after trying all.
     fn withdraw(&mut self) -> BoxFuture<'_, Result<Vec<IpAddr>, Error>>;
+
+    /// The VIPs that this program has announced, each with the interface: it may defend them against other hosts.
+    fn places(&self) -> Vec<(IpAddr, u32)>;
 
     /// How far the announcement of a VIP is.
     fn state(&self, vip: IpAddr) -> VipState;
@@ -146,6 +151,13 @@ impl Announcers {
             withdrawn.extend(announcer.withdraw().await?);
         }
         Ok(withdrawn)
+    }
+
+    /// The VIPs that this program has announced, each with the interface's index.
+    #[must_use]
+    pub fn places(&self) -> Vec<(IpAddr, u32)> {
+        let in_use = self.all.iter().find(|(way, _)| self.in_use == Some(*way));
+        in_use.map_or_else(Vec::new, |(_, announcer)| announcer.places())
     }
 
     /// How far the announcement of a VIP is.

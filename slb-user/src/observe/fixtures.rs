@@ -13,6 +13,7 @@ pub(crate) fn status() -> Status {
         config: "/etc/slb/slb.toml".to_owned(),
         generation: 3,
         reload_failures: 2,
+        vip_claims: [("192.0.2.1".to_owned(), 6)].into(),
         log_lines_dropped: 5,
         uptime_seconds: 3_723,
         interfaces: vec![

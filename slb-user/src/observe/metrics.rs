@@ -196,6 +196,15 @@ fn counters(view: &View<'_>) -> Vec<Family<u64>> {
             vec![(Vec::new().into(), status.reload_failures)],
         ),
         family(
+            "slb_vip_claims",
+            "How often another host has claimed the VIP by ARP or neighbour discovery, since the agent started.",
+            status
+                .vip_claims
+                .iter()
+                .map(|(vip, claims)| (vec![("vip", vip.clone())].into(), *claims))
+                .collect(),
+        ),
+        family(
             "slb_log_lines_dropped",
             "Lines of the log that could not be written, or not fast enough, since the agent started.",
             vec![(Vec::new().into(), status.log_lines_dropped)],
@@ -360,6 +369,7 @@ mod tests {
             "slb_map_capacity{map=\"SLB_BACKENDS\"} 65536.0".to_owned(),
             "slb_config_generation 3.0".to_owned(),
             "slb_reload_failures_total 2".to_owned(),
+            "slb_vip_claims_total{vip=\"192.0.2.1\"} 6".to_owned(),
             "slb_log_lines_dropped_total 5".to_owned(),
             "slb_problems 1.0".to_owned(),
             "slb_problem{name=\"forwarding_off\",severity=\"critical\"} 1.0".to_owned(),

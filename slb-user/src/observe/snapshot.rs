@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     health::{self, Health},
     ids::Ids,
+    observe::ClaimCounts,
     state::Schedule,
 };
 
@@ -48,6 +49,8 @@ pub struct Snapshot {
     pub installed: Arc<Installed>,
     /// What the probes have found, by [`crate::ids::IndexedBackend::id`].
     pub probes: health::Statuses<u32>,
+    /// How often other hosts have claimed VIPs; it grows without another snapshot.
+    pub claims: ClaimCounts,
     /// What an operator should see to, the worst first.
     pub problems: Vec<Problem>,
 }
@@ -70,6 +73,7 @@ impl Snapshot {
             history: Arc::default(),
             installed: Arc::default(),
             probes: health::Statuses::default(),
+            claims: ClaimCounts::default(),
             problems: Vec::new(),
         }
     }

@@ -69,9 +69,17 @@ pub(super) fn status(
         verdicts: verdicts(&measured.verdicts),
         drops: drops(&measured.verdicts),
         maps,
+        vip_claims: vip_claims(snapshot),
         log_lines_dropped: log::dropped_lines(),
         problems,
     }
+}
+
+/// Of every VIP, so that a counter begins at 0.
+fn vip_claims(snapshot: &Snapshot) -> BTreeMap<String, u64> {
+    let counts = snapshot.claims.all();
+    let vips = snapshot.config.instances.iter().flat_map(|instance| &instance.vips);
+    vips.map(|vip| (vip.to_string(), counts.get(vip).copied().unwrap_or(0))).collect()
 }
 
 fn given(verdicts: &[(Verdict, Counter)]) -> impl Iterator<Item = &(Verdict, Counter)> {

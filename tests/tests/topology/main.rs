@@ -11,6 +11,7 @@ mod client_address;
 mod command;
 #[cfg(test)]
 mod configs;
+mod conflicts;
 #[cfg(test)]
 mod death;
 #[cfg(test)]

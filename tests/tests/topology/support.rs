@@ -1,6 +1,7 @@
 //! What the tests have in common: a lab with everything running, and ways to look at it.
 
 pub(crate) mod attack;
+pub(crate) mod claims;
 pub(crate) mod foreign;
 pub(crate) mod killer;
 pub(crate) mod maps;

@@ -33,12 +33,11 @@ use tracing::warn;
 
 use super::{
     Announced, Announcer, Silence, VipState,
-    frames::{Arp, gratuitous_arp, unsolicited_advertisement},
     plan::{self, Held, host_prefix},
     wire::Wire,
 };
 use crate::net::{
-    Error, Interface, Mac, Network, OWNER, forwarding,
+    Error, Interface, Mac, Network, OWNER,
     rtnl::{Orders, Rtnl},
 };
 
@@ -68,6 +67,10 @@ impl Announcer for ArpAnnouncer {
 
     fn withdraw(&mut self) -> BoxFuture<'_, Result<Vec<IpAddr>, Error>> {
         self.withdraw_all().boxed()
+    }
+
+    fn places(&self) -> Vec<(IpAddr, u32)> {
+        self.told.iter().map(|(vip, (index, _))| (*vip, *index)).collect()
     }
 
     fn state(&self, vip: IpAddr) -> VipState {
@@ -236,22 +239,12 @@ impl ArpAnnouncer {
 
     /// Sends one round of announcements.
     fn send(&mut self, vip: IpAddr, interface: &Interface) -> io::Result<()> {
-        let mac = interface.mac;
-        let frames = match vip {
-            IpAddr::V4(vip) => {
-                [Arp::Request, Arp::Reply].map(|form| gratuitous_arp(form, mac, vip)).to_vec()
-            }
-            IpAddr::V6(vip) => {
-                let router = forwarding::is_router(&interface.name);
-                vec![unsolicited_advertisement(mac, vip, router)]
-            }
-        };
         let wire = match self.wire.take() {
             Some(wire) => wire,
             None => Wire::open()?,
         };
         let wire = self.wire.insert(wire);
-        frames.iter().try_for_each(|frame| wire.send(interface.index, frame))
+        wire.announce(vip, interface)
     }
 }
 

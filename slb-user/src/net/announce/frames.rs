@@ -19,7 +19,7 @@ const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 
 /// The two forms of gratuitous ARP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arp {
+pub(in crate::net) enum Arp {
     /// An "ARP announcement" (RFC 5227): updates hosts that have an entry already.
     Request = 1,
     /// An unasked reply (RFC 5944, section 4.6), for hosts that learn from replies only.
@@ -27,7 +27,7 @@ pub(super) enum Arp {
 }
 
 /// `vip` is at `mac`.
-pub(super) fn gratuitous_arp(form: Arp, mac: Mac, vip: Ipv4Addr) -> Vec<u8> {
+pub(in crate::net) fn gratuitous_arp(form: Arp, mac: Mac, vip: Ipv4Addr) -> Vec<u8> {
     // A request has no target MAC; a reply names the one to remember.
     let target = match form {
         Arp::Request => Mac::default(),
@@ -43,7 +43,7 @@ pub(super) fn gratuitous_arp(form: Arp, mac: Mac, vip: Ipv4Addr) -> Vec<u8> {
 }
 
 /// `vip` is at `mac`; replaces what neighbours knew before (RFC 4861, section 7.2.6).
-pub(super) fn unsolicited_advertisement(mac: Mac, vip: Ipv6Addr, router: bool) -> Vec<u8> {
+pub(in crate::net) fn unsolicited_advertisement(mac: Mac, vip: Ipv6Addr, router: bool) -> Vec<u8> {
     let flags = if router { ROUTER | OVERRIDE } else { OVERRIDE };
     let mut message = vec![NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0];
     message.extend(vip.octets());

@@ -24,6 +24,10 @@ impl Announcer for NoAnnouncer {
         future::ready(Ok(Vec::new())).boxed()
     }
 
+    fn places(&self) -> Vec<(IpAddr, u32)> {
+        Vec::new()
+    }
+
     fn state(&self, _vip: IpAddr) -> VipState {
         VipState::Unmanaged
     }

@@ -1,18 +1,26 @@
 //! Sends whole Ethernet frames.
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::rights::RAW_SOCKET;
+use super::frames::{Arp, gratuitous_arp, unsolicited_advertisement};
+use crate::{
+    net::{Interface, forwarding},
+    rights::RAW_SOCKET,
+};
 
 /// A packet socket that only sends.
 #[derive(Debug)]
-pub(super) struct Wire(Socket);
+pub struct Wire(Socket);
 
 impl Wire {
     /// Needs `CAP_NET_RAW`.
-    pub(super) fn open() -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// The system refuses the socket.
+    pub fn open() -> io::Result<Self> {
         // Protocol 0 receives nothing.
         let protocol = Some(Protocol::from(0));
         let socket = RAW_SOCKET.during(|| Socket::new(Domain::PACKET, Type::RAW, protocol))?;
@@ -21,8 +29,27 @@ impl Wire {
         Ok(Self(socket))
     }
 
+    /// Tells the hosts on the link of an interface once that a VIP is there.
+    ///
+    /// # Errors
+    ///
+    /// A frame could not be sent.
+    pub fn announce(&self, vip: IpAddr, interface: &Interface) -> io::Result<()> {
+        let mac = interface.mac;
+        let frames = match vip {
+            IpAddr::V4(vip) => {
+                [Arp::Request, Arp::Reply].map(|form| gratuitous_arp(form, mac, vip)).to_vec()
+            }
+            IpAddr::V6(vip) => {
+                let router = forwarding::is_router(&interface.name);
+                vec![unsolicited_advertisement(mac, vip, router)]
+            }
+        };
+        frames.iter().try_for_each(|frame| self.send(interface.index, frame))
+    }
+
     /// Sends a frame out of an interface.
-    pub(super) fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
+    fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
         self.0.send_to(frame, &out_of(index)?).map(drop)
     }
 }
