@@ -62,6 +62,8 @@ pub enum ProblemName {
     VipsNotAnnounced,
     /// Another host claims a VIP.
     VipClaimed,
+    /// An interface of the configuration is missing or down.
+    InterfaceDown,
     /// The program keeps ways to clients that may be wrong.
     RoutesOutdated,
     /// The gateway lacks what probes take, so health is kept as it was.
@@ -97,6 +99,7 @@ words!(ProblemName {
     NeighboursNotKept = "neighbours_not_kept",
     VipsNotAnnounced = "vips_not_announced",
     VipClaimed = "vip_claimed",
+    InterfaceDown = "interface_down",
     RoutesOutdated = "routes_outdated",
     ProbesShortOfResources = "probes_short_of_resources",
     MetricsNotServed = "metrics_not_served",
@@ -120,6 +123,7 @@ impl ProblemName {
             | Self::XdpNotAttached
             | Self::VipsNotAnnounced
             | Self::VipClaimed
+            | Self::InterfaceDown
             | Self::ForwardingOff
             | Self::BackendBypassesXdp
             | Self::RepliesDroppedByKernel

@@ -16,6 +16,7 @@ mod private;
 mod publish;
 mod reconciler;
 mod reloader;
+mod renew;
 mod sweeper;
 mod watchdog;
 mod watcher;
@@ -69,6 +70,8 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the flow table is looked through while slots are watched.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Failed probes that may wait for their target's MAC address to be asked for.
+const FAILED_AT_ONCE: usize = 1_024;
 /// [`Jiffies::now`] is not exact: an entry counts as over when it has been for so long.
 const SWEEP_SLACK: Duration = Duration::from_secs(5);
 
@@ -255,12 +258,13 @@ impl Agent {
         let ids = Arc::new(Ids::assign(&config, datapath.maps.installed())?);
         let spec = WatchSpec::new(&config, &ids);
         let network = network.await.map_err(std::io::Error::other)??;
-        let mut watcher = NetworkWatcher::new(network, spec.clone());
+        let events = EventLog::default();
+        let mut watcher = NetworkWatcher::new(network, spec.clone(), events.clone());
         let (config, path) = (Arc::new(config), Arc::new(source.path().to_owned()));
         let first = Snapshot::new(Arc::clone(&config), Arc::clone(&path), Arc::clone(&ids));
         let started = first.started;
         let publisher = Publisher::new(first);
-        let (jiffies, events) = (Jiffies::from_kernel()?, EventLog::default());
+        let jiffies = Jiffies::from_kernel()?;
         let counters = Arc::new(Counters::open(&pins)?);
         let (shared, snapshots) = (Arc::clone(&counters), publisher.subscribe());
         let table = datapath.table.clone();
@@ -268,7 +272,9 @@ impl Agent {
             StatusReader::open(&pins, table, jiffies, shared, snapshots, events.clone())?;
         let claims = ClaimCounts::default();
         let conflicts = ConflictWatch::new(watcher.places(), claims.clone(), events.clone());
-        let checkers = Checkers::new(outbox.transitions.clone());
+        let (failures, failed) = mpsc::channel(FAILED_AT_ONCE);
+        tokio::spawn(renew::run(failed, watcher.hops()));
+        let checkers = Checkers::new(outbox.transitions.clone()).with_failures(failures);
         let mut agent = Self {
             started,
             backends: Backends::new(ids, datapath.maps.installed(), checkers),

@@ -23,6 +23,7 @@ use rtnetlink::packet_route::{
 use tokio::task::AbortHandle;
 
 mod announce;
+mod ask;
 mod batch;
 mod challenge_ack;
 mod claims;

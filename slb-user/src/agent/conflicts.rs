@@ -251,7 +251,8 @@ impl Conflict {
     }
 }
 
-fn written(mac: Mac) -> String {
+/// A MAC address as it is written.
+pub(super) fn written(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

@@ -9,20 +9,26 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
-use slb_api::{Problem, ProblemName};
+use slb_api::{EventKind, Problem, ProblemName};
 use slb_common::abi;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
-use super::{RETRY, conflicts::Places, failures::Failures};
+use super::{
+    RETRY,
+    conflicts::{Places, written},
+    failures::Failures,
+    renew::Hops,
+};
 use crate::{
     config::{Announce, Config},
     datapath::LoadError,
     ids::Ids,
     net::{
-        self, Announcers, AttachedXdp, HostAddress, Ingress, Interface, MANAGE_INTERVAL,
+        self, Announcers, AttachedXdp, HostAddress, Ingress, Interface, MANAGE_INTERVAL, Mac,
         ManagedNeighbours, Network, NetworkChange, NextHop, Silence, VipState, forwarding_problems,
     },
+    observe::EventLog,
     planner::BackendRoute,
 };
 
@@ -122,6 +128,11 @@ pub(super) struct NetworkWatcher {
     places: watch::Sender<Arc<Places>>,
     /// How far each VIP is announced, as of the last attempt.
     vip_states: BTreeMap<IpAddr, VipState>,
+    events: EventLog,
+    /// The way to each backend, for those who ask for its MAC address.
+    hops: watch::Sender<Hops>,
+    /// The last known MAC address of each backend.
+    macs: HashMap<IpAddr, Mac>,
     spec: WatchSpec,
     routes: FxHashMap<IpAddr, BackendRoute>,
     /// Next hops on our interfaces.
@@ -140,13 +151,16 @@ pub(super) struct NetworkWatcher {
 }
 
 impl NetworkWatcher {
-    pub(super) fn new(network: Network, spec: WatchSpec) -> Self {
+    pub(super) fn new(network: Network, spec: WatchSpec, events: EventLog) -> Self {
         Self {
             managed: ManagedNeighbours::new(&network),
             announcers: Announcers::new(&network),
             places: watch::Sender::default(),
             vip_states: BTreeMap::new(),
             network,
+            events,
+            hops: watch::Sender::default(),
+            macs: HashMap::new(),
             spec,
             routes: FxHashMap::default(),
             neighbours: HashSet::new(),
@@ -220,6 +234,8 @@ impl NetworkWatcher {
                     unreachable_backends(&self.network, &answers, &interfaces);
                 let neighbours = answers.values().filter_map(NextHop::neighbour);
                 self.neighbours = neighbours.filter(|(index, _)| ours(*index)).collect();
+                self.note_moves(&answers);
+                self.hops.send_replace(Arc::new(answers));
             }
             Err(error) => self.failures.note(ProblemName::NextHopsUnknown, Err(error)),
         }
@@ -228,6 +244,7 @@ impl NetworkWatcher {
         let forwarding = forwarding_problems(&interfaces).into_iter();
         let forwarding = forwarding.map(|text| Problem::new(ProblemName::ForwardingOff, text));
         let mut problems: Vec<Problem> = forwarding.collect();
+        problems.extend(self.spec.names.iter().filter_map(|name| down(name, &interfaces)));
         problems.extend(self.unreachable_backends.clone());
         problems.extend(self.vip_states.iter().filter_map(|(vip, state)| silent_vip(*vip, state)));
         self.problems.clone_from(&problems);
@@ -282,6 +299,28 @@ impl NetworkWatcher {
     /// Where the VIPs are that this agent has announced.
     pub(super) fn places(&self) -> watch::Receiver<Arc<Places>> {
         self.places.subscribe()
+    }
+
+    /// The way to each backend.
+    pub(super) fn hops(&self) -> watch::Receiver<Hops> {
+        self.hops.subscribe()
+    }
+
+    /// Notes the backends that have another MAC address than they had.
+    fn note_moves(&mut self, answers: &HashMap<IpAddr, NextHop>) {
+        self.macs.retain(|address, _| answers.contains_key(address));
+        for (address, hop) in answers {
+            let NextHop::Resolved { neighbour, dst_mac, .. } = hop else { continue };
+            let before = self.macs.insert(*address, *dst_mac);
+            // Of backends behind a router, it is the router that has moved: it is a neighbour of all of them.
+            let Some(before) = before.filter(|mac| mac != dst_mac && neighbour == address) else {
+                continue;
+            };
+            let (before, now) = (written(before), written(*dst_mac));
+            let text = format!("backend {address} has another MAC address: {now}, before {before}");
+            info!("{text}");
+            self.events.note(EventKind::Network, text);
+        }
     }
 
     fn publish_places(&self, interfaces: Vec<Interface>) {
@@ -342,6 +381,17 @@ fn route(hop: &NextHop) -> Option<BackendRoute> {
         }
         _ => None,
     }
+}
+
+/// The problem with an interface that is missing or down.
+fn down(name: &str, interfaces: &[Interface]) -> Option<Problem> {
+    let state = match interfaces.iter().find(|interface| interface.name == name) {
+        Some(interface) if interface.up => return None,
+        Some(_) => "down",
+        None => "missing",
+    };
+    let text = format!("interface {name} is {state}: no packets come or go by it");
+    Some(Problem::new(ProblemName::InterfaceDown, text).of(name))
 }
 
 /// The problem with a VIP that should be announced, and is not.

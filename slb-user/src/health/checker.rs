@@ -59,6 +59,7 @@ pub struct Event<K> {
 #[derive(Debug)]
 pub struct Checkers<K> {
     events: mpsc::UnboundedSender<Event<K>>,
+    failures: Option<mpsc::Sender<SocketAddr>>,
     running: HashMap<K, Checker>,
     /// How many checkers were started so far.
     started: u64,
@@ -68,7 +69,13 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
     /// Checks nothing yet; transitions will go to `events`.
     #[must_use]
     pub fn new(events: mpsc::UnboundedSender<Event<K>>) -> Self {
-        Self { events, running: HashMap::new(), started: 0 }
+        Self { events, failures: None, running: HashMap::new(), started: 0 }
+    }
+
+    /// The same, and the target of every probe that fails is sent to `failures`, unless that is full.
+    #[must_use]
+    pub fn with_failures(self, failures: mpsc::Sender<SocketAddr>) -> Self {
+        Self { failures: Some(failures), ..self }
     }
 
     /// Makes `wanted` the targets that are checked.
@@ -88,7 +95,8 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checkers<K> {
                 |known: &Checker| known.addr == target.addr && known.check == target.check;
             let checker = before.remove(&key).filter(is_same).unwrap_or_else(|| {
                 self.started += 1;
-                Checker::start(key.clone(), self.started, target, self.events.clone())
+                let outbox = (self.events.clone(), self.failures.clone());
+                Checker::start(key.clone(), self.started, target, outbox)
             });
             self.running.insert(key, checker);
         }
@@ -146,7 +154,7 @@ impl Checker {
         key: K,
         number: u64,
         Target { addr, check, initial }: Target,
-        events: mpsc::UnboundedSender<Event<K>>,
+        (events, failures): (mpsc::UnboundedSender<Event<K>>, Option<mpsc::Sender<SocketAddr>>),
     ) -> Self {
         let tracker = Tracker::new(initial, check.healthy, check.unhealthy);
         let shared = Arc::new(Shared::new(tracker));
@@ -158,6 +166,7 @@ impl Checker {
             check: Arc::clone(&check),
             shared: Arc::clone(&shared),
             events,
+            failures,
             unsuspected_until: Instant::now(),
         };
         Self { number, addr, check, shared, task: tokio::spawn(task.run()).abort_handle() }
@@ -183,6 +192,7 @@ struct Task<K> {
     phase: Duration,
     shared: Arc<Shared>,
     events: mpsc::UnboundedSender<Event<K>>,
+    failures: Option<mpsc::Sender<SocketAddr>>,
     /// Before that, a suspicion waits.
     unsuspected_until: Instant,
 }
@@ -252,6 +262,13 @@ impl<K: Clone> Task<K> {
         }
         // A gateway that is short of descriptors must not take it out on its backends.
         let is_local = outcome.as_ref().is_err_and(Failure::is_local);
+        if outcome.is_err()
+            && !is_local
+            && let Some(failures) = &self.failures
+        {
+            // Full: many fail, and this one will again.
+            let _ = failures.try_send(self.addr);
+        }
         let transition = if is_local { None } else { state.tracker.record(outcome.is_ok()) };
         let reason = outcome.err().map(|failure| match suspicion {
             // The backend may have worded a part of it.

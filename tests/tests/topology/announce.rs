@@ -42,6 +42,26 @@ fn vip_on_a_link_that_is_down_is_a_problem_until_the_link_is_up() {
 
 #[test]
 #[ignore = "needs root"]
+fn interface_that_is_down_is_a_problem_of_its_own_whoever_announces_the_vips() {
+    let lab = Lab::start();
+    edit(&lab.gateway, "\"arp\"", "\"none\"");
+    reload(&lab);
+    let problems = |status: &Value| -> Vec<String> {
+        let all = status["problems"].as_array().unwrap();
+        let down = all.iter().filter(|problem| problem["name"] == "interface_down");
+        down.map(|problem| problem["subject"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(problems(&lab.gateway.status().unwrap()), <[&str; 0]>::default());
+    lab.topology.gateway.ip("link set wan0 down").unwrap();
+    let is_told = |status: &Value| problems(status) == ["wan0"];
+    let took = lab.gateway.wait("the problem is reported", NOTICED, is_told).unwrap();
+    eprintln!("reported after {took:?}");
+    lab.topology.gateway.ip("link set wan0 up").unwrap();
+    lab.gateway.wait("it is over", NOTICED, |status| problems(status).is_empty()).unwrap();
+}
+
+#[test]
+#[ignore = "needs root"]
 fn reload_withdraws_vips_that_another_program_announces_and_takes_them_back() {
     let lab = Lab::start();
     let both = [IpAddr::from(VIP_V4), VIP_V6.into()];

@@ -1,6 +1,9 @@
 //! The next hops to backends and clients are those of the kernel, also after they change.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use slb_common::abi::Address;
 use slb_lab::{Client, Gateway, Host, Server, Sessions, Topology};
@@ -56,6 +59,36 @@ fn given_a_backend_with_connections_when_its_mac_address_changes_then_all_of_the
     for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
         assert_eq!(session.failure, None, "{session:?}");
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn backend_that_returns_with_another_mac_address_and_says_nothing_is_back_soon() {
+    const MAC: [u8; 6] = [0x02, 0, 0, 0, 0xbe, 0xef];
+    /// One interval of the checks, a second, and what a loaded machine takes.
+    const BACK: Duration = Duration::from_millis(500 + 1_000 + 500);
+    let lab = Lab::start();
+    let host = lab.host("web-1");
+    let own: Vec<Address> = host.addresses().into_iter().map(Into::into).collect();
+
+    host.netns.ip("link set eth0 address 02:00:00:00:be:ef").unwrap();
+    let begin = Instant::now();
+    wait_until("the maps have the new address", || {
+        let backends = maps::backends(&lab.gateway);
+        let hops = backends.iter().filter(|backend| own.contains(&backend.addr));
+        let macs: BTreeSet<_> = hops.map(|backend| backend.hop.dst_mac).collect();
+        macs == [MAC].into()
+    });
+    let took = begin.elapsed();
+    eprintln!("back after {took:?}");
+    assert!(took < BACK, "{took:?}");
+    let events = String::from_utf8(lab.gateway.slb(&["events"]).unwrap().stdout).unwrap();
+    for address in host.addresses() {
+        let moved = format!("backend {address} has another MAC address: 02:00:00:00:be:ef");
+        assert!(events.contains(&moved), "{events}");
+    }
+    lab.wait_all_healthy();
+    expect_all(&lab.client, None);
 }
 
 #[test]

@@ -204,6 +204,7 @@ async fn given_a_gateway_short_of_descriptors_when_probes_fail_then_health_stays
         phase: Duration::ZERO,
         shared: Arc::new(Shared::new(Tracker::new(Health::Healthy, 1, 1))),
         events: sender,
+        failures: None,
         unsuspected_until: Instant::now(),
     };
     let local = || Failure::from(std::io::Error::from_raw_os_error(libc::EMFILE));

@@ -49,7 +49,7 @@ impl Wire {
     }
 
     /// Sends a frame out of an interface.
-    fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
+    pub(in crate::net) fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
         self.0.send_to(frame, &out_of(index)?).map(drop)
     }
 }
