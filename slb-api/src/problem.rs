@@ -82,6 +82,8 @@ pub enum ProblemName {
     TooFewDescriptors,
     /// The pins do not survive, or are not where they should be.
     PinsNotKept,
+    /// The flow table holds nearly as many flows as it was made for, or more.
+    FlowTableFilling,
     /// The flow table has another size than the configuration says.
     FlowTableSize,
     /// The last reload was refused.
@@ -109,6 +111,7 @@ words!(ProblemName {
     NoSourceAddress = "no_source_address",
     TooFewDescriptors = "too_few_descriptors",
     PinsNotKept = "pins_not_kept",
+    FlowTableFilling = "flow_table_filling",
     FlowTableSize = "flow_table_size",
     ReloadRefused = "reload_refused",
 });
@@ -137,6 +140,7 @@ impl ProblemName {
             | Self::ProbesShortOfResources
             | Self::TooFewDescriptors
             | Self::PinsNotKept
+            | Self::FlowTableFilling
             | Self::ReloadRefused => Severity::Warning,
             Self::MetricsNotServed | Self::FlowTableSize => Severity::Notice,
         }

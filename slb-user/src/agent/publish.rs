@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem, ProblemName, XdpMode};
-use slb_common::abi::{Backend, BackendFlags, MAX_SOURCES, Mode};
+use slb_common::abi::{Backend, BackendFlags, MAX_SOURCES, Mode, PLACES_PER_FLOW};
 use tokio::sync::watch;
 
 use super::Agent;
@@ -101,6 +101,7 @@ impl Agent {
             interfaces: self.interfaces(),
             reply_interfaces: self.reply_interfaces(),
             flow_table: FlowTableStatus { capacity, bytes },
+            places: [self.sweeper.occupied, u64::from(capacity) * PLACES_PER_FLOW as u64],
             health: Arc::clone(&self.backends.health),
             history: Arc::clone(&self.backends.history),
             installed,
@@ -139,6 +140,7 @@ impl Agent {
         let warning = self.datapath.warning().cloned();
         problems.extend(warning.map(|text| Problem::new(ProblemName::PinsNotKept, text)));
         problems.extend(self.flow_table_problem());
+        problems.extend(self.filling());
         problems.extend(self.sourceless());
         let short = self.descriptors.problem();
         problems.extend(short.map(|text| Problem::new(ProblemName::TooFewDescriptors, text)));
@@ -157,6 +159,15 @@ impl Agent {
             );
             Problem::new(ProblemName::FlowTableSize, text)
         })
+    }
+
+    fn filling(&self) -> Option<Problem> {
+        let (flows, capacity) = (self.sweeper.filling?, self.datapath.flow_table().0);
+        let text = format!(
+            "the flow table holds {flows} flows and was made for {capacity} (gateway.flows): the more it holds above \
+             that, the more new flows are dropped (table_full); raise gateway.flows, which takes effect after `slb unload`"
+        );
+        Some(Problem::new(ProblemName::FlowTableFilling, text))
     }
 
     /// Without an address of the gateway as source nothing goes to a backend of full NAT.

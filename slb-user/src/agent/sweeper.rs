@@ -26,12 +26,20 @@ use crate::{
 /// The table is looked through at least every so many times, although nothing is known to be there.
 const AT_LEAST_EVERY: u32 = 12;
 
+/// So many per cent of the flows that the table was made for are a problem, until there are fewer than the second.
+const FILLING_BEGINS: u64 = 80;
+const FILLING_ENDS: u64 = 70;
+
 /// Has the flow table looked through, in a thread of its own: it is large.
 pub(super) struct Sweeper {
     reports: mpsc::Sender<Swept>,
     /// How often the table was to be looked through.
     turns: u32,
     jiffies: Jiffies,
+    /// Places of the flow table that hold an entry, as of the last look.
+    pub occupied: u64,
+    /// The flow table is filling: flows, as of the last look.
+    pub filling: Option<u64>,
 }
 
 /// What a look through the flow table has found.
@@ -44,7 +52,7 @@ pub(super) struct Swept {
 impl Sweeper {
     /// Reports go to `reports`, one at a time.
     pub(super) const fn new(reports: mpsc::Sender<Swept>, jiffies: Jiffies) -> Self {
-        Self { reports, turns: 0, jiffies }
+        Self { reports, turns: 0, jiffies, occupied: 0, filling: None }
     }
 
     /// Begins a sweep if there is anything to be found, and none is under way.
@@ -95,7 +103,9 @@ impl Agent {
 
     /// Acts on what a sweep has found.
     pub(super) fn settle(&mut self, Swept { schedules, report }: Swept) {
-        let SweepReport { pinned, left, ended } = report;
+        let SweepReport { pinned, left, ended, occupied } = report;
+        self.sweeper.occupied = occupied;
+        self.watch_filling();
         for (id, pinned) in pinned {
             self.reconciler.settle(id, &schedules[&id], &pinned);
         }
@@ -104,6 +114,22 @@ impl Agent {
         self.reconcile();
         // Now the program knows what to do with the answers.
         self.reset(&ended);
+    }
+
+    /// Notes when the flow table begins to fill, and when it no longer does.
+    fn watch_filling(&mut self) {
+        let flows = self.datapath.table.active_flows();
+        let capacity = u64::from(self.datapath.flow_table().0);
+        let was_filling = self.sweeper.filling.is_some();
+        let limit = if was_filling { FILLING_ENDS } else { FILLING_BEGINS };
+        let is_filling = flows * 100 >= capacity * limit;
+        self.sweeper.filling = is_filling.then_some(flows);
+        if is_filling != was_filling {
+            let change = if is_filling { "is filling" } else { "has room again" };
+            let text = format!("the flow table {change}: {flows} flows, made for {capacity}");
+            info!("{text}");
+            self.events.note(EventKind::Flows, text);
+        }
     }
 
     /// Forgets the backends of which no flow is left.

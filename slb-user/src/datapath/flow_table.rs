@@ -63,6 +63,8 @@ pub struct SweepReport {
     pub pinned: FxHashMap<u32, FxHashSet<usize>>,
     /// Backends of [`SweepRequest::leaving`] that have no flow left.
     pub left: FxHashSet<u32>,
+    /// Places that hold an entry which is not over.
+    pub occupied: u64,
     /// TCP connections that were ended: both sides are to be told.
     pub ended: Vec<Flow>,
 }
@@ -129,6 +131,7 @@ impl FlowTable {
         for words in self.entries() {
             let Some(flow) = read(words) else { continue };
             let is_over = abi::age(request.now, flow.expires) > 0;
+            found.occupied += u64::from(!is_over);
             if !flow.is(FlowKind::Original) {
                 // A direct flow's record, which the low half of the jiffies would make valid again one day.
                 if flow.is(FlowKind::Bypass) && is_over {

@@ -181,7 +181,6 @@ impl Observer for StatusReader {
             sample,
             before,
             verdicts,
-            active_flows: self.table.active_flows(),
             active: &|backend| self.table.active(backend),
             jiffies: self.jiffies,
             now: self.jiffies.now().ok(),

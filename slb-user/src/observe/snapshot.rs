@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub reply_interfaces: Vec<String>,
     /// The flow table.
     pub flow_table: FlowTableStatus,
+    /// Places of the flow table that hold an entry, as of the last look through it, and all places.
+    pub places: [u64; 2],
     /// One per element of [`Ids::backends`].
     pub health: Arc<Vec<Health>>,
     /// By [`crate::ids::IndexedBackend::id`]; backends whose health has not changed are left out.
@@ -70,6 +72,7 @@ impl Snapshot {
             interfaces: Vec::new(),
             reply_interfaces: Vec::new(),
             flow_table: FlowTableStatus { capacity: 0, bytes: 0 },
+            places: [0; 2],
             history: Arc::default(),
             installed: Arc::default(),
             probes: health::Statuses::default(),

@@ -35,8 +35,6 @@ pub(super) struct Measured<'a> {
     /// An earlier sample, to tell rates.
     pub before: Option<Sample>,
     pub verdicts: Vec<(Verdict, Counter)>,
-    /// Of all backends.
-    pub active_flows: u64,
     /// Of one backend.
     pub active: &'a dyn Fn(u32) -> u64,
     pub jiffies: Jiffies,
@@ -53,8 +51,8 @@ pub(super) fn status(
     let mut maps = snapshot.installed.usage.clone();
     maps.push(MapStatus {
         name: "SLB_FLOWS".to_owned(),
-        entries: Some(measured.active_flows),
-        capacity: snapshot.flow_table.capacity.into(),
+        entries: Some(snapshot.places[0]),
+        capacity: snapshot.places[1],
     });
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

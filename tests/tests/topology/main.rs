@@ -20,6 +20,7 @@ mod direct_return;
 mod distribution;
 #[cfg(test)]
 mod failover;
+mod filling;
 #[cfg(test)]
 mod firewall;
 #[cfg(test)]

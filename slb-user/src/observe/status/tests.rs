@@ -80,7 +80,6 @@ fn listeners(snapshot: &Snapshot, before: Option<u64>, factor: u64) -> Vec<Liste
             (Verdict::NoBackend, Counter { packets: 2, bytes: 200 }),
             (Verdict::Forwarded, Counter { packets: 9, bytes: 900 }),
         ],
-        active_flows: 0,
         active: &|_| 0,
         jiffies: Jiffies::per_second(250),
         now: Some(0),
