@@ -34,7 +34,7 @@ pub(super) async fn run(mut failed: mpsc::Receiver<SocketAddr>, hops: watch::Rec
             Some(wire) => Ok(wire),
             None => Wire::open(),
         };
-        match opened.map(|opened| wire.insert(opened).ask(&hop)).flatten() {
+        match opened.and_then(|opened| wire.insert(opened).ask(&hop)) {
             Ok(is_asked) => debug!(%address, is_asked, "the check failed: its MAC is asked for"),
             Err(error) => debug!(%address, %error, "cannot ask for its MAC"),
         }

@@ -11,6 +11,7 @@ mod client_address;
 mod command;
 #[cfg(test)]
 mod configs;
+#[cfg(test)]
 mod conflicts;
 #[cfg(test)]
 mod death;
@@ -20,6 +21,7 @@ mod direct_return;
 mod distribution;
 #[cfg(test)]
 mod failover;
+#[cfg(test)]
 mod filling;
 #[cfg(test)]
 mod firewall;

@@ -9,9 +9,9 @@ use slb_lab::Host;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 /// The claims have this MAC address, which no host has.
-pub(crate) const MAC: [u8; 6] = [0x02, 0, 0, 0, 0xba, 0xd1];
+pub(crate) const MAC: [u8; 6] = [0x02, 0, 0, 0, 0xca, 0xd1];
 /// As it is written.
-pub(crate) const MAC_TEXT: &str = "02:00:00:00:ba:d1";
+pub(crate) const MAC_TEXT: &str = "02:00:00:00:ca:d1";
 
 /// Sends claims from a host.
 pub(crate) struct Claimer {
