@@ -109,7 +109,11 @@ impl Agent {
             claims: self.claims.clone(),
             problems,
         };
-        self.publisher.snapshots.send_replace(Arc::new(snapshot));
+        let before = self.publisher.snapshots.send_replace(Arc::new(snapshot));
+        if !Arc::ptr_eq(&before.ids, &self.backends.ids) {
+            // To free the ids of ten thousand backends takes a millisecond, and a command waits for its answer.
+            tokio::task::spawn_blocking(move || drop(before));
+        }
     }
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {

@@ -76,6 +76,8 @@ pub(super) struct Candidate {
     ids: Option<Ids>,
     warnings: Vec<Mistake>,
     replacement: Option<Replacement>,
+    /// What differs from the configuration in force, in words.
+    changes: Vec<String>,
     /// That of this configuration, if it concerns another part of the network than before.
     network: Option<NetworkSnapshot>,
     origin: Origin,
@@ -302,7 +304,16 @@ impl Agent {
     ) {
         config.share(&self.config);
         let candidate = |config, ids| {
-            Box::new(Candidate { config, ids, warnings, replacement, network: None, origin })
+            let changes = Vec::new();
+            Box::new(Candidate {
+                config,
+                ids,
+                warnings,
+                replacement,
+                changes,
+                network: None,
+                origin,
+            })
         };
         if config == *self.config {
             return self.replace_file(candidate(config, None));
@@ -362,14 +373,19 @@ impl Agent {
         if let Err(error) = checked {
             return self.give_up(*candidate, Refusal::Interface(error));
         }
-        let Some(replacement) = candidate.replacement.take() else {
-            return self.swap(*candidate);
-        };
-        let source = Arc::clone(&self.reloader.source);
-        let replace = move |wanted: Wanted| replacement.commit(&*source, &|| wanted.holds());
-        match self.reloader.file_jobs.start(replace) {
-            Some(job) => self.reloader.state = State::Applying(candidate, job),
-            None => {
+        let job = candidate.replacement.take().map(|replacement| {
+            let source = Arc::clone(&self.reloader.source);
+            let replace = move |wanted: Wanted| replacement.commit(&*source, &|| wanted.holds());
+            self.reloader.file_jobs.start(replace)
+        });
+        // While the file is written.
+        if candidate.ids.is_some() {
+            candidate.changes = changes(&self.config, &candidate.config);
+        }
+        match job {
+            None => self.swap(*candidate),
+            Some(Some(job)) => self.reloader.state = State::Applying(candidate, job),
+            Some(None) => {
                 self.give_up(*candidate, Refusal::FileHangs { path: self.path.to_path_buf() });
             }
         }
@@ -387,7 +403,7 @@ impl Agent {
 
     /// Puts a candidate in force that the file has now.
     fn swap(&mut self, candidate: Candidate) {
-        let Candidate { config, ids, warnings, network, origin, .. } = candidate;
+        let Candidate { config, ids, warnings, changes, network, origin, .. } = candidate;
         let Some(ids) = ids else {
             self.reloader.refused = None;
             info!("reloaded; the configuration is what it was");
@@ -397,7 +413,6 @@ impl Agent {
         if let Some(network) = network {
             self.network = network;
         }
-        let changes = changes(&self.config, &config);
         let was = mem::replace(&mut self.config, Arc::new(config));
         self.adopt(ids);
         self.reloader.generation += 1;

@@ -64,6 +64,7 @@ pub(super) fn measure() -> Result<Vec<Row>> {
     weight(&gateway, 0)?;
     let changes = (1..=CHANGES).map(|change| milliseconds(|| weight(&gateway, change)));
     let changes = changes.collect::<Result<_>>()?;
+    let edits = (1..=CHANGES).map(|change| edit(&gateway, change)).collect::<Result<_>>()?;
     let large = restarted(&mut gateway)?;
     let backends = INSTANCES * LISTENERS * BACKENDS;
     Ok(vec![
@@ -71,6 +72,7 @@ pub(super) fn measure() -> Result<Vec<Row>> {
         row("restart with one listener, the programs being pinned", restarts),
         row(&format!("first start with {backends} backends, until it is ready"), starts),
         row("restart there, the programs being pinned", large),
+        row("another weight there by the API, from the request to its answer", edits),
         row("`slb backend weight` there, from its start to its end", changes),
         row("`slb status` there, from its start to its end", statuses),
         row("a scrape of its metrics there, by curl", scrapes),
@@ -165,6 +167,21 @@ fn weight(gateway: &Gateway, change: usize) -> Result<()> {
         bail!("slb backend weight: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
+}
+
+/// The same by the API; milliseconds, without the time that curl takes to start.
+fn edit(gateway: &Gateway, change: usize) -> Result<f64> {
+    let place = r#""place": {"instance": "i25", "group": "g25", "backend": "b2"}"#;
+    let body = format!(r#"{{"edit": "set-weight", {place}, "weight": {}}}"#, 1 + change % 2);
+    let socket = gateway.config().with_file_name("api.sock");
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--fail", "--unix-socket"]).arg(socket);
+    curl.args(["--json", &body, "--output", "/dev/null", "--write-out", "%{time_total}"]);
+    let output = curl.arg("http://slb/v1/edit").output()?;
+    if !output.status.success() {
+        bail!("curl: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).parse::<f64>()? * 1_000.0)
 }
 
 /// Backends that are not checked, each with an address of its own.
