@@ -30,9 +30,17 @@ pub enum EventKind {
     Flows,
     /// Other hosts on the links.
     Network,
+    /// Maps, links and pins that another program has changed.
+    Datapath,
 }
 
-words!(EventKind { Health = "health", Config = "config", Flows = "flows", Network = "network" });
+words!(EventKind {
+    Health = "health",
+    Config = "config",
+    Flows = "flows",
+    Network = "network",
+    Datapath = "datapath",
+});
 
 /// Which events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]

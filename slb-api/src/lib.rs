@@ -18,6 +18,6 @@ pub use flows::{BusiestClient, FlowFilter, FlowState, FlowStatus, Flows};
 pub use problem::{Problem, ProblemName, Severity};
 pub use status::{
     BackendStatus, Drop, FlowTableStatus, Health, InstanceStatus, InterfaceStatus, LastProbe,
-    ListenerStatus, MapStatus, Rates, Role, Status, VerdictCount, XdpMode,
+    ListenerStatus, MapStatus, Rates, Repairs, Role, Status, VerdictCount, XdpMode,
 };
 pub use words::{Protocol, Scheduler, UnknownWord};

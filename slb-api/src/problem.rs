@@ -88,6 +88,14 @@ pub enum ProblemName {
     FlowTableSize,
     /// The last reload was refused.
     ReloadRefused,
+    /// Another program has changed a map of the datapath; the agent has written it again.
+    MapsChanged,
+    /// XDP was detached from an interface; the agent has attached it again.
+    XdpDetached,
+    /// Pins were removed; the agent has made them again.
+    PinsRemoved,
+    /// The datapath could not be compared with what the agent has set up.
+    DatapathNotAudited,
 }
 
 words!(ProblemName {
@@ -114,6 +122,10 @@ words!(ProblemName {
     FlowTableFilling = "flow_table_filling",
     FlowTableSize = "flow_table_size",
     ReloadRefused = "reload_refused",
+    MapsChanged = "maps_changed",
+    XdpDetached = "xdp_detached",
+    PinsRemoved = "pins_removed",
+    DatapathNotAudited = "datapath_not_audited",
 });
 
 impl ProblemName {
@@ -141,7 +153,11 @@ impl ProblemName {
             | Self::TooFewDescriptors
             | Self::PinsNotKept
             | Self::FlowTableFilling
-            | Self::ReloadRefused => Severity::Warning,
+            | Self::ReloadRefused
+            | Self::MapsChanged
+            | Self::XdpDetached
+            | Self::PinsRemoved
+            | Self::DatapathNotAudited => Severity::Warning,
             Self::MetricsNotServed | Self::FlowTableSize => Severity::Notice,
         }
     }

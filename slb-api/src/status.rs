@@ -41,8 +41,21 @@ pub struct Status {
     pub vip_claims: BTreeMap<String, u64>,
     /// Lines of the log that could not be written, or not fast enough, since the agent started.
     pub log_lines_dropped: u64,
+    /// What another program has changed in the datapath, and the agent has put right, since the agent started.
+    pub repairs: Repairs,
     /// What an operator should see to, the worst first.
     pub problems: Vec<Problem>,
+}
+
+/// How often the agent has put right what another program had changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Repairs {
+    /// Elements of maps.
+    pub maps: u64,
+    /// Links, each of which holds XDP at an interface.
+    pub links: u64,
+    /// Pins.
+    pub pins: u64,
 }
 
 /// An interface of the gateway.

@@ -4,6 +4,7 @@
 //! ends: the datapath goes on, and the next agent starts from what it finds in the maps.
 
 mod attacher;
+mod auditor;
 mod backends;
 mod config_cache;
 mod conflicts;
@@ -42,6 +43,7 @@ pub use lock::{Lock, LockError};
 
 use self::{
     attacher::Attacher,
+    auditor::{Audited, Auditor},
     backends::Backends,
     conflicts::ConflictWatch,
     failures::Failures,
@@ -72,6 +74,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(5);
 /// Failed probes that may wait for their target's MAC address to be asked for.
 const FAILED_AT_ONCE: usize = 1_024;
+/// How often the datapath is compared with what the agent has set up.
+const AUDIT: Duration = Duration::from_secs(5);
 /// [`Jiffies::now`] is not exact: an entry counts as over when it has been for so long.
 const SWEEP_SLACK: Duration = Duration::from_secs(5);
 
@@ -113,6 +117,7 @@ pub struct Agent {
     reconciler: Reconciler,
     attacher: Attacher,
     sweeper: Sweeper,
+    auditor: Auditor,
     reloader: Reloader,
     metrics: MetricsServer,
     descriptors: Descriptors,
@@ -133,6 +138,7 @@ struct Inbox {
     network: mpsc::Receiver<NetworkSnapshot>,
     suspects: mpsc::Receiver<Vec<passive::Suspect>>,
     sweeps: mpsc::Receiver<Swept>,
+    audits: mpsc::Receiver<Audited>,
     requests: mpsc::Receiver<Request>,
 }
 
@@ -142,6 +148,7 @@ struct Outbox {
     network: mpsc::Sender<NetworkSnapshot>,
     suspects: mpsc::Sender<Vec<passive::Suspect>>,
     sweeps: mpsc::Sender<Swept>,
+    audits: mpsc::Sender<Audited>,
     requests: mpsc::Sender<Request>,
 }
 
@@ -150,13 +157,15 @@ fn channels() -> (Outbox, Inbox) {
     let (network, network_found) = mpsc::channel(1);
     let (suspects, suspected) = mpsc::channel(1);
     let (sweeps, swept) = mpsc::channel(1);
+    let (audits, audited) = mpsc::channel(1);
     let (requests, requested) = mpsc::channel(16);
-    let outbox = Outbox { transitions, network, suspects, sweeps, requests };
+    let outbox = Outbox { transitions, network, suspects, sweeps, audits, requests };
     let inbox = Inbox {
         transitions: transitioned,
         network: network_found,
         suspects: suspected,
         sweeps: swept,
+        audits: audited,
         requests: requested,
     };
     (outbox, inbox)
@@ -204,6 +213,7 @@ pub async fn run(
     let checking = tokio::spawn(checks);
 
     let mut sweep = every(SWEEP);
+    let mut audit = every(AUDIT);
     let mut retry = every(RETRY);
     let mut watchdog = Watchdog::from_env()?;
     // No branch waits: a failed backend is out of the maps before anything else is done.
@@ -233,6 +243,8 @@ pub async fn run(
             }
             _ = sweep.tick() => agent.sweep(),
             Some(swept) = inbox.sweeps.recv() => agent.settle(swept),
+            _ = audit.tick() => agent.audit(),
+            Some(part) = inbox.audits.recv() => agent.audited(part),
         }
         agent.publish();
     }
@@ -281,6 +293,7 @@ impl Agent {
             reconciler: Reconciler::new(jiffies),
             attacher: Attacher::default(),
             sweeper: Sweeper::new(outbox.sweeps.clone(), jiffies),
+            auditor: Auditor::new(outbox.audits.clone()),
             reloader: Reloader::new(source, orders, spec),
             metrics: MetricsServer::default(),
             descriptors: Descriptors::new()?,

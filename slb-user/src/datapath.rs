@@ -9,6 +9,7 @@ mod explain;
 mod filter;
 mod flow_table;
 mod index;
+mod kept;
 mod links;
 mod loader;
 mod map_check;
@@ -16,6 +17,7 @@ mod maps;
 mod memory;
 mod pins;
 mod slots;
+mod syscall;
 #[cfg(feature = "trace")]
 mod trace;
 
@@ -26,7 +28,8 @@ pub use decap::{Decap, Decapsulated};
 pub use error::LoadError;
 pub use explain::{Explainer, Explanation, Kind, Part, Question, Step};
 pub use flow_table::{FlowTable, SweepReport, SweepRequest, Watched};
+pub use kept::{Found, KeptMaps, Large};
 pub use links::Attachment;
 pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE};
-pub use maps::{Applied, Maps, TableError};
+pub use maps::{Applied, Drift, Maps, TableError};
 pub use pins::{Pins, unload};

@@ -8,8 +8,8 @@ use std::{
 use rustc_hash::FxHashMap;
 use slb_common::{
     abi::{
-        Address, Backend, Endpoint, FlowKey, Interface, Limits, ListenerFlags, NO_BACKEND, OwnMac,
-        QuicKey, RevNat, Roles, SLOT_BACKEND, Scheduler, Seed,
+        Address, Backend, CHUNK_SLOTS, Endpoint, FlowKey, Interface, Limits, ListenerFlags,
+        NO_BACKEND, OwnMac, QuicKey, RevNat, Roles, SLOT_BACKEND, Scheduler, Seed,
     },
     hash,
 };
@@ -107,6 +107,11 @@ impl Schedule {
     pub const fn new(by: Chooser, slots: Vec<u32>) -> Self {
         let previous_by = Chooser { scheduler: Scheduler::HASH, ..by };
         Self { by, previous_by, slots, previous: Vec::new() }
+    }
+
+    /// The elements of `SLB_SLOTS` that this takes: the slots, and behind them the previous ones.
+    pub fn chunks(&self) -> impl Iterator<Item = &[u32]> + Clone {
+        self.slots.chunks(CHUNK_SLOTS).chain(self.previous.chunks(CHUNK_SLOTS))
     }
 
     /// The part of new flows that each backend is to get, by its index in `SLB_BACKENDS`.

@@ -98,6 +98,7 @@ impl Agent {
             started: self.started,
             generation: self.reloader.generation,
             reload_failures: self.reloader.failures,
+            repairs: self.auditor.repairs,
             interfaces: self.interfaces(),
             reply_interfaces: self.reply_interfaces(),
             flow_table: FlowTableStatus { capacity, bytes },
@@ -149,6 +150,7 @@ impl Agent {
         let short = self.descriptors.problem();
         problems.extend(short.map(|text| Problem::new(ProblemName::TooFewDescriptors, text)));
         problems.extend(self.failures.problems());
+        problems.extend(self.auditor.problems());
         let refused = self.reloader.refused.clone();
         problems.extend(refused.map(|text| Problem::new(ProblemName::ReloadRefused, text)));
         problems

@@ -101,7 +101,7 @@ impl Reconciler {
             now: Instant::now(),
             moment: self.jiffies.now().unwrap_or_default(),
             closing: &closing,
-            seed: maps.settings()?.seed,
+            seed: maps.settings().seed,
         };
         let is_in_line = self.in_line.take() == Some(maps.revision());
         let part = if is_in_line { self.planner.desired_part(&backends.ids, inputs) } else { None };

@@ -54,7 +54,7 @@ pub(super) fn events(arguments: &Arguments) -> anyhow::Result<Exit> {
 
 fn tell(event: &Event) -> String {
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(event.at_seconds.max(0.0));
-    format!("{}  {:6}  {}", humantime::format_rfc3339_millis(at), event.kind, event.text)
+    format!("{}  {:8}  {}", humantime::format_rfc3339_millis(at), event.kind, event.text)
 }
 
 #[cfg(test)]
@@ -68,7 +68,7 @@ mod tests {
         let text = "shop tcp/80: web-1 10.0.0.1:8080 is healthy".to_owned();
         let event = Event { number: 1, at_seconds: 1.5, kind: EventKind::Health, text };
         let expected =
-            "1970-01-01T00:00:01.500Z  health  shop tcp/80: web-1 10.0.0.1:8080 is healthy";
+            "1970-01-01T00:00:01.500Z  health    shop tcp/80: web-1 10.0.0.1:8080 is healthy";
         assert_eq!(tell(&event), expected);
     }
 }

@@ -17,6 +17,10 @@ use crate::state::Subnets;
 #[derive(Debug)]
 pub(super) struct RoleFilter {
     memory: Memory<Filter>,
+    /// What was written to [`Filter::roles`].
+    roles: Vec<u8>,
+    /// What was written to [`Filter::elsewhere`], by the place of an interface.
+    elsewhere: BTreeMap<usize, Vec<u8>>,
     /// Those of each hash.
     addresses: BTreeMap<usize, Vec<Address>>,
 }
@@ -28,7 +32,12 @@ impl RoleFilter {
     ///
     /// [`TableError`].
     pub(super) fn open(pins: &Pins) -> Result<Self, TableError> {
-        Ok(Self { memory: Memory::open(pins, "SLB_FILTER")?, addresses: BTreeMap::new() })
+        Ok(Self {
+            memory: Memory::open(pins, "SLB_FILTER")?,
+            roles: vec![0; FILTER_HASHES / FILTER_PER_BYTE],
+            elsewhere: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+        })
     }
 
     /// Writes all of it.
@@ -56,7 +65,7 @@ impl RoleFilter {
     }
 
     /// Says of each interface in which networks there are subnets that are not behind it.
-    pub(super) fn set_subnets(&self, subnets: &Subnets, interfaces: &BTreeMap<u32, Interface>) {
+    pub(super) fn set_subnets(&mut self, subnets: &Subnets, interfaces: &BTreeMap<u32, Interface>) {
         let mut places = BTreeMap::<usize, Vec<u8>>::new();
         for (&ifindex, interface) in interfaces {
             let place = places.entry(abi::ingress_place(ifindex));
@@ -67,18 +76,43 @@ impl RoleFilter {
                 }
             }
         }
-        for (place, networks) in places {
+        self.elsewhere = places;
+        self.audit_subnets();
+    }
+
+    /// Compares it with what was written, and writes again what differs: addresses, and how many bytes.
+    pub(super) fn audit(&self) -> (Vec<Address>, usize) {
+        let mut addresses = Vec::new();
+        let mut count = self.audit_subnets();
+        for (number, &value) in self.roles.iter().enumerate() {
+            let byte = self.role(number);
+            if byte.load(Ordering::Relaxed) != value {
+                byte.store(value, Ordering::Release);
+                let first = number * FILTER_PER_BYTE;
+                let known = self.addresses.range(first..first + FILTER_PER_BYTE);
+                addresses.extend(known.flat_map(|(_, addresses)| addresses));
+                count += 1;
+            }
+        }
+        (addresses, count)
+    }
+
+    fn audit_subnets(&self) -> usize {
+        let mut count = 0;
+        for (place, networks) in &self.elsewhere {
             let first = place * NETWORK_BYTES;
-            for (byte, value) in (first..).zip(networks) {
+            for (byte, &value) in (first..).zip(networks) {
                 let filter = self.memory.first();
                 // SAFETY: a byte of the mapping, which is only accessed in this way.
                 let byte =
                     unsafe { AtomicU8::from_ptr(&raw mut (*filter.as_ptr()).elsewhere[byte]) };
                 if byte.load(Ordering::Relaxed) != value {
                     byte.store(value, Ordering::Release);
+                    count += 1;
                 }
             }
         }
+        count
     }
 
     /// What the addresses of the hashes in a byte are.
@@ -91,11 +125,15 @@ impl RoleFilter {
         })
     }
 
-    fn write(&self, number: usize, value: u8) {
+    fn write(&mut self, number: usize, value: u8) {
+        self.roles[number] = value;
+        self.role(number).store(value, Ordering::Release);
+    }
+
+    fn role(&self, number: usize) -> &AtomicU8 {
         let filter = self.memory.first();
         // SAFETY: a byte of the mapping, which is only accessed in this way.
-        let byte = unsafe { AtomicU8::from_ptr(&raw mut (*filter.as_ptr()).roles[number]) };
-        byte.store(value, Ordering::Release);
+        unsafe { AtomicU8::from_ptr(&raw mut (*filter.as_ptr()).roles[number]) }
     }
 }
 

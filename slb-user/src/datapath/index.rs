@@ -21,6 +21,8 @@ use super::{Pins, TableError, memory::Memory, slots::GRACE};
 /// An index and its records.
 pub(super) struct Indexed<V, const RECORDS: usize> {
     index: Memory<Index<V, RECORDS>>,
+    /// What was written to each slot.
+    words: Vec<u32>,
     /// The record of each endpoint.
     places: BTreeMap<Endpoint, u32>,
     /// Endpoints of the same hash.
@@ -34,6 +36,7 @@ impl<V: Copy + FromBytes + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> 
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         Ok(Self {
             index: Memory::open(pins, name)?,
+            words: vec![INDEX_NONE; INDEX_SLOTS],
             free: Vec::new(),
             places: BTreeMap::new(),
             hashes: HashMap::new(),
@@ -124,7 +127,31 @@ impl<V: Copy + FromBytes + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> 
             .then(|| unsafe { (&raw mut (*index).records).cast::<Record<V>>().add(place as usize) })
     }
 
-    fn publish(&self, slot: usize) {
+    /// Compares it with `entries`, those of the hash map, and writes again what differs: those endpoints, and how many
+    /// slots lead elsewhere.
+    pub(super) fn audit<'a>(
+        &mut self,
+        entries: impl Iterator<Item = (&'a Endpoint, V)>,
+    ) -> (Vec<Endpoint>, usize) {
+        let differing = entries.filter(|(at, value)| {
+            let record = self.places.get(at).and_then(|&place| self.record(place));
+            // SAFETY: in the mapping; the program only reads it, and the agent writes here alone.
+            record
+                .is_some_and(|record| unsafe { ((*record).at, (*record).value) != (**at, *value) })
+        });
+        let differing: Vec<(Endpoint, V)> = differing.map(|(at, value)| (*at, value)).collect();
+        for &(endpoint, value) in &differing {
+            self.put(endpoint, value);
+        }
+        let slots = 0..INDEX_SLOTS;
+        let elsewhere =
+            slots.filter(|&slot| self.slot(slot).load(Ordering::Relaxed) != self.words[slot]);
+        let elsewhere: Vec<usize> = elsewhere.collect();
+        elsewhere.iter().for_each(|&slot| self.publish(slot));
+        (differing.into_iter().map(|(at, _)| at).collect(), elsewhere.len())
+    }
+
+    fn publish(&mut self, slot: usize) {
         let place = |endpoint| self.places.get(endpoint).copied();
         let word = match self.hashes.get(&slot).map(Vec::as_slice) {
             None | Some([]) => Some(INDEX_NONE),
@@ -135,6 +162,7 @@ impl<V: Copy + FromBytes + PartialEq, const RECORDS: usize> Indexed<V, RECORDS> 
             Some(_) => None,
         };
         let word = word.unwrap_or(INDEX_MANY);
+        self.words[slot] = word;
         self.slot(slot).store(word, Ordering::Release);
     }
 

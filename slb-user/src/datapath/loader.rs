@@ -1,8 +1,10 @@
 //! Loads the embedded object onto the pinned maps.
 
 use std::{
+    collections::BTreeMap,
     fs,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +20,7 @@ use slb_common::{
 };
 
 use super::{
-    FlowTable, LoadError, Maps, Pins,
+    FlowTable, KeptMaps, LoadError, Maps, Pins,
     bpffs::{self, Mounted},
     map_check,
     pins::remove,
@@ -55,7 +57,11 @@ pub struct Loaded {
     pub maps: Maps,
     /// Its flow table.
     pub table: FlowTable,
+    /// Its maps, to be read beside the agent's loop.
+    pub kept: Arc<KeptMaps>,
     programs: Programs,
+    /// The links that hold the program at interfaces, by the name of these.
+    pub(super) links: BTreeMap<String, OwnedFd>,
     pub(super) pins: Pins,
     /// What `SLB_FLOWS` really is: capacity in flows, and bytes of kernel memory.
     flows: (u32, u64),
@@ -65,7 +71,7 @@ pub struct Loaded {
 
 /// Gives new maps their seeds. Those that are there stay: flows were placed by them.
 fn set_seeds(maps: &mut Maps) -> Result<(), LoadError> {
-    let settings = maps.settings()?;
+    let settings = maps.settings();
     if !settings.table_seed.is_set() {
         let drawn = seed::random().map_err(LoadError::Seed)?;
         maps.set(|settings| settings.table_seed = drawn)?;
@@ -123,7 +129,16 @@ impl Loaded {
             settings.route_epoch = settings.route_epoch.max(EPOCH_LEARNED + 1);
             settings.acl_epoch = settings.acl_epoch.max(1);
         })?;
-        Ok(Self { maps, table: FlowTable::open(&pins)?, programs, pins, flows, warning })
+        Ok(Self {
+            maps,
+            table: FlowTable::open(&pins)?,
+            kept: Arc::new(KeptMaps::open(&pins)?),
+            programs,
+            links: BTreeMap::new(),
+            pins,
+            flows,
+            warning,
+        })
     }
 
     /// Capacity of the flow table in flows, and its memory in bytes.

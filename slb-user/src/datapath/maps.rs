@@ -16,11 +16,12 @@ use slb_common::{
     verdict::Verdict,
 };
 
-pub use self::apply::Applied;
+pub use self::{apply::Applied, audit::Drift};
 use super::{Counters, Pins, filter::RoleFilter, index::Indexed, slots::Chunks};
 use crate::state::State;
 
 mod apply;
+mod audit;
 mod read;
 
 /// A map could not be read or written.
@@ -82,6 +83,7 @@ pub struct Maps {
     settings: Array<MapData, Settings>,
     counters: Counters,
     installed: State,
+    written: Written,
     chunks: Chunks,
     /// Where each listener's schedule is in `slots`.
     ranges: BTreeMap<Endpoint, Range<u32>>,
@@ -89,6 +91,15 @@ pub struct Maps {
     revision: u64,
     /// When a listener's record was last replaced or removed.
     listeners_changed: Option<Instant>,
+}
+
+/// What the maps hold besides [`State`].
+#[derive(Default)]
+struct Written {
+    settings: Settings,
+    /// Without elements that are 0.
+    vlans: BTreeMap<u32, u64>,
+    ingress: BTreeMap<u32, Interface>,
 }
 
 /// A pinned map knows its real capacity; one taken from the loader claims the object's.
@@ -131,6 +142,7 @@ impl Maps {
             settings: open(pins, "SLB_SETTINGS")?,
             counters: Counters::open(pins)?,
             installed: State::default(),
+            written: Written::default(),
             chunks: Chunks::new(0),
             ranges: BTreeMap::new(),
             revision: 0,
@@ -176,12 +188,9 @@ impl Maps {
     }
 
     /// What the program is told besides its tables.
-    ///
-    /// # Errors
-    ///
-    /// [`TableError`].
-    pub fn settings(&self) -> Result<Settings, TableError> {
-        self.settings.get(&0, 0).map_err(at("SLB_SETTINGS"))
+    #[must_use]
+    pub const fn settings(&self) -> Settings {
+        self.written.settings
     }
 
     /// Changes the settings.
@@ -190,13 +199,15 @@ impl Maps {
     ///
     /// [`TableError`].
     pub fn set(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), TableError> {
-        let mut settings = self.settings()?;
-        let before = settings;
+        // Not as they are in the map: that is compared with these.
+        let mut settings = self.settings();
         change(&mut settings);
-        if settings == before {
+        if settings == self.settings() {
             return Ok(());
         }
-        self.settings.set(0, settings, 0).map_err(at("SLB_SETTINGS"))
+        self.settings.set(0, settings, 0).map_err(at("SLB_SETTINGS"))?;
+        self.written.settings = settings;
+        Ok(())
     }
 
     /// Name, entries in use and capacity of the maps that fill up with the configuration.

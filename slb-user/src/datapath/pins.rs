@@ -11,6 +11,7 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
 
@@ -21,6 +22,7 @@ use super::{
     BpffsError, LoadError,
     bpffs::{self, Mounted},
     loader::PROGRAM,
+    syscall,
 };
 use crate::rights::FILES;
 
@@ -173,6 +175,17 @@ pub(super) fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, LoadEr
 
 pub(super) fn remove(path: &Path) -> Result<(), LoadError> {
     fs::remove_file(path).map_err(|source| LoadError::Path { path: path.to_owned(), source })
+}
+
+/// Pins an object whose pin is gone, and says whether it was.
+pub(super) fn pin_again(object: BorrowedFd<'_>, path: &Path) -> Result<bool, LoadError> {
+    if path.exists() {
+        return Ok(false);
+    }
+    match syscall::pin(object, path) {
+        Ok(()) => Ok(true),
+        Err(source) => Err(LoadError::Path { path: path.to_owned(), source }),
+    }
 }
 
 fn remove_directory(path: &Path) -> Result<(), LoadError> {

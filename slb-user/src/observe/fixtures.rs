@@ -2,8 +2,8 @@
 
 use slb_api::{
     BackendStatus, Drop, FlowTableStatus, Health, InstanceStatus, InterfaceStatus, LastProbe,
-    ListenerStatus, MapStatus, Problem, ProblemName, Protocol, Rates, Role, Scheduler, Status,
-    VerdictCount, XdpMode,
+    ListenerStatus, MapStatus, Problem, ProblemName, Protocol, Rates, Repairs, Role, Scheduler,
+    Status, VerdictCount, XdpMode,
 };
 
 pub(crate) fn status() -> Status {
@@ -15,6 +15,7 @@ pub(crate) fn status() -> Status {
         reload_failures: 2,
         vip_claims: [("192.0.2.1".to_owned(), 6)].into(),
         log_lines_dropped: 5,
+        repairs: Repairs { maps: 4, links: 1, pins: 0 },
         uptime_seconds: 3_723,
         interfaces: vec![
             InterfaceStatus {

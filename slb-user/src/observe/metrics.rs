@@ -13,8 +13,8 @@ use prometheus_client::{
 };
 
 use slb_api::{
-    BackendStatus, Health, InstanceStatus, ListenerStatus, MapStatus, ProblemName, Severity,
-    Status, VerdictCount,
+    BackendStatus, Health, InstanceStatus, ListenerStatus, MapStatus, ProblemName, Repairs,
+    Severity, Status, VerdictCount,
 };
 
 /// What `GET /metrics` answers with.
@@ -205,6 +205,12 @@ fn counters(view: &View<'_>) -> Vec<Family<u64>> {
                 .collect(),
         ),
         family(
+            "slb_datapath_repairs",
+            "What another program had changed and the agent has put right, since the agent started: elements of maps, \
+             links, pins.",
+            repairs(status),
+        ),
+        family(
             "slb_log_lines_dropped",
             "Lines of the log that could not be written, or not fast enough, since the agent started.",
             vec![(Vec::new().into(), status.log_lines_dropped)],
@@ -292,6 +298,12 @@ fn backend_gauges(view: &View<'_>) -> Vec<Family<f64>> {
     ]
 }
 
+fn repairs(status: &Status) -> Vec<(Labels, u64)> {
+    let Repairs { maps, links, pins } = status.repairs;
+    let counts = [("map", maps), ("link", links), ("pin", pins)];
+    counts.map(|(kind, count)| (vec![("kind", kind.to_owned())].into(), count)).into()
+}
+
 /// How many problems there are of each name.
 fn problems(status: &Status) -> Vec<(Labels, f64)> {
     let mut counts = BTreeMap::<(ProblemName, Severity), f64>::new();
@@ -370,6 +382,7 @@ mod tests {
             "slb_config_generation 3.0".to_owned(),
             "slb_reload_failures_total 2".to_owned(),
             "slb_vip_claims_total{vip=\"192.0.2.1\"} 6".to_owned(),
+            "slb_datapath_repairs_total{kind=\"map\"} 4".to_owned(),
             "slb_log_lines_dropped_total 5".to_owned(),
             "slb_problems 1.0".to_owned(),
             "slb_problem{name=\"forwarding_off\",severity=\"critical\"} 1.0".to_owned(),

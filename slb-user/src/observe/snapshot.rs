@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
-use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem};
+use slb_api::{FlowTableStatus, InterfaceStatus, MapStatus, Problem, Repairs};
 
 use crate::{
     config::Config,
@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// Configurations that were refused.
     pub reload_failures: u64,
+    /// What was put right in the datapath.
+    pub repairs: Repairs,
     /// Where XDP is attached.
     pub interfaces: Vec<InterfaceStatus>,
     /// Interfaces by which replies of backends come in that the kernel may have to forward; empty: its settings make no
@@ -69,6 +71,7 @@ impl Snapshot {
             started: Instant::now(),
             generation: 1,
             reload_failures: 0,
+            repairs: Repairs::default(),
             interfaces: Vec::new(),
             reply_interfaces: Vec::new(),
             flow_table: FlowTableStatus { capacity: 0, bytes: 0 },

@@ -60,6 +60,7 @@ pub(super) fn status(
         config: snapshot.path.display().to_string(),
         generation: snapshot.generation,
         reload_failures: snapshot.reload_failures,
+        repairs: snapshot.repairs,
         uptime_seconds: snapshot.started.elapsed().as_secs(),
         interfaces: snapshot.interfaces.clone(),
         flow_table: snapshot.flow_table.clone(),

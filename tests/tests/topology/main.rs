@@ -20,6 +20,8 @@ mod direct_return;
 #[cfg(test)]
 mod distribution;
 #[cfg(test)]
+mod drift;
+#[cfg(test)]
 mod failover;
 #[cfg(test)]
 mod filling;

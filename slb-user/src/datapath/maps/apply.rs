@@ -1,7 +1,7 @@
 //! Carries out [`Step`]s.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     ops::Range,
     sync::Arc,
@@ -119,12 +119,14 @@ impl Maps {
         let mut interfaces = self.installed.interfaces.values();
         let first = interfaces.find(|interface| abi::ingress_place(interface.ifindex) == place);
         let first = first.copied().unwrap_or_default();
+        // First: if the write fails, the audit makes up for it.
+        put_or_remove(&mut self.written.ingress, place as u32, first);
         self.ingress.set(place as u32, first, 0).map_err(at("SLB_INGRESS"))?;
         self.put_elsewhere();
         Ok(())
     }
 
-    pub(super) fn put_elsewhere(&self) {
+    pub(super) fn put_elsewhere(&mut self) {
         self.filter.set_subnets(&self.installed.subnets, &self.installed.interfaces);
     }
 
@@ -138,9 +140,10 @@ impl Maps {
         for word in 0..VLAN_WORDS as u16 {
             let others = (0..64).filter(|bit| !is_served(64 * word + bit));
             let others = others.fold(0_u64, |all, bit| all | 1 << bit);
-            let before = self.vlans.get(&word.into(), 0).map_err(at("SLB_VLANS"))?;
-            if before != others {
-                self.vlans.set(word.into(), others, 0).map_err(at("SLB_VLANS"))?;
+            let word = u32::from(word);
+            if self.written.vlans.get(&word).copied().unwrap_or_default() != others {
+                self.vlans.set(word, others, 0).map_err(at("SLB_VLANS"))?;
+                put_or_remove(&mut self.written.vlans, word, others);
             }
         }
         Ok(())
@@ -148,10 +151,7 @@ impl Maps {
 
     fn put_acl(&mut self, acl: u32, list: Arc<Acl>) -> Result<(), TableError> {
         // Another list may have had the number.
-        self.set(|settings| {
-            settings.acl_epoch = settings.acl_epoch.wrapping_add(1);
-            settings.acl_epoch = settings.acl_epoch.max(1);
-        })?;
+        self.next_acl_epoch()?;
         for (done, &(bits, addr)) in list.iter().enumerate() {
             let key = Key::new(bits, abi::listed(acl, addr));
             if let Err(error) = self.acls.insert(&key, 1, 0) {
@@ -161,6 +161,14 @@ impl Maps {
         }
         self.installed.acls.insert(acl, list);
         Ok(())
+    }
+
+    /// Makes the program look into the access lists anew.
+    pub(super) fn next_acl_epoch(&mut self) -> Result<(), TableError> {
+        self.set(|settings| {
+            settings.acl_epoch = settings.acl_epoch.wrapping_add(1);
+            settings.acl_epoch = settings.acl_epoch.max(1);
+        })
     }
 
     fn remove_acl(&mut self, acl: u32, list: &Acl) -> Result<Applied, TableError> {
@@ -201,23 +209,7 @@ impl Maps {
             Some(range) => range,
             None => self.write_slots(&state.schedule)?,
         };
-        let Schedule { by, previous_by, .. } = *state.schedule;
-        let listener = Listener {
-            id: state.id,
-            scheduler: by.scheduler,
-            previous_scheduler: previous_by.scheduler,
-            first_chunk: range.start,
-            slots: state.schedule.slots.len() as u32,
-            // Behind the others.
-            previous_chunk: range.start + chunks_for(state.schedule.slots.len() as u32),
-            previous_slots: state.schedule.previous.len() as u32,
-            flags: state.policy.flags,
-            acl: state.policy.acl,
-            sticky_jiffies: state.policy.sticky_jiffies,
-            spare: 0,
-            seed: by.seed,
-            previous_seed: previous_by.seed,
-        };
+        let listener = record(&state, range.start);
         if let Err(error) = self.listeners.insert(endpoint, listener, 0) {
             self.release(range);
             return Err(at("SLB_LISTENERS")(error));
@@ -251,8 +243,7 @@ impl Maps {
     }
 
     fn write_slots(&mut self, schedule: &Schedule) -> Result<Range<u32>, TableError> {
-        let Schedule { slots, previous, .. } = schedule;
-        let chunks = slots.chunks(CHUNK_SLOTS).chain(previous.chunks(CHUNK_SLOTS));
+        let chunks = schedule.chunks();
         let count = chunks.clone().count() as u32;
         if count == 0 {
             return Ok(0..0);
@@ -260,11 +251,9 @@ impl Maps {
         let range = self
             .chunks
             .take(count, Instant::now())
-            .ok_or(TableError::NoSlots { slots: slots.len() + previous.len() })?;
+            .ok_or(TableError::NoSlots { slots: chunks.clone().map(<[u32]>::len).sum() })?;
         for (index, part) in range.clone().zip(chunks) {
-            let mut chunk = Chunk { slots: [0; CHUNK_SLOTS] };
-            chunk.slots[..part.len()].copy_from_slice(part);
-            if let Err(error) = self.slots.set(index, chunk, 0) {
+            if let Err(error) = self.slots.set(index, chunk(part), 0) {
                 self.chunks.release(range, Instant::now());
                 return Err(at("SLB_SLOTS")(error));
             }
@@ -277,6 +266,43 @@ impl Maps {
             self.chunks.release(range, Instant::now());
         }
     }
+}
+
+fn put_or_remove<V: Default + PartialEq>(map: &mut BTreeMap<u32, V>, key: u32, value: V) {
+    if value == V::default() {
+        map.remove(&key);
+    } else {
+        map.insert(key, value);
+    }
+}
+
+/// The record of a listener whose slots begin with this chunk.
+pub(super) fn record(state: &ListenerState, first_chunk: u32) -> Listener {
+    let ListenerState { id, schedule, policy } = state;
+    let Schedule { by, previous_by, .. } = **schedule;
+    Listener {
+        id: *id,
+        scheduler: by.scheduler,
+        previous_scheduler: previous_by.scheduler,
+        first_chunk,
+        slots: schedule.slots.len() as u32,
+        // Behind the others.
+        previous_chunk: first_chunk + chunks_for(schedule.slots.len() as u32),
+        previous_slots: schedule.previous.len() as u32,
+        flags: policy.flags,
+        acl: policy.acl,
+        sticky_jiffies: policy.sticky_jiffies,
+        spare: 0,
+        seed: by.seed,
+        previous_seed: previous_by.seed,
+    }
+}
+
+/// An element of `SLB_SLOTS`.
+pub(super) fn chunk(slots: &[u32]) -> Chunk {
+    let mut chunk = Chunk { slots: [0; CHUNK_SLOTS] };
+    chunk.slots[..slots.len()].copy_from_slice(slots);
+    chunk
 }
 
 /// Removing what is not there succeeds: a retry must not trip over its own past.

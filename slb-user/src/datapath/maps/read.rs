@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use slb_common::abi::{Address, Backend, Endpoint, Limits, Listener};
+use aya::{
+    Pod,
+    maps::{Array, MapData},
+};
+use slb_common::abi::{Address, Backend, Endpoint, Listener};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Maps, TableError, at, chunks_for};
@@ -32,12 +36,7 @@ impl Maps {
             let policy = Policy { flags, acl, sticky_jiffies };
             self.installed.listeners.insert(endpoint, ListenerState { id, schedule, policy });
         }
-        for (id, limits) in self.limits.iter().enumerate() {
-            let limits = limits.map_err(at("SLB_LIMITS"))?;
-            if limits != Limits::default() {
-                self.installed.limits.insert(id as u32, limits);
-            }
-        }
+        self.installed.limits = used(&self.limits, "SLB_LIMITS")?;
         let mut acls = BTreeMap::<u32, Acl>::new();
         for key in self.acls.keys() {
             let key = key.map_err(at("SLB_ACL"))?;
@@ -49,12 +48,7 @@ impl Maps {
         self.installed.acls = acls.into_iter().map(|(acl, list)| (acl, Arc::new(list))).collect();
         self.installed.quic = contents(pins, "SLB_QUIC")?;
         self.installed.backends = backends(pins)?;
-        for (index, source) in self.sources.iter().enumerate() {
-            let source = source.map_err(at("SLB_SOURCES"))?;
-            if source != Address::default() {
-                self.installed.sources.insert(index as u32, source);
-            }
-        }
+        self.installed.sources = used(&self.sources, "SLB_SOURCES")?;
         self.installed.addresses = contents(pins, "SLB_ADDRESSES")?;
         self.installed.endpoints = contents(pins, "SLB_REVNAT")?;
         self.installed.interfaces = contents(pins, "SLB_INTERFACES")?;
@@ -64,6 +58,9 @@ impl Maps {
             let subnet = (key.prefix_len(), Address::from_words(key.data()));
             self.installed.subnets.insert(subnet, interfaces);
         }
+        self.written.settings = self.settings.get(&0, 0).map_err(at("SLB_SETTINGS"))?;
+        self.written.vlans = used(&self.vlans, "SLB_VLANS")?;
+        self.written.ingress = used(&self.ingress, "SLB_INGRESS")?;
         self.filter.fill(&self.installed.addresses);
         self.put_elsewhere();
         self.listener_index.fill(&listeners);
@@ -97,6 +94,21 @@ impl Maps {
 fn chunks_of(listener: &Listener) -> Range<u32> {
     let chunks = chunks_for(listener.slots) + chunks_for(listener.previous_slots);
     if chunks == 0 { 0..0 } else { listener.first_chunk..listener.first_chunk + chunks }
+}
+
+/// The elements of an array that are in use.
+fn used<V: Pod + Default + PartialEq>(
+    map: &Array<MapData, V>,
+    name: &'static str,
+) -> Result<BTreeMap<u32, V>, TableError> {
+    let mut used = BTreeMap::new();
+    for (index, value) in (0..).zip(map.iter()) {
+        let value = value.map_err(at(name))?;
+        if value != V::default() {
+            used.insert(index, value);
+        }
+    }
+    Ok(used)
 }
 
 /// All backends, without a system call for each of the places.

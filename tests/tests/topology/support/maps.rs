@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
 };
 
@@ -18,6 +20,7 @@ use slb_common::abi::{
     SLOT_BACKEND,
 };
 use slb_lab::{Gateway, topology};
+use slb_user::datapath::Batch;
 
 /// Everything that an agent writes because of its configuration and of the network.
 #[derive(PartialEq)]
@@ -73,6 +76,12 @@ pub(crate) fn chosen(gateway: &Gateway, endpoint: Endpoint) -> Vec<Backend> {
     slots.map(|slot| backends[(slot & SLOT_BACKEND) as usize]).collect()
 }
 
+/// The first element of `SLB_SLOTS` that is in use.
+pub(crate) fn first_chunk(gateway: &Gateway) -> u32 {
+    let listeners: BTreeMap<Endpoint, Listener> = hash(gateway, "SLB_LISTENERS");
+    listeners.values().find(|it| it.slots > 0).unwrap().first_chunk
+}
+
 /// Where everything of this version is pinned.
 pub(crate) fn version(gateway: &Gateway) -> PathBuf {
     gateway.pins().join(format!("v{ABI_VERSION}"))
@@ -108,9 +117,32 @@ pub(crate) fn tag(gateway: &Gateway) -> u64 {
 }
 
 fn open(gateway: &Gateway, name: &str) -> Map {
-    let data = MapData::from_pin(version(gateway).join("maps").join(name)).unwrap();
-    Map::from_map_data(data).unwrap()
+    Map::from_map_data(data(gateway, name)).unwrap()
 }
+
+fn data(gateway: &Gateway, name: &str) -> MapData {
+    MapData::from_pin(version(gateway).join("maps").join(name)).unwrap()
+}
+
+/// Overwrites the first element of an array with zeros.
+pub(crate) fn zero_first(gateway: &Gateway, name: &str) {
+    /// `BPF_MAP_UPDATE_BATCH` of `linux/bpf.h`.
+    const UPDATE_BATCH: libc::c_long = 26;
+    let map = data(gateway, name);
+    let value = vec![0_u8; map.info().unwrap().value_size() as usize];
+    let batch = Batch {
+        keys: (&raw const FIRST).expose_provenance() as u64,
+        values: value.as_ptr().expose_provenance() as u64,
+        count: 1,
+        map: map.fd().as_fd().as_raw_fd() as u32,
+        ..Batch::default()
+    };
+    // SAFETY: the kernel reads one key and one value, as long as the map's are.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, UPDATE_BATCH, &batch, size_of::<Batch>()) };
+    assert_eq!(done, 0, "{name}: {}", io::Error::last_os_error());
+}
+
+static FIRST: u32 = 0;
 
 fn hash<K: Pod + Ord, V: Pod>(gateway: &Gateway, name: &str) -> BTreeMap<K, V> {
     let map: HashMap<MapData, K, V> = open(gateway, name).try_into().unwrap();
