@@ -76,6 +76,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 const FAILED_AT_ONCE: usize = 1_024;
 /// How often the datapath is compared with what the agent has set up.
 const AUDIT: Duration = Duration::from_secs(5);
+/// How often the agent looks whether XDP is attached still: the kernel does not tell of a link that was detached.
+const LINKS: Duration = Duration::from_millis(250);
 /// [`Jiffies::now`] is not exact: an entry counts as over when it has been for so long.
 const SWEEP_SLACK: Duration = Duration::from_secs(5);
 
@@ -129,7 +131,7 @@ pub struct Agent {
     counters: Arc<Counters>,
     observer: Arc<dyn Observer>,
     publisher: Publisher,
-    _pins_lock: Lock,
+    pins_lock: Lock,
 }
 
 /// The ends of the channels by which the parts of an agent that run beside its loop reach it.
@@ -213,7 +215,7 @@ pub async fn run(
     let checking = tokio::spawn(checks);
 
     let mut sweep = every(SWEEP);
-    let mut audit = every(AUDIT);
+    let (mut links, mut audit) = (every(LINKS), every(AUDIT));
     let mut retry = every(RETRY);
     let mut watchdog = Watchdog::from_env()?;
     // No branch waits: a failed backend is out of the maps before anything else is done.
@@ -243,6 +245,7 @@ pub async fn run(
             }
             _ = sweep.tick() => agent.sweep(),
             Some(swept) = inbox.sweeps.recv() => agent.settle(swept),
+            _ = links.tick() => if !agent.attach_detached() { continue },
             _ = audit.tick() => agent.audit(),
             Some(part) = inbox.audits.recv() => agent.audited(part),
         }
@@ -309,7 +312,7 @@ impl Agent {
             datapath,
             config,
             path,
-            _pins_lock: pins_lock,
+            pins_lock,
         };
         agent.set_up()?;
         watcher.announce().await;

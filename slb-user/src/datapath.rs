@@ -30,6 +30,6 @@ pub use explain::{Explainer, Explanation, Kind, Part, Question, Step};
 pub use flow_table::{FlowTable, SweepReport, SweepRequest, Watched};
 pub use kept::{Found, KeptMaps, Large};
 pub use links::Attachment;
-pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE};
+pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE, Restored};
 pub use maps::{Applied, Drift, Maps, TableError};
 pub use pins::{Pins, unload};

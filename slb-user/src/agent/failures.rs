@@ -53,6 +53,7 @@ const fn task(problem: ProblemName) -> &'static str {
         ProblemName::VipsNotAnnounced => "VIPs",
         ProblemName::RoutesOutdated => "route epoch",
         ProblemName::ProbesShortOfResources => "health checks",
+        ProblemName::PinsNotKept => "pins",
         ProblemName::DatapathNotAudited => "audit",
         ProblemName::MetricsNotServed => "metrics",
         other => other.as_str(),

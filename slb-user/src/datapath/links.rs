@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io, mem,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -19,10 +19,12 @@ use aya_obj::{
     generated::{bpf_attr, bpf_cmd, bpf_prog_info},
     programs::XdpAttachType,
 };
+use nix::net::if_::if_nametoindex;
 
 use super::{
     LoadError, Loaded,
     pins::{link as link_name, remove},
+    syscall,
 };
 use crate::{
     config::XdpMode,
@@ -74,6 +76,12 @@ impl Loaded {
     ///
     /// A pinned link cannot be looked at.
     pub fn is_attached(&self, interface: &Interface) -> Result<bool, LoadError> {
+        if let Some(held) = self.links.get(&interface.name) {
+            let path = self.pins.link(&interface.name);
+            let found = syscall::ifindex(held.link.as_fd());
+            let found = found.map_err(|source| LoadError::Path { path, source })?;
+            return Ok(found == interface.index);
+        }
         let _raised = FILES.raise();
         let link = self.link(&interface.name)?;
         Ok(link.is_some_and(|link| link.ifindex == interface.index))
@@ -105,6 +113,7 @@ impl Loaded {
             };
             if link.ifindex == interface.index && is_as_wanted {
                 self.replace(&path, link)?;
+                self.hold(interface)?;
                 let mode = found.unwrap_or(if mode == XdpMode::Generic { GENERIC } else { NATIVE });
                 let reason = Some("attached by an earlier agent".to_owned());
                 return Ok(Attachment { mode, reason });
@@ -114,11 +123,33 @@ impl Loaded {
             remove(&path)?;
             drop(link);
         }
+        self.links.remove(&interface.name);
         let (link, attachment) = self.attach_first(&interface.name, mode)?;
         link.pin(&path)
             .map_err(|error| LoadError::Pin { path: path.clone(), source: Box::new(error) })?;
         self.pin_program()?;
+        self.hold(interface)?;
         Ok(attachment)
+    }
+
+    /// Keeps the link of an interface open, so that XDP stays if its pin is removed.
+    fn hold(&mut self, interface: &Interface) -> Result<(), LoadError> {
+        let path = self.pins.link(&interface.name);
+        let link = syscall::open(&path).map_err(|source| LoadError::Path { path, source })?;
+        self.links.insert(interface.name.clone(), HeldLink { link, ifindex: interface.index });
+        Ok(())
+    }
+
+    /// The interfaces from which another program has detached XDP. They are named once.
+    pub fn take_detached(&mut self) -> Vec<String> {
+        let detached = self.links.iter().filter(|(name, HeldLink { link, ifindex })| {
+            // A link to an interface that was deleted is detached as well.
+            let is_there = if_nametoindex(name.as_str()).is_ok_and(|index| index == *ifindex);
+            is_there && syscall::ifindex(link.as_fd()).is_ok_and(|index| index == 0)
+        });
+        let detached: Vec<String> = detached.map(|(name, _)| name.clone()).collect();
+        detached.iter().for_each(|name| drop(self.links.remove(name)));
+        detached
     }
 
     /// The link that is pinned for an interface.
@@ -208,16 +239,24 @@ impl Loaded {
     /// # Errors
     ///
     /// [`LoadError`].
-    pub fn detach_others(&self, wanted: &[String]) -> Result<(), LoadError> {
+    pub fn detach_others(&mut self, wanted: &[String]) -> Result<(), LoadError> {
         let _raised = FILES.raise();
         for (name, path) in self.pins.links()? {
             if !wanted.contains(&name) {
                 remove(&path)?;
+                self.links.remove(&name);
                 tracing::info!(interface = name, "detached XDP");
             }
         }
         Ok(())
     }
+}
+
+/// A link that the agent keeps open.
+pub(super) struct HeldLink {
+    pub link: OwnedFd,
+    /// Of the interface that it was made for.
+    ifindex: u32,
 }
 
 /// A pinned link.

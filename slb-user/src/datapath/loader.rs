@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -22,8 +23,9 @@ use slb_common::{
 use super::{
     FlowTable, KeptMaps, LoadError, Maps, Pins,
     bpffs::{self, Mounted},
+    links::HeldLink,
     map_check,
-    pins::remove,
+    pins::{pin_again, remove},
 };
 use crate::{
     clock::Jiffies,
@@ -60,8 +62,11 @@ pub struct Loaded {
     /// Its maps, to be read beside the agent's loop.
     pub kept: Arc<KeptMaps>,
     programs: Programs,
+    /// Where the programs are pinned by the object that they come from.
+    object_pin: PathBuf,
+    capacities: Capacities,
     /// The links that hold the program at interfaces, by the name of these.
-    pub(super) links: BTreeMap<String, OwnedFd>,
+    pub(super) links: BTreeMap<String, HeldLink>,
     pub(super) pins: Pins,
     /// What `SLB_FLOWS` really is: capacity in flows, and bytes of kernel memory.
     flows: (u32, u64),
@@ -134,6 +139,8 @@ impl Loaded {
             table: FlowTable::open(&pins)?,
             kept: Arc::new(KeptMaps::open(&pins)?),
             programs,
+            object_pin: pins.program_of(object),
+            capacities,
             links: BTreeMap::new(),
             pins,
             flows,
@@ -163,6 +170,64 @@ impl Loaded {
             Programs::Loaded(ebpf) => program(ebpf, PROGRAM),
             Programs::Reused(program) => Ok(program),
         }
+    }
+}
+
+/// Which pins were made again.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Relative to the directory of the version.
+    pub pins: Vec<String>,
+    /// The configuration's `gateway.pins` was not there.
+    pub is_new: bool,
+}
+
+impl Loaded {
+    /// Makes the pins again that another program has removed, of what this process holds.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn restore_pins(&mut self) -> Result<Restored, LoadError> {
+        let _raised = FILES.raise();
+        let mut restored = Restored { is_new: !self.pins.root().exists(), ..Restored::default() };
+        bpffs::ensure(self.pins.root())?;
+        self.pins.make()?;
+        restored.pins.extend(self.kept.pin(&self.pins)?);
+        let programs = [self.object_pin.clone(), self.pins.program()];
+        // The second is made when the program is first attached.
+        let count = if self.links.is_empty() { 1 } else { 2 };
+        for path in programs.into_iter().take(count) {
+            let program = self.program()?;
+            let fd = program.fd().map_err(|error| LoadError::Program(Box::new(error)))?;
+            if pin_again(fd.as_fd(), &path)? {
+                restored.pins.push(PROGRAM.to_owned());
+            }
+        }
+        for (interface, held) in &self.links {
+            if pin_again(held.link.as_fd(), &self.pins.link(interface))? {
+                restored.pins.push(interface.clone());
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Loads the programs again if another program has removed one of them from `SLB_PROGRAMS`. That takes the kernel
+    /// most of a second, but packets are lost until then.
+    ///
+    /// All pins have to be there.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn restore_programs(&mut self) -> Result<bool, LoadError> {
+        if !self.kept.has_other_programs()? {
+            return Ok(false);
+        }
+        self.programs = Programs::load(OBJECT, &self.pins, self.capacities)?;
+        self.object_pin = self.pins.program_of(OBJECT);
+        self.kept = Arc::new(KeptMaps::open(&self.pins)?);
+        Ok(true)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -9,9 +11,11 @@ use std::{
 
 use serde_json::Value;
 
+use slb_lab::{Load, topology};
+
 use crate::support::{
-    Lab,
-    maps::{Contents, first_chunk, version, zero_first},
+    AT_ONCE, Lab, answers_more, expect_unscathed,
+    maps::{Contents, first_chunk, links, programs, version, zero_first},
     output,
     plan::{self, vips},
     wait_until,
@@ -188,6 +192,107 @@ fn given_the_large_maps_zeroed_when_audited_then_packets_are_balanced_again() {
         lab.gateway.wait(name, PUT_RIGHT, is_told).unwrap();
         expect_balanced(&lab);
     }
+}
+
+fn expect_event(lab: &Lab, wanted: &[&str]) {
+    wait_until(&format!("an event says {wanted:?}"), || {
+        let events = events(lab);
+        let mut events = events.lines().filter(|line| line.contains("  datapath  "));
+        events.any(|line| wanted.iter().all(|text| line.contains(text)))
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_link_that_is_detached_by_hand_when_noticed_then_xdp_is_attached_again_at_once() {
+    let lab = Lab::start();
+    let before = programs(&lab.gateway);
+    for (link, interface) in links(&lab.gateway).iter().zip(topology::INTERFACES) {
+        let known = repairs(&lab.gateway.status().unwrap(), "links");
+        let attached = is_attached(&lab, interface);
+        assert!(attached, "{interface}");
+        let args = ["link", "detach", "pinned", link.to_str().unwrap()];
+        output(&lab.topology.gateway, "bpftool", &args);
+
+        let is_told = |status: &Value| {
+            repairs(status, "links") > known && has_problem(status, "xdp_detached", interface)
+        };
+        lab.gateway.wait("XDP is attached again", AT_ONCE, is_told).unwrap();
+        assert!(is_attached(&lab, interface), "{interface}");
+        expect_event(&lab, &[interface, "detached"]);
+    }
+    assert_eq!(programs(&lab.gateway), before);
+    expect_balanced(&lab);
+}
+
+fn is_attached(lab: &Lab, interface: &str) -> bool {
+    let shown = output(&lab.topology.gateway, "ip", &["link", "show", interface]);
+    shown.contains("prog/xdp id")
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_all_pins_removed_when_noticed_then_they_are_there_again_and_packets_never_miss_them() {
+    let lab = Lab::start();
+    let before = pinned(&lab);
+    let (programs_before, contents) = (programs(&lab.gateway), Contents::read(&lab.gateway));
+    let load = Load::start(&lab.client, vips(plan::WEB_PORT)[0], 200).unwrap();
+    answers_more(&load, 50);
+
+    fs::remove_dir_all(version(&lab.gateway)).unwrap();
+
+    let is_told = |status: &Value| repairs(status, "pins") >= before.len() as u64;
+    lab.gateway.wait("the pins are there again", PUT_RIGHT, is_told).unwrap();
+    assert_eq!(pinned(&lab), before);
+    assert_eq!(programs(&lab.gateway), programs_before);
+    assert_eq!(Contents::read(&lab.gateway).differences(&contents), [""; 0]);
+    let status = lab.gateway.status().unwrap();
+    let problems = status["problems"].as_array().unwrap();
+    assert!(problems.iter().any(|problem| problem["name"] == "pins_removed"), "{problems:#?}");
+    expect_event(&lab, &["pinned again"]);
+    answers_more(&load, 50);
+    expect_unscathed(load);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_pins_that_were_removed_and_made_again_when_the_agent_dies_then_the_next_goes_on() {
+    let mut lab = Lab::start();
+    let before = pinned(&lab);
+    for pin in before.iter().step_by(3) {
+        fs::remove_file(pin).unwrap();
+    }
+    fs::remove_file(&links(&lab.gateway)[0]).unwrap_or_default();
+    wait_until("the pins are there again", || pinned(&lab) == before);
+    lab.gateway.kill().unwrap();
+    expect_balanced(&lab);
+    lab.gateway.start().unwrap();
+    lab.wait_all_healthy();
+    expect_balanced(&lab);
+}
+
+/// All pins.
+fn pinned(lab: &Lab) -> Vec<PathBuf> {
+    let directories = ["links", "maps", "progs"].map(|name| version(&lab.gateway).join(name));
+    let pins = directories.into_iter().flat_map(|directory| {
+        let entries = fs::read_dir(directory).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().path())
+    });
+    let mut pins: Vec<_> = pins.collect();
+    pins.sort();
+    pins
+}
+
+#[test]
+#[ignore = "needs root"]
+fn given_a_program_removed_from_the_tail_calls_when_audited_then_all_are_loaded_again() {
+    let lab = Lab::start();
+    let slots = elements(&lab, "SLB_PROGRAMS").len();
+    bpftool(&lab, "delete", "SLB_PROGRAMS", &["key", "0", "0", "0", "0"]);
+    let is_told = |status: &Value| has_problem(status, "maps_changed", "SLB_PROGRAMS");
+    lab.gateway.wait("the programs are back", PUT_RIGHT, is_told).unwrap();
+    assert_eq!(elements(&lab, "SLB_PROGRAMS").len(), slots);
+    expect_balanced(&lab);
 }
 
 #[test]
