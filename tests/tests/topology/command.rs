@@ -230,9 +230,9 @@ fn given_a_file_that_is_not_there_when_an_agent_is_asked_then_no_other_agent_is(
 #[test]
 #[ignore = "needs root"]
 fn given_an_interface_that_has_gone_when_other_things_change_then_they_do_and_it_stays_a_problem() {
+    const ADD: &str = "link add spare0 up type veth peer name spare1\nlink set spare1 up";
     let mut lab = Lab::prepare();
-    lab.topology.gateway.ip("link add spare0 type veth peer name spare1").unwrap();
-    lab.topology.gateway.ip("link set spare0 up").unwrap();
+    lab.topology.gateway.ip(ADD).unwrap();
     let file = fs::read_to_string(lab.gateway.config()).unwrap();
     let named = |name: &str| file.replacen("\"lan0\"", &format!("\"lan0\", \"{name}\""), 1);
     fs::write(lab.gateway.config(), named("spare0")).unwrap();
@@ -256,7 +256,7 @@ fn given_an_interface_that_has_gone_when_other_things_change_then_they_do_and_it
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("spare9"), "{said}");
     fs::write(lab.gateway.config(), text).unwrap();
-    lab.topology.gateway.ip("link add spare0 type veth peer name spare1").unwrap();
+    lab.topology.gateway.ip(ADD).unwrap();
     let is_over = |status: &Value| !status["problems"].to_string().contains("spare0");
     lab.gateway.wait("it is back", NOTICED, is_over).unwrap();
 }
