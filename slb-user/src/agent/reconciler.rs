@@ -9,7 +9,7 @@ use std::{
 use rustc_hash::{FxHashMap, FxHashSet};
 use slb_common::abi::{
     BackendFlags, CHUNK_SLOTS, DEFAULT_CHUNKS, Flow, NO_LISTENER_DROP, NO_LISTENER_PASS,
-    NO_LISTENER_RESET,
+    NO_LISTENER_RESET, Settings,
 };
 use tracing::debug;
 
@@ -19,14 +19,44 @@ use crate::{
     config::{Config, Gateway, NoListener, Scheduler},
     datapath::{Applied, Capacities, Maps, TableError},
     ids::Ids,
-    plan::{plan, plan_part},
+    plan::{Step, plan, plan_part},
     planner::{self, Inputs, Planner},
     schedule::maglev,
-    state::Schedule,
+    state::{Schedule, State},
 };
 
 /// For how long the packets of a connection that was ended are answered with resets.
 pub(super) const CLOSING: Duration = Duration::from_secs(5);
+
+/// The maps, as far as a plan is carried out on them.
+pub(super) trait Tables {
+    /// [`Maps::installed`].
+    fn installed(&self) -> &State;
+    /// [`Maps::revision`].
+    fn revision(&self) -> u64;
+    /// [`Maps::settings`].
+    fn settings(&self) -> Settings;
+    /// [`Maps::apply`].
+    fn apply(&mut self, step: Step) -> Result<Applied, TableError>;
+}
+
+impl Tables for Maps {
+    fn installed(&self) -> &State {
+        self.installed()
+    }
+
+    fn revision(&self) -> u64 {
+        self.revision()
+    }
+
+    fn settings(&self) -> Settings {
+        self.settings()
+    }
+
+    fn apply(&mut self, step: Step) -> Result<Applied, TableError> {
+        self.apply(step)
+    }
+}
 
 /// Plans what the maps are to hold, and writes what differs.
 pub(super) struct Reconciler {
@@ -80,7 +110,7 @@ impl Reconciler {
     /// Brings the maps in line.
     pub(super) fn apply(
         &mut self,
-        maps: &mut Maps,
+        maps: &mut impl Tables,
         backends: &Backends,
         network: &NetworkSnapshot,
         is_generic: bool,
@@ -204,3 +234,6 @@ pub(super) fn chunks(config: &Config) -> usize {
     }
     chunks
 }
+
+#[cfg(test)]
+mod tests;
