@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     os::fd::{AsFd as _, AsRawFd as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -168,7 +168,7 @@ impl Loaded {
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
         match &mut self.programs {
             Programs::Loaded(ebpf) => program(ebpf, PROGRAM),
-            Programs::Reused(program) => Ok(program),
+            Programs::Pinned(program) => Ok(program),
         }
     }
 }
@@ -238,8 +238,10 @@ impl Loaded {
 /// another object removes the pin, puts its own programs behind the first, and pins its own first program: so
 /// if there is a pin with the hash of an object, there are pins of all its programs.
 enum Programs {
+    /// With what its log is read through.
     Loaded(Ebpf),
-    Reused(Box<Xdp>),
+    /// The first one; the others are in `SLB_PROGRAMS`.
+    Pinned(Box<Xdp>),
 }
 
 impl Programs {
@@ -252,10 +254,9 @@ impl Programs {
         if !is_complete || cfg!(feature = "trace") {
             return Ok(None);
         }
-        let program = Xdp::from_pin(&pin, XdpAttachType::Interface)
-            .map_err(|error| LoadError::Program(Box::new(error)))?;
+        let program = Self::pinned(&pin)?;
         tracing::info!(pin = %pin.display(), "programs are loaded already");
-        Ok(Some(Self::Reused(Box::new(program))))
+        Ok(Some(program))
     }
 
     /// Loads them onto the pinned maps, making those that are missing.
@@ -282,8 +283,18 @@ impl Programs {
         let pin = pins.program_of(object);
         program(&mut ebpf, PROGRAM)?
             .pin(&pin)
-            .map_err(|error| LoadError::Pin { path: pin, source: Box::new(error) })?;
-        Ok(Self::Loaded(ebpf))
+            .map_err(|error| LoadError::Pin { path: pin.clone(), source: Box::new(error) })?;
+        if cfg!(feature = "trace") {
+            return Ok(Self::Loaded(ebpf));
+        }
+        // The loader has a descriptor of each map and program, which have pins.
+        Self::pinned(&pin)
+    }
+
+    fn pinned(pin: &Path) -> Result<Self, LoadError> {
+        let program = Xdp::from_pin(pin, XdpAttachType::Interface);
+        let program = program.map_err(|error| LoadError::Program(Box::new(error)))?;
+        Ok(Self::Pinned(Box::new(program)))
     }
 }
 
