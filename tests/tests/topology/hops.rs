@@ -178,9 +178,8 @@ fn given_a_backend_behind_a_router_when_the_route_changes_then_new_flows_take_th
     route(&topology, &router_named(&topology, "web-3"), "replace");
     for to in vips(plan::WEB_PORT) {
         wait_until("the new route is taken", || {
-            let outcome = client.http(to, 1, 1).unwrap();
-            assert_eq!(outcome.failed(), 0, "{to}: {outcome}");
-            outcome.per_backend.contains_key("via-3")
+            // A connection of the very moment is reset: these routers are two hosts with one address.
+            client.http(to, 1, 1).unwrap().per_backend.contains_key("via-3")
         });
     }
     expect_all(&client, Some("via-3"));
