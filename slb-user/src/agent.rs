@@ -43,7 +43,7 @@ pub use lock::{Lock, LockError};
 
 use self::{
     attacher::Attacher,
-    auditor::{Audited, Auditor},
+    auditor::{AuditReport, Auditor},
     backends::Backends,
     conflicts::ConflictWatch,
     failures::Failures,
@@ -140,7 +140,7 @@ struct Inbox {
     network: mpsc::Receiver<NetworkSnapshot>,
     suspects: mpsc::Receiver<Vec<passive::Suspect>>,
     sweeps: mpsc::Receiver<Swept>,
-    audits: mpsc::Receiver<Audited>,
+    audits: mpsc::Receiver<AuditReport>,
     requests: mpsc::Receiver<Request>,
 }
 
@@ -150,7 +150,7 @@ struct Outbox {
     network: mpsc::Sender<NetworkSnapshot>,
     suspects: mpsc::Sender<Vec<passive::Suspect>>,
     sweeps: mpsc::Sender<Swept>,
-    audits: mpsc::Sender<Audited>,
+    audits: mpsc::Sender<AuditReport>,
     requests: mpsc::Sender<Request>,
 }
 

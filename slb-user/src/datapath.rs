@@ -28,7 +28,7 @@ pub use decap::{Decap, Decapsulated};
 pub use error::LoadError;
 pub use explain::{Explainer, Explanation, Kind, Part, Question, Step};
 pub use flow_table::{FlowTable, SweepReport, SweepRequest, Watched};
-pub use kept::{Found, KeptMaps, Large};
+pub use kept::{KeptMaps, Large, MapContents};
 pub use links::Attachment;
 pub use loader::{Capacities, DECAP, Loaded, OBJECT, PRELUDE, Restored};
 pub use maps::{Applied, Drift, Maps, TableError};

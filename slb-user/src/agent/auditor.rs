@@ -10,22 +10,22 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{Agent, AgentError, Lock};
-use crate::datapath::{Found, LoadError, Loaded, Restored, TableError};
+use crate::datapath::{LoadError, Loaded, MapContents, Restored, TableError};
 
 /// How many pins are named.
 const NAMED: usize = 3;
 
 /// A part of a round.
-pub(super) enum Audited {
+pub(super) enum AuditReport {
     /// What a map holds.
-    Map(Found),
+    Map(MapContents),
     /// That was all, or the maps cannot be read.
     End(Result<(), TableError>),
 }
 
 /// Has the maps read, and knows what was put right.
 pub(super) struct Auditor {
-    parts: mpsc::Sender<Audited>,
+    parts: mpsc::Sender<AuditReport>,
     is_busy: bool,
     /// The first error of this round.
     error: Option<LoadError>,
@@ -39,7 +39,7 @@ pub(super) struct Auditor {
 
 impl Auditor {
     /// What is read goes to `parts`.
-    pub(super) fn new(parts: mpsc::Sender<Audited>) -> Self {
+    pub(super) fn new(parts: mpsc::Sender<AuditReport>) -> Self {
         Self {
             parts,
             is_busy: false,
@@ -56,9 +56,10 @@ impl Auditor {
         let (kept, large) = (Arc::clone(&datapath.kept), datapath.maps.large());
         let parts = self.parts.clone();
         tokio::task::spawn_blocking(move || {
-            let read = kept.read(&large, |found| parts.blocking_send(Audited::Map(found)).is_ok());
+            let read =
+                kept.read(&large, |found| parts.blocking_send(AuditReport::Map(found)).is_ok());
             // The agent may have ended.
-            let _ = parts.blocking_send(Audited::End(read));
+            let _ = parts.blocking_send(AuditReport::End(read));
         });
     }
 
@@ -145,9 +146,9 @@ impl Agent {
     }
 
     /// Puts right what others have changed in a map.
-    pub(super) fn audited(&mut self, part: Audited) {
+    pub(super) fn audited(&mut self, part: AuditReport) {
         match part {
-            Audited::Map(found) => match self.datapath.maps.audit(found) {
+            AuditReport::Map(found) => match self.datapath.maps.audit(found) {
                 Ok(Some(drift)) => {
                     self.auditor.repairs.maps += drift.count as u64;
                     let text = format!("changed by another program, and written again: {drift}");
@@ -156,7 +157,7 @@ impl Agent {
                 Ok(None) => {}
                 Err(error) => drop(self.auditor.error.get_or_insert(error.into())),
             },
-            Audited::End(read) => {
+            AuditReport::End(read) => {
                 let auditor = &mut self.auditor;
                 let result = auditor.error.take().map_or(read.map_err(LoadError::from), Err);
                 auditor.before = std::mem::take(&mut auditor.found);

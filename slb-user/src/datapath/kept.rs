@@ -38,7 +38,7 @@ pub struct Large {
 /// What one map holds, in the order of its keys, or what differs in it.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each is named like its map")]
-pub enum Found {
+pub enum MapContents {
     Settings,
     Vlans(Vec<(u32, u64)>),
     Interfaces(Vec<(u32, Interface)>),
@@ -118,27 +118,27 @@ impl KeptMaps {
     pub fn read(
         &self,
         large: &Large,
-        mut found: impl FnMut(Found) -> bool,
+        mut found: impl FnMut(MapContents) -> bool,
     ) -> Result<(), TableError> {
-        let parts: [&dyn Fn() -> Result<Found, TableError>; 18] = [
-            &|| Ok(Found::Settings),
-            &|| Ok(Found::Vlans(self.elements("SLB_VLANS")?)),
-            &|| Ok(Found::Interfaces(self.contents("SLB_INTERFACES")?)),
-            &|| Ok(Found::Ingress(self.elements("SLB_INGRESS")?)),
-            &|| Ok(Found::Macs(self.contents("SLB_MACS")?)),
+        let parts: [&dyn Fn() -> Result<MapContents, TableError>; 18] = [
+            &|| Ok(MapContents::Settings),
+            &|| Ok(MapContents::Vlans(self.elements("SLB_VLANS")?)),
+            &|| Ok(MapContents::Interfaces(self.contents("SLB_INTERFACES")?)),
+            &|| Ok(MapContents::Ingress(self.elements("SLB_INGRESS")?)),
+            &|| Ok(MapContents::Macs(self.contents("SLB_MACS")?)),
             &|| self.subnets(),
-            &|| Ok(Found::Sources(self.elements("SLB_SOURCES")?)),
+            &|| Ok(MapContents::Sources(self.elements("SLB_SOURCES")?)),
             &|| Ok(self.backends()),
-            &|| Ok(Found::Quic(self.contents("SLB_QUIC")?)),
-            &|| Ok(Found::Limits(self.elements("SLB_LIMITS")?)),
+            &|| Ok(MapContents::Quic(self.contents("SLB_QUIC")?)),
+            &|| Ok(MapContents::Limits(self.elements("SLB_LIMITS")?)),
             &|| self.acls(&large.acls),
             &|| self.slots(&large.schedules),
-            &|| Ok(Found::Listeners(self.contents("SLB_LISTENERS")?)),
-            &|| Ok(Found::ListenerIndex),
-            &|| Ok(Found::Endpoints(self.contents("SLB_REVNAT")?)),
-            &|| Ok(Found::EndpointIndex),
-            &|| Ok(Found::Addresses(self.contents("SLB_ADDRESSES")?)),
-            &|| Ok(Found::Filter),
+            &|| Ok(MapContents::Listeners(self.contents("SLB_LISTENERS")?)),
+            &|| Ok(MapContents::ListenerIndex),
+            &|| Ok(MapContents::Endpoints(self.contents("SLB_REVNAT")?)),
+            &|| Ok(MapContents::EndpointIndex),
+            &|| Ok(MapContents::Addresses(self.contents("SLB_ADDRESSES")?)),
+            &|| Ok(MapContents::Filter),
         ];
         for part in parts {
             if !found(part()?) {
@@ -170,24 +170,24 @@ impl KeptMaps {
         Ok(elements)
     }
 
-    fn backends(&self) -> Found {
+    fn backends(&self) -> MapContents {
         let records = (0..self.backends.len())
             .filter_map(|id| Some((id as u32, self.backends.load(id)?)))
             .filter(|(_, backend)| *backend != Backend::default());
-        Found::Backends(records.collect())
+        MapContents::Backends(records.collect())
     }
 
-    fn subnets(&self) -> Result<Found, TableError> {
+    fn subnets(&self) -> Result<MapContents, TableError> {
         let subnets = self.contents::<[u32; 5], u64>("SLB_SUBNETS")?.into_iter();
         let subnet = |([bits, words @ ..], interfaces): ([u32; 5], u64)| {
             ((bits, Address::from_words(words)), interfaces)
         };
         let mut subnets: Vec<_> = subnets.map(subnet).collect();
         subnets.sort_unstable();
-        Ok(Found::Subnets(subnets))
+        Ok(MapContents::Subnets(subnets))
     }
 
-    fn acls(&self, expected: &BTreeMap<u32, Arc<Acl>>) -> Result<Found, TableError> {
+    fn acls(&self, expected: &BTreeMap<u32, Arc<Acl>>) -> Result<MapContents, TableError> {
         let found = self.contents::<[u32; 6], u32>("SLB_ACL")?.into_iter();
         let prefix = |([bits, acl, words @ ..], _): ([u32; 6], u32)| {
             (u32::from_be(acl), (bits, Address::from_words(words)))
@@ -205,10 +205,10 @@ impl KeptMaps {
             }
         }
         differing.extend(found);
-        Ok(Found::Acl(differing))
+        Ok(MapContents::Acl(differing))
     }
 
-    fn slots(&self, schedules: &BTreeMap<u32, Arc<Schedule>>) -> Result<Found, TableError> {
+    fn slots(&self, schedules: &BTreeMap<u32, Arc<Schedule>>) -> Result<MapContents, TableError> {
         /// Chunks of one system call.
         const CHUNKS: usize = 64;
         let name = "SLB_SLOTS";
@@ -235,6 +235,6 @@ impl KeptMaps {
                 done += read;
             }
         }
-        Ok(Found::Slots(differing))
+        Ok(MapContents::Slots(differing))
     }
 }

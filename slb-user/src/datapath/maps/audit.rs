@@ -23,7 +23,7 @@ use super::{
     at,
 };
 use crate::{
-    datapath::kept::{Found, Large},
+    datapath::kept::{Large, MapContents},
     state::Schedule,
 };
 
@@ -205,33 +205,33 @@ impl Maps {
     /// # Errors
     ///
     /// [`TableError`].
-    pub fn audit(&mut self, found: Found) -> Result<Option<Drift>, TableError> {
+    pub fn audit(&mut self, found: MapContents) -> Result<Option<Drift>, TableError> {
         let Self { installed, written, .. } = self;
         let place = |index: &u32| format!("element {index}");
         match found {
-            Found::Settings => self.audit_settings(),
-            Found::Vlans(found) => {
+            MapContents::Settings => self.audit_settings(),
+            MapContents::Vlans(found) => {
                 repair("SLB_VLANS", &mut self.vlans, &written.vlans, &found, place)
             }
-            Found::Interfaces(found) => {
+            MapContents::Interfaces(found) => {
                 let name = |index: &u32| format!("interface {index}");
                 let wanted = &installed.interfaces;
                 repair("SLB_INTERFACES", &mut self.interfaces, wanted, &found, name)
             }
-            Found::Ingress(found) => {
+            MapContents::Ingress(found) => {
                 repair("SLB_INGRESS", &mut self.ingress, &written.ingress, &found, place)
             }
-            Found::Macs(found) => {
+            MapContents::Macs(found) => {
                 let name = |mac: &abi::OwnMac| format!("{mac:?}");
                 repair("SLB_MACS", &mut self.macs, &installed.macs, &found, name)
             }
-            Found::Subnets(found) => self.audit_subnets(&found),
-            Found::Sources(found) => {
+            MapContents::Subnets(found) => self.audit_subnets(&found),
+            MapContents::Sources(found) => {
                 let wanted = &installed.sources;
                 let name = |index: &u32| wanted.get(index).map_or_else(|| place(index), address);
                 repair("SLB_SOURCES", &mut self.sources, wanted, &found, name)
             }
-            Found::Backends(found) => {
+            MapContents::Backends(found) => {
                 let wanted = &installed.backends;
                 let name = |id: &u32| {
                     let known = wanted.get(id);
@@ -240,37 +240,37 @@ impl Maps {
                 };
                 repair("SLB_BACKENDS", &mut self.backends, wanted, &found, name)
             }
-            Found::Quic(found) => {
+            MapContents::Quic(found) => {
                 let name = |_: &abi::QuicKey| "a server id".to_owned();
                 repair("SLB_QUIC", &mut self.quic, &installed.quic, &found, name)
             }
-            Found::Limits(found) => {
+            MapContents::Limits(found) => {
                 let name = |id: &u32| format!("listener number {id}");
                 repair("SLB_LIMITS", &mut self.limits, &installed.limits, &found, name)
             }
-            Found::Acl(suspects) => self.audit_acl(suspects),
-            Found::Slots(suspects) => self.audit_slots(suspects),
-            Found::Listeners(found) => {
+            MapContents::Acl(suspects) => self.audit_acl(suspects),
+            MapContents::Slots(suspects) => self.audit_slots(suspects),
+            MapContents::Listeners(found) => {
                 let wanted = self.listener_records();
                 repair("SLB_LISTENERS", &mut self.listeners, &wanted, &found, endpoint)
             }
-            Found::ListenerIndex => {
+            MapContents::ListenerIndex => {
                 let wanted = self.listener_records();
                 let entries = wanted.iter().map(|(at, record)| (at, *record));
                 Ok(index("SLB_LISTENER_INDEX", &self.listener_index.audit(entries)))
             }
-            Found::Endpoints(found) => {
+            MapContents::Endpoints(found) => {
                 repair("SLB_REVNAT", &mut self.endpoints, &installed.endpoints, &found, endpoint)
             }
-            Found::EndpointIndex => {
+            MapContents::EndpointIndex => {
                 let entries = installed.endpoints.iter().map(|(at, value)| (at, *value));
                 Ok(index("SLB_REVNAT_INDEX", &self.endpoint_index.audit(entries)))
             }
-            Found::Addresses(found) => {
+            MapContents::Addresses(found) => {
                 let wanted = &installed.addresses;
                 repair("SLB_ADDRESSES", &mut self.addresses, wanted, &found, address)
             }
-            Found::Filter => Ok(self.audit_filter()),
+            MapContents::Filter => Ok(self.audit_filter()),
         }
     }
 
