@@ -112,11 +112,15 @@ impl Agent {
 
     fn restore_programs(&mut self) -> Result<(), LoadError> {
         let map = "SLB_PROGRAMS";
-        if self.datapath.restore_programs()? {
-            self.auditor.repairs.maps += 1;
-            let text = format!("changed by another program; all programs are loaded again: {map}");
-            self.repaired(ProblemName::MapsChanged, Some(map), text);
+        if !self.datapath.has_other_programs()? {
+            return Ok(());
         }
+        let text = format!("changed by another program; all programs are loaded again: {map}");
+        self.repaired(ProblemName::MapsChanged, Some(map), text);
+        // Loading takes a while.
+        self.publish();
+        self.datapath.restore_programs()?;
+        self.auditor.repairs.maps += 1;
         Ok(())
     }
 

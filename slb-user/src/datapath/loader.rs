@@ -212,22 +212,27 @@ impl Loaded {
         Ok(restored)
     }
 
-    /// Loads the programs again if another program has removed one of them from `SLB_PROGRAMS`. That takes the kernel
-    /// most of a second, but packets are lost until then.
+    /// Whether another program has changed `SLB_PROGRAMS`.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn has_other_programs(&self) -> Result<bool, LoadError> {
+        Ok(self.kept.has_other_programs()?)
+    }
+
+    /// Loads the programs again. That takes the kernel most of a second, but without them packets are lost.
     ///
     /// All pins have to be there.
     ///
     /// # Errors
     ///
     /// [`LoadError`].
-    pub fn restore_programs(&mut self) -> Result<bool, LoadError> {
-        if !self.kept.has_other_programs()? {
-            return Ok(false);
-        }
+    pub fn restore_programs(&mut self) -> Result<(), LoadError> {
         self.programs = Programs::load(OBJECT, &self.pins, self.capacities)?;
         self.object_pin = self.pins.program_of(OBJECT);
         self.kept = Arc::new(KeptMaps::open(&self.pins)?);
-        Ok(true)
+        Ok(())
     }
 }
 
