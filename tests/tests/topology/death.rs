@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use slb_lab::Sessions;
 
 use crate::support::{
-    Lab, NOTICED,
+    Lab, NOTICED, expect_all_go_on,
     killer::Tracee,
     plan::{self, vips},
 };
@@ -128,9 +128,7 @@ fn given_connections_when_a_restart_dies_then_they_and_new_ones_go_on() {
         lab.gateway.terminate().unwrap();
         Continue(())
     });
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 }
 
 #[test]
@@ -163,9 +161,7 @@ fn given_connections_when_a_reload_dies_then_they_go_on_and_the_next_start_has_t
         lab.gateway.terminate().unwrap();
         Continue(())
     });
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 }
 
 #[test]

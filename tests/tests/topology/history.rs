@@ -19,7 +19,7 @@ use slb_common::abi::{Address, Endpoint, NO_BACKEND, Roles, SLOT_BACKEND, SLOT_K
 use slb_lab::{Load, Sessions};
 
 use crate::support::{
-    Lab, NOTICED, answers_more, expect_unscathed,
+    Lab, NOTICED, answers_more, expect_all_go_on, expect_unscathed,
     maps::Contents,
     plan::{self, vips},
     wait_until,
@@ -233,9 +233,7 @@ fn given_load_when_anything_is_changed_again_and_again_then_backends_that_stay_l
     }
     loads.iter().for_each(|load| answers_more(load, u64::from(RATE)));
     loads.into_iter().for_each(|load| drop(expect_unscathed(load)));
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 
     // When the last flows of removed backends are over.
     let limit = Duration::from_secs(90);

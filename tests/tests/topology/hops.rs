@@ -9,7 +9,7 @@ use slb_common::abi::Address;
 use slb_lab::{Client, Gateway, Host, Server, Sessions, Topology};
 
 use crate::support::{
-    Lab, NOTICED, maps, output,
+    Lab, NOTICED, expect_all_go_on, maps, output,
     plan::{self, vips},
     wait_until,
 };
@@ -56,9 +56,7 @@ fn given_a_backend_with_connections_when_its_mac_address_changes_then_all_of_the
     });
 
     expect_all(&lab.client, None);
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 }
 
 #[test]
@@ -100,9 +98,7 @@ fn given_traffic_when_the_kernel_forgets_its_neighbours_then_nothing_is_lost() {
         lab.topology.gateway.ip("neigh flush dev lan0\nneigh flush dev wan0").unwrap();
         expect_all(&lab.client, None);
     }
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 }
 
 #[test]

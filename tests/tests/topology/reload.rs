@@ -11,7 +11,7 @@ use serde_json::Value;
 use slb_lab::{Load, Sessions, gateway::backends, topology};
 
 use crate::support::{
-    Lab, answers_more, edit, expect_unscathed, flows,
+    Lab, answers_more, edit, expect_all_go_on, expect_unscathed, flows,
     maps::{Contents, names, programs, version},
     output,
     plan::{self, vips, who},
@@ -137,9 +137,7 @@ fn given_traffic_when_a_backend_is_removed_reweighted_and_added_then_nothing_is_
     for load in loads {
         expect_unscathed(load);
     }
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 }
 
 #[test]
@@ -170,9 +168,7 @@ fn given_traffic_when_the_scheduler_changes_then_new_flows_go_by_it_and_old_ones
         loads.iter().for_each(|load| answers_more(load, GOES_ON / 5));
     }
     loads.into_iter().for_each(|load| drop(expect_unscathed(load)));
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 }
 
 #[test]
@@ -203,9 +199,7 @@ fn given_traffic_when_the_seed_changes_then_flows_spread_anew_and_old_ones_stay(
         loads.iter().for_each(|load| answers_more(load, GOES_ON / 5));
     }
     loads.into_iter().for_each(|load| drop(expect_unscathed(load)));
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 use slb_lab::{Client, Load, Sessions};
 
 use crate::support::{
-    Lab, answers_more, expect_unscathed,
+    Lab, answers_more, expect_all_go_on, expect_unscathed,
     maps::{Contents, programs},
     plan::{self, vips},
 };
@@ -55,9 +55,7 @@ fn given_downloads_and_requests_when_the_agent_is_killed_and_starts_again_then_n
         for outcome in loads.map(|load| load.stop().unwrap()) {
             assert_eq!((outcome.failed(), outcome.resets()), (0, 0), "{outcome}");
         }
-        for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-            assert_eq!(session.failure, None, "{session:?}");
-        }
+        expect_all_go_on(kept);
         assert!(downloads.join().unwrap().unwrap() > 0, "no download was complete");
     });
     assert_eq!(programs(&lab.gateway), before, "the same build was put in its own place");

@@ -19,7 +19,7 @@ use std::{
 
 use serde_json::Value;
 pub(crate) use slb_lab::plan;
-use slb_lab::{Gateway, Host, Load, Netns, Outcome, Server, gateway};
+use slb_lab::{Gateway, Host, Load, Netns, Outcome, Server, Sessions, gateway};
 
 /// Bound on what the agent notices, and on what a loaded machine takes.
 pub(crate) const NOTICED: Duration = Duration::from_secs(15);
@@ -121,6 +121,13 @@ pub(crate) fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
 pub(crate) fn answers_more(load: &Load, more: u64) {
     let wanted = load.so_far().ok() + more;
     wait_until("the load gets its answers", || load.so_far().ok() >= wanted);
+}
+
+/// Ends held connections, none of which may have failed.
+pub(crate) fn expect_all_go_on(kept: impl IntoIterator<Item = Sessions>) {
+    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
+        assert_eq!(session.failure, None, "{session:?}");
+    }
 }
 
 /// Ends `load`, of which every request has to have been answered at once.

@@ -13,7 +13,7 @@ use aya::{
 use slb_lab::{Gateway, Load, Sessions, ebpf::another_build};
 
 use crate::support::{
-    Lab, answers_more, expect_unscathed,
+    Lab, answers_more, expect_all_go_on, expect_unscathed,
     maps::{links, names, programs, tag, version},
     plan::{self, vips},
 };
@@ -47,9 +47,7 @@ fn given_the_program_of_another_build_when_an_agent_starts_under_load_then_it_re
     assert_eq!(own.iter().collect::<BTreeSet<_>>().len(), 1, "everywhere the same: {own:?}");
     assert!(!others.contains(&own[0]), "{others:?} became {own:?}");
     expect_unscathed(load);
-    for session in kept.into_iter().flat_map(|kept| kept.stop().unwrap()) {
-        assert_eq!(session.failure, None, "{session:?}");
-    }
+    expect_all_go_on(kept);
 }
 
 /// Puts another build's program, with the maps that are there, into the links.

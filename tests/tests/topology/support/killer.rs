@@ -52,7 +52,7 @@ pub(crate) struct Tracee {
 }
 
 impl Tracee {
-    /// Starts `command` in `netns`; it is killed at the `at`-th call from now on, which is not carried out any more.
+    /// Starts `command` in `netns`; it is killed at the `at`-th call from now on, before the kernel carries that out.
     pub(crate) fn start(netns: &Arc<Netns>, mut command: Command, at: u64) -> Self {
         let left = Arc::new(AtomicU64::new(at));
         let (counter, netns) = (Arc::clone(&left), Arc::clone(netns));
