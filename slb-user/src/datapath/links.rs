@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io, mem,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
 };
 
@@ -15,10 +15,7 @@ use aya::{
     },
     sys::SyscallError,
 };
-use aya_obj::{
-    generated::{bpf_attr, bpf_cmd, bpf_prog_info},
-    programs::XdpAttachType,
-};
+use aya_obj::programs::XdpAttachType;
 use nix::net::if_::if_nametoindex;
 
 use super::{
@@ -316,25 +313,8 @@ fn is_same_program(new: &Xdp, pin: &Path, id: u32) -> Result<bool, ProgramError>
 fn map_ids(program: &Xdp) -> Result<BTreeSet<u32>, ProgramError> {
     let fd = program.fd()?.as_fd();
     let failed = |io_error| SyscallError { call: "bpf_obj_get_info_by_fd", io_error };
-    let count = program_info(fd, &mut []).map_err(failed)?.nr_map_ids;
+    let count = syscall::program_info(fd, &mut []).map_err(failed)?.nr_map_ids;
     let mut ids = vec![0; count as usize];
-    program_info(fd, &mut ids).map_err(failed)?;
+    syscall::program_info(fd, &mut ids).map_err(failed)?;
     Ok(ids.into_iter().collect())
-}
-
-/// What the kernel knows of a program; the ids of its maps, as far as there is room.
-fn program_info(program: BorrowedFd<'_>, map_ids: &mut [u32]) -> io::Result<bpf_prog_info> {
-    // SAFETY: integers and arrays of them, which may all be 0.
-    let (mut info, mut attr) = unsafe { mem::zeroed::<(bpf_prog_info, bpf_attr)>() };
-    info.nr_map_ids = map_ids.len() as u32;
-    info.map_ids = map_ids.as_mut_ptr() as u64;
-    attr.info.bpf_fd = program.as_raw_fd() as u32;
-    attr.info.info_len = size_of_val(&info) as u32;
-    attr.info.info = &raw mut info as u64;
-    // SAFETY: the kernel writes to `info` and `map_ids` only, and not past the lengths that it is given.
-    let result = unsafe {
-        let command = bpf_cmd::BPF_OBJ_GET_INFO_BY_FD;
-        libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of_val(&attr))
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info) }
 }

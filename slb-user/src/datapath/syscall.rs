@@ -8,9 +8,10 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    ptr,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
 
 /// Pins the object of a descriptor.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
@@ -37,14 +38,36 @@ pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
 pub(super) fn ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: integers, and unions of them, which may all be 0.
     let mut info: bpf_link_info = unsafe { mem::zeroed() };
-    let mut attr = empty();
-    attr.info.bpf_fd = link.as_raw_fd() as u32;
-    attr.info.info_len = size_of_val(&info) as u32;
-    attr.info.info = (&raw mut info).expose_provenance() as u64;
-    // SAFETY: the kernel writes to `info` only, and not past the length that it is given.
-    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    // SAFETY: `info` is what the kernel tells of a link, and leads nowhere.
+    unsafe { object_info(link, &mut info) }?;
     // SAFETY: the link is one of XDP, and any bits are an integer.
     Ok(unsafe { info.__bindgen_anon_1.xdp.ifindex })
+}
+
+/// What the kernel knows of a program; the ids of its maps, as far as there is room.
+pub(super) fn program_info(
+    program: BorrowedFd<'_>,
+    map_ids: &mut [u32],
+) -> io::Result<bpf_prog_info> {
+    // SAFETY: integers and arrays of them, which may all be 0.
+    let mut info: bpf_prog_info = unsafe { mem::zeroed() };
+    info.nr_map_ids = map_ids.len() as u32;
+    info.map_ids = map_ids.as_mut_ptr().expose_provenance() as u64;
+    // SAFETY: `info` is what the kernel tells of a program, and there is room for as many ids as it says.
+    unsafe { object_info(program, &mut info) }?;
+    Ok(info)
+}
+
+/// # Safety
+///
+/// `T` is what the kernel tells of such an object, and what it points to has the length that it says.
+unsafe fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attr = empty();
+    attr.info.bpf_fd = object.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<T>() as u32;
+    attr.info.info = ptr::from_mut(info).expose_provenance() as u64;
+    // SAFETY: the kernel writes to `info` and what it points to only, as the caller promises.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 
 /// The id of the program in a slot of a program array; `None`: the slot is empty.
